@@ -1,1 +1,13 @@
-//! stub
+//! Wiring of `stoke-jobs`: what a job computes (models, data, training, prediction), on Burn.
+//! No network, no async runtime, no process in it: `stoke-node` feeds it samples and moves its gradients.
+
+mod error;
+mod order;
+pub mod train;
+
+pub use error::JobError;
+pub use order::order;
+pub use train::{
+    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, Train,
+    absolute_paths, check, classifier, load,
+};

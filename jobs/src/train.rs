@@ -1,0 +1,180 @@
+//! The training interface: what a rank asks of a trainer, and the registry of built-in trainers.
+//!
+//! A step is: `lane` for each lane that the rank owns, a tree sum of the flat gradient vectors over all lanes (the
+//! caller's), then `apply` with the same sum on every rank. Everything here is a function of (spec, seed, step, lane):
+//! the same call gives the same bits in any process on the same kind of device.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::JobError;
+
+/// Figures at the tail of the flat vector, summed over lanes as the gradients are: loss sum, correct predictions, samples.
+pub const STATS: usize = 3;
+
+/// Held-out figures by name, e.g. `accuracy`, `roc_auc`.
+pub type Metrics = BTreeMap<String, f64>;
+
+/// One parameter in the flat vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// Dotted path in the model, e.g. `head.hidden.weight`.
+    pub path: String,
+    pub shape: Vec<usize>,
+    /// First element in the flat vector.
+    pub offset: usize,
+    /// Elements.
+    pub len: usize,
+}
+
+/// Names, shapes and offsets of the parameters in the flat vector, in the model's visit order: equal on every rank.
+/// The flat vector is `len()` gradients followed by [`STATS`] figures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    pub params: Vec<ParamSpec>,
+}
+
+impl Layout {
+    /// Parameter elements, without the figures.
+    pub fn len(&self) -> usize {
+        self.params.last().map_or(0, |last| last.offset + last.len)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.params.is_empty()
+    }
+
+    /// Elements of the flat vector: parameters, then [`STATS`].
+    pub fn flat_len(&self) -> usize {
+        self.len() + STATS
+    }
+}
+
+/// How to train: the part of the job's `[train]` section that decides the numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub seed: u64,
+    /// Samples in a global batch, over all lanes.
+    pub batch: usize,
+    pub lanes: usize,
+    /// Steps of the whole job: the schedule's length.
+    pub steps: u64,
+    /// Micro-batches that a lane is cut into, to bound memory. 1 = the lane at once.
+    pub accumulate: usize,
+    /// Compute threads of this rank. 1 is fastest a core on CPU.
+    pub threads: usize,
+    /// Largest global gradient norm (of the mean gradient); larger ones are scaled down to it.
+    pub clip_norm: Option<f32>,
+}
+
+impl Plan {
+    /// Dataset indices of one lane at one step: the lane's contiguous part of the global batch, in global order.
+    /// `samples` is [`Train::samples`]. Lanes differ by at most one sample when `batch` is no multiple of `lanes`.
+    pub fn lane_samples(&self, samples: u64, step: u64, lane: u32) -> Vec<u64> {
+        let (batch, lanes, lane) = (self.batch as u64, self.lanes as u64, u64::from(lane));
+        let first = step * batch;
+        (first + lane * batch / lanes..first + (lane + 1) * batch / lanes)
+            .map(|cursor| crate::order(self.seed, samples, cursor))
+            .collect()
+    }
+}
+
+/// What one lane computes at one step.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneWork<'a> {
+    /// Steps applied before this one: the first step is 0.
+    pub step: u64,
+    pub lane: u32,
+    /// Dataset indices, each below [`Train::samples`]. At least one.
+    pub samples: &'a [u64],
+}
+
+/// What a step did. `loss` and `accuracy` are means over the step's samples, before the update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Applied {
+    pub loss: f64,
+    pub accuracy: f64,
+    /// Norm of the mean gradient, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    pub samples: u64,
+}
+
+/// A named f32 tensor of a checkpoint: `model.<path>` or `optimizer.<path>.<field>`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedTensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// One rank's trainer. Not thread-safe by design: one actor owns it.
+pub trait Train: Send {
+    fn layout(&self) -> &Layout;
+
+    /// Size of the training set; sample indices are below it.
+    fn samples(&self) -> u64;
+
+    /// Gradient *sum* (not mean) over the lane's samples, given to `sink` as (offset, values) pieces that together cover
+    /// the flat vector exactly once. Pieces borrow the backend's own buffers: copy or send them inside the call.
+    fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError>;
+
+    /// One optimizer step from the complete sum over all lanes (`flat_len` elements): divides by the samples counted in
+    /// its tail, clips by global norm, steps at the schedule's rate for `step` (0 = first).
+    /// A sum that is not finite is refused with the step, and changes nothing.
+    fn apply(&mut self, step: u64, sum: &[f32]) -> Result<Applied, JobError>;
+
+    /// Metrics on the held-out data.
+    fn evaluate(&mut self) -> Result<Metrics, JobError>;
+
+    /// Parameters and optimizer state: all that [`Train::restore`] needs for the same bits afterwards.
+    fn save(&self) -> Result<Vec<NamedTensor>, JobError>;
+
+    /// Takes the state of [`Train::save`]. Every name and shape is checked before anything changes.
+    fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError>;
+
+    /// BLAKE3 over the parameters in layout order: for each, the path's length (u64) and bytes, the rank (u64), the
+    /// dimensions (u64), then the elements as f32; all little-endian.
+    fn weights_blake3(&self) -> [u8; 32];
+}
+
+/// A trained classifier's answer for one line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    pub label: String,
+    /// Probability of each label, largest first.
+    pub scores: Vec<(String, f32)>,
+}
+
+/// A trained classifier, for lines of text.
+pub trait Predict: Send {
+    fn predict(&mut self, lines: &[String]) -> Result<Vec<Prediction>, JobError>;
+}
+
+/// Names of the built-in trainers.
+pub const TRAINERS: [&str; 2] = ["domains", "digits"];
+
+/// Reads the spec's `[data] [model] [optimizer] [schedule]`, loads the data and builds the model of `trainer`.
+pub fn load(_config_toml: &str, _trainer: &str, _plan: Plan) -> Result<Box<dyn Train>, JobError> {
+    unimplemented!()
+}
+
+/// Validates `[data] [model] [optimizer] [schedule]` without touching the data.
+pub fn check(_config_toml: &str, _trainer: &str) -> Result<(), JobError> {
+    unimplemented!()
+}
+
+/// A classifier from a checkpoint's `model.*` tensors (others are ignored).
+pub fn classifier(
+    _config_toml: &str,
+    _trainer: &str,
+    _tensors: Vec<NamedTensor>,
+) -> Result<Box<dyn Predict>, JobError> {
+    unimplemented!()
+}
+
+/// The spec with the paths of `[data]` made absolute against `base` (the spec's folder); the rest stays as it is written.
+pub fn absolute_paths(_config_toml: &str, _base: &Path) -> Result<String, JobError> {
+    unimplemented!()
+}
