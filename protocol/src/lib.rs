@@ -1,1 +1,8 @@
-//! stub
+//! What is said on the wire and how it is carried. Wiring only.
+
+pub mod codec;
+pub mod ids;
+pub mod lanes;
+pub mod list;
+pub mod message;
+pub mod spec;
