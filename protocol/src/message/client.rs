@@ -1,0 +1,254 @@
+//! What people and programs ask of the coordinator: one request stream a question. Every question is authorised by the certificate's role.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::node::{Capacity, LogChunk};
+use super::rank::Progress;
+use crate::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
+use crate::list::List;
+
+/// Client → coordinator.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Run this. The same key with the same spec gives the same job, over any number of tries; with another spec an error (I7). Answered by
+    /// `Submitted` after the job is durable (I6). Role: submitter.
+    Submit { key: String, spec: String },
+    /// Answered by `Cluster`. Role: viewer, like all questions that only look.
+    Cluster,
+    /// Answered by `Jobs`.
+    Jobs,
+    /// Answered by `Job`.
+    Job { job: JobId },
+    /// Answered by `Nodes`.
+    Nodes,
+    /// Answered by `Cancelled` when no rank will start any more (I10). Role: submitter.
+    Cancel { job: JobId },
+    /// Answered by `Explained`: why it waits, and what has happened to it.
+    Explain { job: JobId },
+    /// Answered by `Checkpoints`; all jobs' when none is named.
+    Checkpoints { job: Option<JobId> },
+    /// Answered by `Log` frames until a chunk is the last; all ranks' when none is named.
+    Logs { job: JobId, rank: Option<Rank>, tail: Option<u32>, follow: bool },
+    /// Answered by `Job` frames: one at once, one a change (at most about five a second), the last one when the job has ended.
+    Watch { job: JobId },
+    /// Answered by `Token`. Role: admin.
+    TokenCreate { scope: TokenScope, ttl_seconds: u64 },
+    /// Answered by `Tokens`. Role: admin.
+    TokenList,
+    /// Answered by `TokenRevoked`. Role: admin.
+    TokenRevoke { token: TokenId },
+    /// A fresh certificate for the user that asks. Answered by `Certificate`. Any role.
+    Renew { csr: List<u8> },
+}
+
+/// Coordinator → client.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    Submitted {
+        job: JobId,
+        created: bool,
+    },
+    Cluster(ClusterView),
+    Jobs(List<JobView>),
+    Job(Box<JobView>),
+    Nodes(List<NodeView>),
+    Cancelled {
+        job: JobId,
+    },
+    Explained(Explanation),
+    Checkpoints(List<CheckpointView>),
+    Log(LogChunk),
+    /// The whole token; its secret is shown this once and kept nowhere.
+    Token {
+        token: TokenId,
+        text: String,
+    },
+    Tokens(List<TokenView>),
+    TokenRevoked {
+        token: TokenId,
+    },
+    Certificate {
+        certificate: List<u8>,
+    },
+    Refused(Refusal),
+}
+
+/// Why a request was not done. `code` is stable for programs; `message` says what, `mend` what to do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    pub code: RefusalCode,
+    pub message: String,
+    pub mend: String,
+}
+
+/// Stable over releases; the command line maps each to an exit code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalCode {
+    /// The spec or an argument is wrong.
+    Invalid,
+    NotFound,
+    /// The role of the certificate does not allow it.
+    Forbidden,
+    /// The same idempotency key with another spec, or the job has ended already.
+    Conflict,
+    /// Not now: the journal's disk is full, or a queue is. Try again later.
+    Unavailable,
+}
+
+/// What a join token admits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenScope {
+    Node,
+    Admin,
+    Operator,
+    Submitter,
+    Viewer,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub cluster: ClusterId,
+    pub version: String,
+    pub epoch: Epoch,
+    pub index: LogIndex,
+    pub state_hash: Digest,
+    pub nodes_up: u32,
+    pub nodes: u32,
+    pub jobs_running: u32,
+    pub jobs_queued: u32,
+    /// Who asks, as the coordinator sees it.
+    pub you: String,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    pub node: NodeId,
+    pub name: String,
+    pub state: NodeState,
+    pub address: String,
+    pub capacity: Capacity,
+    pub cpus_used: u32,
+    pub memory_reserved_bytes: u64,
+    pub gpus_used: u32,
+    pub ranks: List<(JobId, Rank)>,
+    /// Of all processors, from the last heartbeat.
+    pub cpu_load: f32,
+    /// Milliseconds since the last heartbeat.
+    pub silent_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    Up,
+    /// Its lease has run out; its ranks are taken as lost after the grace.
+    Silent,
+    Lost,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct JobView {
+    pub job: JobId,
+    pub name: String,
+    pub trainer: String,
+    pub owner: String,
+    pub state: JobState,
+    /// Why it waits, or why it ended; empty while it runs well.
+    pub reason: String,
+    pub priority: i32,
+    pub generation: Generation,
+    pub attempts: u32,
+    /// World sizes of its generations, first to last.
+    pub world_sizes: List<u32>,
+    pub placement: List<(Rank, NodeId)>,
+    pub progress: Option<Progress>,
+    pub checkpoint: Option<CheckpointView>,
+    pub outcome: Option<OutcomeView>,
+    /// Milliseconds since the Unix epoch, by the coordinator's clock; for people.
+    pub submitted_ms: u64,
+    pub started_ms: Option<u64>,
+    pub ended_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// Waits for room; the reason says for what.
+    Queued,
+    /// Placed; its ranks come up.
+    Starting,
+    Running,
+    /// A generation has ended early; its ranks are being stopped before the next try.
+    Recovering,
+    Cancelling,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl JobState {
+    /// Terminal states absorb (I8).
+    pub fn is_terminal(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
+            Self::Queued | Self::Starting | Self::Running | Self::Recovering | Self::Cancelling => false,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct OutcomeView {
+    pub step: Step,
+    pub loss: f32,
+    pub samples: u64,
+    pub weights_blake3: Digest,
+    pub metrics: BTreeMap<String, f64>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CheckpointView {
+    pub job: JobId,
+    pub generation: Generation,
+    pub step: Step,
+    pub uri: String,
+    pub shards: u32,
+    pub bytes: u64,
+    pub committed_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    pub job: Box<JobView>,
+    /// For a job that waits: a line for each node, why it does not fit there.
+    pub nodes: List<(NodeId, String)>,
+    pub events: List<TimelineEvent>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TimelineEvent {
+    pub at_ms: u64,
+    pub index: LogIndex,
+    pub text: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TokenView {
+    pub token: TokenId,
+    pub scope: TokenScope,
+    pub state: TokenState,
+    pub expires_ms: u64,
+    pub created_by: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenState {
+    Open,
+    Used,
+    Expired,
+    Revoked,
+}

@@ -1,0 +1,139 @@
+//! A node's session with the coordinator: control frames each way on one long-lived stream, heartbeats as datagrams, signing requests and
+//! log reads on streams of their own. The node dials; nothing ever connects to a node's control plane.
+//!
+//! Reconnecting is inventory sync: the node tells what it runs, the coordinator adopts what it expects and decides after.
+
+use serde::{Deserialize, Serialize};
+
+use super::rank::{PeerAddress, Progress, RankEvent, RankId, ShardRecord, StartRank};
+use crate::ids::{ClusterId, Epoch, Incarnation, LogIndex, NodeId, Step};
+use crate::list::List;
+
+/// Agent → coordinator, control stream.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum FromNode {
+    /// First frame of a session. Answered by `Welcome`, or the connection is closed with a reason.
+    Hello(NodeHello),
+    /// What happened to a rank. Sent again after a reconnect until answered by `Acknowledge`.
+    Report(Report),
+    /// Not acknowledged, may be dropped; the newest of a rank replaces older ones.
+    Progress { id: RankId, progress: Progress },
+}
+
+/// A rank event with the number that orders and acknowledges it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Grows by one within an incarnation, from 1.
+    pub sequence: u64,
+    pub id: RankId,
+    pub event: RankEvent,
+}
+
+/// Who the node is, what it has and what it runs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeHello {
+    pub cluster: ClusterId,
+    /// Must be the node of the client certificate.
+    pub node: NodeId,
+    pub name: String,
+    pub incarnation: Incarnation,
+    /// The highest coordinator epoch and journal index that this node has seen (I1, F32).
+    pub epoch_seen: Epoch,
+    pub index_seen: LogIndex,
+    pub capacity: Capacity,
+    pub ranks: List<RankInventory>,
+}
+
+/// A rank that the agent holds, alive or with an unacknowledged end.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RankInventory {
+    pub id: RankId,
+    pub alive: bool,
+    pub step: Step,
+}
+
+/// What a machine offers. Measured by the agent at its start, or limited by its operator.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Capacity {
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+    pub gpus: List<Gpu>,
+    /// `key=value`, set by the operator; the agent adds `host` and `os`.
+    pub labels: List<(String, String)>,
+    /// The `stoke` release of the agent.
+    pub version: String,
+}
+
+/// One accelerator.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Gpu {
+    pub name: String,
+    pub memory_bytes: u64,
+}
+
+/// Agent → coordinator, datagram, every `heartbeat_ms`. Renews the lease; not answered.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub incarnation: Incarnation,
+    pub sequence: u64,
+    /// Between 0 and 1, of all processors.
+    pub cpu_used: f32,
+    pub memory_used_bytes: u64,
+}
+
+/// Coordinator → agent, control stream. All of it is idempotent: after a reconnect it may come again.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ToNode {
+    /// Answers `Hello`. The node keeps `epoch` and refuses lower ones from then on.
+    Welcome { epoch: Epoch, index: LogIndex, heartbeat_ms: u64, lease_ms: u64 },
+    /// The report is journalled; the agent forgets it.
+    Acknowledge { sequence: u64, index: LogIndex },
+    /// Start a process, unless this id was started already.
+    Start(StartRank),
+    /// To each rank of a generation when all are ready.
+    Peers { id: RankId, peers: List<PeerAddress> },
+    /// See `rank::ToRank::Commit`.
+    Commit { id: RankId, step: Step, shards: List<ShardRecord> },
+    /// See `rank::ToRank::Committed`.
+    Committed { id: RankId, step: Step, prune: List<String> },
+    /// See `rank::ToRank::Release`.
+    Release { id: RankId },
+    /// Stop the process: a polite request, then SIGKILL after `grace_ms`. Answered by the report of its exit; a rank that is not there is
+    /// reported as exited.
+    Stop { id: RankId, reason: String, grace_ms: u64 },
+}
+
+/// Agent → coordinator, request stream.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum NodeRequest {
+    /// A certificate for a rank of this node's; the coordinator checks that it placed the rank here. Answered by `Certificate`.
+    SignRank { id: RankId, csr: List<u8> },
+    /// A fresh certificate for the node itself, at two thirds of the old one's life. Answered by `Certificate`.
+    Renew { csr: List<u8> },
+}
+
+/// Coordinator → agent, reply.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum NodeReply {
+    Certificate { certificate: List<u8> },
+    Refused { reason: String },
+}
+
+/// Coordinator → agent, request stream that the coordinator opens: read a rank's log. Answered by `LogChunk` frames until `last`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReadLog {
+    pub id: RankId,
+    /// Only the last so many lines of what is there; none for all.
+    pub tail: Option<u32>,
+    /// Keep the stream open and send what is written later, until the rank is gone.
+    pub follow: bool,
+}
+
+/// Agent → coordinator → client: whole lines of a rank's output.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LogChunk {
+    pub id: RankId,
+    pub lines: List<String>,
+    pub last: bool,
+}

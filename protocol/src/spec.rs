@@ -1,0 +1,379 @@
+//! The job spec: one TOML document that people write. Owns its keys, their defaults and their checks; errors name the key, the line and the
+//! mend. The sections `[data]`, `[model]`, `[optimizer]` and `[schedule]` belong to the trainer and are checked by `stoke-jobs`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::lanes::LANES_MAX;
+
+/// A spec travels in one control frame, beside other fields.
+pub const SPEC_BYTES_MAX: usize = 32 * 1024;
+/// One shard record a rank must fit into a control frame when a checkpoint is committed.
+pub const RANKS_MAX: u32 = 256;
+const NAME_CHARS_MAX: usize = 63;
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// For people; letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// A built-in trainer: `domains`, `digits`.
+    pub trainer: String,
+    /// Higher goes first.
+    #[serde(default)]
+    pub priority: i32,
+    pub train: Train,
+    #[serde(default)]
+    pub resources: Resources,
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    #[serde(default)]
+    pub restart: Restart,
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub data: toml::Table,
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub model: toml::Table,
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub optimizer: toml::Table,
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub schedule: toml::Table,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps; or `epochs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Passes over the training set, rounded up to whole steps; or `steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
+    /// Samples in a step, over all ranks.
+    pub batch: u32,
+    /// Fixed slices of the batch; a rank owns whole lanes. The result depends on it, and not on the number of ranks.
+    #[serde(default = "default_lanes")]
+    pub lanes: u32,
+    #[serde(default)]
+    pub seed: u64,
+    /// Each lane is computed in so many passes, to save memory.
+    #[serde(default = "one")]
+    pub accumulate: u32,
+    /// Gradients are scaled down to this global norm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f32>,
+    /// Compute threads a rank.
+    #[serde(default = "one")]
+    pub threads: u32,
+}
+
+/// What each rank needs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// World size. Left out, the command line asks for one rank a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<u32>,
+    pub cpus: u32,
+    pub memory: Bytes,
+    pub gpus: u32,
+    /// A rank is only placed on nodes that carry all of these.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps between checkpoints; one is always written after the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
+    /// `file:///absolute/folder`. Left out: the cluster's own folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Committed checkpoints that are kept; older ones are removed.
+    pub keep: u32,
+    /// URI of a checkpoint to continue from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restart {
+    /// Generations that may be tried before the job is failed (I11).
+    pub attempts: u32,
+}
+
+/// A number of bytes, written as `"512MiB"`, `"2GB"` or plain digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Bytes(pub u64);
+
+/// What is wrong with a spec. Printed as one line: `domains.toml:4: unknown key ...`.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub struct SpecError {
+    /// 1-based; none where the whole document is meant.
+    pub line: Option<usize>,
+    pub message: String,
+}
+
+fn default_lanes() -> u32 {
+    8
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { ranks: None, cpus: 1, memory: Bytes(1 << 30), gpus: 0, labels: BTreeMap::new() }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every: None, to: None, keep: 3, resume: None }
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self { attempts: 3 }
+    }
+}
+
+impl JobSpec {
+    /// Reads and checks a whole document.
+    pub fn parse(text: &str) -> Result<Self, SpecError> {
+        if text.len() > SPEC_BYTES_MAX {
+            return Err(SpecError::whole(format!(
+                "spec has {} bytes, the limit is {SPEC_BYTES_MAX}: put data into files and name them",
+                text.len()
+            )));
+        }
+        let spec: Self = toml::from_str(text).map_err(|error| SpecError::from_toml(text, &error))?;
+        spec.check(text)?;
+        Ok(spec)
+    }
+
+    /// The canonical text: what is submitted, journalled and hashed.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a spec has only types that TOML can write")
+    }
+
+    fn check(&self, text: &str) -> Result<(), SpecError> {
+        let fail = |key: &str, message: String| Err(SpecError { line: line_of_key(text, key), message });
+        let (train, resources) = (&self.train, &self.resources);
+        if !is_name(&self.name) {
+            return fail(
+                "name",
+                format!("name = {:?}: use 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'", self.name),
+            );
+        }
+        match (train.steps, train.epochs) {
+            (None, None) => {
+                return fail("train", "[train] needs `steps` or `epochs`: add for example `epochs = 3`".into());
+            }
+            (Some(_), Some(_)) => return fail("epochs", "[train] has both `steps` and `epochs`: keep one".into()),
+            (Some(0), None) => return fail("steps", "steps = 0: use at least 1".into()),
+            (None, Some(0)) => return fail("epochs", "epochs = 0: use at least 1".into()),
+            (Some(_), None) | (None, Some(_)) => {}
+        }
+        if !(1..=LANES_MAX).contains(&train.lanes) {
+            return fail("lanes", format!("lanes = {}: use 1 to {LANES_MAX}", train.lanes));
+        }
+        if train.batch == 0 || train.batch % train.lanes != 0 {
+            return fail(
+                "batch",
+                format!(
+                    "batch = {} does not divide into {} lanes: use a multiple of {}",
+                    train.batch, train.lanes, train.lanes
+                ),
+            );
+        }
+        let slice = train.batch / train.lanes;
+        if train.accumulate == 0 || slice % train.accumulate != 0 {
+            return fail(
+                "accumulate",
+                format!(
+                    "accumulate = {} does not divide a lane's {slice} samples: use a divisor of {slice}",
+                    train.accumulate
+                ),
+            );
+        }
+        if train.threads == 0 {
+            return fail("threads", "threads = 0: use at least 1".into());
+        }
+        if let Some(norm) = train.clip_norm
+            && !(norm.is_finite() && norm > 0.0)
+        {
+            return fail("clip_norm", format!("clip_norm = {norm}: use a positive number, or leave it out"));
+        }
+        if let Some(ranks) = resources.ranks {
+            let most = RANKS_MAX.min(train.lanes);
+            if !(1..=most).contains(&ranks) {
+                return fail(
+                    "ranks",
+                    format!(
+                        "ranks = {ranks} with lanes = {}: use 1 to {most} (a rank owns at least one lane)",
+                        train.lanes
+                    ),
+                );
+            }
+        }
+        if resources.cpus == 0 {
+            return fail("cpus", "cpus = 0: a rank needs at least 1".into());
+        }
+        if self.checkpoint.every == Some(0) {
+            return fail("every", "every = 0: use at least 1 step, or leave it out".into());
+        }
+        if self.checkpoint.keep == 0 {
+            return fail("keep", "keep = 0: the newest checkpoint is always kept, use at least 1".into());
+        }
+        for (key, uri) in [("to", &self.checkpoint.to), ("resume", &self.checkpoint.resume)] {
+            if let Some(uri) = uri
+                && !uri.starts_with("file:///")
+            {
+                return fail(
+                    key,
+                    format!("{key} = {uri:?}: use an absolute URI like \"file:///var/lib/stoke/checkpoints\""),
+                );
+            }
+        }
+        if self.restart.attempts == 0 {
+            return fail("attempts", "attempts = 0: use at least 1".into());
+        }
+        Ok(())
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=NAME_CHARS_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.')
+}
+
+/// The line of `key = ...` or `[key]`. Good enough to point at: keys are unique in this format but for those of the opaque sections.
+fn line_of_key(text: &str, key: &str) -> Option<usize> {
+    text.lines()
+        .position(|line| {
+            let line = line.trim_start();
+            let rest = line.strip_prefix(key).map(str::trim_start);
+            rest.is_some_and(|rest| rest.starts_with('=')) || line.starts_with(&format!("[{key}]"))
+        })
+        .map(|line| line + 1)
+}
+
+impl SpecError {
+    fn whole(message: String) -> Self {
+        Self { line: None, message }
+    }
+
+    fn from_toml(text: &str, error: &toml::de::Error) -> Self {
+        let line = error.span().map(|Range { start, .. }| 1 + text[..start.min(text.len())].matches('\n').count());
+        // The parser's own words name the key and what was expected.
+        Self { line, message: error.message().replace('\n', ", ") }
+    }
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+const UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (digits, unit) = UNITS
+            .iter()
+            .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, *unit)))
+            .unwrap_or((text, 1));
+        let count: u64 =
+            digits.trim().parse().map_err(|_| format!("{text:?} is not a size: write for example \"512MiB\""))?;
+        count.checked_mul(unit).map(Self).ok_or_else(|| format!("{text:?} is larger than any machine"))
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = UNITS[..4].iter().rev().find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0);
+        match unit {
+            Some((suffix, unit)) => write!(f, "{}{suffix}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Count(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Count(count) => Ok(Self(count)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        "name = \"d\"\ntrainer = \"domains\"\n[train]\nepochs = 2\nbatch = 256\n[resources]\nmemory = \"512MiB\"\n";
+
+    fn error(text: &str) -> SpecError {
+        JobSpec::parse(text).expect_err("spec must be refused")
+    }
+
+    #[test]
+    fn defaults_are_filled_and_the_canonical_text_parses_to_the_same_spec() {
+        let spec = JobSpec::parse(GOOD).unwrap();
+        assert_eq!((spec.train.lanes, spec.resources.cpus, spec.resources.memory), (8, 1, Bytes(512 << 20)));
+        assert_eq!(JobSpec::parse(&spec.to_toml()).unwrap(), spec);
+    }
+
+    #[test]
+    fn errors_name_the_line_and_the_key() {
+        let unknown = error(&GOOD.replace("epochs", "epoch"));
+        assert_eq!(unknown.line, Some(4));
+        assert!(unknown.message.contains("epoch"), "{unknown}");
+        let wrong_type = error(&GOOD.replace("256", "\"many\""));
+        assert_eq!(wrong_type.line, Some(5));
+        let uneven = error(&GOOD.replace("256", "250"));
+        assert_eq!(uneven.line, Some(5));
+        assert!(uneven.message.contains("multiple of 8"), "{uneven}");
+        let crowded = error(&GOOD.replace("[resources]", "[resources]\nranks = 9"));
+        assert_eq!(crowded.line, Some(7));
+        assert!(error(&GOOD.replace("512MiB", "lots")).message.contains("512MiB"));
+    }
+}
