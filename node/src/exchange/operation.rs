@@ -120,6 +120,13 @@ impl<'a> Operation<'a> {
         self.sums_missing == 0 && self.folded == self.plan.pieces(self.plan.rank)
     }
 
+    /// Whether frames of `peer` are still missing.
+    pub fn is_owed_by(&self, peer: u32) -> bool {
+        let received = &self.peers[peer as usize];
+        let subtrees = self.plan.leaves_of[peer as usize].len();
+        received.partials < self.plan.pieces(self.plan.rank) * subtrees || received.sums < self.plan.pieces(peer)
+    }
+
     /// Piece by piece, in the order in which the owner folds.
     fn send_partials(&self, send: &mut dyn FnMut(Outgoing)) {
         let own = self.plan.leaves_of[self.plan.rank as usize].clone();
