@@ -13,7 +13,7 @@ pub struct Frame {
     pub header: TensorHeader,
     pub values: Rope,
     /// Its place in the sender's receive window, given back when the frame is dropped. None where there is no window.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub _place: Option<OwnedSemaphorePermit>,
 }
 
 /// Values as they arrived: a few chunks of bytes, cut anywhere.

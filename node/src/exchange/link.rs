@@ -144,7 +144,7 @@ impl Side {
                 let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
                 let values = read_values(&mut stream, header.count as usize * VALUE_BYTES).await?;
                 self.counters.received_bytes.fetch_add(u64::from(header.count) * VALUE_BYTES as u64, Ordering::Relaxed);
-                self.tell(LinkEvent::Frame { from: self.rank, frame: Frame { header, values, place: Some(place) } });
+                self.tell(LinkEvent::Frame { from: self.rank, frame: Frame { header, values, _place: Some(place) } });
             }
             Ok(None)
         };

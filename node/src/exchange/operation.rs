@@ -296,7 +296,7 @@ mod tests {
             let link = busy[rng.random_range(0..busy.len())];
             let Outgoing { header, values, .. } = links[link].pop_front().unwrap();
             let (from, to) = (link / world, link % world);
-            let frame = Frame { header, values: Rope::whole(values), place: None };
+            let frame = Frame { header, values: Rope::whole(values), _place: None };
             let mut send = |out: Outgoing| links[to * world + out.to as usize].push_back(out);
             operations[to].receive(from as u32, frame, &mut send).unwrap();
         }
@@ -349,7 +349,7 @@ mod tests {
             TensorHeader { part: Part::Partial(Subtree { start: 0, len: 1 }), ..good },
             TensorHeader { part: Part::Sum, ..good },
         ];
-        let frame = |header| Frame { header, values: Rope::whole(Bytes::from(vec![0; 128])), place: None };
+        let frame = |header| Frame { header, values: Rope::whole(Bytes::from(vec![0; 128])), _place: None };
         for header in bad {
             assert!(operation.receive(1, frame(header), &mut |_| ()).is_err(), "{header:?}");
         }
