@@ -1,11 +1,12 @@
 //! What is to be done after the entries before it are durable. Effects are never journalled: what a restart forgets is made again from the
 //! state when a node reconnects or a client asks again.
 
-use stoke_protocol::ids::{Generation, JobId, NodeId, TokenId};
+use stoke_protocol::ids::{JobId, NodeId, TokenId};
 use stoke_protocol::message::client::Reply;
 use stoke_protocol::message::node::ToNode;
+use stoke_protocol::message::rank::RankId;
 
-use super::core::{SessionId, Ticket};
+use super::control::{SessionId, Ticket};
 
 /// What `Cluster::apply` orders, in terms of nodes.
 #[derive(Clone, PartialEq, Debug)]
@@ -16,7 +17,7 @@ pub enum Order {
     Changed { job: JobId },
 }
 
-/// What `Core::step` orders, in terms of sessions and requests.
+/// What `Control::step` orders, in terms of sessions and requests.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
     Send {

@@ -312,8 +312,9 @@ impl Job {
 
     /// A rank gives up.
     pub fn failed(&mut self, scene: &mut Scene<'_>, rank: Rank, error: &str) {
+        let active = self.is_active();
         let Some(place) = self.live_rank(rank) else { return };
-        if place.outcome.is_none() && self.is_active() {
+        if place.outcome.is_none() && active {
             let node = place.node;
             let error: String = error.chars().take(REASON_CHARS_MAX).collect();
             self.recover(scene, format!("{rank} on {node} failed: {error}"));
