@@ -24,7 +24,7 @@ use super::socket::{self, SEND_BYTES_MAX, Socket, SocketBuffers};
 use super::{ALPN_JOIN, HALF_OPEN_MAX, HANDSHAKE_MAX, STRANGER_BYTES_MAX};
 use crate::codec::FrameCap;
 use crate::identity::{
-    Credentials, Failure, JoinToken, KeyRequest, PeerError, Pin, Subject, client_config, joining_config,
+    AuthorityPin, Credentials, Failure, JoinToken, KeyRequest, PeerError, Subject, client_config, joining_config,
 };
 use crate::identity::{leaf_expires_at, leaf_identity, server_config};
 use crate::message::join::{JoinReply, JoinRequest, Wants};
@@ -135,7 +135,7 @@ impl Endpoint {
         wants: Wants,
         key: KeyRequest,
     ) -> Result<Credentials, TransportError> {
-        let pin = Pin { ca_hash: token.ca_hash, found: Arc::default() };
+        let pin = AuthorityPin { ca_hash: token.ca_hash, found: Arc::default() };
         let (tls, failure) = joining_config(&pin, ALPN_JOIN).map_err(TransportError::Tls)?;
         let quinn = self.dial(address, tls, &failure).await?;
         let request =
@@ -179,7 +179,7 @@ impl Endpoint {
         let _ = timeout(CLOSE_MAX, self.0.quinn.wait_idle()).await;
     }
 
-    async fn dial(
+    pub(super) async fn dial(
         &self,
         address: SocketAddr,
         tls: rustls::ClientConfig,
