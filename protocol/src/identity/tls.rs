@@ -354,7 +354,11 @@ impl ClientCertVerifier for ClientIsMember {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let current = self.0.current();
-        let verified = current.client_verifier.verify_client_cert(leaf, &[], now)?;
+        // Authorities of different clusters have names alike; a signature that is not ours is an issuer that is not ours.
+        let verified = current.client_verifier.verify_client_cert(leaf, &[], now).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+            other => other,
+        })?;
         let found = leaf_identity(leaf).map_err(|_| CertificateError::BadEncoding)?;
         if found.cluster != self.0.identity().cluster {
             return Err(CertificateError::NotValidForName.into());

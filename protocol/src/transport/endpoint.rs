@@ -20,7 +20,7 @@ use super::frames::{FrameReceiver, FrameSender, StreamKind};
 use super::gate::{Accepted, Gate};
 use super::io::Io;
 use super::settings::{PathMtu, Settings};
-use super::socket::{self, SEND_BYTES_MAX, Socket, SocketBuffers};
+use super::socket::{self, SEND_BYTES_MAX, SOCKET_BUFFER_BYTES, Socket, SocketBuffers};
 use super::{ALPN_JOIN, HALF_OPEN_MAX, HANDSHAKE_MAX, STRANGER_BYTES_MAX};
 use crate::codec::FrameCap;
 use crate::identity::{
@@ -245,6 +245,9 @@ fn open(
         Bind::Address(address) => {
             let failed = |source| TransportError::Bind { address, source };
             let (socket, buffers) = socket::bind(address).map_err(failed)?;
+            if buffers.receive_bytes.min(buffers.send_bytes) < SOCKET_BUFFER_BYTES {
+                tracing::debug!(%address, ?buffers, "UDP buffers are smaller than asked: raise net.core.rmem_max and wmem_max");
+            }
             (Arc::new(io.enter(|| Socket::new(socket)).map_err(failed)?), Some(buffers))
         }
         Bind::Socket { socket, seed } => {
