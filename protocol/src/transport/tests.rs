@@ -15,8 +15,7 @@ use super::socket::Socket;
 use super::*;
 use crate::codec::{CodecError, PROTOCOL_VERSION};
 use crate::identity::{
-    Authority, AuthorityPin, Credentials, JoinToken, KeyRequest, PeerError, Subject, TokenSecret, client_config,
-    joining_config,
+    Authority, AuthorityPin, JoinToken, KeyRequest, PeerError, Subject, TokenSecret, client_config, joining_config,
 };
 use crate::ids::{ClusterId, Digest, Generation, JobId, NodeId, Rank, TokenId};
 use crate::message::join::{JoinReply, Wants};
