@@ -1,3 +1,9 @@
 //! Wiring of `stoke-node`: the agent (one a machine) and the worker (one process a rank).
 
+pub mod agent;
 pub mod checkpoint;
+mod config;
+mod link;
+pub mod probe;
+
+pub use config::Config;
