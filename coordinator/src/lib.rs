@@ -1,1 +1,3 @@
-//! stub
+//! The control plane. Wiring only.
+
+pub mod journal;

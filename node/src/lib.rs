@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod checkpoint;
 mod config;
+pub mod exchange;
 mod link;
 pub mod probe;
 
