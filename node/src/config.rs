@@ -75,7 +75,7 @@ impl Config {
 }
 
 fn host_name() -> String {
-    sysinfo::System::host_name().unwrap_or_else(|| "node".to_owned())
+    sysinfo::System::host_name().unwrap_or_else(|_| "node".to_owned())
 }
 
 fn stop_grace_ms() -> u64 {

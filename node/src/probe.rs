@@ -31,12 +31,9 @@ pub fn capacity(config: &Config) -> Capacity {
 
 /// What the machine has for this process: processors by affinity and quota, memory by cgroup, free space below `dir`.
 pub fn machine(dir: &Path) -> Capacity {
-    let mut system = System::new();
-    system.refresh_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
     Capacity {
         cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
-        memory_bytes: system.total_memory().min(limit),
+        memory_bytes: memory_bytes(),
         disk_bytes: free_bytes(dir),
         gpus: gpus(),
         labels: vec![
@@ -46,6 +43,14 @@ pub fn machine(dir: &Path) -> Capacity {
         .into(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// The machine's, or the control group's where that is less.
+fn memory_bytes() -> u64 {
+    let Ok(mut system) = System::new() else { return 0 };
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    system.total_memory().min(limit)
 }
 
 fn gpus() -> List<Gpu> {
@@ -67,18 +72,19 @@ fn free_bytes(dir: &Path) -> u64 {
 }
 
 /// How busy the machine is; a heartbeat carries it.
-pub struct Usage(System);
+pub struct Usage(Option<System>);
 
 impl Usage {
     pub fn new() -> Self {
-        Self(System::new())
+        Self(System::new().ok())
     }
 
-    /// Share of all processors since the last call (0 to 1), and bytes of memory in use.
+    /// Share of all processors since the last call (0 to 1), and bytes of memory in use; zeros where the system does not tell.
     pub fn read(&mut self) -> (f32, u64) {
-        self.0.refresh_cpu_usage();
-        self.0.refresh_memory();
-        ((self.0.global_cpu_usage() / 100.0).clamp(0.0, 1.0), self.0.used_memory())
+        let Some(system) = &mut self.0 else { return (0.0, 0) };
+        system.refresh_cpu_usage();
+        system.refresh_memory();
+        ((system.global_cpu_usage() / 100.0).clamp(0.0, 1.0), system.used_memory())
     }
 }
 
@@ -102,9 +108,9 @@ mod tests {
         config.labels.insert("host".into(), "mine".into());
         let offered = capacity(&config);
         assert_eq!(offered.cpus, machine.cpus + 1);
-        assert_eq!(offered.labels.iter().filter(|(key, _)| key == "host").collect::<Vec<_>>(), [&(
-            "host".to_owned(),
-            "mine".to_owned()
-        )]);
+        assert_eq!(
+            offered.labels.iter().filter(|(key, _)| key == "host").collect::<Vec<_>>(),
+            [&("host".to_owned(), "mine".to_owned())]
+        );
     }
 }

@@ -27,9 +27,20 @@ pub enum Message {
     /// The session asks for its first frame.
     Hello(RpcReplyPort<NodeHello>),
     /// A session stands: its number, the addresses of both ends, and the coordinator's first frame.
-    Connected { session: u64, remote: IpAddr, local: Option<IpAddr>, welcome: ToNode },
-    Frame { session: u64, frame: ToNode, place: Option<OwnedSemaphorePermit> },
-    Disconnected { session: u64 },
+    Connected {
+        session: u64,
+        remote: IpAddr,
+        local: Option<IpAddr>,
+        welcome: ToNode,
+    },
+    Frame {
+        session: u64,
+        frame: ToNode,
+        place: Option<OwnedSemaphorePermit>,
+    },
+    Disconnected {
+        session: u64,
+    },
     /// A grace is over.
     Kill(RankId),
     /// Stop all ranks, say farewell, end; answered by the end of the actor.
@@ -87,14 +98,20 @@ impl Actor for AgentActor {
         })
     }
 
-    async fn handle(&self, myself: ActorRef<Message>, message: Message, acting: &mut Acting) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        acting: &mut Acting,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Event(event, _place) => acting.take(event, &myself),
             Message::Hello(reply) => drop(reply.send(acting.state.hello())),
             Message::Connected { session, remote, local, welcome } => {
                 acting.live = Some(session);
                 let usable = local.filter(|ip| !ip.is_unspecified());
-                acting.rank_ip = Some(acting.config.listen_ip.or(usable).unwrap_or_else(|| acting.config.rank_ip(remote)));
+                acting.rank_ip =
+                    Some(acting.config.listen_ip.or(usable).unwrap_or_else(|| acting.config.rank_ip(remote)));
                 acting.take(Event::Coordinator(welcome), &myself);
             }
             Message::Frame { session, frame, place: _place } => {

@@ -73,8 +73,11 @@ impl Home {
     pub fn persist(&self, fence: Fence) -> Result<(), HomeError> {
         let stored = Stored { incarnation: self.incarnation.0, epoch: fence.epoch.0, index: fence.index.0 };
         let path = self.dir.join(STATE_FILE);
-        replace(&path, &serde_json::to_vec(&stored).expect("three numbers are JSON"))
-            .map_err(|source| HomeError::Io { verb: "write", path, source })
+        replace(&path, &serde_json::to_vec(&stored).expect("three numbers are JSON")).map_err(|source| HomeError::Io {
+            verb: "write",
+            path,
+            source,
+        })
     }
 
     pub fn incarnation(&self) -> Incarnation {

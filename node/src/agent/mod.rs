@@ -84,7 +84,9 @@ impl Agent {
         let environment = Environment {
             io: Io::thread("stoke-agent-net")?,
             bind: session::any_port_towards(peer).into(),
-            spawner: Arc::new(Processes::new(config.worker_command.clone(), logs.clone()).map_err(StartError::Command)?),
+            spawner: Arc::new(
+                Processes::new(config.worker_command.clone(), logs.clone()).map_err(StartError::Command)?,
+            ),
             capacity: probe::capacity(&config),
             measure: true,
         };

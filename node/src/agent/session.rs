@@ -48,11 +48,24 @@ pub struct SessionArguments {
 pub enum SessionMessage {
     Dial,
     Dialled(Box<Result<Dialled, String>>),
-    Send { session: u64, frame: FromNode },
-    Sign { session: u64, id: RankId, csr: Vec<u8> },
+    Send {
+        session: u64,
+        frame: FromNode,
+    },
+    Sign {
+        session: u64,
+        id: RankId,
+        csr: Vec<u8>,
+    },
     /// The agent does not want this coordinator.
-    Close { session: u64, reason: String },
-    Lost { session: u64, reason: String },
+    Close {
+        session: u64,
+        reason: String,
+    },
+    Lost {
+        session: u64,
+        reason: String,
+    },
 }
 
 /// A connection on which both sides have said who they are.
@@ -273,4 +286,3 @@ pub(super) fn any_port_towards(peer: Option<IpAddr>) -> SocketAddr {
         Some(IpAddr::V4(_)) | None => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
     }
 }
-

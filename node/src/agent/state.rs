@@ -73,8 +73,13 @@ pub enum Event {
 /// What became of a signing request.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Signed {
-    Certificate { certificate: Vec<u8>, authority: Vec<u8> },
-    Refused { reason: String },
+    Certificate {
+        certificate: Vec<u8>,
+        authority: Vec<u8>,
+    },
+    Refused {
+        reason: String,
+    },
     /// No answer; asked again.
     Lost,
 }
@@ -87,13 +92,24 @@ pub enum Effect {
     /// To the coordinator, on the session's control stream.
     Send(FromNode),
     /// The coordinator is not one to obey (A1).
-    Disconnect { reason: String },
+    Disconnect {
+        reason: String,
+    },
     Spawn(StartRank),
-    ToRank { id: RankId, frame: ToRank },
+    ToRank {
+        id: RankId,
+        frame: ToRank,
+    },
     /// Ask the coordinator for a rank's certificate.
-    Sign { id: RankId, csr: Vec<u8> },
+    Sign {
+        id: RankId,
+        csr: Vec<u8>,
+    },
     /// Kill the rank's processes after so long, if they are still there.
-    KillAfter { id: RankId, grace_ms: u64 },
+    KillAfter {
+        id: RankId,
+        grace_ms: u64,
+    },
     /// For the log: a person should know.
     Warn(String),
     /// The last rank is gone after [`Event::ShutDown`].
@@ -250,7 +266,8 @@ impl AgentState {
 
     fn welcome(&mut self, theirs: Fence, out: &mut Vec<Effect>) {
         if theirs.epoch < self.fence.epoch {
-            let reason = format!("its epoch is {}, and {} was seen: an old coordinator", theirs.epoch, self.fence.epoch);
+            let reason =
+                format!("its epoch is {}, and {} was seen: an old coordinator", theirs.epoch, self.fence.epoch);
             return out.push(Effect::Disconnect { reason });
         }
         if theirs.index < self.fence.index {
@@ -305,8 +322,7 @@ impl AgentState {
         }
         let spec = JobSpec::parse(&start.spec).map_err(|error| format!("spec of {}: {error}", start.id.job))?;
         let (ask, has) = (&spec.resources, &self.own.capacity);
-        let claim =
-            Claim { cpus: ask.cpus.into(), memory_bytes: ask.memory.0, gpus: ask.gpus.into() };
+        let claim = Claim { cpus: ask.cpus.into(), memory_bytes: ask.memory.0, gpus: ask.gpus.into() };
         let used = self.ranks.values().fold(Claim::default(), |sum, rank| sum.plus(rank.claim));
         for (what, used, asked, has) in [
             ("cpus", used.cpus, claim.cpus, u64::from(has.cpus)),

@@ -4,21 +4,14 @@ use std::net::SocketAddr;
 
 use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::node::{Capacity, FromNode, Report, ToNode};
-use stoke_protocol::message::rank::{
-    Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank,
-};
+use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank};
 
 use super::state::{AgentState, Effect, Event, Fence, Own, Signed};
 
 fn agent() -> AgentState {
     let capacity = Capacity { cpus: 4, memory_bytes: 4 << 30, ..Capacity::default() };
-    let own = Own {
-        cluster: ClusterId([1; 16]),
-        node: NodeId(7),
-        name: "n7".into(),
-        incarnation: Incarnation(3),
-        capacity,
-    };
+    let own =
+        Own { cluster: ClusterId([1; 16]), node: NodeId(7), name: "n7".into(), incarnation: Incarnation(3), capacity };
     AgentState::new(own, Fence { epoch: Epoch(5), index: LogIndex(40) })
 }
 
@@ -96,7 +89,9 @@ fn progress(step: u64) -> Progress {
 #[test]
 fn an_old_coordinator_is_refused_and_a_newer_one_is_remembered_first() {
     let mut agent = agent();
-    assert!(matches!(&agent.told(welcome(4, 99))[..], [Effect::Disconnect { reason }] if reason.contains("old coordinator")));
+    assert!(
+        matches!(&agent.told(welcome(4, 99))[..], [Effect::Disconnect { reason }] if reason.contains("old coordinator"))
+    );
     assert!(matches!(&agent.told(welcome(6, 39))[..], [Effect::Disconnect { reason }] if reason.contains("old copy")));
     assert_eq!(agent.fence(), Fence { epoch: Epoch(5), index: LogIndex(40) });
     let fence = Fence { epoch: Epoch(6), index: LogIndex(41) };
@@ -137,7 +132,9 @@ fn a_rank_that_does_not_fit_is_refused_by_the_node_itself() {
     agent.told(start(id(1, 0), 3));
     let effects = agent.told(start(id(1, 1), 2));
     let exit = &reports(&effects)[0].event;
-    assert!(matches!(exit, RankEvent::Exited { exit: Exit::NotStarted(why) } if why == "2 cpus asked, 1 of 4 are free"));
+    assert!(
+        matches!(exit, RankEvent::Exited { exit: Exit::NotStarted(why) } if why == "2 cpus asked, 1 of 4 are free")
+    );
     agent.apply(Event::Exited { id: id(1, 0), exit: Exit::Code(0) });
     assert!(matches!(agent.told(start(id(1, 2), 4))[..], [Effect::Spawn(_)]));
 }

@@ -2,7 +2,7 @@
 //! handling stay out of it, or one of them would take the status of the other.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use stoke_protocol::message::rank::Exit;
@@ -22,7 +22,9 @@ impl Watched {
     pub fn new(pid: u32) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        Ok(Self { pid, pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)? })
+        // SAFETY: an `OwnedFd` is open, and gives the same descriptor until it is dropped, which only the `AsyncFd` does.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(io::Error::from)?;
+        Ok(Self { pid, pidfd })
     }
 
     /// Waits for the end of the child, kills what is left of its group, and reaps it. Each message of `kill` is a SIGKILL to the whole group;
@@ -36,7 +38,7 @@ impl Watched {
             }
         }
         kill_group(self.pid);
-        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.get_ref().into()), WaitIdOptions::EXITED)?;
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED)?;
         Ok(exit_of(&status.ok_or(io::ErrorKind::WouldBlock)?))
     }
 
@@ -79,7 +81,9 @@ mod tests {
 
     #[tokio::test]
     async fn codes_and_signals_are_told_apart_and_nothing_is_left() {
-        for (script, exit) in [("exit 0", Exit::Code(0)), ("exit 7", Exit::Code(7)), ("kill -SEGV $$", Exit::Signal(11))] {
+        for (script, exit) in
+            [("exit 0", Exit::Code(0)), ("exit 7", Exit::Code(7)), ("kill -SEGV $$", Exit::Signal(11))]
+        {
             let child = shell(script);
             let pid = child.pid();
             assert_eq!(child.end(mpsc::channel(1).1).await.unwrap(), exit);
