@@ -45,6 +45,7 @@ fn write(uri: &str, tensors: &[NamedTensor], world: u32) -> Manifest {
         seed: 7,
         spec: "name = \"t\"\n".into(),
         shards: shards.iter().enumerate().map(write).collect(),
+        loss: Some(0.25),
         weights_blake3: Digest([1; 32]),
         metrics: BTreeMap::from([("roc_auc".to_owned(), 0.97)]),
     };
