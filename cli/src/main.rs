@@ -1,1 +1,106 @@
-fn main(){}
+//! The `stoke` binary: argument parsing, the runtime, the exit code. Everything else is in the commands.
+
+mod client;
+mod command;
+mod failure;
+mod json;
+mod local;
+mod logging;
+mod output;
+mod place;
+mod progress;
+mod report;
+mod spec;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::command::Command;
+use crate::failure::{Exit, Failure};
+
+/// glibc gives the 64 KiB buffers of large packets back to the kernel each time; this keeps a third of the CPU of a transfer.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done          1  the job failed, or a check found something     2  wrong arguments or an invalid spec
+  3  not found     4  forbidden or not authenticated                 5  coordinator unreachable, or it cannot do it now
+  6  conflict    130  interrupted
+
+Examples:
+  stoke run jobs/specs/domains.toml              train on a throwaway cluster of this machine
+  stoke up && stoke submit --wait SPEC           the same on a cluster that stays
+  stoke run SPEC --json | jq .weights_blake3     for programs";
+
+/// Turns machines into a cluster that trains: a coordinator, an agent on each machine, jobs that survive failures bit for bit.
+#[derive(Parser, Debug)]
+#[command(name = "stoke", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Global {
+    /// Print one JSON document (or one a line, where it streams) instead of text
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Folder of the cluster: a local cluster's, a coordinator's, or one of `stoke login` [env: STOKE_CLUSTER; default: ~/.local/share/stoke/local]
+    #[arg(long, global = true, value_name = "DIR")]
+    cluster: Option<PathBuf>,
+
+    /// End with this process, which started us
+    #[arg(long, global = true, hide = true, value_name = "PID")]
+    parent: Option<u32>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    let exit = dispatch(cli).unwrap_or_else(|failure| {
+        failure.print();
+        if json {
+            // Programs get one document in any case; if even that cannot be written, the exit code still says it.
+            let _ = output::print_json(&failure.json());
+        }
+        failure.exit
+    });
+    ExitCode::from(exit.code())
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    if let Some(parent) = cli.global.parent {
+        local::process::die_with(parent).map_err(|reason| Failure::new(Exit::Negative, reason))?;
+    }
+    logging::start(cli.command.is_service(), cli.global.json);
+    cli.command.run(&cli.global)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent_and_every_command_shows_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        let mut commands: Vec<_> = cli.get_subcommands().cloned().collect();
+        while let Some(command) = commands.pop() {
+            let nested: Vec<_> = command.get_subcommands().cloned().collect();
+            if nested.is_empty() && !command.is_hide_set() && command.get_name() != "help" {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{} has no example", command.get_name());
+            }
+            commands.extend(nested);
+        }
+    }
+}
