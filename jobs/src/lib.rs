@@ -1,13 +1,17 @@
 //! Wiring of `stoke-jobs`: what a job computes (models, data, training, prediction), on Burn.
 //! No network, no async runtime, no process in it: `stoke-node` feeds it samples and moves its gradients.
 
+mod config;
+mod data;
+mod device;
 mod error;
 mod order;
-pub mod train;
+mod train;
 
+pub use config::absolute_paths;
 pub use error::JobError;
 pub use order::order;
 pub use train::{
-    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, Train,
-    absolute_paths, check, classifier, load,
+    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, TRAINERS, Train,
+    check, classifier, load,
 };

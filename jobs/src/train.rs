@@ -4,10 +4,17 @@
 //! caller's), then `apply` with the same sum on every rank. Everything here is a function of (spec, seed, step, lane):
 //! the same call gives the same bits in any process on the same kind of device.
 
+mod digits;
+mod domains;
+mod engine;
+mod layers;
+mod metrics;
+pub(crate) mod optimizer;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use crate::JobError;
+use crate::config::Spec;
 
 /// Figures at the tail of the flat vector, summed over lanes as the gradients are: loss sum, correct predictions, samples.
 pub const STATS: usize = 3;
@@ -156,25 +163,47 @@ pub trait Predict: Send {
 pub const TRAINERS: [&str; 2] = ["domains", "digits"];
 
 /// Reads the spec's `[data] [model] [optimizer] [schedule]`, loads the data and builds the model of `trainer`.
-pub fn load(_config_toml: &str, _trainer: &str, _plan: Plan) -> Result<Box<dyn Train>, JobError> {
-    unimplemented!()
+pub fn load(config_toml: &str, trainer: &str, plan: Plan) -> Result<Box<dyn Train>, JobError> {
+    let spec = Spec::new(config_toml);
+    match trainer {
+        "domains" => domains::load(&spec, plan),
+        "digits" => digits::load(&spec, plan),
+        unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
+    }
 }
 
 /// Validates `[data] [model] [optimizer] [schedule]` without touching the data.
-pub fn check(_config_toml: &str, _trainer: &str) -> Result<(), JobError> {
-    unimplemented!()
+pub fn check(config_toml: &str, trainer: &str) -> Result<(), JobError> {
+    let spec = Spec::new(config_toml);
+    match trainer {
+        "domains" => domains::sections(&spec).map(drop),
+        "digits" => digits::sections(&spec).map(drop),
+        unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
+    }
 }
 
-/// A classifier from a checkpoint's `model.*` tensors (others are ignored).
+/// A classifier from a checkpoint's `model.*` tensors (others are passed over).
 pub fn classifier(
-    _config_toml: &str,
-    _trainer: &str,
-    _tensors: Vec<NamedTensor>,
+    config_toml: &str,
+    trainer: &str,
+    mut tensors: Vec<NamedTensor>,
 ) -> Result<Box<dyn Predict>, JobError> {
-    unimplemented!()
+    tensors.retain(|tensor| tensor.name.starts_with("model."));
+    let spec = Spec::new(config_toml);
+    match trainer {
+        "domains" => domains::classifier(&spec, tensors),
+        "digits" => digits::classifier(&spec, tensors),
+        unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
+    }
 }
 
-/// The spec with the paths of `[data]` made absolute against `base` (the spec's folder); the rest stays as it is written.
-pub fn absolute_paths(_config_toml: &str, _base: &Path) -> Result<String, JobError> {
-    unimplemented!()
+/// The labels with the softmax of a row of logits, most probable first.
+fn prediction(labels: &[String], logits: &[f32]) -> Prediction {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
+    let total: f32 = weights.iter().sum();
+    let mut scores: Vec<(String, f32)> =
+        labels.iter().cloned().zip(weights.into_iter().map(|weight| weight / total)).collect();
+    scores.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Prediction { label: scores[0].0.clone(), scores }
 }

@@ -1,8 +1,10 @@
 //! What is said on the wire and how it is carried. Wiring only.
 
 pub mod codec;
+pub mod identity;
 pub mod ids;
 pub mod lanes;
 pub mod list;
 pub mod message;
 pub mod spec;
+pub mod transport;

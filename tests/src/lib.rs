@@ -1,1 +1,3 @@
-//! stub
+//! What tests and benches share. Wiring only.
+
+pub mod fuzz;

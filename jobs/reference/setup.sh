@@ -1,0 +1,12 @@
+#!/bin/sh
+# Makes a Python environment with PyTorch for the reference scripts: setup.sh [FOLDER], default ~/.cache/stoke-torch.
+# PyPI's PyTorch asks for gigabytes of CUDA libraries that a CPU never calls: it is installed without them, and
+# cuda_stubs.py writes empty libraries in their place. Needs python3 with venv, gcc and readelf.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+env=${1:-$HOME/.cache/stoke-torch}
+python3 -m venv "$env"
+"$env/bin/pip" install -q --no-deps torch==2.12.1
+"$env/bin/pip" install -q numpy safetensors scikit-learn filelock fsspec jinja2 networkx sympy typing_extensions
+"$env/bin/python" "$here/cuda_stubs.py" "$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+"$env/bin/python" -c 'import torch; print("torch", torch.__version__, (torch.ones(2, 2) @ torch.ones(2, 2)).sum().item())'

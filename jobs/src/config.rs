@@ -1,0 +1,303 @@
+//! Reads this crate's sections of a job spec: `[data] [model] [optimizer] [schedule]`. The others belong to the
+//! cluster and are passed over. Every mistake is reported with its key, its line and what to write instead.
+
+use std::path::Path;
+
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, AdamWConfig, SgdConfig};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
+
+use crate::JobError;
+use crate::train::optimizer::Rule;
+
+/// The sections of this crate. `D` and `M` are the trainer's own `[data]` and `[model]`.
+#[derive(Debug, Deserialize)]
+#[serde(bound = "D: DeserializeOwned, M: DeserializeOwned + Default")]
+pub(crate) struct Sections<D, M> {
+    pub data: D,
+    #[serde(default)]
+    pub model: M,
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+}
+
+/// `[optimizer]`. Keys that do not belong to the named rule are refused. Defaults are PyTorch's.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct OptimizerConfig {
+    name: RuleName,
+    weight_decay: Option<f32>,
+    betas: Option<[f32; 2]>,
+    epsilon: Option<f32>,
+    amsgrad: Option<bool>,
+    momentum: Option<f64>,
+    dampening: Option<f64>,
+    nesterov: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RuleName {
+    #[default]
+    AdamW,
+    Adam,
+    Sgd,
+}
+
+impl OptimizerConfig {
+    pub fn rule(&self) -> Rule {
+        let [beta_1, beta_2] = self.betas.unwrap_or([0.9, 0.999]);
+        let epsilon = self.epsilon.unwrap_or(1e-8);
+        let amsgrad = self.amsgrad.unwrap_or(false);
+        let decay = self.weight_decay.filter(|&rate| rate > 0.0).map(WeightDecayConfig::new);
+        match self.name {
+            RuleName::AdamW => Rule::AdamW(
+                AdamWConfig::new()
+                    .with_beta_1(beta_1)
+                    .with_beta_2(beta_2)
+                    .with_epsilon(epsilon)
+                    .with_weight_decay(self.weight_decay.unwrap_or(0.01))
+                    .with_amsgrad(amsgrad)
+                    .build(),
+            ),
+            RuleName::Adam => Rule::Adam(
+                AdamConfig::new()
+                    .with_beta_1(beta_1)
+                    .with_beta_2(beta_2)
+                    .with_epsilon(epsilon)
+                    .with_weight_decay(decay)
+                    .with_amsgrad(amsgrad)
+                    .build(),
+            ),
+            RuleName::Sgd => {
+                let momentum = self.momentum.filter(|&momentum| momentum > 0.0).map(|momentum| {
+                    MomentumConfig::new()
+                        .with_momentum(momentum)
+                        .with_dampening(self.dampening.unwrap_or(0.0))
+                        .with_nesterov(self.nesterov.unwrap_or(false))
+                });
+                Rule::Sgd(SgdConfig::new().with_momentum(momentum).with_weight_decay(decay).build())
+            }
+        }
+    }
+
+    fn check(&self, spec: &Spec<'_>) -> Result<(), JobError> {
+        let sgd = self.name == RuleName::Sgd;
+        let given = [
+            ("betas", self.betas.is_some() && sgd),
+            ("epsilon", self.epsilon.is_some() && sgd),
+            ("amsgrad", self.amsgrad.is_some() && sgd),
+            ("momentum", self.momentum.is_some() && !sgd),
+            ("dampening", self.dampening.is_some() && !sgd),
+            ("nesterov", self.nesterov.is_some() && !sgd),
+        ];
+        let in_unit = |value: f64| (0.0..1.0).contains(&value);
+        let ranges = [
+            ("weight_decay", self.weight_decay.is_none_or(|rate| rate >= 0.0 && rate.is_finite()), "a number from 0"),
+            ("betas", self.betas.is_none_or(|b| b.iter().all(|&b| in_unit(b.into()))), "two numbers from 0 to below 1"),
+            ("epsilon", self.epsilon.is_none_or(|e| e > 0.0 && e.is_finite()), "a small number above 0"),
+            ("momentum", self.momentum.is_none_or(in_unit), "a number from 0 to below 1"),
+            ("dampening", self.dampening.is_none_or(in_unit), "a number from 0 to below 1"),
+        ];
+        if let Some((key, _)) = given.iter().find(|(_, foreign)| *foreign) {
+            let problem = format!("{key} is no key of this optimizer");
+            return Err(spec.mistake("optimizer", key, &problem, "remove it, or change name"));
+        }
+        if let Some((key, _, mend)) = ranges.iter().find(|(_, good, _)| !good) {
+            return Err(spec.mistake("optimizer", key, &format!("{key} is out of range"), &format!("write {mend}")));
+        }
+        Ok(())
+    }
+}
+
+/// `[schedule]`: linear warm-up to `lr`, then `decay` down to `min_lr` at the last step.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ScheduleConfig {
+    pub lr: f64,
+    pub warmup_steps: u64,
+    pub decay: Decay,
+    pub min_lr: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Decay {
+    Cosine,
+    Linear,
+    Constant,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        ScheduleConfig { lr: 1e-3, warmup_steps: 0, decay: Decay::Cosine, min_lr: 0.0 }
+    }
+}
+
+impl ScheduleConfig {
+    fn check(&self, spec: &Spec<'_>) -> Result<(), JobError> {
+        if !(self.lr > 0.0 && self.lr <= 1.0) {
+            return Err(spec.mistake(
+                "schedule",
+                "lr",
+                "lr must be above 0 and at most 1",
+                "write a rate such as 1e-3",
+            ));
+        }
+        if !(self.min_lr >= 0.0 && self.min_lr <= self.lr) {
+            return Err(spec.mistake("schedule", "min_lr", "min_lr must be from 0 to lr", "lower it, or remove it"));
+        }
+        Ok(())
+    }
+}
+
+/// The text of a spec, for errors that point into it.
+pub(crate) struct Spec<'a> {
+    text: &'a str,
+}
+
+impl<'a> Spec<'a> {
+    pub fn new(text: &'a str) -> Self {
+        Spec { text }
+    }
+
+    /// Parses the sections; the trainer's own values are checked by the trainer.
+    pub fn sections<D, M>(&self) -> Result<Sections<D, M>, JobError>
+    where
+        D: DeserializeOwned,
+        M: DeserializeOwned + Default,
+    {
+        let sections: Sections<D, M> = toml::from_str(self.text).map_err(|error| self.syntax(&error))?;
+        sections.optimizer.check(self)?;
+        sections.schedule.check(self)?;
+        Ok(sections)
+    }
+
+    /// An error at `[section] key`, or at the section where the key is absent.
+    pub fn mistake(&self, section: &str, key: &str, problem: &str, mend: &str) -> JobError {
+        let table = DeTable::parse(self.text).ok();
+        let line = table.as_ref().and_then(|table| {
+            let (name, value) = table.get_ref().iter().find(|(name, _)| name.get_ref() == section)?;
+            let inner = value.get_ref().as_table();
+            let key = inner.and_then(|inner| inner.iter().find(|(name, _)| name.get_ref() == key));
+            Some(self.line(key.map_or(name.span().start, |(name, _)| name.span().start)))
+        });
+        JobError::Config { line: line.unwrap_or(1), problem: format!("[{section}] {problem}"), mend: mend.to_owned() }
+    }
+
+    pub fn unknown_trainer(&self, name: &str, known: &[&str]) -> JobError {
+        let table = DeTable::parse(self.text).ok();
+        let key = table.as_ref().and_then(|table| table.get_ref().iter().find(|(key, _)| key.get_ref() == "trainer"));
+        let line = key.map_or(1, |(key, _)| self.line(key.span().start));
+        let mend = format!("write one of {}", known.join(", "));
+        JobError::Config { line, problem: format!("unknown trainer \"{name}\""), mend }
+    }
+
+    fn line(&self, byte: usize) -> usize {
+        1 + self.text.as_bytes().iter().take(byte).filter(|&&byte| byte == b'\n').count()
+    }
+
+    fn syntax(&self, error: &toml::de::Error) -> JobError {
+        let line = error.span().map_or(1, |span| self.line(span.start));
+        let message = error.message().lines().next().unwrap_or_default();
+        let (problem, mend) = match message.split_once(", expected ") {
+            Some((problem, expected)) => (problem.to_owned(), format!("write {expected}")),
+            None if message.starts_with("missing field `data`") => {
+                ("no [data] section".to_owned(), "add [data] with train = \"FILE\"".to_owned())
+            }
+            None if message.starts_with("missing field") => (message.to_owned(), "add the key".to_owned()),
+            None => (message.to_owned(), "mend the TOML at this line".to_owned()),
+        };
+        JobError::Config { line, problem, mend }
+    }
+}
+
+/// The keys of `[data]` that hold paths.
+const PATHS: [&str; 2] = ["train", "held_out"];
+
+/// The spec with the paths of `[data]` made absolute against `base` (the spec's folder); the rest stays as it is written.
+pub fn absolute_paths(config_toml: &str, base: &Path) -> Result<String, JobError> {
+    let spec = Spec::new(config_toml);
+    let table = DeTable::parse(config_toml).map_err(|error| spec.syntax(&error))?;
+    let mut edits = Vec::new();
+    if let Some(DeValue::Table(data)) = table.get_ref().get("data").map(toml::Spanned::get_ref) {
+        for (key, value) in data.iter().filter(|(key, _)| PATHS.contains(&key.get_ref().as_ref())) {
+            let DeValue::String(path) = value.get_ref() else { continue };
+            let absolute = base.join(path.as_ref());
+            let Some(absolute) = absolute.to_str() else {
+                return Err(spec.mistake("data", key.get_ref(), "the path is not UTF-8", "move the file or the spec"));
+            };
+            edits.push((value.span(), toml::Value::String(absolute.to_owned()).to_string()));
+        }
+    }
+    let mut text = config_toml.to_owned();
+    edits.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));
+    for (span, path) in edits {
+        text.replace_range(span, &path);
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Data {
+        #[allow(dead_code)]
+        train: String,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Model {
+        #[allow(dead_code)]
+        hidden: usize,
+    }
+
+    fn error(text: &str) -> String {
+        Spec::new(text).sections::<Data, Model>().expect_err("the spec is wrong").to_string()
+    }
+
+    #[test]
+    fn mistakes_name_key_line_and_mend() {
+        let rest = "[data]\ntrain = 'x.csv'\n";
+        assert_eq!(
+            error(&format!("{rest}[schedule]\nlrr = 1")),
+            "line 4: unknown field `lrr` (write one of `lr`, `warmup_steps`, `decay`, `min_lr`)"
+        );
+        assert_eq!(
+            error(&format!("{rest}[schedule]\nlr = 2.0")),
+            "line 4: [schedule] lr must be above 0 and at most 1 (write a rate such as 1e-3)"
+        );
+        assert_eq!(error(&format!("{rest}[model]\nhidden = 'x'")), "line 4: invalid type: string \"x\" (write usize)");
+        assert_eq!(
+            error(&format!("{rest}[optimizer]\nname = 'adamx'")),
+            "line 4: unknown variant `adamx` (write one of `adamw`, `adam`, `sgd`)"
+        );
+        assert_eq!(
+            error(&format!("{rest}[optimizer]\nname = 'sgd'\nmomentum = 2.0")),
+            "line 5: [optimizer] momentum is out of range (write a number from 0 to below 1)"
+        );
+        assert_eq!(
+            error(&format!("{rest}[optimizer]\nmomentum = 0.9")),
+            "line 4: [optimizer] momentum is no key of this optimizer (remove it, or change name)"
+        );
+        assert_eq!(error("name = 'x'"), "line 1: no [data] section (add [data] with train = \"FILE\")");
+        assert!(error("[data\n").starts_with("line 1: "));
+    }
+
+    #[test]
+    fn paths_become_absolute_and_nothing_else_changes() {
+        let text = "# a comment\nname = \"d\"\n[data]\ntrain = \"../data/a.csv\" # here\nheld_out = 0.2\n";
+        let absolute = absolute_paths(text, Path::new("/jobs/specs")).expect("a good spec");
+        assert_eq!(absolute, text.replace("../data/a.csv", "/jobs/specs/../data/a.csv"));
+        assert_eq!(absolute_paths(&absolute, Path::new("/elsewhere")).expect("a good spec"), absolute);
+    }
+}

@@ -1,0 +1,289 @@
+//! Reads rows of CSV and JSONL files, plain or gzip, and decides which rows are held out.
+//! Errors name the file and the line. It knows nothing of models: a trainer turns rows into numbers.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use serde_json::Value;
+
+use crate::JobError;
+use crate::config::Spec;
+
+/// Longest line of a JSONL file. Without it a file without newlines would be read into memory whole.
+const LINE_BYTES_MAX: u64 = 16 << 20;
+
+/// One value of a row, as the file holds it.
+pub(crate) enum Field<'a> {
+    Text(&'a str),
+    Json(&'a Value),
+}
+
+impl Field<'_> {
+    pub fn text(&self) -> Result<&str, String> {
+        match self {
+            Field::Text(text) => Ok(text),
+            Field::Json(Value::String(text)) => Ok(text),
+            Field::Json(other) => Err(format!("expected a string, found {}", kind(other))),
+        }
+    }
+
+    /// A whole number from `0` to `max`.
+    pub fn integer(&self, max: u64) -> Result<u64, String> {
+        let value = match self {
+            Field::Text(text) => text.trim().parse::<u64>().ok(),
+            Field::Json(value) => value.as_u64(),
+        };
+        value.filter(|&value| value <= max).ok_or_else(|| {
+            let found = match self {
+                Field::Text(text) => format!("\"{}\"", text.escape_debug()),
+                Field::Json(value) => value.to_string().chars().take(40).collect(),
+            };
+            format!("expected a whole number from 0 to {max}, found {found}")
+        })
+    }
+
+    /// A list of `count` whole numbers from 0 to 255: a JSON array, also inside a CSV cell.
+    pub fn bytes(&self, count: usize) -> Result<Vec<u8>, String> {
+        let parsed;
+        let value = match self {
+            Field::Json(value) => *value,
+            Field::Text(text) => {
+                parsed = serde_json::from_str(text).map_err(|_| "expected a JSON array of numbers".to_owned())?;
+                &parsed
+            }
+        };
+        let items = value.as_array().ok_or_else(|| format!("expected an array, found {}", kind(value)))?;
+        if items.len() != count {
+            return Err(format!("expected {count} values, found {}", items.len()));
+        }
+        items.iter().map(|item| Field::Json(item).integer(255).map(|value| value as u8)).collect()
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// One row's values in the order of the asked columns. An error of `each` is a problem of that row.
+type Each<'a> = dyn FnMut(&[Field<'_>]) -> Result<(), String> + 'a;
+
+/// Calls `each` with the named columns of every row of a `.csv` or `.jsonl` file (`.gz` after either), in file order.
+pub(crate) fn read_rows(path: &Path, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
+    let file = File::open(path).map_err(|source| JobError::File { path: path.into(), source })?;
+    let name = path.to_string_lossy().to_ascii_lowercase();
+    let (stem, packed) = name.strip_suffix(".gz").map_or((name.as_str(), false), |stem| (stem, true));
+    let bytes: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    if stem.ends_with(".csv") {
+        read_csv(path, bytes, columns, each)
+    } else if stem.ends_with(".jsonl") {
+        read_jsonl(path, bytes, columns, each)
+    } else {
+        let problem = "unknown kind of file: the name must end in .csv, .csv.gz, .jsonl or .jsonl.gz".to_owned();
+        Err(JobError::Data { path: path.into(), problem })
+    }
+}
+
+fn read_csv(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
+    let mut reader = csv::ReaderBuilder::new().from_reader(bytes);
+    let header = reader.headers().map_err(|error| csv_error(path, error))?.clone();
+    let mut wanted = Vec::new();
+    for column in columns {
+        let index = header.iter().position(|name| name == *column).ok_or_else(|| {
+            let names = header.iter().collect::<Vec<_>>().join(", ");
+            row(path, 1, format!("no column \"{column}\" in the header ({names})"))
+        })?;
+        wanted.push(index);
+    }
+    let mut record = csv::StringRecord::new();
+    while reader.read_record(&mut record).map_err(|error| csv_error(path, error))? {
+        let line = record.position().map_or(0, csv::Position::line);
+        let fields: Vec<Field<'_>> = wanted.iter().map(|&index| Field::Text(&record[index])).collect();
+        each(&fields).map_err(|problem| row(path, line, problem))?;
+    }
+    Ok(())
+}
+
+fn read_jsonl(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
+    let mut reader = BufReader::with_capacity(1 << 16, bytes);
+    let mut text = Vec::new();
+    for line in 1.. {
+        text.clear();
+        let failed = |source| JobError::File { path: path.into(), source };
+        if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut text).map_err(failed)? == 0 {
+            break;
+        }
+        if text.len() as u64 == LINE_BYTES_MAX && text.last() != Some(&b'\n') {
+            return Err(row(path, line, format!("longer than {LINE_BYTES_MAX} bytes")));
+        }
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        let value: Value =
+            serde_json::from_slice(&text).map_err(|error| row(path, line, format!("not a JSON value: {error}")))?;
+        let mut fields = Vec::new();
+        for column in columns {
+            let field = value.get(column).ok_or_else(|| {
+                let expected = columns.join(", ");
+                row(path, line, format!("no key \"{column}\": each line is a JSON object with {expected}"))
+            })?;
+            fields.push(Field::Json(field));
+        }
+        each(&fields).map_err(|problem| row(path, line, problem))?;
+    }
+    Ok(())
+}
+
+fn row(path: &Path, line: u64, problem: String) -> JobError {
+    JobError::Row { path: path.into(), line, problem }
+}
+
+fn csv_error(path: &Path, error: csv::Error) -> JobError {
+    let line = error.position().map_or(1, csv::Position::line);
+    let problem = match error.kind() {
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            format!("expected {expected_len} columns as in the header, found {len}")
+        }
+        csv::ErrorKind::Utf8 { .. } => "not UTF-8".to_owned(),
+        csv::ErrorKind::Io(_) => {
+            let csv::ErrorKind::Io(source) = error.into_kind() else { unreachable!("matched above") };
+            return JobError::File { path: path.into(), source };
+        }
+        _ => error.to_string(),
+    };
+    row(path, line, problem)
+}
+
+/// Where the held-out rows come from.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize)]
+#[serde(untagged, expecting = "a fraction between 0 and 1 or the path of a file")]
+pub(crate) enum HeldOut {
+    /// This share of the training file's groups.
+    Fraction(f64),
+    /// A file of its own, in the same format.
+    File(PathBuf),
+}
+
+impl HeldOut {
+    pub fn check(&self, spec: &Spec<'_>) -> Result<(), JobError> {
+        match self {
+            HeldOut::Fraction(share) if !(*share > 0.0 && *share < 1.0) => {
+                let mend = "write a share between 0 and 1, or the path of a file";
+                Err(spec.mistake("data", "held_out", "held_out is out of range", mend))
+            }
+            HeldOut::Fraction(_) | HeldOut::File(_) => Ok(()),
+        }
+    }
+
+    /// Whether rows of the training file with this group key are held out: by a hash, so all rows of a group are on the
+    /// same side, on every rank, whatever else is in the file.
+    pub fn holds(&self, group: impl AsRef<[u8]>) -> bool {
+        match self {
+            HeldOut::Fraction(share) => unit(group.as_ref()) < *share,
+            HeldOut::File(_) => false,
+        }
+    }
+}
+
+/// FNV-1a with SplitMix64's finaliser, as a number in [0, 1).
+fn unit(bytes: &[u8]) -> f64 {
+    let fnv = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    (crate::order::mix(fnv) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn write(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).expect("write the file");
+        (folder, path)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(bytes).expect("pack");
+        packer.finish().expect("pack")
+    }
+
+    fn labels(path: &Path) -> Result<Vec<u64>, JobError> {
+        let mut out = Vec::new();
+        read_rows(path, &["label"], &mut |fields| {
+            out.push(fields[0].integer(9)?);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    fn message(name: &str, bytes: &[u8]) -> String {
+        let (_folder, path) = write(name, bytes);
+        let error = labels(&path).expect_err("the file is wrong").to_string();
+        error.replace(path.to_str().expect("utf-8 path"), "FILE")
+    }
+
+    #[test]
+    fn both_formats_read_plain_and_packed() {
+        let (csv, jsonl) = (b"name,label\na,1\nb,2\n", b"{\"label\":1}\n\n{\"label\":2,\"x\":0}\n");
+        for (name, bytes) in
+            [("a.csv", csv.to_vec()), ("a.csv.gz", gzip(csv)), ("a.jsonl", jsonl.to_vec()), ("a.jsonl.gz", gzip(jsonl))]
+        {
+            let (_folder, path) = write(name, &bytes);
+            assert_eq!(labels(&path).expect("a good file"), [1, 2], "{name}");
+        }
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        assert_eq!(
+            message("a.csv", b"name,label\na,1\nb,x\n"),
+            "FILE, line 3: expected a whole number from 0 to 9, found \"x\""
+        );
+        assert_eq!(
+            message("a.csv", b"name,label\na,1\nb\n"),
+            "FILE, line 3: expected 2 columns as in the header, found 1"
+        );
+        assert_eq!(
+            message("a.csv", b"name,kind\na,1\n"),
+            "FILE, line 1: no column \"label\" in the header (name, kind)"
+        );
+        assert_eq!(message("a.csv", b"name,label\n\xff,1\n"), "FILE, line 2: not UTF-8");
+        assert_eq!(
+            message("a.jsonl", b"{\"label\":1}\n{\"label\":12}\n"),
+            "FILE, line 2: expected a whole number from 0 to 9, found 12"
+        );
+        assert!(message("a.jsonl", b"{\"label\":1}\n{\"label\"\n").starts_with("FILE, line 2: not a JSON value"));
+        assert_eq!(
+            message("a.jsonl", b"{\"lable\":1}\n"),
+            "FILE, line 1: no key \"label\": each line is a JSON object with label"
+        );
+        assert!(message("a.txt", b"").contains("must end in .csv"));
+        assert!(message("a.csv.gz", &gzip(b"label\n1\n2\n")[..20]).starts_with("read data file FILE: "));
+    }
+
+    #[test]
+    fn missing_file_is_named() {
+        let error = labels(Path::new("/nowhere/rows.csv")).expect_err("no such file").to_string();
+        assert_eq!(error, "read data file /nowhere/rows.csv: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn held_out_share_is_near_what_was_asked() {
+        let held_out = HeldOut::Fraction(0.2);
+        let held = (0..10_000).filter(|i| held_out.holds(&format!("host{i}.example"))).count();
+        assert!((1850..2150).contains(&held), "{held} of 10000");
+    }
+}

@@ -1,0 +1,326 @@
+//! Trainer `domains`: is a domain name phishing or benign, from its characters alone. A character CNN (Kim 2014, on
+//! characters as in Zhang, Zhao and LeCun 2015): embedding, convolutions of a few widths, the largest value over the
+//! positions, a small MLP.
+//!
+//! The held-out rows are chosen by registered domain, so that the model is judged on owners it has never seen.
+
+use std::path::PathBuf;
+
+use burn::module::Module;
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::Deserialize;
+
+use super::engine::{Engine, Loss, Task, check_model, cross_entropy, layout, load_model};
+use super::layers::{Embedding, Init, Linear};
+use super::metrics::{at_false_positives, roc_auc};
+use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, prediction};
+use crate::JobError;
+use crate::config::{Sections, Spec};
+use crate::data::{HeldOut, read_rows};
+use crate::device::device;
+
+// ---- what the spec says ----------------------------------------------------------------------------------------------
+
+/// `[data]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Data {
+    train: PathBuf,
+    /// A share of the registered domains of `train`, or a file of its own.
+    #[serde(default = "held_out")]
+    held_out: HeldOut,
+    /// Column with the domain name.
+    #[serde(default = "domain")]
+    domain: String,
+    /// Column with the label.
+    #[serde(default = "label")]
+    label: String,
+    /// Column with the registered domain. Left out: guessed from the name (see `registered`).
+    registered: Option<String>,
+    /// The two labels as the column writes them; metrics take the second as the positive class.
+    #[serde(default = "labels")]
+    labels: [String; 2],
+}
+
+fn held_out() -> HeldOut {
+    HeldOut::Fraction(0.15)
+}
+fn domain() -> String {
+    "domain".to_owned()
+}
+fn label() -> String {
+    "label".to_owned()
+}
+fn labels() -> [String; 2] {
+    ["benign".to_owned(), "phishing".to_owned()]
+}
+
+/// `[model]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Model {
+    /// Characters that are looked at: the last ones, where the registered domain is.
+    length: usize,
+    /// Size of a character's vector.
+    embedding: usize,
+    /// Window widths of the convolutions, in characters.
+    widths: Vec<usize>,
+    /// Channels of each convolution.
+    channels: usize,
+    /// Size of the hidden layer.
+    hidden: usize,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Model { length: 64, embedding: 16, widths: vec![5], channels: 256, hidden: 64 }
+    }
+}
+
+pub(crate) fn sections(spec: &Spec<'_>) -> Result<Sections<Data, Model>, JobError> {
+    let sections: Sections<Data, Model> = spec.sections()?;
+    let model = &sections.model;
+    let sizes = [
+        ("length", model.length, 253),
+        ("embedding", model.embedding, 1024),
+        ("channels", model.channels, 4096),
+        ("hidden", model.hidden, 4096),
+    ];
+    if let Some((key, _, max)) = sizes.iter().find(|(_, size, max)| size == &0 || size > max) {
+        let mend = format!("write a number from 1 to {max}");
+        return Err(spec.mistake("model", key, &format!("{key} is out of range"), &mend));
+    }
+    if model.widths.is_empty() || model.widths.iter().any(|width| !(1..=16).contains(width)) {
+        let mend = "write one or more widths from 1 to 16, such as [3, 5]";
+        return Err(spec.mistake("model", "widths", "widths is out of range", mend));
+    }
+    sections.data.held_out.check(spec)?;
+    if sections.data.labels[0] == sections.data.labels[1] {
+        return Err(spec.mistake("data", "labels", "both labels are the same", "write the two labels of the column"));
+    }
+    Ok(sections)
+}
+
+// ---- the data --------------------------------------------------------------------------------------------------------
+
+/// Symbols: 0 = outside the name, 1 = any other character, then these.
+const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789-._";
+const SYMBOLS: usize = 2 + ALPHABET.len();
+
+/// A name as symbols, and the index of its label.
+#[derive(Debug, Clone, PartialEq)]
+struct Sample {
+    symbols: Vec<u8>,
+    label: u8,
+}
+
+/// The last `length` characters of a name as symbols.
+fn encode(name: &str, length: usize) -> Result<Vec<u8>, String> {
+    let name = name.trim().trim_end_matches('.').to_lowercase();
+    if name.is_empty() || name.contains(|c: char| c.is_whitespace() || "/:@?#,".contains(c)) {
+        return Err(format!("expected a domain name, found \"{}\"", name.escape_debug()));
+    }
+    let symbol = |c: char| ALPHABET.iter().position(|&known| char::from(known) == c).map_or(1, |at| at as u8 + 2);
+    let symbols: Vec<u8> = name.chars().map(symbol).collect();
+    Ok(symbols[symbols.len().saturating_sub(length)..].to_vec())
+}
+
+/// The registered domain, guessed without the public suffix list: the last two labels, or three under a country's
+/// general second level (`example.co.uk`). A `registered` column is better where there is one.
+fn registered(name: &str) -> &str {
+    const SECOND_LEVEL: [&str; 12] = ["ac", "co", "com", "edu", "go", "gob", "gouv", "gov", "ne", "net", "or", "org"];
+    let dots: Vec<usize> = name.rmatch_indices('.').map(|(at, _)| at).collect();
+    let keep = match dots[..] {
+        [top, second, ..] if name.len() - top == 3 && SECOND_LEVEL.contains(&&name[second + 1..top]) => 2,
+        [top, second] if name.len() - top == 3 && SECOND_LEVEL.contains(&&name[second + 1..top]) => 2,
+        _ => 1,
+    };
+    dots.get(keep).map_or(name, |&dot| &name[dot + 1..])
+}
+
+/// Training and held-out samples, in file order.
+fn read(data: &Data, length: usize) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
+    let (mut train, mut held) = (Vec::new(), Vec::new());
+    let columns = [data.domain.as_str(), data.label.as_str(), data.registered.as_deref().unwrap_or(&data.domain)];
+    let mut file = |path: &PathBuf, all_held: Option<()>| {
+        read_rows(path, &columns, &mut |fields| {
+            let (name, label) = (fields[0].text()?, fields[1].text()?);
+            let label = data.labels.iter().position(|known| known == label).ok_or_else(|| {
+                format!("expected the label {} or {}, found \"{label}\"", data.labels[0], data.labels[1])
+            })?;
+            let sample = Sample { symbols: encode(name, length)?, label: label as u8 };
+            let group = if data.registered.is_some() { fields[2].text()? } else { registered(name) };
+            if all_held.is_some() || data.held_out.holds(group) {
+                held.push(sample)
+            } else {
+                train.push(sample)
+            }
+            Ok(())
+        })
+    };
+    file(&data.train, None)?;
+    if let HeldOut::File(path) = &data.held_out {
+        file(path, Some(()))?;
+    }
+    let fail = |problem: &str| Err(JobError::Data { path: data.train.clone(), problem: problem.to_owned() });
+    for (samples, which) in [(&train, "training"), (&held, "held-out")] {
+        for (index, label) in data.labels.iter().enumerate() {
+            if !samples.iter().any(|sample| usize::from(sample.label) == index) {
+                return fail(&format!("no {which} row is labelled {label}"));
+            }
+        }
+    }
+    Ok((train, held))
+}
+
+// ---- the model -------------------------------------------------------------------------------------------------------
+
+#[derive(Module, Debug)]
+pub(crate) struct Net {
+    embedding: Embedding,
+    convolutions: Vec<Linear>,
+    hidden: Linear,
+    output: Linear,
+}
+
+impl Net {
+    fn new(init: &Init<'_>, config: &Model) -> Self {
+        let convolution = |(at, width): (usize, &usize)| {
+            Linear::new(init, &format!("convolutions.{at}"), width * config.embedding, config.channels)
+        };
+        Net {
+            embedding: Embedding::new(init, "embedding", SYMBOLS, config.embedding),
+            convolutions: config.widths.iter().enumerate().map(convolution).collect(),
+            hidden: Linear::new(init, "hidden", config.widths.len() * config.channels, config.hidden),
+            output: Linear::new(init, "output", config.hidden, 2),
+        }
+    }
+
+    /// Logits [names, 2]. Each convolution is a product of all windows of characters with its weights: the windows are
+    /// gathered as symbols, before the embedding, which on the CPU is faster than cutting the embedded text.
+    ///
+    /// A name is taken as followed by endless symbols 0. Windows that lie wholly in them are all the same, so one of
+    /// them after the longest name stands for all: a name's logits do not depend on the other names in the batch.
+    fn forward(&self, config: &Model, names: &[&[u8]], device: &Device) -> Tensor<2> {
+        let positions = 1 + names.iter().map(|name| name.len()).max().unwrap_or(0);
+        let mut features = Vec::new();
+        for (convolution, &width) in self.convolutions.iter().zip(&config.widths) {
+            let windows = windows(names, positions, width);
+            let windows =
+                Tensor::<1, Int>::from_data(TensorData::new(windows, [names.len() * positions * width]), device);
+            let windows = self.embedding.forward(windows).reshape([names.len() * positions, width * config.embedding]);
+            let values = convolution.forward(windows).reshape([names.len(), positions, config.channels]);
+            features.push(relu(values.max_dim(1).reshape([names.len(), config.channels])));
+        }
+        let features = if features.len() == 1 { features.remove(0) } else { Tensor::cat(features, 1) };
+        self.output.forward(relu(self.hidden.forward(features)))
+    }
+}
+
+/// The symbols in the windows of `width` that start at 0, 1, ... `positions - 1`, name by name.
+fn windows(names: &[&[u8]], positions: usize, width: usize) -> Vec<i32> {
+    let mut out = Vec::with_capacity(names.len() * positions * width);
+    for name in names {
+        for start in 0..positions {
+            out.extend((start..start + width).map(|at| i32::from(name.get(at).copied().unwrap_or(0))));
+        }
+    }
+    out
+}
+
+// ---- training, evaluation, prediction --------------------------------------------------------------------------------
+
+struct Domains {
+    config: Model,
+    train: Vec<Sample>,
+    held: Vec<Sample>,
+}
+
+pub(crate) fn load(spec: &Spec<'_>, plan: Plan) -> Result<Box<dyn Train>, JobError> {
+    let sections = sections(spec)?;
+    let (train, held) = read(&sections.data, sections.model.length)?;
+    let device = device().autodiff();
+    let net = Net::new(&Init::new(plan.seed, &device), &sections.model);
+    let task = Domains { config: sections.model, train, held };
+    Ok(Box::new(Engine::new(task, net, device, plan, (&sections.optimizer, &sections.schedule))?))
+}
+
+impl Task for Domains {
+    type Model = Net;
+
+    fn samples(&self) -> u64 {
+        self.train.len() as u64
+    }
+
+    fn loss(&self, net: &Net, samples: &[u64], device: &Device) -> Loss {
+        let batch: Vec<&Sample> = samples.iter().map(|&index| &self.train[index as usize]).collect();
+        let names: Vec<&[u8]> = batch.iter().map(|sample| &sample.symbols[..]).collect();
+        let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
+        cross_entropy(net.forward(&self.config, &names, device), &labels)
+    }
+
+    fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
+        let positive: Vec<bool> = self.held.iter().map(|sample| sample.label == 1).collect();
+        let (mut scores, mut correct, mut loss) = (Vec::new(), 0, 0.0);
+        for batch in self.held.chunks(BATCH) {
+            let names: Vec<&[u8]> = batch.iter().map(|sample| &sample.symbols[..]).collect();
+            let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
+            let logits = net.forward(&self.config, &names, device);
+            let figures = cross_entropy(logits.clone(), &labels);
+            correct += figures.correct;
+            loss += f64::from(figures.sum.into_scalar::<f32>());
+            let logits = logits.into_data().try_into_vec::<f32>().expect("logits are f32");
+            scores.extend(logits.chunks(2).map(|row| row[1] - row[0]));
+        }
+        let (precision, recall) = at_false_positives(&scores, &positive, 0.01);
+        let rows = self.held.len() as f64;
+        Metrics::from([
+            ("accuracy".to_owned(), correct as f64 / rows),
+            ("loss".to_owned(), loss / rows),
+            ("roc_auc".to_owned(), roc_auc(&scores, &positive)),
+            ("precision_at_1pct_fpr".to_owned(), precision),
+            ("recall_at_1pct_fpr".to_owned(), recall),
+        ])
+    }
+}
+
+/// Rows a forward pass outside training, where memory is the only bound.
+const BATCH: usize = 256;
+
+struct Classifier {
+    config: Model,
+    labels: [String; 2],
+    net: Net,
+    device: Device,
+}
+
+pub(crate) fn classifier(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<Box<dyn Predict>, JobError> {
+    let sections = sections(spec)?;
+    let device = device();
+    let net = Net::new(&Init::new(0, &device), &sections.model);
+    let weights = check_model(&layout(&net), tensors)?;
+    let net = load_model(net, weights);
+    Ok(Box::new(Classifier { config: sections.model, labels: sections.data.labels, net, device }))
+}
+
+impl Predict for Classifier {
+    /// A line is a domain name.
+    fn predict(&mut self, lines: &[String]) -> Result<Vec<Prediction>, JobError> {
+        let mut out = Vec::new();
+        let encoded: Result<Vec<_>, _> = lines
+            .iter()
+            .enumerate()
+            .map(|(at, line)| {
+                encode(line, self.config.length).map_err(|problem| JobError::Line { line: at as u64 + 1, problem })
+            })
+            .collect();
+        for batch in encoded?.chunks(BATCH) {
+            let names: Vec<&[u8]> = batch.iter().map(|symbols| &symbols[..]).collect();
+            let logits = self.net.forward(&self.config, &names, &self.device).into_data();
+            let logits = logits.try_into_vec::<f32>().expect("logits are f32");
+            out.extend(logits.chunks(2).map(|row| prediction(&self.labels, row)));
+        }
+        Ok(out)
+    }
+}

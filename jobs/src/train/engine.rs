@@ -1,0 +1,354 @@
+//! The training loop's parts that all built-in trainers share: gradients of a lane, the optimizer step, saving and
+//! restoring. A trainer adds data, model and loss (`Task`). It never reads files and never talks to other ranks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::optimizer::{Schedule, Update, floats};
+use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, STATS, Train};
+use crate::JobError;
+use crate::config::{OptimizerConfig, ScheduleConfig};
+
+/// What a trainer is, apart from the loop.
+pub(crate) trait Task: Send + Sync {
+    type Model: Module + Sync;
+
+    /// Size of the training set.
+    fn samples(&self) -> u64;
+
+    /// Summed loss over training samples (indices below `samples()`). `device` is where the model is.
+    fn loss(&self, model: &Self::Model, samples: &[u64], device: &Device) -> Loss;
+
+    /// Metrics of the model (without autodiff) on the held-out data.
+    fn evaluate(&self, model: &Self::Model, device: &Device) -> Metrics;
+}
+
+/// Loss of a batch: a sum over its samples, because lanes are added before they are divided.
+pub(crate) struct Loss {
+    pub sum: Tensor<1>,
+    pub correct: u64,
+}
+
+/// Summed cross-entropy of logits [rows, classes].
+pub(crate) fn cross_entropy(logits: Tensor<2>, labels: &[u8]) -> Loss {
+    let device = logits.device();
+    let guesses = argmax(logits.clone().inner());
+    let correct = guesses.iter().zip(labels).filter(|(guess, label)| **guess == usize::from(**label)).count() as u64;
+    let targets: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
+    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [labels.len(), 1]), &device);
+    Loss { sum: log_softmax(logits, 1).gather(1, targets).sum().neg(), correct }
+}
+
+/// The first largest column of each row.
+fn argmax(logits: Tensor<2>) -> Vec<usize> {
+    let [_, classes] = logits.dims();
+    let values = logits.into_data().try_into_vec::<f32>().expect("logits are f32");
+    let first_largest = |row: &[f32]| (1..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best });
+    values.chunks(classes).map(first_largest).collect()
+}
+
+/// A task with its model, optimizer and threads.
+pub(crate) struct Engine<T: Task> {
+    task: T,
+    /// None only while `apply` has it.
+    model: Option<T::Model>,
+    device: Device,
+    layout: Layout,
+    update: Update,
+    schedule: Schedule,
+    plan: Plan,
+    pool: rayon::ThreadPool,
+}
+
+impl<T: Task> Engine<T> {
+    /// `model` is on `device`, which has autodiff.
+    pub fn new(
+        task: T,
+        model: T::Model,
+        device: Device,
+        plan: Plan,
+        (optimizer, schedule): (&OptimizerConfig, &ScheduleConfig),
+    ) -> Result<Self, JobError> {
+        let layout = layout(&model);
+        let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule] or [train]".to_owned() };
+        let schedule = Schedule::new(schedule, plan.steps).map_err(bad)?;
+        let update = Update::new(optimizer.rule(), &layout);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(plan.threads.max(1))
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(|error| JobError::Threads { threads: plan.threads, problem: error.to_string() })?;
+        Ok(Engine { task, model: Some(model), device, layout, update, schedule, plan, pool })
+    }
+
+    fn model(&self) -> &T::Model {
+        self.model.as_ref().expect("the model is only away inside apply")
+    }
+}
+
+impl<T: Task> Train for Engine<T> {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn samples(&self) -> u64 {
+        self.task.samples()
+    }
+
+    fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {
+        let size = self.task.samples();
+        if work.samples.is_empty() {
+            return Err(JobError::Contract { what: "samples of a lane", got: 0, expected: 1 });
+        }
+        if let Some(&index) = work.samples.iter().find(|&&index| index >= size) {
+            return Err(JobError::Contract { what: "sample index below the set's size", got: index, expected: size });
+        }
+        let micro = work.samples.len().div_ceil(self.plan.accumulate.max(1));
+        let (task, device, layout) = (&self.task, &self.device, &self.layout);
+        let model = self.model.as_ref().expect("the model is only away inside apply");
+        let (gradients, stats) = self.pool.install(|| {
+            let mut total: Vec<TensorData> = Vec::new();
+            let mut stats = [0f32; STATS];
+            for part in work.samples.chunks(micro) {
+                let loss = task.loss(model, part, device);
+                let sum = loss.sum.clone().inner().into_scalar::<f32>();
+                let part_stats = [sum, loss.correct as f32, part.len() as f32];
+                stats.iter_mut().zip(part_stats).for_each(|(total, part)| *total += part);
+                let gradients = gradients(model, layout, loss.sum);
+                if total.is_empty() {
+                    total = gradients;
+                } else {
+                    add(&mut total, &gradients);
+                }
+            }
+            (total, stats)
+        });
+        for (param, gradient) in layout.params.iter().zip(&gradients) {
+            sink(param.offset, gradient.as_slice::<f32>().expect("gradients are f32"));
+        }
+        sink(layout.len(), &stats);
+        Ok(())
+    }
+
+    fn apply(&mut self, step: u64, sum: &[f32]) -> Result<Applied, JobError> {
+        if sum.len() != self.layout.flat_len() {
+            let (got, expected) = (sum.len() as u64, self.layout.flat_len() as u64);
+            return Err(JobError::Contract { what: "length of the gradient sum", got, expected });
+        }
+        let (gradient, stats) = sum.split_at(self.layout.len());
+        let [loss, correct, samples] = [stats[0], stats[1], stats[2]].map(f64::from);
+        if !loss.is_finite() {
+            return Err(JobError::NonFinite { step, what: "the loss" });
+        }
+        if !(samples >= 1.0 && samples.is_finite()) {
+            return Err(JobError::Contract { what: "samples in the gradient sum", got: 0, expected: 1 });
+        }
+        let square: f64 = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+        let grad_norm = square.sqrt() / samples;
+        if !grad_norm.is_finite() {
+            return Err(JobError::NonFinite { step, what: "the gradient" });
+        }
+        let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule]".to_owned() };
+        let lr = self.schedule.rate(step).map_err(bad)?;
+        let scale = (clip(grad_norm, self.plan.clip_norm) / samples) as f32;
+        let model = self.model.take().expect("the model is only away inside apply");
+        let (update, layout) = (&mut self.update, &self.layout);
+        self.model = Some(self.pool.install(|| update.step(model, layout, gradient, scale, lr)));
+        Ok(Applied { loss: loss / samples, accuracy: correct / samples, grad_norm, lr, samples: samples as u64 })
+    }
+
+    fn evaluate(&mut self) -> Result<Metrics, JobError> {
+        let model = self.model.as_ref().expect("the model is only away inside apply");
+        let (task, device) = (&self.task, self.device.clone().inner());
+        Ok(self.pool.install(|| task.evaluate(&model.valid(), &device)))
+    }
+
+    fn save(&self) -> Result<Vec<NamedTensor>, JobError> {
+        let mut tensors = save_model(self.model())?;
+        tensors.extend(self.update.save(&self.layout)?);
+        Ok(tensors)
+    }
+
+    fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError> {
+        let (state, weights): (Vec<_>, Vec<_>) =
+            tensors.into_iter().partition(|tensor| tensor.name.starts_with("optimizer."));
+        let weights = check_model(&self.layout, weights)?;
+        let state = by_name(state)?;
+        let state = self.update.load(&self.layout, state, &self.device.clone().inner())?;
+        let model = self.model.take().expect("the model is only away inside apply");
+        self.model = Some(load_model(model, weights));
+        self.update.put(state);
+        Ok(())
+    }
+
+    fn weights_blake3(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        let number = |hasher: &mut blake3::Hasher, value: usize| {
+            hasher.update(&(value as u64).to_le_bytes());
+        };
+        let tensors = save_model(self.model()).expect("parameters are f32");
+        for (param, tensor) in self.layout.params.iter().zip(tensors) {
+            number(&mut hasher, param.path.len());
+            hasher.update(param.path.as_bytes());
+            number(&mut hasher, param.shape.len());
+            param.shape.iter().for_each(|&size| number(&mut hasher, size));
+            for value in tensor.values {
+                hasher.update(&value.to_le_bytes());
+            }
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// PyTorch's `clip_grad_norm_`: the factor that brings a norm down to `clip`, with its 1e-6 in the divisor.
+fn clip(norm: f64, clip: Option<f32>) -> f64 {
+    clip.map_or(1.0, |clip| (f64::from(clip) / (norm + 1e-6)).min(1.0))
+}
+
+/// Walks the parameters in declaration order with their dotted paths.
+struct Walk<F> {
+    path: Vec<String>,
+    each: F,
+}
+
+/// What a walk does at a parameter: path, shape, value.
+trait Visit {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>);
+}
+
+impl<F: Visit> ModuleVisitor for Walk<F> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.each.visit(self.path.join("."), param);
+    }
+}
+
+fn walk<M: Module, F: Visit>(model: &M, each: F) -> F {
+    let mut walk = Walk { path: Vec::new(), each };
+    model.visit(&mut walk);
+    walk.each
+}
+
+struct Specs(Vec<ParamSpec>);
+
+impl Visit for Specs {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
+        let shape = param.val().dims().to_vec();
+        let (offset, len) = (self.0.last().map_or(0, |last| last.offset + last.len), shape.iter().product());
+        self.0.push(ParamSpec { path, shape, offset, len });
+    }
+}
+
+pub(crate) fn layout<M: Module>(model: &M) -> Layout {
+    Layout { params: walk(model, Specs(Vec::new())).0 }
+}
+
+struct Take {
+    gradients: GradientsParams,
+    out: Vec<Option<TensorData>>,
+}
+
+impl Visit for Take {
+    fn visit<const D: usize>(&mut self, _: String, param: &Param<Tensor<D>>) {
+        // The buffer moves out where the backend holds the only handle: no copy on the CPU.
+        self.out.push(self.gradients.remove::<D>(param.id).map(Tensor::into_data));
+    }
+}
+
+/// Gradients in layout order; zeros for a parameter that the loss did not reach.
+fn gradients<M: Module>(model: &M, layout: &Layout, loss: Tensor<1>) -> Vec<TensorData> {
+    let gradients = GradientsParams::from_grads(loss.backward(), model);
+    let taken = walk(model, Take { gradients, out: Vec::new() }).out;
+    let zeros = |param: &ParamSpec| TensorData::new(vec![0f32; param.len], param.shape.clone());
+    taken.into_iter().zip(&layout.params).map(|(data, param)| data.unwrap_or_else(|| zeros(param))).collect()
+}
+
+fn add(total: &mut [TensorData], part: &[TensorData]) {
+    for (total, part) in total.iter_mut().zip(part) {
+        let total = total.as_mut_slice::<f32>().expect("gradients are f32");
+        let part = part.as_slice::<f32>().expect("gradients are f32");
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+    }
+}
+
+struct Save(Result<Vec<NamedTensor>, JobError>);
+
+impl Visit for Save {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
+        let Ok(out) = &mut self.0 else { return };
+        let (name, tensor) = (format!("model.{path}"), param.val().inner());
+        let shape = tensor.dims().to_vec();
+        match floats(&name, tensor.into_data()) {
+            Ok(values) => out.push(NamedTensor { name, shape, values }),
+            Err(error) => self.0 = Err(error),
+        }
+    }
+}
+
+/// The parameters as `model.<path>`, in layout order.
+pub(crate) fn save_model<M: Module>(model: &M) -> Result<Vec<NamedTensor>, JobError> {
+    walk(model, Save(Ok(Vec::new()))).0
+}
+
+fn by_name(tensors: Vec<NamedTensor>) -> Result<BTreeMap<String, NamedTensor>, JobError> {
+    let mut map = BTreeMap::new();
+    for tensor in tensors {
+        let name = tensor.name.clone();
+        let fail = |problem| Err(JobError::Tensor { name: name.clone(), problem });
+        if tensor.shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size)) != Some(tensor.values.len()) {
+            return fail(format!("{} values in the shape {:?}", tensor.values.len(), tensor.shape));
+        }
+        if map.insert(name.clone(), tensor).is_some() {
+            return fail("given twice".to_owned());
+        }
+    }
+    Ok(map)
+}
+
+/// The weights in layout order, with every name and shape checked.
+pub(crate) fn check_model(layout: &Layout, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
+    let mut map = by_name(tensors)?;
+    let mut weights = Vec::new();
+    for param in &layout.params {
+        let name = format!("model.{}", param.path);
+        let Some(tensor) = map.remove(&name) else {
+            return Err(JobError::Tensor { name, problem: "missing".to_owned() });
+        };
+        if tensor.shape != param.shape {
+            let problem = format!("shape {:?}, expected {:?}: saved with another [model]?", tensor.shape, param.shape);
+            return Err(JobError::Tensor { name, problem });
+        }
+        weights.push(tensor);
+    }
+    let unknown: BTreeSet<String> = map.into_keys().collect();
+    if let Some(name) = unknown.into_iter().next() {
+        return Err(JobError::Tensor { name, problem: "no parameter of this model has that name".to_owned() });
+    }
+    Ok(weights)
+}
+
+/// Puts checked weights into the model.
+pub(crate) fn load_model<M: Module>(model: M, weights: Vec<NamedTensor>) -> M {
+    struct Put(std::vec::IntoIter<NamedTensor>);
+    impl ModuleMapper for Put {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let weights = self.0.next().expect("one tensor a parameter, checked by check_model");
+            let (id, old, mapper) = param.consume();
+            let tensor = Tensor::<D>::from_data(TensorData::new(weights.values, weights.shape), &old.device());
+            let tensor = if old.is_require_grad() { tensor.require_grad() } else { tensor };
+            Param::from_mapped_value(id, tensor, mapper)
+        }
+    }
+    model.map(&mut Put(weights.into_iter()))
+}

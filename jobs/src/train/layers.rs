@@ -1,0 +1,94 @@
+//! The layers that the built-in models are made of, and their first weights. Weights are drawn here and not by Burn,
+//! whose random numbers come from one generator a process: each parameter has its own generator, keyed by (seed, path),
+//! so a parameter starts the same on every rank, whatever else the process has drawn.
+
+use std::cell::Cell;
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// Gives parameters their first values and their ids (1, 2, ... in order of creation: equal on every rank).
+pub(crate) struct Init<'a> {
+    seed: u64,
+    device: &'a Device,
+    next_id: Cell<u64>,
+}
+
+impl<'a> Init<'a> {
+    /// `device` is an autodiff device for training, a plain one for inference.
+    pub fn new(seed: u64, device: &'a Device) -> Self {
+        Init { seed, device, next_id: Cell::new(1) }
+    }
+
+    fn generator(&self, path: &str) -> ChaCha8Rng {
+        let mut hasher = blake3::Hasher::new_derive_key("stoke-jobs 2025 first weights");
+        hasher.update(&self.seed.to_le_bytes()).update(path.as_bytes());
+        ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
+    }
+
+    /// Uniform in [-bound, bound), from the upper 24 bits of each draw.
+    fn uniform<const D: usize>(&self, path: &str, shape: [usize; D], bound: f32) -> Param<Tensor<D>> {
+        let mut generator = self.generator(path);
+        let draw = |_| (((generator.next_u32() >> 8) as f32) / (1 << 23) as f32 - 1.0) * bound;
+        self.param((0..shape.iter().product()).map(draw).collect(), shape)
+    }
+
+    /// Standard normal, by Box and Muller's transform.
+    fn normal<const D: usize>(&self, path: &str, shape: [usize; D]) -> Param<Tensor<D>> {
+        let mut generator = self.generator(path);
+        let mut unit = || (f64::from(generator.next_u32()) + 0.5) / 2f64.powi(32);
+        let draw = |_| ((-2.0 * unit().ln()).sqrt() * (2.0 * std::f64::consts::PI * unit()).cos()) as f32;
+        self.param((0..shape.iter().product()).map(draw).collect(), shape)
+    }
+
+    fn param<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
+        let id = self.next_id.replace(self.next_id.get() + 1);
+        let tensor = Tensor::<D>::from_data(TensorData::new(values, shape), self.device);
+        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        Param::initialized(ParamId::from(id), tensor)
+    }
+}
+
+/// `x W + b`. W is [inputs, outputs]: PyTorch's `nn.Linear` keeps its transpose.
+#[derive(Module, Debug)]
+pub(crate) struct Linear {
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl Linear {
+    /// Weights and biases uniform in +-1/sqrt(inputs): PyTorch's default for `nn.Linear`, and for a convolution whose
+    /// window has `inputs` values.
+    pub fn new(init: &Init<'_>, path: &str, inputs: usize, outputs: usize) -> Self {
+        let bound = 1.0 / (inputs as f32).sqrt();
+        Linear {
+            weight: init.uniform(&format!("{path}.weight"), [inputs, outputs], bound),
+            bias: init.uniform(&format!("{path}.bias"), [outputs], bound),
+        }
+    }
+
+    /// [rows, inputs] -> [rows, outputs]
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.weight.val()) + self.bias.val().unsqueeze()
+    }
+}
+
+/// One learned vector a symbol.
+#[derive(Module, Debug)]
+pub(crate) struct Embedding {
+    weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// Standard normal: PyTorch's default for `nn.Embedding`.
+    pub fn new(init: &Init<'_>, path: &str, symbols: usize, width: usize) -> Self {
+        Embedding { weight: init.normal(&format!("{path}.weight"), [symbols, width]) }
+    }
+
+    /// [count] symbols -> [count, width]
+    pub fn forward(&self, symbols: Tensor<1, Int>) -> Tensor<2> {
+        self.weight.val().select(0, symbols)
+    }
+}

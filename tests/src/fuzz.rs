@@ -1,0 +1,233 @@
+//! The fuzz targets: every decoder that reads bytes of a peer, a file or a person, with a small corpus of real inputs. Owns the list; the
+//! short run in `tests/fuzz_smoke.rs` and the libFuzzer targets in `fuzz/` both read it from here.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stoke_protocol::codec::{self, FrameCap};
+use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
+use stoke_protocol::lanes::Subtree;
+use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
+use stoke_protocol::message::join::{JoinReply, JoinRequest, Wants};
+use stoke_protocol::message::node::{Capacity, FromNode, Gpu, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, RankInventory, ReadLog, Report, ToNode};
+use stoke_protocol::message::peer::{Part, TensorHeader};
+use stoke_protocol::message::rank::{Exit, FromRank, Outcome, PeerAddress, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank};
+use stoke_protocol::spec::JobSpec;
+
+/// One decoder.
+pub struct Target {
+    pub name: &'static str,
+    /// Must return for every input.
+    pub decode: fn(&[u8]),
+    pub corpus: Vec<Vec<u8>>,
+    /// Bytes a byte of input that may be held besides the 64 KiB of I31: 2 for frames, more for text formats that build trees.
+    pub factor: usize,
+}
+
+impl Target {
+    /// What the decoder may hold at once for an input of `bytes`.
+    pub fn memory_bound(&self, bytes: usize) -> usize {
+        self.factor * bytes + 64 * 1024 + 4 * 1024
+    }
+}
+
+fn frame<T: Serialize>(messages: Vec<T>, cap: FrameCap) -> Vec<Vec<u8>> {
+    messages.iter().map(|message| codec::encode(message, cap).expect("corpus message fits its cap")).collect()
+}
+
+fn decode_frame<T: DeserializeOwned, const CAP: u8>(bytes: &[u8]) {
+    let cap = [FrameCap::Control, FrameCap::Request, FrameCap::Header][CAP as usize];
+    // Frames and errors are both fine; a panic or too much memory is not.
+    drop(codec::decode::<T>(bytes, cap));
+}
+
+const CONTROL: u8 = 0;
+const REQUEST: u8 = 1;
+const HEADER: u8 = 2;
+
+/// Every target.
+pub fn targets() -> Vec<Target> {
+    let frames = |name, decode, corpus| Target { name, decode, corpus, factor: 2 };
+    vec![
+        frames("from_node", decode_frame::<FromNode, CONTROL>, frame(from_node(), FrameCap::Control)),
+        frames("to_node", decode_frame::<ToNode, CONTROL>, frame(to_node(), FrameCap::Control)),
+        frames("heartbeat", decode_frame::<Heartbeat, CONTROL>, frame(vec![heartbeat()], FrameCap::Control)),
+        frames("node_request", decode_frame::<NodeRequest, REQUEST>, frame(node_request(), FrameCap::Request)),
+        frames("node_reply", decode_frame::<NodeReply, REQUEST>, frame(node_reply(), FrameCap::Request)),
+        frames("read_log", decode_frame::<ReadLog, REQUEST>, frame(vec![ReadLog { id: id(), tail: Some(3), follow: true }], FrameCap::Request)),
+        frames("log_chunk", decode_frame::<LogChunk, REQUEST>, frame(vec![log_chunk()], FrameCap::Request)),
+        frames("to_rank", decode_frame::<ToRank, CONTROL>, frame(to_rank(), FrameCap::Control)),
+        frames("from_rank", decode_frame::<FromRank, CONTROL>, frame(from_rank(), FrameCap::Control)),
+        frames("request", decode_frame::<Request, REQUEST>, frame(requests(), FrameCap::Request)),
+        frames("reply", decode_frame::<Reply, REQUEST>, frame(replies(), FrameCap::Request)),
+        frames("join_request", decode_frame::<JoinRequest, CONTROL>, frame(vec![join_request()], FrameCap::Control)),
+        frames("join_reply", decode_frame::<JoinReply, CONTROL>, frame(join_reply(), FrameCap::Control)),
+        frames("tensor_header", decode_frame::<TensorHeader, HEADER>, frame(vec![tensor_header()], FrameCap::Header)),
+        Target { name: "job_spec", decode: job_spec, corpus: vec![SPEC.as_bytes().to_vec()], factor: 64 },
+    ]
+}
+
+const SPEC: &str = "name = \"d\"\ntrainer = \"domains\"\n[train]\nepochs = 2\nbatch = 256\nclip_norm = 1.0\n[resources]\nmemory = \"512MiB\"\n\
+[resources.labels]\nrack = \"a\"\n[checkpoint]\nevery = 10\nto = \"file:///tmp/x\"\n[model]\nwidths = [2, 3]\n";
+
+fn job_spec(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        drop(JobSpec::parse(text));
+    }
+}
+
+fn id() -> RankId {
+    RankId { job: JobId(7), generation: Generation(2), rank: Rank(1) }
+}
+
+fn progress() -> Progress {
+    Progress {
+        step: Step(120),
+        steps: Step(1_000),
+        loss: 0.25,
+        accuracy: 0.9,
+        learning_rate: 1e-3,
+        samples_per_second: 12_000.0,
+        compute_ms: 11.0,
+        exchange_ms: 2.0,
+        apply_ms: 0.5,
+        samples: 30_720,
+    }
+}
+
+fn shard() -> ShardRecord {
+    ShardRecord { index: 1, file: "shard-1-of-2.safetensors".into(), bytes: 4_096, blake3: Digest([3; 32]) }
+}
+
+fn events() -> Vec<RankEvent> {
+    let outcome = Outcome {
+        step: Step(1_000),
+        loss: 0.1,
+        samples: 256_000,
+        weights_blake3: Digest([9; 32]),
+        metrics: BTreeMap::from([("roc_auc".to_owned(), 0.97)]),
+    };
+    vec![
+        RankEvent::Ready { address: "127.0.0.1:4433".parse().expect("an address") },
+        RankEvent::ShardStored { step: Step(100), shard: shard() },
+        RankEvent::ManifestStored { step: Step(100), uri: "file:///c/step-100".into(), manifest_blake3: Digest([4; 32]) },
+        RankEvent::Finished { outcome },
+        RankEvent::Failed { error: "loss is not finite at step-7".into() },
+        RankEvent::Exited { exit: Exit::Signal(9) },
+    ]
+}
+
+fn start() -> StartRank {
+    StartRank { id: id(), world: 2, spec: SPEC.into(), checkpoints: "file:///c".into(), resume: Some("file:///c/step-1".into()) }
+}
+
+fn peers() -> Vec<PeerAddress> {
+    vec![PeerAddress { rank: Rank(0), address: "[::1]:9".parse().expect("an address") }; 3]
+}
+
+fn capacity() -> Capacity {
+    Capacity {
+        cpus: 2,
+        memory_bytes: 24 << 30,
+        disk_bytes: 80 << 30,
+        gpus: vec![Gpu { name: "H100".into(), memory_bytes: 80 << 30 }].into(),
+        labels: vec![("rack".into(), "a".into())].into(),
+        version: "0.1.0".into(),
+    }
+}
+
+fn from_node() -> Vec<FromNode> {
+    let hello = NodeHello {
+        cluster: ClusterId([1; 16]),
+        node: NodeId(3),
+        name: "gpu-3".into(),
+        incarnation: Incarnation(5),
+        epoch_seen: Epoch(2),
+        index_seen: LogIndex(90),
+        capacity: capacity(),
+        ranks: vec![RankInventory { id: id(), alive: true, step: Step(4) }].into(),
+    };
+    let mut messages = vec![FromNode::Hello(hello), FromNode::Progress { id: id(), progress: progress() }];
+    messages.extend(events().into_iter().map(|event| FromNode::Report(Report { sequence: 4, id: id(), event })));
+    messages
+}
+
+fn to_node() -> Vec<ToNode> {
+    vec![
+        ToNode::Welcome { epoch: Epoch(1), index: LogIndex(4), heartbeat_ms: 500, lease_ms: 3_000 },
+        ToNode::Acknowledge { sequence: 1, index: LogIndex(5) },
+        ToNode::Start(start()),
+        ToNode::Peers { id: id(), peers: peers().into() },
+        ToNode::Commit { id: id(), step: Step(9), shards: vec![shard(); 3].into() },
+        ToNode::Committed { id: id(), step: Step(9), prune: vec!["file:///c/step-1".to_owned()].into() },
+        ToNode::Release { id: id() },
+        ToNode::Stop { id: id(), reason: "cancelled".into(), grace_ms: 5_000 },
+    ]
+}
+
+fn heartbeat() -> Heartbeat {
+    Heartbeat { incarnation: Incarnation(1), sequence: 7, cpu_used: 0.5, memory_used_bytes: 1 << 30 }
+}
+
+fn node_request() -> Vec<NodeRequest> {
+    vec![NodeRequest::SignRank { id: id(), csr: vec![48; 300].into() }, NodeRequest::Renew { csr: vec![48; 300].into() }]
+}
+
+fn node_reply() -> Vec<NodeReply> {
+    vec![NodeReply::Certificate { certificate: vec![48; 500].into() }, NodeReply::Refused { reason: "not placed there".into() }]
+}
+
+fn log_chunk() -> LogChunk {
+    LogChunk { id: id(), lines: vec!["step 1 loss 0.7".to_owned(); 5].into(), last: false }
+}
+
+fn to_rank() -> Vec<ToRank> {
+    vec![
+        ToRank::Start(start()),
+        ToRank::Certificate { certificate: vec![48; 500].into(), authority: vec![48; 400].into() },
+        ToRank::Peers(peers().into()),
+        ToRank::Commit { step: Step(9), shards: vec![shard(); 3].into() },
+        ToRank::Committed { step: Step(9), prune: vec!["file:///c/step-1".to_owned()].into() },
+        ToRank::Release,
+        ToRank::Stop { reason: "cancelled".into() },
+    ]
+}
+
+fn from_rank() -> Vec<FromRank> {
+    let mut messages = vec![FromRank::Hello { csr: vec![48; 300].into() }, FromRank::Progress(progress())];
+    messages.extend(events().into_iter().map(FromRank::Event));
+    messages
+}
+
+fn requests() -> Vec<Request> {
+    vec![
+        Request::Submit { key: "k-1".into(), spec: SPEC.into() },
+        Request::Jobs,
+        Request::Logs { job: JobId(1), rank: None, tail: Some(10), follow: true },
+        Request::TokenCreate { scope: TokenScope::Node, ttl_seconds: 3_600 },
+        Request::TokenRevoke { token: TokenId(4) },
+        Request::Renew { csr: vec![48; 300].into() },
+    ]
+}
+
+fn replies() -> Vec<Reply> {
+    vec![
+        Reply::Submitted { job: JobId(1), created: true },
+        Reply::Log(log_chunk()),
+        Reply::Token { token: TokenId(4), text: "stoke1.x".into() },
+        Reply::Refused(Refusal { code: RefusalCode::Invalid, message: "no such key".into(), mend: "remove it".into() }),
+    ]
+}
+
+fn join_request() -> JoinRequest {
+    JoinRequest { token: TokenId(4), secret: [7; 16], wants: Wants::Node { name: "gpu-3".into() }, csr: vec![48; 300].into() }
+}
+
+fn join_reply() -> Vec<JoinReply> {
+    vec![JoinReply::Accepted { certificate: vec![48; 500].into() }, JoinReply::Refused { reason: "expired".into() }]
+}
+
+fn tensor_header() -> TensorHeader {
+    TensorHeader { generation: Generation(1), step: Step(4), part: Part::Partial(Subtree { start: 0, len: 4 }), offset: 64, count: 65_536 }
+}
