@@ -288,7 +288,9 @@ pub async fn resolve(name: &str) -> Result<Vec<SocketAddr>, Failure> {
     let found: Vec<SocketAddr> = tokio::net::lookup_host(name)
         .await
         .map_err(|error| {
-            Failure::from_error(Exit::Unavailable, error).context(format!("resolve coordinator address {name:?}")).help(help)
+            Failure::from_error(Exit::Unavailable, error)
+                .context(format!("resolve coordinator address {name:?}"))
+                .help(help)
         })?
         .collect();
     if found.is_empty() {
@@ -306,13 +308,17 @@ pub fn any_address(towards: SocketAddr) -> SocketAddr {
 /// The exit code and the mend of what the transport says.
 pub fn transport_failure(error: TransportError) -> Failure {
     let (exit, help) = match &error {
-        TransportError::NoAnswer { .. } | TransportError::Deadline { .. } => {
-            (Exit::Unavailable, "check that the coordinator runs and that its UDP port is reachable; `stoke doctor` looks")
+        TransportError::NoAnswer { .. } | TransportError::Deadline { .. } => (
+            Exit::Unavailable,
+            "check that the coordinator runs and that its UDP port is reachable; `stoke doctor` looks",
+        ),
+        TransportError::JoinRefused { .. } => {
+            (Exit::Denied, "ask an admin for a new token: `stoke token create --role ...`")
         }
-        TransportError::JoinRefused { .. } => (Exit::Denied, "ask an admin for a new token: `stoke token create --role ...`"),
-        TransportError::Peer { .. } | TransportError::NoCredentials | TransportError::Credentials(_) => {
-            (Exit::Denied, "log in again with `stoke login --join TOKEN --coordinator HOST:PORT`, and check the address")
-        }
+        TransportError::Peer { .. } | TransportError::NoCredentials | TransportError::Credentials(_) => (
+            Exit::Denied,
+            "log in again with `stoke login --join TOKEN --coordinator HOST:PORT`, and check the address",
+        ),
         TransportError::Bind { .. } => (Exit::Conflict, "choose another port, or stop the process that has it"),
         other => closed_failure(other.closed()),
     };

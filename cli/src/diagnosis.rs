@@ -87,7 +87,12 @@ fn udp_buffers() -> Finding {
     let buffers = match socket_buffers() {
         Ok(buffers) => buffers,
         Err(error) => {
-            return Finding::bad(check, Status::Fail, format!("no UDP socket: {error}"), "allow this user to open UDP sockets");
+            return Finding::bad(
+                check,
+                Status::Fail,
+                format!("no UDP socket: {error}"),
+                "allow this user to open UDP sockets",
+            );
         }
     };
     let wanted = SOCKET_BUFFER_BYTES;
@@ -169,13 +174,15 @@ fn clock() -> Finding {
     if now >= CLOCK_MIN_SECONDS {
         return Finding::ok("clock", moment);
     }
-    let mend = "set the clock and keep it with NTP (timedatectl set-ntp true): certificates are refused outside their time";
+    let mend =
+        "set the clock and keep it with NTP (timedatectl set-ntp true): certificates are refused outside their time";
     Finding::bad("clock", Status::Fail, moment, mend)
 }
 
 fn certificate(dir: &Path) -> Finding {
     let check = "certificate";
-    let mend = "log in again: `stoke login --join TOKEN --coordinator HOST:PORT`; if it is fresh, check this machine's clock";
+    let mend =
+        "log in again: `stoke login --join TOKEN --coordinator HOST:PORT`; if it is fresh, check this machine's clock";
     match Credentials::load(dir) {
         Ok(credentials) => {
             let (identity, left) = (credentials.identity(), credentials.expires_at().duration_since(SystemTime::now()));
@@ -216,11 +223,18 @@ fn memory() -> Finding {
 /// Of the file system that holds the cluster's folder, or would.
 fn disk(cluster_dir: &Path) -> Finding {
     let Some(existing) = cluster_dir.ancestors().find(|dir| dir.exists()) else {
-        return Finding::bad("disk", Status::Warn, format!("{} has no parent", cluster_dir.display()), "name a folder with --cluster");
+        return Finding::bad(
+            "disk",
+            Status::Warn,
+            format!("{} has no parent", cluster_dir.display()),
+            "name a folder with --cluster",
+        );
     };
     let stat = match rustix::fs::statvfs(existing) {
         Ok(stat) => stat,
-        Err(error) => return Finding::bad("disk", Status::Warn, format!("{}: {error}", existing.display()), "check the disk"),
+        Err(error) => {
+            return Finding::bad("disk", Status::Warn, format!("{}: {error}", existing.display()), "check the disk");
+        }
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let detail = format!("{} free at {}", output::bytes(free), existing.display());
@@ -235,9 +249,12 @@ fn disk(cluster_dir: &Path) -> Finding {
 fn open_files() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     match limit {
-        Some(limit) if limit < OPEN_FILES_LOW => {
-            Finding::bad("open-files", Status::Warn, format!("limit {limit}"), "ulimit -n 65536, or LimitNOFILE= in the unit")
-        }
+        Some(limit) if limit < OPEN_FILES_LOW => Finding::bad(
+            "open-files",
+            Status::Warn,
+            format!("limit {limit}"),
+            "ulimit -n 65536, or LimitNOFILE= in the unit",
+        ),
         Some(limit) => Finding::ok("open-files", format!("limit {limit}")),
         None => Finding::ok("open-files", "no limit"),
     }

@@ -25,12 +25,8 @@ pub fn cluster(view: &ClusterView) -> Value {
 }
 
 pub fn node(view: &NodeView) -> Value {
-    let gpus: Vec<Value> = view
-        .capacity
-        .gpus
-        .iter()
-        .map(|gpu| json!({ "name": gpu.name, "memory_bytes": gpu.memory_bytes }))
-        .collect();
+    let gpus: Vec<Value> =
+        view.capacity.gpus.iter().map(|gpu| json!({ "name": gpu.name, "memory_bytes": gpu.memory_bytes })).collect();
     let labels: serde_json::Map<String, Value> =
         view.capacity.labels.iter().map(|(key, value)| (key.clone(), Value::from(value.clone()))).collect();
     let ranks: Vec<Value> =

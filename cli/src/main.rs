@@ -2,6 +2,7 @@
 
 mod client;
 mod command;
+mod diagnosis;
 mod failure;
 mod json;
 mod local;
@@ -26,14 +27,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done          1  the job failed, or a check found something     2  wrong arguments or an invalid spec
-  3  not found     4  forbidden or not authenticated                 5  coordinator unreachable, or it cannot do it now
-  6  conflict    130  interrupted
+    0  done
+    1  the job failed, or a check found something
+    2  wrong arguments, or an invalid spec (FILE:LINE: message)
+    3  not found
+    4  forbidden, or not authenticated
+    5  the coordinator is unreachable, or cannot do it now
+    6  conflict: already there, already running, already over
+  130  interrupted
 
 Examples:
-  stoke run jobs/specs/domains.toml              train on a throwaway cluster of this machine
-  stoke up && stoke submit --wait SPEC           the same on a cluster that stays
-  stoke run SPEC --json | jq .weights_blake3     for programs";
+  stoke run jobs/specs/domains.toml
+  stoke up && stoke submit --wait jobs/specs/domains.toml
+  stoke run jobs/specs/domains.toml --json | jq .weights_blake3";
 
 /// Turns machines into a cluster that trains: a coordinator, an agent on each machine, jobs that survive failures bit for bit.
 #[derive(Parser, Debug)]
@@ -93,10 +99,13 @@ mod tests {
         let mut cli = Cli::command();
         cli.build();
         cli.clone().debug_assert();
-        let mut commands: Vec<_> = cli.get_subcommands().cloned().collect();
+        // clap's own `help` repeats every command without its texts.
+        let mut commands: Vec<_> =
+            cli.get_subcommands().filter(|command| command.get_name() != "help").cloned().collect();
         while let Some(command) = commands.pop() {
-            let nested: Vec<_> = command.get_subcommands().cloned().collect();
-            if nested.is_empty() && !command.is_hide_set() && command.get_name() != "help" {
+            let nested: Vec<_> =
+                command.get_subcommands().filter(|command| command.get_name() != "help").cloned().collect();
+            if nested.is_empty() && !command.is_hide_set() {
                 let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("Example"), "{} has no example", command.get_name());
             }

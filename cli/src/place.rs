@@ -24,7 +24,8 @@ pub fn cluster_dir(named: Option<&Path>) -> Result<PathBuf, Failure> {
         .filter(|dir| dir.is_absolute())
         .or_else(|| std::env::home_dir().map(|home| home.join(".local/share")))
         .ok_or_else(|| {
-            Failure::usage("no home folder to keep a cluster in").help(format!("set {CLUSTER_ENV}, or give --cluster DIR"))
+            Failure::usage("no home folder to keep a cluster in")
+                .help(format!("set {CLUSTER_ENV}, or give --cluster DIR"))
         })?;
     Ok(data.join("stoke/local"))
 }

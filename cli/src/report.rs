@@ -34,7 +34,8 @@ impl Report {
     pub fn publish(&self, out: &Path, as_json: bool) -> Result<Exit, Failure> {
         let document = self.json(out);
         let path = out.join("summary.json");
-        std::fs::write(&path, format!("{document:#}\n")).or_fail(Exit::Negative, format!("write {}", path.display()))?;
+        std::fs::write(&path, format!("{document:#}\n"))
+            .or_fail(Exit::Negative, format!("write {}", path.display()))?;
         if as_json {
             output::print_json(&document)?;
         } else {

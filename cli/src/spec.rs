@@ -46,7 +46,8 @@ pub fn prepare(args: &SpecArgs) -> Result<JobSpec, Failure> {
         at(original.and_then(|original| original.line), &error.message)
     })?;
     finish(&changed, &spec.trainer, &base).map_err(|(_, message)| {
-        let line = finish(&text, &spec.trainer, &base).err().and_then(|(line, original)| line.filter(|_| original == message));
+        let line =
+            finish(&text, &spec.trainer, &base).err().and_then(|(line, original)| line.filter(|_| original == message));
         at(line, &message)
     })
 }
@@ -178,7 +179,10 @@ mod tests {
 
     #[test]
     fn set_reaches_sections_and_replaces_the_other_length() {
-        let document = changed("name = \"a\"\n[train]\nsteps = 5\n", &[("train.epochs", "1"), ("name", "trial"), ("model.width", "64")]);
+        let document = changed(
+            "name = \"a\"\n[train]\nsteps = 5\n",
+            &[("train.epochs", "1"), ("name", "trial"), ("model.width", "64")],
+        );
         assert_eq!(document["train"]["epochs"].as_integer(), Some(1));
         assert!(document["train"].get("steps").is_none());
         assert_eq!(document["name"].as_str(), Some("trial"));

@@ -1,11 +1,11 @@
 //! `stoke down`: end the cluster of `stoke up`.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::Global;
 use crate::failure::{Exit, Failure, OrFail};
@@ -38,7 +38,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let folder = Folder::new(&dir);
     let holder = folder.holder();
     match holder {
-        Some(pid) => stop(&folder, pid).await?,
+        Some(pid) => stop(&folder, pid)?,
         None if args.remove && folder.read_state().is_some() => {}
         None => {
             return Err(Failure::new(Exit::NotFound, format!("no local cluster runs in {}", dir.display()))
@@ -61,21 +61,26 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-async fn stop(folder: &Folder, pid: u32) -> Result<(), Failure> {
+fn stop(folder: &Folder, pid: u32) -> Result<(), Failure> {
     let raw = Pid::from_raw(pid.cast_signed())
         .ok_or_else(|| Failure::new(Exit::Negative, format!("the lock names process {pid}, which cannot be")))?;
     // A process id can be reused, a descriptor cannot: after it is open, the lock must still name the same holder.
-    let Ok(process) = pidfd_open(raw, PidfdFlags::NONBLOCK) else { return Ok(()) };
+    let Ok(process) = pidfd_open(raw, PidfdFlags::empty()) else { return Ok(()) };
     if folder.holder() != Some(pid) {
         return Ok(());
     }
     pidfd_send_signal(&process, Signal::TERM).or_fail(Exit::Denied, format!("stop process {pid}"))?;
-    let process = AsyncFd::with_interest(process, Interest::READABLE).or_fail(Exit::Negative, "watch the supervisor")?;
-    let gone = tokio::time::timeout(STOP_MAX, process.readable()).await;
-    if gone.is_err() {
+    if !gone_within(&process, STOP_MAX)? {
         // Its children die with it.
-        pidfd_send_signal(process.get_ref(), Signal::KILL).or_fail(Exit::Negative, format!("kill process {pid}"))?;
-        process.readable().await.map(drop).or_fail(Exit::Negative, "watch the supervisor")?;
+        pidfd_send_signal(&process, Signal::KILL).or_fail(Exit::Negative, format!("kill process {pid}"))?;
+        gone_within(&process, STOP_MAX)?;
     }
     Ok(())
+}
+
+/// A process descriptor is readable once its process is gone. Blocks: nothing else happens here.
+fn gone_within(process: &OwnedFd, wait: Duration) -> Result<bool, Failure> {
+    let wait = Timespec::try_from(wait).or_fail(Exit::Negative, "convert a time")?;
+    let ready = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&wait));
+    Ok(ready.or_fail(Exit::Negative, "watch the supervisor")? > 0)
 }

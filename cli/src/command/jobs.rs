@@ -37,7 +37,9 @@ pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
 fn row(job: &JobView) -> [String; 9] {
     let (step, loss) = match (&job.outcome, &job.progress) {
         (Some(outcome), _) => (outcome.step.0.to_string(), format!("{:.4}", outcome.loss)),
-        (None, Some(progress)) => (format!("{}/{}", progress.step.0, progress.steps.0), format!("{:.4}", progress.loss)),
+        (None, Some(progress)) => {
+            (format!("{}/{}", progress.step.0, progress.steps.0), format!("{:.4}", progress.loss))
+        }
         (None, None) => ("-".into(), "-".into()),
     };
     [

@@ -9,8 +9,8 @@ use stoke_protocol::transport::{Endpoint, Io};
 use crate::Global;
 use crate::client::{ClusterFile, any_address, resolve, transport_failure};
 use crate::failure::{Exit, Failure, OrFail};
-use crate::place::{self, CLUSTER_FILE};
 use crate::output;
+use crate::place::{self, CLUSTER_FILE};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,7 +67,11 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
                     "dir": dir, "cluster": file.cluster, "you": subject, "coordinator": file.coordinator,
                 }))?;
             } else {
-                output::print(&format!("you are {subject} of cluster {}; credentials in {}\n", file.cluster, dir.display()))?;
+                output::print(&format!(
+                    "you are {subject} of cluster {}; credentials in {}\n",
+                    file.cluster,
+                    dir.display()
+                ))?;
             }
             return Ok(Exit::Ok);
         }
@@ -83,7 +87,8 @@ pub fn read_token(text: &str) -> Result<JoinToken, Failure> {
         std::io::stdin().read_line(&mut line).or_fail(Exit::Usage, "read the join token from standard input")?;
     }
     line.trim().parse().map_err(|error| {
-        Failure::from_error(Exit::Usage, anyhow::Error::from(error)).help("ask an admin for one: `stoke token create --role ...`")
+        Failure::from_error(Exit::Usage, anyhow::Error::from(error))
+            .help("ask an admin for one: `stoke token create --role ...`")
     })
 }
 

@@ -28,6 +28,9 @@ use crate::client::Client;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::place;
 
+/// Where a coordinator listens unless it is told otherwise.
+pub const DEFAULT_PORT: u16 = 7878;
+
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Run(run::Args),

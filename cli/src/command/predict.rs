@@ -43,7 +43,8 @@ fn classify(uri: &str, as_json: bool) -> Result<Exit, Failure> {
     let lines = stdin_lines();
     while let Some(batch) = next_batch(&lines)? {
         let predictions = answer(&mut *classifier, &batch)?;
-        let text: String = batch.iter().zip(&predictions).map(|(line, prediction)| render(line, prediction, as_json)).collect();
+        let text: String =
+            batch.iter().zip(&predictions).map(|(line, prediction)| render(line, prediction, as_json)).collect();
         output::print(&text)?;
     }
     Ok(Exit::Ok)

@@ -70,7 +70,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     if job_spec.checkpoint.to.is_none() {
         job_spec.checkpoint.to = Some(spec::file_uri(&out)?);
     }
-    let dir = tempfile::Builder::new().prefix("stoke-run-").tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
+    let dir =
+        tempfile::Builder::new().prefix("stoke-run-").tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
     // The supervisor removes it too, for the case that nobody is left here to do so.
     let life = if args.keep { Life::OursKeepFolder } else { Life::Ours };
     let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began };
@@ -179,7 +180,8 @@ fn make_out(named: Option<&Path>, name: &str) -> Result<PathBuf, Failure> {
         }
         return Ok(out);
     }
-    let base = std::path::absolute(Path::new("stoke-runs").join(name)).or_fail(Exit::Usage, "find the current folder")?;
+    let base =
+        std::path::absolute(Path::new("stoke-runs").join(name)).or_fail(Exit::Usage, "find the current folder")?;
     std::fs::create_dir_all(&base).or_fail(Exit::Negative, doing(&base))?;
     let stamp = stamp();
     for attempt in 1..=100 {

@@ -93,7 +93,11 @@ async fn create(args: Create, global: &Global) -> Result<Exit, Failure> {
     } else {
         // Alone on stdout, so that it can be piped; shown this once.
         output::print(&format!("{text}\n"))?;
-        eprintln!("{token} admits one {}, once, within {}", json::scope(args.role.scope()), output::duration_ms(args.ttl * 1000));
+        eprintln!(
+            "{token} admits one {}, once, within {}",
+            json::scope(args.role.scope()),
+            output::duration_ms(args.ttl * 1000)
+        );
     }
     Ok(Exit::Ok)
 }
@@ -147,7 +151,10 @@ mod tests {
 
     #[test]
     fn lifetimes_are_read_with_their_unit() {
-        assert_eq!((seconds("30s"), seconds("15m"), seconds("1h"), seconds("2d")), (Ok(30), Ok(900), Ok(3600), Ok(172_800)));
+        assert_eq!(
+            (seconds("30s"), seconds("15m"), seconds("1h"), seconds("2d")),
+            (Ok(30), Ok(900), Ok(3600), Ok(172_800))
+        );
         assert!(seconds("15").is_err() && seconds("h").is_err() && seconds("0s").is_err() && seconds("-1h").is_err());
     }
 }

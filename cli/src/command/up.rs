@@ -20,9 +20,9 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Agents to start
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    nodes: u32,
+    /// Agents to start [default: 2, or as many as this cluster had]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    nodes: Option<u32>,
 
     /// Folder of the cluster [default: as for --cluster]
     #[arg(long, value_name = "DIR")]
@@ -42,10 +42,14 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let folder = Folder::new(&dir);
     let interrupted = stop_signal()?;
     if let Some(pid) = folder.holder() {
-        return Err(Failure::new(Exit::Conflict, format!("a local cluster already runs in {} (process {pid})", dir.display()))
-            .help("use it (`stoke status`), stop it (`stoke down`), or give another folder with --dir"));
+        return Err(Failure::new(
+            Exit::Conflict,
+            format!("a local cluster already runs in {} (process {pid})", dir.display()),
+        )
+        .help("use it (`stoke status`), stop it (`stoke down`), or give another folder with --dir"));
     }
-    let wish = Wish { nodes: args.nodes, listen: args.listen, metrics: args.metrics, life: Life::ItsOwn };
+    let nodes = args.nodes.unwrap_or_else(|| folder.known_nodes().unwrap_or(2));
+    let wish = Wish { nodes, listen: args.listen, metrics: args.metrics, life: Life::ItsOwn };
     let mut cluster = LocalCluster::start(&folder, &wish)?;
     let ready = tokio::select! {
         () = interrupted => Err(Failure::new(Exit::Interrupted, "interrupted before the cluster was up")),

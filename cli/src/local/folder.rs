@@ -118,9 +118,9 @@ impl Folder {
             .or_fail(Exit::Negative, format!("write {}", path.display()))
     }
 
-    /// Agents that were made here before: their folders.
-    pub fn known_nodes(&self) -> u32 {
-        (1..).take_while(|index| self.node(*index).is_dir()).last().unwrap_or(0)
+    /// Agents that were made here before; none on the first start.
+    pub fn known_nodes(&self) -> Option<u32> {
+        (1..).take_while(|index| self.node(*index).is_dir()).last()
     }
 
     /// The last lines of a process's log.

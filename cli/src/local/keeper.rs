@@ -64,7 +64,8 @@ impl Keeper {
                     reason
                 }
             };
-            let after = match (*self.phase.borrow(), restarts.died(born.elapsed())) {
+            let phase = *self.phase.borrow();
+            let after = match (phase, restarts.died(born.elapsed())) {
                 (Phase::Stopping, _) => return,
                 (Phase::Starting, _) => return self.give_up(reason).await,
                 (Phase::Up, Decision::GiveUp) => {

@@ -158,7 +158,9 @@ impl Supervisor {
     }
 
     fn keep(&mut self, launch: Launch, slot: usize) {
-        let (phase, name) = if slot == COORDINATOR { (&self.coordinator, "coordinator".to_owned()) } else {
+        let (phase, name) = if slot == COORDINATOR {
+            (&self.coordinator, "coordinator".to_owned())
+        } else {
             (&self.agents, launch.name.clone())
         };
         assert_eq!(slot, self.slots.len(), "slots are filled in order");
@@ -240,8 +242,17 @@ impl Supervisor {
 
     fn node_launch(&self, index: u32, input: Option<String>) -> Launch {
         let (name, dir) = (node_name(index), self.folder.node(index).display().to_string());
-        let mut arguments =
-            strings(&["node", "--dir", &dir, "--coordinator", &self.state.address, "--name", &name, "--ip", "127.0.0.1"]);
+        let mut arguments = strings(&[
+            "node",
+            "--dir",
+            &dir,
+            "--coordinator",
+            &self.state.address,
+            "--name",
+            &name,
+            "--ip",
+            "127.0.0.1",
+        ]);
         if input.is_some() {
             arguments.extend(strings(&["--join", "-"]));
         }
