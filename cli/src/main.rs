@@ -69,18 +69,17 @@ pub struct Global {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
-    let exit = dispatch(cli).unwrap_or_else(|failure| {
+    dispatch(cli).unwrap_or_else(|failure| {
         failure.print();
         if json {
             // Programs get one document in any case; if even that cannot be written, the exit code still says it.
             let _ = output::print_json(&failure.json());
         }
-        failure.exit
-    });
-    ExitCode::from(exit.code())
+        ExitCode::from(failure.exit.code())
+    })
 }
 
-fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     if let Some(parent) = cli.global.parent {
         local::process::die_with(parent).map_err(|reason| Failure::new(Exit::Negative, reason))?;
     }

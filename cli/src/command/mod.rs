@@ -20,6 +20,7 @@ mod token;
 mod up;
 
 use std::future::Future;
+use std::process::ExitCode;
 
 use clap::Subcommand;
 
@@ -67,8 +68,8 @@ impl Command {
         matches!(self, Self::Coordinator(_) | Self::Node(_) | Self::Worker | Self::Supervise(_))
     }
 
-    pub fn run(self, global: &Global) -> Result<Exit, Failure> {
-        match self {
+    pub fn run(self, global: &Global) -> Result<ExitCode, Failure> {
+        let ended = match self {
             Self::Run(args) => alone(run::run(args, global)),
             Self::Up(args) => alone(up::run(args, global)),
             Self::Down(args) => alone(down::run(args, global)),
@@ -87,8 +88,9 @@ impl Command {
             Self::Supervise(args) => alone(supervise::run(args)),
             Self::Coordinator(args) => shared(coordinator::run(args, global)),
             Self::Node(args) => shared(node::run(args, global)),
-            Self::Worker => std::process::exit(stoke_node::worker::main()),
-        }
+            Self::Worker => return Ok(stoke_node::worker::main()),
+        };
+        ended.map(|exit| ExitCode::from(exit.code()))
     }
 }
 

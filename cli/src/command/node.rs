@@ -3,16 +3,15 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use stoke_node::agent::{self, Agent};
-use stoke_node::config::Config;
+use stoke_node::Config;
+use stoke_node::agent::{self, Agent, JoinError};
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::spec::Bytes;
 
 use super::{login, stop_signal};
 use crate::Global;
-use crate::client::{resolve, transport_failure};
+use crate::client::transport_failure;
 use crate::failure::{Exit, Failure, OrFail};
-use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,44 +61,59 @@ pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
     config.name = args.name.unwrap_or(config.name);
     config.labels = args.labels.into_iter().collect();
     (config.listen_ip, config.cpus, config.memory) = (args.ip, args.cpus, args.memory);
-    if Credentials::load(&agent::identity_dir(&config.dir)).is_err() {
-        join(&config, args.join.as_deref()).await?;
+    match &args.join {
+        Some(token) => join(&config, token).await?,
+        None => must_have_identity(&config)?,
     }
     let name = config.name.clone();
-    let running = Agent::start(config).await.or_fail(Exit::Negative, format!("start the agent of node {name}"))?;
+    let running = Agent::start(config).await.or_fail(Exit::Negative, format!("start the agent of {name}"))?;
     tokio::select! {
         () = stop => {}
-        ended = running.wait() => return ended.map(|()| Exit::Ok).or_fail(Exit::Negative, "run the agent"),
+        reason = running.wait() => {
+            return reason.map_or(Ok(Exit::Ok), |reason| Err(Failure::new(Exit::Negative, format!("the agent ended: {reason}"))));
+        }
     }
     running.stop().await;
     Ok(Exit::Ok)
 }
 
-async fn join(config: &Config, token: Option<&str>) -> Result<(), Failure> {
-    let text = token.ok_or_else(|| {
-        Failure::new(Exit::Denied, format!("{} holds no identity of a node", config.dir.display()))
-            .help("join with a token: `stoke token create --role node` where the coordinator's admin is, then --join TOKEN here")
-    })?;
+fn must_have_identity(config: &Config) -> Result<(), Failure> {
+    Credentials::load(&agent::identity_dir(&config.dir)).map(drop).map_err(|error| {
+        Failure::from_error(Exit::Denied, error).help(
+            "create a token where the coordinator's admin is (`stoke token create --role node`), then start this with --join TOKEN",
+        )
+    })
+}
+
+/// Does nothing in a folder that holds an identity of the token's cluster: a service may be started with its token again and again.
+async fn join(config: &Config, text: &str) -> Result<(), Failure> {
     let token = login::read_token(text)?;
-    let mut last = None;
+    let mut refused = None;
     for coordinator in &config.coordinator {
-        for address in resolve(coordinator).await? {
-            match agent::join(&config.dir, address, &token, &config.name).await {
-                Ok(()) => {
-                    output::print(&format!("joined the cluster at {address} as {}\n", config.name))?;
-                    return Ok(());
+        match agent::join(&config.dir, coordinator, &token, &config.name).await {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                let failure = join_failure(error);
+                // A token that was refused is refused everywhere; silence may end at the next address.
+                if failure.exit != Exit::Unavailable {
+                    return Err(failure.context("join the cluster"));
                 }
-                Err(error) => {
-                    let failure = transport_failure(error);
-                    if failure.exit == Exit::Denied {
-                        return Err(failure);
-                    }
-                    last = Some(failure);
-                }
+                refused = Some(failure);
             }
         }
     }
-    Err(last.unwrap_or_else(|| Failure::usage("no coordinator address to join")))
+    Err(refused.unwrap_or_else(|| Failure::usage("no coordinator address to join")))
+}
+
+fn join_failure(error: JoinError) -> Failure {
+    match error {
+        JoinError::Transport(error) => transport_failure(error),
+        JoinError::Address(_) => Failure::from_error(Exit::Unavailable, error)
+            .help("write the coordinator as HOST:PORT, for example 10.0.0.1:7878"),
+        JoinError::OtherCluster { .. } => Failure::from_error(Exit::Conflict, error),
+        JoinError::NotANode { .. } | JoinError::Credentials(_) => Failure::from_error(Exit::Denied, error)
+            .help("a node needs a token of role node: `stoke token create --role node`"),
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

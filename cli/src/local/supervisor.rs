@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+use stoke_node::agent::identity_dir;
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::message::client::{NodeState, Reply, Request, TokenScope};
 use tokio::sync::{mpsc, watch};
@@ -117,7 +118,7 @@ impl Supervisor {
         let admin = self.folder.coordinator().join("admin");
         let mut client = Client::open_patiently(&admin, START_MAX).await?;
         for index in 1..=self.options.nodes {
-            let input = if Credentials::load(&self.folder.node(index)).is_ok() {
+            let input = if Credentials::load(&identity_dir(&self.folder.node(index))).is_ok() {
                 None
             } else {
                 Some(node_token(&mut client).await?)
