@@ -1,0 +1,191 @@
+//! The two tasks of one peer on the network thread: one writes what the compute thread hands over, one reads frames for it. Owns the
+//! streams and the receive window; never adds a number and never blocks.
+//!
+//! L4: a frame of another generation ends the link before any of its values are read.
+//! L5: at most `window` frames of a peer are held; a peer further ahead is not read, and QUIC holds it back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+
+use stoke_protocol::ids::{Generation, Rank};
+use stoke_protocol::message::peer::{Part, TensorHeader};
+use stoke_protocol::transport::{BulkReceiver, Connection, Io, TransportError};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::AbortHandle;
+
+use super::error::ExchangeError;
+use super::frame::{Frame, Rope};
+use super::operation::Outgoing;
+use super::plan::PIECE_VALUES_MAX;
+use super::sum::VALUE_BYTES;
+
+/// Frames of a peer that may be held besides two for each of its subtrees: with pieces of 256 KiB, 4 MiB. Fewer leave the network idle
+/// while a fold waits for the slowest peer.
+const WINDOW_FRAMES: usize = 16;
+
+/// What the compute thread is told, in the order in which each peer's stream says it.
+#[derive(Debug)]
+pub enum LinkEvent {
+    Frame {
+        from: Rank,
+        frame: Frame,
+    },
+    /// Nothing more comes from the peer: it ended its stream (`PeerLeft`), or something went wrong.
+    Gone {
+        rank: Rank,
+        why: ExchangeError,
+    },
+    /// Wakes the compute thread to look at the reason that was set.
+    Aborted,
+}
+
+/// Counts of one exchange.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Payload, without headers and packets.
+    pub sent_bytes: AtomicU64,
+    pub received_bytes: AtomicU64,
+    /// Connections and frames of other generations that were refused.
+    pub stale_refused: AtomicU64,
+}
+
+/// One peer, as the compute thread sees it. Dropping it ends the connection at once.
+pub struct Link {
+    /// Unbounded channels of small handles: an operation puts in one entry a piece, and the next operation begins only after this one's
+    /// sums were received by all.
+    partials: UnboundedSender<Outgoing>,
+    sums: UnboundedSender<Outgoing>,
+    tasks: [AbortHandle; 2],
+}
+
+/// What both tasks know.
+#[derive(Clone)]
+struct Side {
+    rank: Rank,
+    generation: Generation,
+    counters: Arc<Counters>,
+    events: Sender<LinkEvent>,
+}
+
+impl Link {
+    /// Starts the tasks of `connection`, whose peer was checked to be `rank` of `generation`. `subtrees` is how many the peer sends.
+    pub fn start(
+        io: &Io,
+        (connection, rank, subtrees): (Connection, Rank, usize),
+        generation: Generation,
+        counters: &Arc<Counters>,
+        events: &Sender<LinkEvent>,
+    ) -> Self {
+        let side = Side { rank, generation, counters: counters.clone(), events: events.clone() };
+        let window = Arc::new(Semaphore::new(WINDOW_FRAMES + 2 * subtrees));
+        let (partials, partials_out) = unbounded_channel();
+        let (sums, sums_out) = unbounded_channel();
+        let send = io.spawn(side.clone().send(connection.clone(), sums_out, partials_out));
+        let receive = io.spawn(side.receive(connection, window));
+        Self { partials, sums, tasks: [send.abort_handle(), receive.abort_handle()] }
+    }
+
+    /// Queues values. A lost link is reported as an event, not here.
+    pub fn send(&self, out: Outgoing) {
+        let _ = match out.header.part {
+            Part::Partial(_) => self.partials.send(out),
+            Part::Sum => self.sums.send(out),
+        };
+    }
+
+    /// Ends the own stream after what is queued; the peer's may go on.
+    pub fn finish(&mut self) {
+        (self.partials, self.sums) = (unbounded_channel().0, unbounded_channel().0);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Side {
+    async fn send(
+        self,
+        connection: Connection,
+        mut sums: UnboundedReceiver<Outgoing>,
+        mut partials: UnboundedReceiver<Outgoing>,
+    ) {
+        let written = async {
+            let mut stream = connection.open_bulk().await?;
+            loop {
+                // Sums first: they were just computed and lie in the cache, and the peer needs no memory for them.
+                let out = tokio::select! {
+                    biased;
+                    Some(out) = sums.recv() => out,
+                    Some(out) = partials.recv() => out,
+                    else => return stream.finish(),
+                };
+                self.counters.sent_bytes.fetch_add(out.values.len() as u64, Ordering::Relaxed);
+                stream.write_header(&out.header).await?;
+                stream.write_chunk(out.values).await?;
+            }
+        };
+        if let Err(error) = written.await {
+            self.lost(error);
+        }
+    }
+
+    async fn receive(self, connection: Connection, window: Arc<Semaphore>) {
+        let read = async {
+            let mut stream = connection.accept_bulk().await?;
+            while let Some(header) = stream.read_header::<TensorHeader>().await? {
+                if let Some(refused) = self.refusal(&header) {
+                    return Ok(Some(refused));
+                }
+                let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
+                let values = read_values(&mut stream, header.count as usize * VALUE_BYTES).await?;
+                self.counters.received_bytes.fetch_add(u64::from(header.count) * VALUE_BYTES as u64, Ordering::Relaxed);
+                self.tell(LinkEvent::Frame { from: self.rank, frame: Frame { header, values, _place: Some(place) } });
+            }
+            Ok(None)
+        };
+        match read.await {
+            Ok(None) => self.gone(ExchangeError::PeerLeft { rank: self.rank }),
+            Ok(Some(refused)) => self.gone(refused),
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// L4.
+    fn refusal(&self, header: &TensorHeader) -> Option<ExchangeError> {
+        let rank = self.rank;
+        if header.generation != self.generation {
+            self.counters.stale_refused.fetch_add(1, Ordering::Relaxed);
+            return Some(ExchangeError::StaleGeneration { rank, theirs: header.generation, ours: self.generation });
+        }
+        let (count, cap) = (header.count, PIECE_VALUES_MAX);
+        (count as usize > cap).then_some(ExchangeError::TooLarge { rank, count, cap })
+    }
+
+    fn lost(&self, error: TransportError) {
+        self.gone(ExchangeError::PeerLost { rank: self.rank, source: Arc::new(error) });
+    }
+
+    fn gone(&self, why: ExchangeError) {
+        self.tell(LinkEvent::Gone { rank: self.rank, why });
+    }
+
+    /// Nobody listens any more once the exchange is dropped.
+    fn tell(&self, event: LinkEvent) {
+        let _ = self.events.send(event);
+    }
+}
+
+async fn read_values(stream: &mut BulkReceiver, mut missing: usize) -> Result<Rope, TransportError> {
+    let mut values = Rope::default();
+    while missing > 0 {
+        let chunk = stream.read_chunk(missing).await?;
+        missing -= chunk.len();
+        values.push(chunk);
+    }
+    Ok(values)
+}
