@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use stoke_coordinator::{Config, Coordinator};
 
-use super::{DEFAULT_PORT, stop_signal};
+use super::{DEFAULT_PORT, read_config, stop_signal};
 use crate::Global;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::notice::Listening;
@@ -23,12 +23,16 @@ The first start makes the cluster: its authority in DIR/ca, an admin's credentia
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Authority, journal and admin credentials; back it up, and never run two coordinators on it
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    dir: Option<PathBuf>,
 
-    /// UDP address for nodes and users
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT)))]
-    listen: SocketAddr,
+    /// Settings (TOML: dir, listen, advertise, metrics, checkpoints, timings); options given here win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// UDP address for nodes and users [default: 0.0.0.0:7878]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
 
     /// HTTP address of Prometheus metrics [default: none]
     #[arg(long, value_name = "ADDR")]
@@ -37,14 +41,33 @@ pub struct Args {
     /// How others reach it; repeatable [default: the listen address]
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
+
+    /// URI below which jobs that name no folder keep their checkpoints; every node must see it [default: DIR/checkpoints]
+    #[arg(long, value_name = "URI")]
+    checkpoints: Option<String>,
+}
+
+impl Args {
+    fn config(self) -> Result<Config, Failure> {
+        let mut config = match (&self.config, &self.dir) {
+            (Some(file), _) => read_config(file)?,
+            (None, Some(dir)) => Config::new(dir, SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))),
+            (None, None) => return Err(Failure::usage("give --dir DIR or --config FILE")),
+        };
+        config.dir = self.dir.unwrap_or(config.dir);
+        config.listen = self.listen.unwrap_or(config.listen);
+        config.metrics = self.metrics.or(config.metrics);
+        config.checkpoints = self.checkpoints.or(config.checkpoints);
+        if !self.advertise.is_empty() {
+            config.advertise = self.advertise;
+        }
+        Ok(config)
+    }
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let stop = stop_signal()?;
-    let mut config = Config::new(args.dir, args.listen);
-    config.metrics = args.metrics;
-    config.advertise = args.advertise;
-    let running = Coordinator::start(config).await.map_err(start_failure)?;
+    let running = Coordinator::start(args.config()?).await.map_err(start_failure)?;
     let listening = Listening {
         address: running.address().to_string(),
         metrics: running.metrics_address().map(|address| address.to_string()),

@@ -20,9 +20,11 @@ mod token;
 mod up;
 
 use std::future::Future;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde::de::DeserializeOwned;
 
 use crate::Global;
 use crate::client::Client;
@@ -108,6 +110,15 @@ fn alone(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, F
 fn shared(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.or_fail(Exit::Negative, "start the runtime")?.block_on(command)
+}
+
+/// A service's settings from its TOML file; errors read `FILE:LINE: message`.
+fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let text = std::fs::read_to_string(path).or_fail(Exit::Usage, format!("read settings {}", path.display()))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        Failure::usage(format!("{}:{line}: {}", path.display(), error.message().replace('\n', ", ")))
+    })
 }
 
 /// A connection to the cluster that the global arguments name.

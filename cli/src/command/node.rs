@@ -8,7 +8,7 @@ use stoke_node::agent::{self, Agent, JoinError};
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::spec::Bytes;
 
-use super::{login, stop_signal};
+use super::{login, read_config, stop_signal};
 use crate::Global;
 use crate::client::transport_failure;
 use crate::failure::{Exit, Failure, OrFail};
@@ -23,12 +23,16 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Identity, logs and state of this node
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    dir: Option<PathBuf>,
 
     /// Where the coordinator answers; repeatable
-    #[arg(long, value_name = "HOST:PORT", required = true)]
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "config")]
     coordinator: Vec<String>,
+
+    /// Settings (TOML: dir, coordinator, name, labels, cpus, memory, ...); options given here win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// Join token of role node, for the first start; `-` reads it from standard input
     #[arg(long, value_name = "TOKEN")]
@@ -55,13 +59,31 @@ pub struct Args {
     memory: Option<Bytes>,
 }
 
+impl Args {
+    fn config(self) -> Result<Config, Failure> {
+        let mut config = match (&self.config, &self.dir) {
+            (Some(file), _) => read_config(file)?,
+            (None, Some(dir)) => Config::new(dir, Vec::new()),
+            (None, None) => return Err(Failure::usage("give --dir DIR or --config FILE")),
+        };
+        config.dir = self.dir.unwrap_or(config.dir);
+        if !self.coordinator.is_empty() {
+            config.coordinator = self.coordinator;
+        }
+        config.name = self.name.unwrap_or(config.name);
+        config.labels.extend(self.labels);
+        config.listen_ip = self.ip.or(config.listen_ip);
+        config.cpus = self.cpus.or(config.cpus);
+        config.memory = self.memory.or(config.memory);
+        Ok(config)
+    }
+}
+
 pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
     let stop = stop_signal()?;
-    let mut config = Config::new(args.dir, args.coordinator);
-    config.name = args.name.unwrap_or(config.name);
-    config.labels = args.labels.into_iter().collect();
-    (config.listen_ip, config.cpus, config.memory) = (args.ip, args.cpus, args.memory);
-    match &args.join {
+    let token = args.join.clone();
+    let config = args.config()?;
+    match &token {
         Some(token) => join(&config, token).await?,
         None => must_have_identity(&config)?,
     }
