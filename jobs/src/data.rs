@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn held_out_share_is_near_what_was_asked() {
         let held_out = HeldOut::Fraction(0.2);
-        let held = (0..10_000).filter(|i| held_out.holds(&format!("host{i}.example"))).count();
+        let held = (0..10_000).filter(|i| held_out.holds(format!("host{i}.example"))).count();
         assert!((1850..2150).contains(&held), "{held} of 10000");
     }
 }

@@ -121,9 +121,13 @@ fn read(data: &Data) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
 /// Side of the convolutions' windows.
 const KERNEL: usize = 5;
 /// Side of the image after the first convolution (24) and pooling.
-const SIDE_1: usize = (SIDE - KERNEL + 1) / 2;
+const SIDE_1: usize = pooled(SIDE);
 /// The same after the second (8).
-const SIDE_2: usize = (SIDE_1 - KERNEL + 1) / 2;
+const SIDE_2: usize = pooled(SIDE_1);
+
+const fn pooled(side: usize) -> usize {
+    (side + 1 - KERNEL) / 2
+}
 
 #[derive(Module, Debug)]
 pub(crate) struct Net {
@@ -153,26 +157,21 @@ impl Net {
         let windows = window_pixels(images);
         let rows = count * SIDE_1 * SIDE_1;
         let x = Tensor::<2>::from_data(TensorData::new(windows, [rows * 4, KERNEL * KERNEL]), device);
-        let x = pool(self.first.forward(x), rows, first);
+        let x = self.first.forward_largest(x, 4);
 
         let windows = window_rows(count);
-        let x = x.select(0, Tensor::<1, Int>::from_data(TensorData::new(windows.clone(), [windows.len()]), device));
+        let x = x.select(0, Tensor::<1, Int>::from_data(&windows[..], device));
         let rows = count * SIDE_2 * SIDE_2;
-        let x = pool(self.second.forward(x.reshape([rows * 4, KERNEL * KERNEL * first])), rows, second);
+        let x = self.second.forward_largest(x.reshape([rows * 4, KERNEL * KERNEL * first]), 4);
 
         let x = x.reshape([count, SIDE_2 * SIDE_2 * second]);
         self.output.forward(relu(self.hidden.forward(x)))
     }
 }
 
-/// [rows * 4, channels] -> [rows, channels]
-fn pool(x: Tensor<2>, rows: usize, channels: usize) -> Tensor<2> {
-    relu(x.reshape([rows, 4, channels]).max_dim(1).reshape([rows, channels]))
-}
-
 /// For each pooled pixel, its four windows, each as positions in the image of `side` before the convolution.
 fn window_positions(side: usize) -> Vec<usize> {
-    let pooled = (side - KERNEL + 1) / 2;
+    let pooled = pooled(side);
     let mut out = Vec::with_capacity(pooled * pooled * 4 * KERNEL * KERNEL);
     for (y, x) in square(pooled) {
         for (dy, dx) in square(2) {

@@ -210,8 +210,7 @@ impl Net {
             let windows =
                 Tensor::<1, Int>::from_data(TensorData::new(windows, [names.len() * positions * width]), device);
             let windows = self.embedding.forward(windows).reshape([names.len() * positions, width * config.embedding]);
-            let values = convolution.forward(windows).reshape([names.len(), positions, config.channels]);
-            features.push(relu(values.max_dim(1).reshape([names.len(), config.channels])));
+            features.push(convolution.forward_largest(windows, positions));
         }
         let features = if features.len() == 1 { features.remove(0) } else { Tensor::cat(features, 1) };
         self.output.forward(relu(self.hidden.forward(features)))

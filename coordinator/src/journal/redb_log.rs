@@ -1,0 +1,285 @@
+//! The journal on disk: one redb file, one transaction a batch, durable on commit. Owns the folder's lock and the ballast file that keeps
+//! room for the last records when the disk is full. Never repairs what it cannot verify.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use rustix::fs::{FallocateFlags, FlockOperation};
+use stoke_protocol::ids::{Digest, LogIndex};
+
+use super::{Entry, JournalError, Log, Recovered, Room, chain};
+
+/// Index to checksum (4 bytes), chain (32 bytes), payload.
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+/// Index to chain (32 bytes), payload; at most one.
+const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshots");
+
+const JOURNAL_FILE: &str = "journal.redb";
+const LOCK_FILE: &str = "lock";
+const BALLAST_FILE: &str = "ballast";
+/// Given back to the disk when it is full, so that running jobs can still be ended and recorded.
+const BALLAST_BYTES: u64 = 4 << 20;
+/// New work is refused when less than this is free: a few thousand records, and redb's own growth.
+const NEEDED_BYTES: u64 = 4 << 20;
+/// redb's page cache: the journal is read once, at start.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// See the module.
+pub struct RedbLog {
+    folder: PathBuf,
+    database: Database,
+    last: LogIndex,
+    chain: Digest,
+    /// Held for the life of the log; the kernel drops it with the process.
+    _lock: File,
+}
+
+impl RedbLog {
+    /// Opens or makes the journal in `folder`, which must exist. One process at a time.
+    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        let lock = lock(folder)?;
+        let path = folder.join(JOURNAL_FILE);
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path).map_err(|error| match error {
+            DatabaseError::Storage(StorageError::Corrupted(what)) => {
+                JournalError::Damaged { path: path.clone(), index: LogIndex::default(), what }
+            }
+            other => JournalError::Storage { action: "open", path: path.clone(), cause: other.to_string() },
+        })?;
+        set_ballast(folder);
+        Ok(Self { folder: folder.to_owned(), database, last: LogIndex::default(), chain: Digest([0; 32]), _lock: lock })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join(JOURNAL_FILE)
+    }
+
+    fn storage(&self, action: &'static str) -> impl Fn(redb::Error) -> JournalError + '_ {
+        move |error| match error {
+            redb::Error::Corrupted(what) => JournalError::Damaged { path: self.path(), index: self.last, what },
+            other => JournalError::Storage { action, path: self.path(), cause: other.to_string() },
+        }
+    }
+
+    fn damaged(&self, index: u64, what: &str) -> JournalError {
+        JournalError::Damaged { path: self.path(), index: LogIndex(index), what: what.to_owned() }
+    }
+
+    fn write(&self, records: &[(u64, Vec<u8>)]) -> Result<(), redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        // Makes the start after a crash independent of the file's size.
+        transaction.set_quick_repair(true);
+        {
+            let mut table = transaction.open_table(ENTRIES)?;
+            for (index, record) in records {
+                table.insert(index, record.as_slice())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn write_snapshot(&self, at: u64, record: &[u8]) -> Result<(), redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        transaction.set_quick_repair(true);
+        {
+            let mut snapshots = transaction.open_table(SNAPSHOTS)?;
+            snapshots.retain(|_, _| false)?;
+            snapshots.insert(at, record)?;
+            let mut entries = transaction.open_table(ENTRIES)?;
+            entries.retain_in(..=at, |_, _| false)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// The raw snapshot and records, in order.
+    fn read(&self) -> Result<(Option<(u64, Vec<u8>)>, Vec<(u64, Vec<u8>)>), redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let snapshot = match transaction.open_table(SNAPSHOTS) {
+            Ok(table) => table.last()?.map(|(at, record)| (at.value(), record.value().to_vec())),
+            Err(redb::TableError::TableDoesNotExist(_)) => None,
+            Err(other) => return Err(other.into()),
+        };
+        let mut records = Vec::new();
+        match transaction.open_table(ENTRIES) {
+            Ok(table) => {
+                for row in table.iter()? {
+                    let (index, record) = row?;
+                    records.push((index.value(), record.value().to_vec()));
+                }
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            Err(other) => return Err(other.into()),
+        }
+        Ok((snapshot, records))
+    }
+}
+
+impl Log for RedbLog {
+    fn recover(&mut self) -> Result<Recovered, JournalError> {
+        let (snapshot, records) = self.read().map_err(self.storage("read"))?;
+        let mut recovered = Recovered::default();
+        if let Some((at, record)) = snapshot {
+            let (before, payload) =
+                record.split_at_checked(32).ok_or_else(|| self.damaged(at, "the snapshot is cut short"))?;
+            self.last = LogIndex(at);
+            self.chain = Digest(before.try_into().expect("split at 32"));
+            recovered.snapshot = Some(Entry { index: self.last, payload: payload.to_vec() });
+        }
+        for (index, record) in records {
+            if LogIndex(index) != self.last.next() {
+                return Err(self.damaged(index, "the record before it is missing"));
+            }
+            let (checksum, rest) = record.split_at_checked(4).ok_or_else(|| self.damaged(index, "it is cut short"))?;
+            if checksum != crc32fast::hash(rest).to_le_bytes() {
+                return Err(self.damaged(index, "its checksum does not match"));
+            }
+            let (linked, payload) = rest.split_at_checked(32).ok_or_else(|| self.damaged(index, "it is cut short"))?;
+            let expected = chain(&self.chain, LogIndex(index), payload);
+            if linked != expected.0 {
+                return Err(self.damaged(index, "it does not follow the record before it"));
+            }
+            self.last = LogIndex(index);
+            self.chain = expected;
+            recovered.entries.push(Entry { index: self.last, payload: payload.to_vec() });
+        }
+        Ok(recovered)
+    }
+
+    fn append(&mut self, payloads: &[Vec<u8>]) -> Result<LogIndex, JournalError> {
+        let (mut last, mut link) = (self.last, self.chain);
+        let mut records = Vec::with_capacity(payloads.len());
+        for payload in payloads {
+            last = last.next();
+            link = chain(&link, last, payload);
+            let mut record = Vec::with_capacity(36 + payload.len());
+            record.extend_from_slice(&[0; 4]);
+            record.extend_from_slice(&link.0);
+            record.extend_from_slice(payload);
+            let checksum = crc32fast::hash(&record[4..]);
+            record[..4].copy_from_slice(&checksum.to_le_bytes());
+            records.push((last.0, record));
+        }
+        if let Err(error) = self.write(&records) {
+            // Whatever the error is, the next start needs room to recover in.
+            drop(fs::remove_file(self.folder.join(BALLAST_FILE)));
+            return Err(self.storage("append to")(error));
+        }
+        (self.last, self.chain) = (last, link);
+        Ok(last)
+    }
+
+    fn snapshot(&mut self, at: LogIndex, payload: &[u8]) -> Result<(), JournalError> {
+        assert_eq!(at, self.last, "J1: a snapshot is taken at the newest durable record");
+        let record = [&self.chain.0[..], payload].concat();
+        self.write_snapshot(at.0, &record).map_err(self.storage("write snapshot to"))
+    }
+
+    fn room(&self) -> Result<Room, JournalError> {
+        let disk = rustix::fs::statvfs(&self.folder).map_err(|error| JournalError::Storage {
+            action: "look for room beside",
+            path: self.path(),
+            cause: error.to_string(),
+        })?;
+        Ok(Room { free: disk.f_bavail * disk.f_frsize, needed: NEEDED_BYTES })
+    }
+}
+
+/// Takes the folder for this process, or says who has it.
+fn lock(folder: &Path) -> Result<File, JournalError> {
+    let path = folder.join(LOCK_FILE);
+    let storage = |cause: std::io::Error| JournalError::Storage {
+        action: "lock the folder of",
+        path: path.clone(),
+        cause: cause.to_string(),
+    };
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(storage)?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut owner = String::new();
+        drop(file.read_to_string(&mut owner));
+        return Err(JournalError::Locked { path: folder.to_owned(), owner: owner.trim().to_owned() });
+    }
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(storage)?;
+    Ok(file)
+}
+
+/// Lays the ballast down where there is room for it and for work; a disk that has none goes without until it does.
+fn set_ballast(folder: &Path) {
+    let path = folder.join(BALLAST_FILE);
+    let roomy =
+        rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail * disk.f_frsize > BALLAST_BYTES + NEEDED_BYTES);
+    if path.exists() || !roomy {
+        return;
+    }
+    if let Ok(file) = File::create(&path)
+        && rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES).is_err()
+    {
+        drop(fs::remove_file(&path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("stoke-journal-{name}-{}", std::process::id()));
+        drop(fs::remove_dir_all(&folder));
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn payloads(range: std::ops::Range<u8>) -> Vec<Vec<u8>> {
+        range.map(|byte| vec![byte; 100]).collect()
+    }
+
+    #[test]
+    fn records_survive_and_continue_after_a_snapshot() {
+        let folder = folder("survive");
+        let mut log = RedbLog::open(&folder).unwrap();
+        assert_eq!(log.recover().unwrap(), Recovered::default());
+        assert_eq!(log.append(&payloads(0..3)).unwrap(), LogIndex(3));
+        log.snapshot(LogIndex(3), b"state").unwrap();
+        log.append(&payloads(3..5)).unwrap();
+        drop(log);
+        let mut log = RedbLog::open(&folder).unwrap();
+        let recovered = log.recover().unwrap();
+        assert_eq!(recovered.snapshot, Some(Entry { index: LogIndex(3), payload: b"state".to_vec() }));
+        assert_eq!(recovered.entries.iter().map(|entry| entry.payload[0]).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(recovered.last(), LogIndex(5));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_second_coordinator_on_the_folder_is_told_who_has_it() {
+        let folder = folder("second");
+        let _first = RedbLog::open(&folder).unwrap();
+        let error = RedbLog::open(&folder).err().expect("the folder is taken").to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_changed_record_is_named() {
+        let folder = folder("changed");
+        let mut log = RedbLog::open(&folder).unwrap();
+        log.recover().unwrap();
+        log.append(&payloads(0..3)).unwrap();
+        let mut forged = log.read().unwrap().1[1].1.clone();
+        forged[50] ^= 1;
+        log.write(&[(2, forged)]).unwrap();
+        log.last = LogIndex::default();
+        log.chain = Digest([0; 32]);
+        let error = log.recover().unwrap_err().to_string();
+        assert!(error.contains("log-2") && error.contains("checksum"), "{error}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,209 @@
+//! The catalogue: which checkpoints are visible. A checkpoint is prepared while its shards come in (that is part of the run, see
+//! `machine.rs`) and visible from the entry on that carries its manifest. Owns visibility and pruning; never touches a file.
+//!
+//! C1 (I17): the steps of a job's visible checkpoints never go back; at one step only a newer generation replaces an older.
+//! C2 (I23): the newest `keep` of a job stay visible, and so does any that a job which has not ended continues from.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use stoke_protocol::ids::{Digest, Generation, JobId, LogIndex, Step};
+use stoke_protocol::message::client::CheckpointView;
+
+use super::planted::PlantedBug;
+use super::time::Time;
+
+/// Removed folders that are named again with each commit, because the order to remove them may have been lost.
+const PRUNED_REPEATED: usize = 8;
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Catalogue {
+    jobs: BTreeMap<JobId, Shelf>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+struct Shelf {
+    visible: BTreeMap<Step, Checkpoint>,
+    /// Steps that were ever committed; a step that is replaced counts once.
+    commits: u64,
+    pruned: Vec<String>,
+}
+
+/// A visible checkpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    pub generation: Generation,
+    pub step: Step,
+    pub uri: String,
+    pub shards: u32,
+    pub bytes: u64,
+    pub manifest_blake3: Digest,
+    pub at: Time,
+    /// The journal entry that made it visible.
+    pub index: LogIndex,
+}
+
+/// How many a job keeps, and what may not go.
+pub struct Keep<'a> {
+    pub newest: u32,
+    pub pinned: &'a dyn Fn(&str) -> bool,
+    pub bug: Option<PlantedBug>,
+}
+
+impl Catalogue {
+    pub fn last(&self, job: JobId) -> Option<&Checkpoint> {
+        self.jobs.get(&job)?.visible.values().next_back()
+    }
+
+    pub fn of(&self, job: JobId) -> impl Iterator<Item = &Checkpoint> {
+        self.jobs.get(&job).into_iter().flat_map(|shelf| shelf.visible.values())
+    }
+
+    pub fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.jobs.keys().copied()
+    }
+
+    pub fn count(&self) -> usize {
+        self.jobs.values().map(|shelf| shelf.visible.len()).sum()
+    }
+
+    /// Whether a checkpoint may become visible (C1); the error says why not.
+    pub fn check(&self, job: JobId, generation: Generation, step: Step) -> Result<(), String> {
+        match self.last(job) {
+            Some(last) if step < last.step => {
+                Err(format!("{step} is before {}, which is committed: the committed step never goes back", last.step))
+            }
+            Some(last) if step == last.step && generation <= last.generation => {
+                Err(format!("{step} was committed by {} already", last.generation))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Makes a checkpoint visible and takes older ones out of sight; gives the folders that may be removed now.
+    pub fn commit(&mut self, job: JobId, checkpoint: Checkpoint, keep: &Keep<'_>) -> Vec<String> {
+        let shelf = self.jobs.entry(job).or_default();
+        match shelf.visible.insert(checkpoint.step, checkpoint) {
+            Some(replaced) => shelf.pruned.push(replaced.uri),
+            None => shelf.commits += 1,
+        }
+        let newest = match keep.bug {
+            Some(PlantedBug::PrunedOneMore) => (keep.newest as usize).saturating_sub(1),
+            _ => keep.newest as usize,
+        };
+        let surplus = shelf.visible.len().saturating_sub(newest);
+        let old = shelf.visible.iter().take(surplus).filter(|(_, old)| !(keep.pinned)(&old.uri));
+        let old: Vec<Step> = old.map(|(step, _)| *step).collect();
+        for step in old {
+            shelf.pruned.extend(shelf.visible.remove(&step).map(|old| old.uri));
+        }
+        let repeated = shelf.pruned.len().saturating_sub(PRUNED_REPEATED);
+        shelf.pruned.drain(..repeated);
+        shelf.pruned.clone()
+    }
+
+    /// Folders that were taken out of sight lately: named again to a rank that may have missed it.
+    pub fn pruned(&self, job: JobId) -> Vec<String> {
+        self.jobs.get(&job).map(|shelf| shelf.pruned.clone()).unwrap_or_default()
+    }
+
+    /// C1 and C2 for one job, with what is known of its generations; the error names the step.
+    pub fn check_job(&self, job: JobId, keep: u32, generations: &[(u32, LogIndex)]) -> Result<(), String> {
+        let Some(shelf) = self.jobs.get(&job) else { return Ok(()) };
+        if (shelf.visible.len() as u64) < shelf.commits.min(keep.into()) {
+            return Err(format!(
+                "I23: {job} keeps {keep} of {} checkpoints, {} are visible",
+                shelf.commits,
+                shelf.visible.len()
+            ));
+        }
+        let mut newest = LogIndex(0);
+        for Checkpoint { generation, step, shards, index, .. } in shelf.visible.values() {
+            if *index < newest {
+                return Err(format!("I17: {job} committed {step} at {index}, after a later step at {newest}"));
+            }
+            newest = *index;
+            let at = usize::try_from(generation.0).unwrap_or(0);
+            let Some((world, started)) = at.checked_sub(1).and_then(|at| generations.get(at)) else {
+                return Err(format!("I2: {job} committed {step} in {generation}, which never started"));
+            };
+            if index < started || generations.get(at).is_some_and(|(_, next)| next < index) {
+                return Err(format!("I2: {job} committed {step} in {generation} while another generation was current"));
+            }
+            if shards != world {
+                return Err(format!("I21: {job} committed {step} with {shards} of {world} shards"));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn forget(&mut self, job: JobId) {
+        self.jobs.remove(&job);
+    }
+
+    pub fn views(&self, job: JobId) -> Vec<CheckpointView> {
+        self.of(job).map(|checkpoint| checkpoint.view(job)).collect()
+    }
+}
+
+impl Checkpoint {
+    pub fn view(&self, job: JobId) -> CheckpointView {
+        CheckpointView {
+            job,
+            generation: self.generation,
+            step: self.step,
+            uri: self.uri.clone(),
+            shards: self.shards,
+            bytes: self.bytes,
+            committed_ms: self.at.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: JobId = JobId(1);
+
+    fn checkpoint(generation: u64, step: u64) -> Checkpoint {
+        Checkpoint {
+            generation: Generation(generation),
+            step: Step(step),
+            uri: format!("file:///c/step-{step}-g{generation}"),
+            shards: 2,
+            bytes: 10,
+            manifest_blake3: Digest([0; 32]),
+            at: Time(0),
+            index: LogIndex(0),
+        }
+    }
+
+    fn commit(catalogue: &mut Catalogue, generation: u64, step: u64, pinned: &str) -> Vec<String> {
+        let keep = Keep { newest: 2, pinned: &|uri| uri == pinned, bug: None };
+        catalogue.check(JOB, Generation(generation), Step(step)).unwrap();
+        catalogue.commit(JOB, checkpoint(generation, step), &keep)
+    }
+
+    #[test]
+    fn the_newest_and_the_pinned_stay_visible() {
+        let mut catalogue = Catalogue::default();
+        let pinned = "file:///c/step-10-g1";
+        assert!(commit(&mut catalogue, 1, 10, pinned).is_empty());
+        assert!(commit(&mut catalogue, 1, 20, pinned).is_empty());
+        assert!(commit(&mut catalogue, 1, 30, pinned).is_empty());
+        assert_eq!(commit(&mut catalogue, 1, 40, pinned), ["file:///c/step-20-g1"]);
+        let steps: Vec<u64> = catalogue.of(JOB).map(|checkpoint| checkpoint.step.0).collect();
+        assert_eq!(steps, [10, 30, 40]);
+    }
+
+    #[test]
+    fn the_committed_step_never_goes_back_and_a_newer_generation_replaces_at_one_step() {
+        let mut catalogue = Catalogue::default();
+        commit(&mut catalogue, 1, 20, "");
+        assert!(catalogue.check(JOB, Generation(2), Step(10)).is_err());
+        assert!(catalogue.check(JOB, Generation(1), Step(20)).is_err());
+        assert_eq!(commit(&mut catalogue, 2, 20, ""), ["file:///c/step-20-g1"]);
+        assert_eq!(catalogue.last(JOB).unwrap().generation, Generation(2));
+    }
+}

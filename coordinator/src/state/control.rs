@@ -1,0 +1,450 @@
+//! The control plane's whole brain: the durable cluster and the volatile rest, driven by inputs. The shell and the simulator call `step`,
+//! append the records to a log, and run the effects when every record so far is durable; nothing else may change the state.
+//!
+//! S1 (I6): every effect of a step, answers to questions included, waits for the records before it: nothing that a client has seen is lost.
+//! S2: what a restart forgets (sessions, progress, tickets, reasons to wait) is made again by hellos, reports and plans.
+
+use std::collections::BTreeMap;
+
+use stoke_protocol::identity::Subject;
+use stoke_protocol::ids::{ClusterId, Digest, JobId, NodeId, TokenId};
+use stoke_protocol::message::client::{Reply, Request, TokenScope};
+use stoke_protocol::message::join::Wants;
+use stoke_protocol::message::node::{Heartbeat, NodeHello, Report, ToNode};
+use stoke_protocol::message::rank::{Progress, RankId};
+
+use super::cluster::{Cluster, Refused};
+use super::effect::{Effect, Member, Order};
+use super::event::{Event, Record};
+use super::liveness::{Liveness, Timings};
+use super::members::Stale;
+use super::placement::{self, View, Wait};
+use super::planted::PlantedBug;
+use super::time::{Mono, Now};
+
+/// Refused joins and requests that are journalled a minute: an attacker must not fill the journal with them.
+const AUDITED_A_MINUTE_MAX: u32 = 60;
+/// Cancels that wait for ranks, of all clients.
+const CANCELS_WAITING_MAX: usize = 1_024;
+
+/// A connection of a node; drawn by the shell, never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SessionId(pub u64);
+
+/// A question that waits for its answer; drawn by the shell, never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ticket(pub u64);
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Once, before anything else, on an empty journal.
+    Found {
+        cluster: ClusterId,
+        admin: String,
+    },
+    /// Once a process: after the journal was replayed, before anybody connects.
+    Start {
+        version: String,
+    },
+    /// A node's first frame. `node` is from its certificate.
+    Hello {
+        session: SessionId,
+        node: NodeId,
+        address: String,
+        hello: NodeHello,
+    },
+    Report {
+        session: SessionId,
+        report: Report,
+    },
+    Progress {
+        session: SessionId,
+        id: RankId,
+        progress: Progress,
+    },
+    Heartbeat {
+        session: SessionId,
+        heartbeat: Heartbeat,
+    },
+    Closed {
+        session: SessionId,
+    },
+    SignRank {
+        ticket: Ticket,
+        session: SessionId,
+        id: RankId,
+    },
+    /// `secret_hash` is of a fresh secret, for the case that a token is to be made.
+    Request {
+        ticket: Ticket,
+        caller: Subject,
+        request: Request,
+        secret_hash: Digest,
+    },
+    Join {
+        ticket: Ticket,
+        token: TokenId,
+        secret_hash: Digest,
+        wants: Wants,
+    },
+    /// The client of a waiting question is gone.
+    Dropped {
+        ticket: Ticket,
+    },
+    /// The journal's disk is low (with the words for those who ask), or has room again.
+    Storage {
+        low: Option<String>,
+    },
+    /// A few times a second.
+    Tick,
+}
+
+/// What came of an input: first the records, then, when they are durable, the effects.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Step {
+    pub records: Vec<Record>,
+    pub effects: Vec<Effect>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Options {
+    pub timings: Timings,
+    pub placement: placement::Options,
+    /// URI below which jobs without a folder of their own keep their checkpoints.
+    pub checkpoints: String,
+    pub version: String,
+}
+
+pub struct Control {
+    pub(super) cluster: Cluster,
+    pub(super) liveness: Liveness,
+    pub(super) options: Options,
+    pub(super) waits: BTreeMap<JobId, Wait>,
+    pub(super) progress: BTreeMap<JobId, Progress>,
+    cancels: BTreeMap<JobId, Vec<Ticket>>,
+    pub(super) storage_low: Option<String>,
+    audited: (Mono, u32),
+    /// Records of an input that changed nothing and were counted only.
+    pub unaudited: u64,
+    replan: bool,
+    pub(super) now: Now,
+}
+
+impl Control {
+    /// Around a state that was replayed from a journal (or an empty one).
+    pub fn new(cluster: Cluster, options: Options, now: Now) -> Self {
+        let expected = cluster.members().nodes().filter(|node| node.up).map(|node| (node.id, node.incarnation));
+        let mut liveness = Liveness::new(options.timings, now.mono, expected);
+        liveness.plant(cluster.planted_bug());
+        Self {
+            cluster,
+            liveness,
+            options,
+            waits: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            cancels: BTreeMap::new(),
+            storage_low: None,
+            audited: (now.mono, 0),
+            unaudited: 0,
+            replan: true,
+            now,
+        }
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    pub fn step(&mut self, now: Now, input: Input) -> Step {
+        self.now = Now { wall: now.wall.max(self.cluster.clock()), mono: now.mono.max(self.now.mono) };
+        let mut step = Step::default();
+        match input {
+            Input::Found { cluster, admin } => self.must(&mut step, Event::Founded { cluster, admin }),
+            Input::Start { version } => self.must(&mut step, Event::EpochRaised { version }),
+            Input::Hello { session, node, address, hello } => self.hello(&mut step, (session, node), address, hello),
+            Input::Report { session, report } => self.report(&mut step, session, report),
+            Input::Progress { session, id, progress } => self.take_progress(&mut step, session, id, progress),
+            Input::Heartbeat { session, heartbeat } => {
+                self.replan |= self.liveness.heard(self.now.mono, session, Some(heartbeat));
+            }
+            Input::Closed { session } => {
+                self.liveness.close(session);
+            }
+            Input::SignRank { ticket, session, id } => self.sign_rank(&mut step, ticket, session, id),
+            Input::Request { ticket, caller, request, secret_hash } => {
+                self.request(&mut step, ticket, &caller, (request, secret_hash));
+            }
+            Input::Join { ticket, token, secret_hash, wants } => {
+                self.join(&mut step, ticket, (token, secret_hash), wants)
+            }
+            Input::Dropped { ticket } => {
+                self.cancels.values_mut().for_each(|waiting| waiting.retain(|other| *other != ticket));
+            }
+            Input::Storage { low } => self.storage_low = low,
+            Input::Tick => self.tick(&mut step),
+        }
+        self.place(&mut step);
+        step
+    }
+
+    /// Journals an event and applies it, if it changes anything.
+    pub(super) fn commit(&mut self, step: &mut Step, event: Event) -> Result<(), Refused> {
+        self.cluster.check(self.now.wall, &event)?;
+        let record = Record { at: self.now.wall, event };
+        let orders = self.cluster.apply(&record);
+        step.records.push(record);
+        self.carry(step, orders);
+        Ok(())
+    }
+
+    fn must(&mut self, step: &mut Step, event: Event) {
+        let committed = self.commit(step, event);
+        assert!(committed.is_ok(), "K2: a coordinator starts once on its journal: {committed:?}");
+    }
+
+    /// Orders in terms of nodes become effects in terms of sessions.
+    fn carry(&mut self, step: &mut Step, orders: Vec<Order>) {
+        for order in orders {
+            match order {
+                Order::Send { node, message } => {
+                    if let Some(session) = self.liveness.session(node) {
+                        step.effects.push(Effect::Send { session, message });
+                    }
+                }
+                Order::Changed { job } => {
+                    self.answer_cancels(step, job);
+                    if self.cluster.jobs().get(job).is_none_or(|job| job.state.is_terminal()) {
+                        self.waits.remove(&job);
+                    }
+                    step.effects.push(Effect::Changed { job });
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, step: &mut Step, (session, node): (SessionId, NodeId), address: String, hello: NodeHello) {
+        if let Err(reason) = self.check_hello(node, &hello) {
+            step.effects.push(Effect::Close { session, reason });
+            return;
+        }
+        let before = self.liveness.open(self.now.mono, node, session, hello.incarnation);
+        if let Some(session) = before {
+            let reason = format!("another session of {node} has opened");
+            step.effects.push(Effect::Close { session, reason });
+        }
+        let welcome = ToNode::Welcome {
+            epoch: self.cluster.epoch(),
+            index: self.cluster.index().next(),
+            heartbeat_ms: self.options.timings.heartbeat_ms,
+            lease_ms: self.options.timings.lease_ms,
+        };
+        step.effects.push(Effect::Send { session, message: welcome });
+        let committed = self.commit(step, Event::NodeUp { hello, address });
+        assert!(committed.is_ok(), "M1: the hello of {node} was checked: {committed:?}");
+    }
+
+    /// I1, I5 and F32: who may open a session.
+    fn check_hello(&self, node: NodeId, hello: &NodeHello) -> Result<(), String> {
+        if Some(hello.cluster) != self.cluster.id() {
+            return Err(format!("this is another cluster than {}: check the coordinator's address", hello.cluster));
+        }
+        if hello.node != node {
+            return Err(format!("the certificate is of {node}, the hello of {}", hello.node));
+        }
+        if hello.epoch_seen > self.cluster.epoch() || hello.index_seen > self.cluster.index() {
+            return Err(format!(
+                "this coordinator ({}, {}) is behind what the node has obeyed ({}, {}): was an old copy of its folder started?",
+                self.cluster.epoch(),
+                self.cluster.index(),
+                hello.epoch_seen,
+                hello.index_seen
+            ));
+        }
+        let bug = self.cluster.planted_bug();
+        self.cluster.members().check_hello(node, hello.incarnation, bug).map_err(|stale| stale_words(node, &stale))
+    }
+
+    fn report(&mut self, step: &mut Step, session: SessionId, report: Report) {
+        self.replan |= self.liveness.heard(self.now.mono, session, None);
+        let Some((node, incarnation)) = self.liveness.node(session) else { return };
+        let sequence = report.sequence;
+        match self.commit(step, Event::Reported { node, incarnation, report }) {
+            Ok(()) => {}
+            Err(Refused::Stale(Stale::Duplicate { last })) => {
+                let message = ToNode::Acknowledge { sequence: last, index: self.cluster.index() };
+                step.effects.push(Effect::Send { session, message });
+            }
+            Err(Refused::Stale(stale)) => {
+                let reason = format!("report {sequence} is refused: {}", stale_words(node, &stale));
+                self.close(step, session, reason);
+            }
+            Err(
+                Refused::Invalid(why) | Refused::NotFound(why) | Refused::Conflict(why) | Refused::Unavailable(why),
+            ) => {
+                self.close(step, session, format!("report {sequence} is refused: {why}"));
+            }
+        }
+    }
+
+    fn close(&mut self, step: &mut Step, session: SessionId, reason: String) {
+        self.liveness.close(session);
+        step.effects.push(Effect::Close { session, reason });
+    }
+
+    fn take_progress(&mut self, step: &mut Step, session: SessionId, id: RankId, progress: Progress) {
+        self.replan |= self.liveness.heard(self.now.mono, session, None);
+        let Some((node, _)) = self.liveness.node(session) else { return };
+        let Some(job) = self.cluster.jobs().get(id.job) else { return };
+        let placed = job.run.as_ref().and_then(|run| run.rank(id.rank)).is_some_and(|rank| rank.node == node);
+        if !placed || !job.expects(id) {
+            return;
+        }
+        let newest = self.progress.entry(id.job).or_insert(progress);
+        if progress.step >= newest.step || id.rank.0 == 0 {
+            *newest = progress;
+            step.effects.push(Effect::Changed { job: id.job });
+        }
+    }
+
+    fn sign_rank(&mut self, step: &mut Step, ticket: Ticket, session: SessionId, id: RankId) {
+        let allowed = match self.liveness.node(session) {
+            Some((node, incarnation)) => self.cluster.check_sign(node, incarnation, id),
+            None => Err("the session is over".into()),
+        };
+        step.effects.push(match allowed {
+            Ok(()) => Effect::SignRank { ticket, id },
+            Err(reason) => Effect::Deny { ticket, reason },
+        });
+    }
+
+    fn join(&mut self, step: &mut Step, ticket: Ticket, (token, secret_hash): (TokenId, Digest), wants: Wants) {
+        let who = match &wants {
+            Wants::Node { name } => format!("a machine that calls itself {name:?}"),
+            Wants::User { name } => format!("somebody who calls himself {name:?}"),
+        };
+        let name = match &wants {
+            Wants::User { name } => Subject::user(stoke_protocol::identity::UserRole::Viewer, name).map(|_| ()),
+            Wants::Node { .. } => Ok(()),
+        };
+        let joined = match (name, &self.storage_low) {
+            (Err(error), _) => Err(Refused::Invalid(error.to_string())),
+            (Ok(()), Some(low)) => Err(Refused::Unavailable(low.clone())),
+            (Ok(()), None) => self.commit(step, Event::Joined { token, secret_hash, wants: wants.clone() }),
+        };
+        match joined {
+            Ok(()) => {
+                let member = match wants {
+                    Wants::Node { .. } => Member::Node { node: self.cluster.members().last() },
+                    Wants::User { name } => Member::User { role: self.cluster.user_role(&name), name },
+                };
+                step.effects.push(Effect::Admit { ticket, member });
+            }
+            Err(refused) => {
+                let reason = refused_words(refused);
+                self.audit(step, who, format!("join with {token}"), reason.clone());
+                step.effects.push(Effect::Deny { ticket, reason });
+            }
+        }
+    }
+
+    /// Journals a refusal (I34), unless there are too many of them.
+    pub(super) fn audit(&mut self, step: &mut Step, who: String, verb: String, reason: String) {
+        let (since, count) = self.audited;
+        let fresh = self.now.mono.since_ms(since) >= 60_000;
+        self.audited = if fresh { (self.now.mono, 1) } else { (since, count + 1) };
+        if self.audited.1 > AUDITED_A_MINUTE_MAX || self.storage_low.is_some() {
+            self.unaudited += 1;
+            return;
+        }
+        let committed = self.commit(step, Event::Refused { who, verb, reason });
+        assert!(committed.is_ok(), "K1: a refusal is always an entry");
+    }
+
+    fn tick(&mut self, step: &mut Step) {
+        for (node, incarnation, session) in self.liveness.tick(self.now.mono) {
+            if let Some(session) = session {
+                let reason = format!("{node} was silent for too long and is taken as lost: connect again");
+                step.effects.push(Effect::Close { session, reason });
+            }
+            // A node that was lost before and never came back changes nothing.
+            let _unchanged = self.commit(step, Event::NodeLost { node, incarnation });
+        }
+    }
+
+    /// Makes a plan when something has changed that may let a job be placed, and journals what it places.
+    fn place(&mut self, step: &mut Step) {
+        if !(self.cluster.take_replan() | std::mem::take(&mut self.replan)) {
+            return;
+        }
+        let plan = placement::plan(&self.view(), &self.options.placement);
+        self.waits = plan.waits;
+        for (job, placement) in plan.placed {
+            let Some(found) = self.cluster.jobs().get(job) else { continue };
+            let generation = found.generation().next();
+            self.progress.remove(&job);
+            let committed = self.commit(step, Event::GenerationStarted { job, generation, placement });
+            assert!(committed.is_ok() || self.cluster.planted_bug().is_some(), "K3: a plan fits: {committed:?}");
+        }
+    }
+
+    /// What a plan or an explanation looks at.
+    pub fn view(&self) -> View<'_> {
+        View {
+            members: self.cluster.members(),
+            live: self.liveness.live(),
+            jobs: self.cluster.jobs(),
+            placements: self.cluster.placements(),
+            bug: self.cluster.planted_bug(),
+        }
+    }
+
+    /// Answered when no rank of the job can start any more (I10).
+    pub(super) fn wait_for_cancel(&mut self, step: &mut Step, ticket: Ticket, job: JobId) {
+        if self.cancels.values().map(Vec::len).sum::<usize>() >= CANCELS_WAITING_MAX {
+            return super::requests::refuse_busy(step, ticket, "too many cancels wait for their ranks");
+        }
+        self.cancels.entry(job).or_default().push(ticket);
+        self.answer_cancels(step, job);
+    }
+
+    fn answer_cancels(&mut self, step: &mut Step, id: JobId) {
+        let early = self.cluster.planted_bug() == Some(PlantedBug::CancelAckedEarly);
+        let Some(job) = self.cluster.jobs().get(id) else { return };
+        if job.is_cancel_safe() || early {
+            for ticket in self.cancels.remove(&id).unwrap_or_default() {
+                step.effects.push(Effect::Reply { ticket, reply: Box::new(Reply::Cancelled { job: id }) });
+            }
+        } else if job.state.is_terminal() {
+            // It ended by itself before its ranks were stopped.
+            for ticket in self.cancels.remove(&id).unwrap_or_default() {
+                super::requests::refuse_ended(step, ticket, job);
+            }
+        }
+    }
+}
+
+impl Cluster {
+    pub(super) fn user_role(&self, name: &str) -> TokenScope {
+        self.users.get(name).map_or(TokenScope::Viewer, |user| user.role)
+    }
+}
+
+fn stale_words(node: NodeId, stale: &Stale) -> String {
+    match stale {
+        Stale::Unknown => format!("{node} is not a member of this cluster: join again with a new token"),
+        Stale::Incarnation { current } => format!("a newer agent of {node} has connected (incarnation {})", current.0),
+        Stale::Duplicate { last } => format!("{last} was the last one"),
+        Stale::Gap { last } => format!("the reports after {last} are missing"),
+    }
+}
+
+pub(super) fn refused_words(refused: Refused) -> String {
+    match refused {
+        Refused::Stale(stale) => stale_words(NodeId(0), &stale),
+        Refused::Invalid(why) | Refused::NotFound(why) | Refused::Conflict(why) | Refused::Unavailable(why) => why,
+    }
+}

@@ -1,0 +1,101 @@
+//! Everything that changes the durable state: one journal entry each. bincode numbers variants by order: append, never reorder; a change of a
+//! variant bumps `journal::FORMAT`.
+
+use serde::{Deserialize, Serialize};
+use stoke_protocol::ids::{ClusterId, Digest, Generation, Incarnation, JobId, NodeId, TokenId};
+use stoke_protocol::message::client::TokenScope;
+use stoke_protocol::message::join::Wants;
+use stoke_protocol::message::node::{NodeHello, Report};
+
+use super::machine::Ask;
+use super::time::Time;
+
+/// A journal entry: an event and when the coordinator took it in.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub at: Time,
+    pub event: Event,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Event {
+    /// The first entry of every journal. `admin` names the user whose credentials were made beside it.
+    Founded {
+        cluster: ClusterId,
+        admin: String,
+    },
+    /// A coordinator has started; nothing is said under the new epoch before this is durable (I1).
+    EpochRaised {
+        version: String,
+    },
+    /// An administrator made a join token. Only the hash of its secret is known here (I33).
+    TokenCreated {
+        scope: TokenScope,
+        secret_hash: Digest,
+        expires: Time,
+        by: String,
+    },
+    TokenRevoked {
+        token: TokenId,
+        by: String,
+    },
+    /// Somebody with a token asked to become a member; the token is used up by this entry.
+    Joined {
+        token: TokenId,
+        secret_hash: Digest,
+        wants: Wants,
+    },
+    /// An agent has opened a session and told what it has and runs.
+    NodeUp {
+        hello: NodeHello,
+        address: String,
+    },
+    /// Lease and grace of a node are over.
+    NodeLost {
+        node: NodeId,
+        incarnation: Incarnation,
+    },
+    /// What an agent reports of a rank, in its order.
+    Reported {
+        node: NodeId,
+        incarnation: Incarnation,
+        report: Report,
+    },
+    Submitted(Box<Submission>),
+    CancelAsked {
+        job: JobId,
+        by: String,
+    },
+    /// A gang was placed: rank r goes to `placement[r]`.
+    GenerationStarted {
+        job: JobId,
+        generation: Generation,
+        placement: Vec<NodeId>,
+    },
+    /// A changing request that was refused (I34). Those that were done are entries of their own and name who asked.
+    Refused {
+        who: String,
+        verb: String,
+        reason: String,
+    },
+}
+
+/// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release
+/// reads specs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Submission {
+    /// Idempotency key, the owner's own.
+    pub key: String,
+    pub owner: String,
+    pub name: String,
+    pub trainer: String,
+    /// Canonical TOML.
+    pub spec: String,
+    /// The URI of the job's checkpoints without the job's id at its end.
+    pub checkpoints: String,
+    pub resume: Option<String>,
+    pub keep: u32,
+    pub priority: i32,
+    pub attempts_max: u32,
+    pub ask: Ask,
+}

@@ -1,0 +1,98 @@
+//! What must hold after every entry, for the whole state at once. The fold checks its own steps as it goes; this is the second pair of eyes,
+//! for the simulator (after each event), for snapshots and for starts. Never changes anything.
+
+use stoke_protocol::ids::NodeId;
+use stoke_protocol::message::client::JobState;
+use stoke_protocol::message::rank::RankId;
+
+use super::cluster::Cluster;
+use super::machine::{Job, Run};
+
+impl Cluster {
+    /// Every invariant that can be seen in one state; the error starts with its number.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.members.check()?;
+        self.jobs.check()?;
+        for job in self.jobs.iter() {
+            self.check_job(job)?;
+            self.catalogue.check_job(job.id, job.keep, &job.generations)?;
+        }
+        let joined = self.members.nodes().len() + self.users.len().saturating_sub(1);
+        if joined as u64 != self.tokens.spent() {
+            return Err(format!("I33: {joined} members have joined, {} tokens were used", self.tokens.spent()));
+        }
+        self.check_held()
+    }
+
+    fn check_job(&self, job: &Job) -> Result<(), String> {
+        let generations = job.generations.len() as u32;
+        if generations > job.attempts_max {
+            return Err(format!("I11: {} used {generations} of {} attempts", job.id, job.attempts_max));
+        }
+        let Some(run) = &job.run else {
+            return match job.state {
+                JobState::Queued | JobState::Cancelled => Ok(()),
+                JobState::Starting | JobState::Running | JobState::Recovering | JobState::Cancelling => {
+                    Err(format!("J1: {} is {:?} without ranks", job.id, job.state))
+                }
+                JobState::Succeeded | JobState::Failed => Err(format!("J3: {} has ended without ranks", job.id)),
+            };
+        };
+        if run.ranks.len() != job.ask.ranks as usize {
+            return Err(format!("I14: {} runs with {} of {} ranks", job.id, run.ranks.len(), job.ask.ranks));
+        }
+        if run.generation != job.generation() {
+            return Err(format!(
+                "I2: {} keeps the run of {}, its newest is {}",
+                job.id,
+                run.generation,
+                job.generation()
+            ));
+        }
+        match job.state {
+            JobState::Queued if !run.is_over() => Err(format!("I3: {} is queued while its ranks live", job.id)),
+            JobState::Recovering | JobState::Cancelling if run.is_over() => {
+                Err(format!("I37: {} waits for ranks that are all gone", job.id))
+            }
+            JobState::Running if run.ranks.iter().any(|rank| rank.address.is_none()) => {
+                Err(format!("J1: {} runs while a rank is not ready", job.id))
+            }
+            JobState::Succeeded => check_digests(job, run),
+            JobState::Queued | JobState::Starting | JobState::Running | JobState::Recovering => Ok(()),
+            JobState::Cancelling | JobState::Failed | JobState::Cancelled => Ok(()),
+        }
+    }
+
+    /// I15: a rank that may have a process holds its room, on its own node and no other.
+    fn check_held(&self) -> Result<(), String> {
+        let held = |node: NodeId, id: RankId| self.members.node(node).is_some_and(|node| node.held.contains_key(&id));
+        for job in self.jobs.iter() {
+            let Some(run) = &job.run else { continue };
+            for (rank, place) in (0..).map(stoke_protocol::ids::Rank).zip(&run.ranks) {
+                let id = RankId { job: job.id, generation: run.generation, rank };
+                if !place.gone && !held(place.node, id) {
+                    return Err(format!("I15: {id} is alive and its room on {} is free", place.node));
+                }
+            }
+        }
+        for node in self.members.nodes() {
+            for id in node.held.keys() {
+                let run = self.jobs.get(id.job).and_then(|job| job.run.as_ref());
+                let place = run.filter(|run| run.generation == id.generation).and_then(|run| run.rank(id.rank));
+                if place.is_some_and(|place| place.node != node.id) {
+                    return Err(format!("I3: {id} holds room on {} and was placed elsewhere", node.id));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_digests(job: &Job, run: &Run) -> Result<(), String> {
+    let mut digests = run.ranks.iter().map(|rank| rank.outcome.as_ref().map(|outcome| outcome.weights_blake3));
+    let first = digests.next().flatten();
+    if first.is_none() || digests.any(|digest| digest != first) {
+        return Err(format!("I19: {} succeeded with different weights", job.id));
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! Who is heard of: sessions, leases, and when a silent node is lost. Volatile: a restart forgets it and gives every node the failover grace.
+//! It never frees anything by itself: it tells, and the telling is journalled (`Event::NodeLost`).
+//!
+//! | lease  | event                                  | next   |
+//! |--------|----------------------------------------|--------|
+//! | live   | nothing heard for `lease_ms`, or session closed | silent |
+//! | silent | heartbeat or frame in its session      | live   |
+//! | silent | nothing for `lost_grace_ms` more, failover grace over | lost: forgotten until its next hello |
+//!
+//! H1 (I4): a lease is a hint. H2 (F17): nothing is lost before the failover grace after a start.
+//! H3 (I5): a node has one session, the newest; words in another are not heard.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stoke_protocol::ids::{Incarnation, NodeId};
+use stoke_protocol::message::node::Heartbeat;
+
+use super::control::SessionId;
+use super::planted::PlantedBug;
+use super::time::Mono;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timings {
+    /// Between heartbeats: a sixth of the lease, so that five in a row may be lost.
+    pub heartbeat_ms: u64,
+    /// Without a word for so long a node is silent: it gets no new ranks.
+    pub lease_ms: u64,
+    /// Silent for so long on top, it is lost: its ranks are taken as gone.
+    pub lost_grace_ms: u64,
+    /// After a start of the coordinator no node is lost before this: all of them have to reconnect first.
+    pub failover_grace_ms: u64,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self { heartbeat_ms: 500, lease_ms: 3_000, lost_grace_ms: 5_000, failover_grace_ms: 30_000 }
+    }
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Liveness {
+    timings: Timings,
+    started: Mono,
+    leases: BTreeMap<NodeId, Lease>,
+    sessions: BTreeMap<SessionId, NodeId>,
+    live: BTreeSet<NodeId>,
+    bug: Option<PlantedBug>,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Lease {
+    pub session: Option<SessionId>,
+    pub incarnation: Incarnation,
+    pub heard: Mono,
+    pub heartbeat: Option<Heartbeat>,
+}
+
+impl Liveness {
+    /// Before any node has connected: those in `expected` have the grace to do so.
+    pub fn new(timings: Timings, now: Mono, expected: impl Iterator<Item = (NodeId, Incarnation)>) -> Self {
+        let lease = |incarnation| Lease { session: None, incarnation, heard: now, heartbeat: None };
+        Self {
+            timings,
+            started: now,
+            leases: expected.map(|(node, incarnation)| (node, lease(incarnation))).collect(),
+            sessions: BTreeMap::new(),
+            live: BTreeSet::new(),
+            bug: None,
+        }
+    }
+
+    pub fn plant(&mut self, bug: Option<PlantedBug>) {
+        self.bug = bug;
+    }
+
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// Nodes with a session and a lease.
+    pub fn live(&self) -> &BTreeSet<NodeId> {
+        &self.live
+    }
+
+    pub fn lease(&self, node: NodeId) -> Option<&Lease> {
+        self.leases.get(&node)
+    }
+
+    pub fn session(&self, node: NodeId) -> Option<SessionId> {
+        self.leases.get(&node)?.session
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The node of a session, while it is the node's newest (H3).
+    pub fn node(&self, session: SessionId) -> Option<(NodeId, Incarnation)> {
+        let node = self.sessions.get(&session)?;
+        Some((*node, self.leases.get(node)?.incarnation))
+    }
+
+    /// A session has opened; gives the one that it replaces.
+    pub fn open(&mut self, now: Mono, node: NodeId, session: SessionId, incarnation: Incarnation) -> Option<SessionId> {
+        let lease = Lease { session: Some(session), incarnation, heard: now, heartbeat: None };
+        let before = self.leases.insert(node, lease).and_then(|lease| lease.session).filter(|old| *old != session);
+        before.map(|old| self.sessions.remove(&old));
+        self.sessions.insert(session, node);
+        self.live.insert(node);
+        before
+    }
+
+    /// A session has closed; its node is silent at once. Gives the node.
+    pub fn close(&mut self, session: SessionId) -> Option<NodeId> {
+        let node = self.sessions.remove(&session)?;
+        if let Some(lease) = self.leases.get_mut(&node) {
+            lease.session = None;
+        }
+        self.live.remove(&node);
+        Some(node)
+    }
+
+    /// Anything heard in a session renews the lease. Gives whether the node was silent until now.
+    pub fn heard(&mut self, now: Mono, session: SessionId, heartbeat: Option<Heartbeat>) -> bool {
+        let Some(node) = self.sessions.get(&session) else { return false };
+        let Some(lease) = self.leases.get_mut(node) else { return false };
+        if heartbeat.is_some_and(|heartbeat| heartbeat.incarnation != lease.incarnation) {
+            return false;
+        }
+        lease.heard = now;
+        // Datagrams may overtake each other.
+        let newer = |old: &Heartbeat| heartbeat.is_some_and(|new| new.sequence > old.sequence);
+        if lease.heartbeat.as_ref().is_none_or(newer) && heartbeat.is_some() {
+            lease.heartbeat = heartbeat;
+        }
+        self.live.insert(*node)
+    }
+
+    /// Whose lease is over, and who is lost; those are forgotten here.
+    pub fn tick(&mut self, now: Mono) -> Vec<(NodeId, Incarnation, Option<SessionId>)> {
+        let Timings { lease_ms, lost_grace_ms, failover_grace_ms, .. } = self.timings;
+        let skipped = self.bug == Some(PlantedBug::FailoverGraceSkipped);
+        let graced = now >= self.started.plus_ms(failover_grace_ms) || skipped;
+        let mut lost = Vec::new();
+        for (node, lease) in &self.leases {
+            let silent_ms = now.since_ms(lease.heard);
+            if silent_ms >= lease_ms {
+                self.live.remove(node);
+            }
+            if silent_ms >= lease_ms + lost_grace_ms && graced {
+                lost.push((*node, lease.incarnation, lease.session));
+            }
+        }
+        for (node, _, session) in &lost {
+            self.leases.remove(node);
+            session.map(|session| self.sessions.remove(&session));
+        }
+        lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId(1);
+
+    fn liveness(failover_grace_ms: u64) -> Liveness {
+        let timings = Timings { failover_grace_ms, ..Timings::default() };
+        Liveness::new(timings, Mono(0), [(NODE, Incarnation(1))].into_iter())
+    }
+
+    #[test]
+    fn silent_node_is_lost_after_lease_and_grace() {
+        let mut liveness = liveness(0);
+        liveness.open(Mono(0), NODE, SessionId(1), Incarnation(1));
+        assert!(liveness.tick(Mono(2_999)).is_empty() && liveness.live().contains(&NODE));
+        assert!(liveness.tick(Mono(3_000)).is_empty() && !liveness.live().contains(&NODE));
+        assert!(liveness.heard(Mono(4_000), SessionId(1), None));
+        assert!(liveness.tick(Mono(11_999)).is_empty());
+        assert_eq!(liveness.tick(Mono(12_000)), [(NODE, Incarnation(1), Some(SessionId(1)))]);
+        assert!(!liveness.heard(Mono(12_001), SessionId(1), None), "a lost node needs a new hello");
+    }
+
+    #[test]
+    fn nothing_is_lost_before_the_failover_grace() {
+        let mut liveness = liveness(30_000);
+        assert!(liveness.tick(Mono(29_999)).is_empty());
+        assert_eq!(liveness.tick(Mono(30_000)).len(), 1);
+    }
+
+    #[test]
+    fn the_newest_session_is_the_only_one_that_is_heard() {
+        let mut liveness = liveness(0);
+        assert_eq!(liveness.open(Mono(0), NODE, SessionId(1), Incarnation(1)), None);
+        assert_eq!(liveness.open(Mono(0), NODE, SessionId(2), Incarnation(1)), Some(SessionId(1)));
+        assert_eq!(liveness.node(SessionId(1)), None);
+        assert_eq!(liveness.close(SessionId(1)), None);
+        assert!(liveness.live().contains(&NODE));
+    }
+}

@@ -1,0 +1,341 @@
+//! The nodes and what they hold. Owns identity, incarnations, capacity, and the room that ranks take; never decides where a rank goes
+//! (`placement.rs`) and knows nothing of heartbeats (`liveness.rs`).
+//!
+//! M1 (I5): a node's incarnation only grows; what an older one says changes nothing.
+//! M2 (I13): the room held by ranks is at most the capacity, unless the node came back smaller (`shrunk`).
+//! M3 (I15): room is given back by the exit of the rank, or by an inventory of the node that no longer has it. A lost node keeps its ranks
+//!   on its books, and takes no new ones until it is back.
+//! M4: each report of an incarnation is taken in once, in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use stoke_protocol::ids::{Incarnation, NodeId};
+use stoke_protocol::message::node::Capacity;
+use stoke_protocol::message::rank::RankId;
+
+use super::planted::PlantedBug;
+use super::time::Time;
+
+/// Members: more would make a snapshot slow and a plan longer than a heartbeat.
+pub const NODES_MAX: usize = 20_000;
+
+/// Processors, memory and accelerators: what a rank takes, or what is left.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+pub struct Room {
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub gpus: u32,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Members {
+    last: NodeId,
+    nodes: BTreeMap<NodeId, Node>,
+    /// Nodes that are up, by free processors and by free accelerators: where the planner starts looking.
+    by_cpus: BTreeSet<(u32, NodeId)>,
+    by_gpus: BTreeSet<(u32, NodeId)>,
+    up: u32,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    pub name: String,
+    pub address: String,
+    /// Whether it may get ranks, as far as the journal knows. A node that has joined and never opened a session is not up.
+    pub up: bool,
+    pub incarnation: Incarnation,
+    /// The last report of this incarnation that was taken in.
+    pub reported: u64,
+    /// How many reports of this incarnation were taken in: the same number, or one counted twice.
+    pub taken: u64,
+    pub capacity: Capacity,
+    pub labels: BTreeMap<String, String>,
+    pub held: BTreeMap<RankId, Room>,
+    pub used: Room,
+    /// It came back with less than its ranks hold.
+    pub shrunk: bool,
+    pub changed: Time,
+}
+
+/// Why words of a node change nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stale {
+    Unknown,
+    Incarnation {
+        current: Incarnation,
+    },
+    /// The report was taken in before.
+    Duplicate {
+        last: u64,
+    },
+    /// Reports in between are missing.
+    Gap {
+        last: u64,
+    },
+}
+
+impl Room {
+    pub fn of(capacity: &Capacity) -> Self {
+        let gpus = u32::try_from(capacity.gpus.len()).unwrap_or(u32::MAX);
+        Self { cpus: capacity.cpus, memory_bytes: capacity.memory_bytes, gpus }
+    }
+
+    pub fn holds(&self, ask: &Self) -> bool {
+        self.cpus >= ask.cpus && self.memory_bytes >= ask.memory_bytes && self.gpus >= ask.gpus
+    }
+
+    /// How many times `ask` fits.
+    pub fn slots(&self, ask: &Self) -> u32 {
+        let times = |have: u64, need: u64| have.checked_div(need).unwrap_or(u64::MAX);
+        let slots = times(self.cpus.into(), ask.cpus.into())
+            .min(times(self.memory_bytes, ask.memory_bytes))
+            .min(times(self.gpus.into(), ask.gpus.into()));
+        u32::try_from(slots).unwrap_or(u32::MAX)
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.cpus = self.cpus.saturating_add(other.cpus);
+        self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
+        self.gpus = self.gpus.saturating_add(other.gpus);
+    }
+
+    pub fn take(&mut self, other: &Self) {
+        self.cpus = self.cpus.saturating_sub(other.cpus);
+        self.memory_bytes = self.memory_bytes.saturating_sub(other.memory_bytes);
+        self.gpus = self.gpus.saturating_sub(other.gpus);
+    }
+}
+
+impl Node {
+    pub fn free(&self) -> Room {
+        let mut free = Room::of(&self.capacity);
+        free.take(&self.used);
+        free
+    }
+}
+
+impl Members {
+    pub fn join(&mut self, now: Time, name: String) -> NodeId {
+        self.last = self.last.next();
+        let node = Node {
+            id: self.last,
+            name,
+            address: String::new(),
+            up: false,
+            incarnation: Incarnation(0),
+            reported: 0,
+            taken: 0,
+            capacity: Capacity::default(),
+            labels: BTreeMap::new(),
+            held: BTreeMap::new(),
+            used: Room::default(),
+            shrunk: false,
+            changed: now,
+        };
+        self.nodes.insert(self.last, node);
+        self.last
+    }
+
+    /// The newest node's id.
+    pub fn last(&self) -> NodeId {
+        self.last
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    pub fn up(&self) -> u32 {
+        self.up
+    }
+
+    pub(super) fn by_cpus(&self) -> &BTreeSet<(u32, NodeId)> {
+        &self.by_cpus
+    }
+
+    pub(super) fn by_gpus(&self) -> &BTreeSet<(u32, NodeId)> {
+        &self.by_gpus
+    }
+
+    /// Whether a session of this incarnation may open (M1).
+    pub fn check_hello(&self, id: NodeId, incarnation: Incarnation, bug: Option<PlantedBug>) -> Result<(), Stale> {
+        let node = self.nodes.get(&id).ok_or(Stale::Unknown)?;
+        if incarnation < node.incarnation && bug != Some(PlantedBug::IncarnationUnfenced) {
+            return Err(Stale::Incarnation { current: node.incarnation });
+        }
+        Ok(())
+    }
+
+    /// Whether a report is the next one of its node (M1).
+    pub fn check_report(
+        &self,
+        id: NodeId,
+        incarnation: Incarnation,
+        sequence: u64,
+        bug: Option<PlantedBug>,
+    ) -> Result<(), Stale> {
+        let node = self.nodes.get(&id).ok_or(Stale::Unknown)?;
+        if incarnation != node.incarnation && bug != Some(PlantedBug::IncarnationUnfenced) {
+            return Err(Stale::Incarnation { current: node.incarnation });
+        }
+        if sequence <= node.reported && bug != Some(PlantedBug::ReportsCountedTwice) {
+            return Err(Stale::Duplicate { last: node.reported });
+        }
+        if sequence > node.reported + 1 {
+            return Err(Stale::Gap { last: node.reported });
+        }
+        Ok(())
+    }
+
+    pub fn reported(&mut self, id: NodeId, sequence: u64) {
+        self.change(id, |node| (node.reported, node.taken) = (node.reported.max(sequence), node.taken + 1));
+    }
+
+    /// A session has opened. Room that its ranks hold stays held: the inventory is compared by the caller.
+    pub fn open(&mut self, now: Time, id: NodeId, incarnation: Incarnation, offer: (String, String, Capacity)) {
+        let (name, address, capacity) = offer;
+        self.change(id, |node| {
+            if incarnation != node.incarnation {
+                (node.reported, node.taken) = (0, 0);
+            }
+            (node.name, node.address, node.incarnation, node.up, node.changed) =
+                (name, address, incarnation, true, now);
+            node.labels = capacity.labels.iter().cloned().collect();
+            node.capacity = capacity;
+            node.shrunk = !Room::of(&node.capacity).holds(&node.used);
+        });
+    }
+
+    pub fn lose(&mut self, now: Time, id: NodeId) {
+        self.change(id, |node| (node.up, node.changed) = (false, now));
+    }
+
+    /// The rank takes its room. Whether there is room was checked for the whole gang.
+    pub fn hold(&mut self, id: NodeId, rank: RankId, room: Room) {
+        self.change(id, |node| {
+            let before = node.held.insert(rank, room);
+            assert!(before.is_none(), "M2: {rank} is placed once");
+            node.used.add(&room);
+        });
+    }
+
+    /// The rank is gone: its room is free. Gives whether it held any.
+    pub fn release(&mut self, id: NodeId, rank: RankId, bug: Option<PlantedBug>) -> bool {
+        self.change(id, |node| {
+            let Some(room) = node.held.remove(&rank) else { return false };
+            node.used.take(&room);
+            if bug == Some(PlantedBug::ReleasedTwice) {
+                node.used.take(&room);
+            }
+            node.shrunk = !Room::of(&node.capacity).holds(&node.used);
+            true
+        })
+        .unwrap_or(false)
+    }
+
+    /// Changes a node and keeps the indexes true.
+    fn change<T>(&mut self, id: NodeId, change: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        let node = self.nodes.get_mut(&id)?;
+        let (free, up) = (node.free(), node.up);
+        let changed = change(node);
+        let (free_now, up_now) = (node.free(), node.up);
+        if (free, up) != (free_now, up_now) {
+            if up {
+                self.by_cpus.remove(&(free.cpus, id));
+                self.by_gpus.remove(&(free.gpus, id));
+                self.up -= 1;
+            }
+            if up_now {
+                self.by_cpus.insert((free_now.cpus, id));
+                if free_now.gpus > 0 {
+                    self.by_gpus.insert((free_now.gpus, id));
+                }
+                self.up += 1;
+            }
+        }
+        Some(changed)
+    }
+
+    /// M2 and the indexes, for every node; the error names the node.
+    pub fn check(&self) -> Result<(), String> {
+        for node in self.nodes.values() {
+            let mut sum = Room::default();
+            node.held.values().for_each(|room| sum.add(room));
+            if sum != node.used {
+                return Err(format!("M2: {} counts {:?} as used, its ranks hold {sum:?}", node.id, node.used));
+            }
+            if !node.shrunk && !Room::of(&node.capacity).holds(&node.used) {
+                return Err(format!(
+                    "I13: {} has {:?}, its ranks hold {:?}",
+                    node.id,
+                    Room::of(&node.capacity),
+                    node.used
+                ));
+            }
+            if node.taken != node.reported {
+                return Err(format!("M4: {} reported {} times, {} were taken in", node.id, node.reported, node.taken));
+            }
+            let free = node.free();
+            if node.up != self.by_cpus.contains(&(free.cpus, node.id)) {
+                return Err(format!("M2: the index of free processors is wrong about {}", node.id));
+            }
+        }
+        let up = self.nodes.values().filter(|node| node.up).count();
+        if up != self.by_cpus.len() || up != self.up as usize {
+            return Err(format!("M2: {up} nodes are up, the index has {}", self.by_cpus.len()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stoke_protocol::ids::{Generation, JobId, Rank};
+
+    fn rank(rank: u32) -> RankId {
+        RankId { job: JobId(1), generation: Generation(1), rank: Rank(rank) }
+    }
+
+    fn members(cpus: u32) -> (Members, NodeId) {
+        let mut members = Members::default();
+        let id = members.join(Time(0), "n".into());
+        let capacity = Capacity { cpus, memory_bytes: 8, ..Capacity::default() };
+        members.open(Time(0), id, Incarnation(1), ("n".into(), "a".into(), capacity));
+        (members, id)
+    }
+
+    #[test]
+    fn room_is_held_until_the_rank_is_gone_also_on_a_lost_node() {
+        let (mut members, id) = members(4);
+        members.hold(id, rank(0), Room { cpus: 3, memory_bytes: 1, gpus: 0 });
+        members.lose(Time(1), id);
+        assert_eq!(members.node(id).unwrap().free().cpus, 1);
+        members.check().unwrap();
+        assert!(members.by_cpus().is_empty());
+        assert!(members.release(id, rank(0), None));
+        assert!(!members.release(id, rank(0), None));
+        assert_eq!(members.node(id).unwrap().free().cpus, 4);
+        members.check().unwrap();
+    }
+
+    #[test]
+    fn stale_words_are_told_apart() {
+        let (mut members, id) = members(4);
+        assert_eq!(members.check_report(id, Incarnation(1), 1, None), Ok(()));
+        members.reported(id, 1);
+        assert_eq!(members.check_report(id, Incarnation(1), 1, None), Err(Stale::Duplicate { last: 1 }));
+        assert_eq!(members.check_report(id, Incarnation(1), 3, None), Err(Stale::Gap { last: 1 }));
+        assert_eq!(
+            members.check_report(id, Incarnation(0), 2, None),
+            Err(Stale::Incarnation { current: Incarnation(1) })
+        );
+        assert_eq!(members.check_hello(NodeId(9), Incarnation(1), None), Err(Stale::Unknown));
+    }
+}

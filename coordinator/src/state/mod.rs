@@ -1,0 +1,35 @@
+//! What the coordinator decides, as pure machines: no clock, no randomness, no socket, no disk. Wiring only.
+//!
+//! `Cluster` is the durable fold: `apply(now, event)` for every entry of the journal gives the state. `Liveness` holds what a restart may
+//! forget. `Control` joins both: the shell and the simulator feed it inputs, append its records to a log and run its effects after they are
+//! durable.
+
+pub mod authorise;
+pub mod checkpoints;
+pub mod cluster;
+pub mod control;
+pub mod effect;
+pub mod event;
+pub mod explain;
+pub mod invariants;
+pub mod jobs;
+pub mod liveness;
+pub mod machine;
+pub mod members;
+pub mod placement;
+pub mod planted;
+pub mod requests;
+pub mod room;
+#[cfg(test)]
+mod scenarios;
+pub mod time;
+pub mod timeline;
+pub mod tokens;
+pub mod view;
+
+pub use self::cluster::Cluster;
+pub use self::control::{Control, Input, Options, SessionId, Step, Ticket};
+pub use self::effect::{Effect, Order};
+pub use self::event::{Event, Record};
+pub use self::planted::PlantedBug;
+pub use self::time::{Mono, Now, Time};

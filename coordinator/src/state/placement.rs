@@ -1,0 +1,328 @@
+//! Who is placed where, and why the others wait. A decision without memory: `plan(&View, &Options) -> Plan`; the journal keeps what was
+//! decided, not how, so that a later release may plan otherwise and old journals still replay.
+//!
+//! P1 (I14): a gang is placed whole or not at all, and no room is held for a part of one.
+//! P2: jobs are looked at by priority, then by submission. A later one may go first (backfill) when an earlier one does not fit, but only
+//!   until `passes_max` gangs were placed since the earlier one came into the queue: then room is kept for it, so that it cannot starve.
+//! P3 (I16): only nodes that are up and heard of get ranks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use stoke_protocol::ids::{JobId, NodeId};
+
+use super::jobs::Jobs;
+use super::machine::Ask;
+use super::members::Members;
+use super::planted::PlantedBug;
+use super::room::Left;
+
+/// What a plan looks at.
+pub struct View<'a> {
+    pub members: &'a Members,
+    /// Nodes with a session and a lease.
+    pub live: &'a BTreeSet<NodeId>,
+    pub jobs: &'a Jobs,
+    /// Gangs placed in the cluster so far.
+    pub placements: u64,
+    pub bug: Option<PlantedBug>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Gangs that may be placed while a job waits before room is kept for it.
+    pub passes_max: u64,
+    /// Jobs that room is kept for at a time: more would empty the cluster for jobs that cannot run yet.
+    pub kept_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { passes_max: 16, kept_max: 4 }
+    }
+}
+
+/// Which jobs go where, and why the others wait.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Plan {
+    pub placed: Vec<(JobId, Vec<NodeId>)>,
+    pub waits: BTreeMap<JobId, Wait>,
+}
+
+/// Why a job stays in the queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Wait {
+    NoNodes,
+    /// It would not fit into the empty cluster.
+    Impossible {
+        room: u32,
+        ranks: u32,
+        ask: String,
+    },
+    /// It does not fit now.
+    NoRoom {
+        room: u32,
+        ranks: u32,
+    },
+    /// It does not fit now, and room is kept for it from now on.
+    Kept {
+        room: u32,
+        ranks: u32,
+    },
+    /// It would fit, but the room is kept for a job that has waited too long.
+    Behind {
+        job: JobId,
+    },
+}
+
+pub fn plan(view: &View<'_>, options: &Options) -> Plan {
+    let mut plan = Plan::default();
+    if view.jobs.queue().len() == 0 {
+        return plan;
+    }
+    let mut left = Left::new(view.members, view.live, view.bug);
+    // Room only shrinks while a plan is made: an ask of the same shape that found less room before finds no more now.
+    let mut tried: BTreeMap<Shape<'_>, Found> = BTreeMap::new();
+    let mut kept: Vec<JobId> = Vec::new();
+    for job in view.jobs.queue() {
+        let ask = &job.ask;
+        let shape = (ask.room, &ask.labels);
+        let known = tried.get(&shape).filter(|found| found.room < ask.ranks).copied();
+        let found = match known {
+            Some(found) => Err(found.room),
+            None => left.find(ask),
+        };
+        let room = match found {
+            Ok(placement) => {
+                left.give(&placement, ask);
+                plan.placed.push((job.id, placement));
+                continue;
+            }
+            Err(room) => room,
+        };
+        let when_empty = known.map_or_else(|| left.when_empty(ask), |found| found.when_empty);
+        tried.insert(shape, Found { room, when_empty });
+        let ranks = ask.ranks;
+        let passed = view.placements.saturating_sub(job.queued_after) >= options.passes_max;
+        let wait = if when_empty < ranks {
+            if view.live.is_empty() {
+                Wait::NoNodes
+            } else {
+                Wait::Impossible { room: when_empty, ranks, ask: words(ask) }
+            }
+        } else if passed && kept.len() < options.kept_max {
+            left.keep(ask);
+            kept.push(job.id);
+            Wait::Kept { room, ranks }
+        } else if let Some(first) = kept.first() {
+            Wait::Behind { job: *first }
+        } else {
+            Wait::NoRoom { room, ranks }
+        };
+        plan.waits.insert(job.id, wait);
+    }
+    plan
+}
+
+type Shape<'a> = (super::members::Room, &'a BTreeMap<String, String>);
+
+/// What was found for a shape: ranks that fit now, and that would fit into the empty cluster.
+#[derive(Clone, Copy)]
+struct Found {
+    room: u32,
+    when_empty: u32,
+}
+
+/// What each rank needs, for people.
+pub fn words(ask: &Ask) -> String {
+    let mut words = format!("{} cpu and {} memory", ask.room.cpus, stoke_protocol::spec::Bytes(ask.room.memory_bytes));
+    if ask.room.gpus > 0 {
+        words = format!("{words} and {} gpu", ask.room.gpus);
+    }
+    for (key, value) in &ask.labels {
+        words = format!("{words} and label {key}={value}");
+    }
+    words
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoNodes => f.write_str("no node is up: start one with `stoke node --join TOKEN`"),
+            Self::Impossible { room, ranks, ask } => write!(
+                f,
+                "needs {ranks} ranks of {ask}; all nodes together, if nothing else ran, have room for {room}: ask for less or add nodes"
+            ),
+            Self::NoRoom { room, ranks } => write!(f, "needs room for {ranks} ranks; there is room for {room} now"),
+            Self::Kept { room, ranks } => {
+                write!(
+                    f,
+                    "needs room for {ranks} ranks; there is room for {room} now, and what frees up is kept for it"
+                )
+            }
+            Self::Behind { job } => write!(f, "room is kept for {job}, which has waited too long"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stoke_protocol::ids::{Incarnation, JobId};
+    use stoke_protocol::message::node::{Capacity, Gpu};
+
+    use crate::state::event::Submission;
+    use crate::state::members::Room;
+    use crate::state::time::Time;
+
+    struct World {
+        members: Members,
+        live: BTreeSet<NodeId>,
+        jobs: Jobs,
+        placements: u64,
+    }
+
+    fn world(cpus: &[u32]) -> World {
+        let mut world =
+            World { members: Members::default(), live: BTreeSet::new(), jobs: Jobs::default(), placements: 0 };
+        for cpus in cpus {
+            world.node(Capacity { cpus: *cpus, memory_bytes: 1 << 30, ..Capacity::default() });
+        }
+        world
+    }
+
+    impl World {
+        fn node(&mut self, capacity: Capacity) -> NodeId {
+            let id = self.members.join(Time(0), "n".into());
+            self.members.open(Time(0), id, Incarnation(1), ("n".into(), "a".into(), capacity));
+            self.live.insert(id);
+            id
+        }
+
+        fn job(&mut self, priority: i32, ranks: u32, cpus: u32) -> JobId {
+            self.ask(priority, Ask { ranks, room: Room { cpus, memory_bytes: 1, gpus: 0 }, labels: BTreeMap::new() })
+        }
+
+        fn ask(&mut self, priority: i32, ask: Ask) -> JobId {
+            let submission = Submission {
+                key: self.jobs.last().next().to_string(),
+                owner: "o".into(),
+                name: "j".into(),
+                trainer: "t".into(),
+                spec: String::new(),
+                checkpoints: String::new(),
+                resume: None,
+                keep: 1,
+                priority,
+                attempts_max: 1,
+                ask,
+            };
+            self.jobs.submit(Time(0), self.placements, submission)
+        }
+
+        fn plan(&self) -> Plan {
+            let view = View {
+                members: &self.members,
+                live: &self.live,
+                jobs: &self.jobs,
+                placements: self.placements,
+                bug: None,
+            };
+            plan(&view, &Options::default())
+        }
+    }
+
+    fn nodes(ids: &[u64]) -> Vec<NodeId> {
+        ids.iter().copied().map(NodeId).collect()
+    }
+
+    #[test]
+    fn ranks_without_accelerators_are_spread_and_neighbours_share_a_node() {
+        let mut world = world(&[4, 4, 4]);
+        let three = world.job(0, 3, 1);
+        let five = world.job(0, 5, 1);
+        let plan = world.plan();
+        assert_eq!(plan.placed[0], (three, nodes(&[3, 2, 1])));
+        assert_eq!(plan.placed[1], (five, nodes(&[3, 3, 2, 2, 1])));
+    }
+
+    #[test]
+    fn ranks_with_accelerators_are_packed_on_the_tightest_node() {
+        let mut world = world(&[64]);
+        let gpu = Gpu { name: "g".into(), memory_bytes: 1 };
+        for count in [8, 4, 2] {
+            let gpus = vec![gpu.clone(); count].into();
+            world.node(Capacity { cpus: 64, memory_bytes: 1 << 30, gpus, ..Capacity::default() });
+        }
+        let room = Room { cpus: 1, memory_bytes: 1, gpus: 1 };
+        let job = world.ask(0, Ask { ranks: 4, room, labels: BTreeMap::new() });
+        let larger = world.ask(0, Ask { ranks: 10, room, labels: BTreeMap::new() });
+        let plan = world.plan();
+        assert_eq!(plan.placed[0], (job, nodes(&[3, 3, 3, 3])));
+        assert_eq!(plan.placed[1], (larger, nodes(&[2, 2, 2, 2, 2, 2, 2, 2, 4, 4])));
+    }
+
+    #[test]
+    fn gangs_are_whole_or_wait_with_a_reason() {
+        let mut world = world(&[2, 2]);
+        let large = world.job(0, 5, 1);
+        let never = world.job(0, 1, 3);
+        let fits = world.job(0, 4, 1);
+        let plan = world.plan();
+        assert_eq!(plan.placed.iter().map(|(job, _)| *job).collect::<Vec<_>>(), [fits]);
+        assert!(matches!(plan.waits[&large], Wait::Impossible { room: 4, ranks: 5, .. }));
+        assert!(matches!(plan.waits[&never], Wait::Impossible { room: 0, ranks: 1, .. }));
+        world.live.clear();
+        assert!(matches!(world.plan().waits[&fits], Wait::NoNodes));
+    }
+
+    #[test]
+    fn higher_priority_goes_first_and_then_the_earlier_one() {
+        let mut world = world(&[1]);
+        let early = world.job(0, 1, 1);
+        let late = world.job(0, 1, 1);
+        let urgent = world.job(5, 1, 1);
+        let plan = world.plan();
+        assert_eq!(plan.placed, [(urgent, nodes(&[1]))]);
+        assert_eq!(plan.waits.keys().copied().collect::<Vec<_>>(), [early, late]);
+    }
+
+    #[test]
+    fn backfill_stops_when_it_would_starve_the_first_in_line() {
+        let mut world = world(&[4, 1]);
+        let holder = RankIdOf(99);
+        world.members.hold(NodeId(1), holder.rank(), Room { cpus: 2, memory_bytes: 1, gpus: 0 });
+        let large = world.job(0, 1, 4);
+        let small = world.job(0, 1, 1);
+        assert_eq!(world.plan().placed, [(small, nodes(&[1]))]);
+        world.placements = Options::default().passes_max;
+        let plan = world.plan();
+        assert_eq!(plan.placed, [(small, nodes(&[2]))], "the large node is kept, the other one is not");
+        assert!(matches!(plan.waits[&large], Wait::Kept { .. }));
+    }
+
+    #[test]
+    fn labels_silence_and_memory_keep_ranks_away() {
+        let mut world = world(&[4]);
+        let labels = vec![("disk".to_owned(), "ssd".to_owned())].into();
+        let labelled = world.node(Capacity { cpus: 1, memory_bytes: 10, labels, ..Capacity::default() });
+        let wanted: BTreeMap<String, String> = [("disk".into(), "ssd".into())].into();
+        let small = Room { cpus: 1, memory_bytes: 10, gpus: 0 };
+        let job = world.ask(0, Ask { ranks: 1, room: small, labels: wanted.clone() });
+        assert_eq!(world.plan().placed, [(job, vec![labelled])]);
+        world.live.remove(&labelled);
+        assert!(world.plan().placed.is_empty());
+        world.live.insert(labelled);
+        let large = Room { memory_bytes: 11, ..small };
+        let job = world.ask(9, Ask { ranks: 1, room: large, labels: wanted });
+        assert!(world.plan().waits.contains_key(&job));
+    }
+
+    struct RankIdOf(u64);
+    impl RankIdOf {
+        fn rank(&self) -> stoke_protocol::message::rank::RankId {
+            let generation = stoke_protocol::ids::Generation(1);
+            stoke_protocol::message::rank::RankId { job: JobId(self.0), generation, rank: stoke_protocol::ids::Rank(0) }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Clients' questions: what each changes, and its answer. Owns the words of refusals; never decides who may ask (`authorise.rs`).
+
+use stoke_protocol::identity::Subject;
+use stoke_protocol::ids::{Digest, JobId};
+use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Request, TokenScope};
+use stoke_protocol::spec::JobSpec;
+
+use super::authorise::{Verb, authorise};
+use super::cluster::Refused;
+use super::control::{Control, Step, Ticket, refused_words};
+use super::effect::Effect;
+use super::event::{Event, Submission};
+use super::jobs::{ACTIVE_MAX, KEY_BYTES_MAX};
+use super::machine::{Ask, Job, state_word};
+use super::members::Room;
+use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
+
+type Answer = Result<Reply, Refusal>;
+
+impl Control {
+    pub(super) fn request(&mut self, step: &mut Step, ticket: Ticket, caller: &Subject, asked: (Request, Digest)) {
+        let (request, secret_hash) = asked;
+        let verb = Verb::of(&request);
+        if let Err(refusal) = authorise(caller, verb) {
+            if verb.is_changing() {
+                self.audit(step, caller.to_string(), verb.word().into(), refusal.message.clone());
+            }
+            return reply(step, ticket, Err(refusal));
+        }
+        let answer = match request {
+            Request::Submit { key, spec } => self.submit(step, caller, key, &spec),
+            Request::Cancel { job } => return self.cancel(step, ticket, caller, job),
+            Request::TokenCreate { scope, ttl_seconds } => {
+                return self.token_create(step, ticket, caller, (scope, ttl_seconds, secret_hash));
+            }
+            Request::TokenRevoke { token } => self
+                .commit(step, Event::TokenRevoked { token, by: caller.to_string() })
+                .map(|()| Reply::TokenRevoked { token })
+                .map_err(|refused| refusal(refused, "`stoke token list` shows the tokens")),
+            Request::TokenList => Ok(Reply::Tokens(self.cluster.tokens().views(self.now.wall).into())),
+            Request::Cluster => Ok(Reply::Cluster(self.cluster_view(caller))),
+            Request::Jobs => Ok(Reply::Jobs(self.job_views().into())),
+            Request::Nodes => Ok(Reply::Nodes(self.node_views().into())),
+            Request::Job { job } => self.find(job).map(|job| Reply::Job(Box::new(self.job_view(job)))),
+            Request::Explain { job } => self.find(job).map(|job| Reply::Explained(self.explanation(job))),
+            Request::Checkpoints { job } => self.checkpoints(job),
+            Request::Watch { job } | Request::Logs { job, .. } => match self.find(job) {
+                Ok(_) => return step.effects.push(Effect::Granted { ticket }),
+                Err(refusal) => Err(refusal),
+            },
+            Request::Renew { .. } => return step.effects.push(Effect::Granted { ticket }),
+        };
+        reply(step, ticket, answer);
+    }
+
+    fn find(&self, id: JobId) -> Result<&Job, Refusal> {
+        self.cluster.jobs().get(id).ok_or_else(|| not_found(id))
+    }
+
+    fn submit(&mut self, step: &mut Step, caller: &Subject, key: String, spec: &str) -> Answer {
+        if key.is_empty() || key.len() > KEY_BYTES_MAX {
+            let message = format!("idempotency key has {} bytes", key.len());
+            return Err(invalid(message, &format!("use 1 to {KEY_BYTES_MAX}")));
+        }
+        let parsed = JobSpec::parse(spec).map_err(|error| invalid(format!("spec: {error}"), "mend the spec"))?;
+        let submission = self.submission(caller, key, &parsed);
+        if let Some(job) = self.cluster.jobs().by_key(&submission.owner, &submission.key) {
+            let (id, same) = (job.id, job.spec == submission.spec);
+            if self.cluster.planted_bug() != Some(super::PlantedBug::KeyIgnored) {
+                return if same { Ok(Reply::Submitted { job: id, created: false }) } else { Err(key_taken(id)) };
+            }
+        }
+        if let Some(low) = &self.storage_low {
+            return Err(unavailable(low.clone(), "free some space, then submit again; running jobs go on"));
+        }
+        if self.cluster.jobs().active() >= ACTIVE_MAX {
+            let message = format!("{ACTIVE_MAX} jobs have not ended, the most that is taken");
+            return Err(unavailable(message, "submit again when some have ended"));
+        }
+        self.commit(step, Event::Submitted(Box::new(submission)))
+            .map(|()| Reply::Submitted { job: self.cluster.jobs().last(), created: true })
+            .map_err(|refused| refusal(refused, "use another key"))
+    }
+
+    fn submission(&self, caller: &Subject, key: String, spec: &JobSpec) -> Submission {
+        let resources = &spec.resources;
+        // A folder that the submitter chose may be shared by clusters, so the job's folder there carries the cluster's name.
+        let checkpoints = match &spec.checkpoint.to {
+            Some(to) => {
+                let cluster = self.cluster.id().map(|id| id.to_string()).unwrap_or_default();
+                format!("{}/{}-", to.trim_end_matches('/'), cluster.get(..8).unwrap_or_default())
+            }
+            None => format!("{}/", self.options.checkpoints.trim_end_matches('/')),
+        };
+        Submission {
+            key,
+            owner: owner(caller),
+            name: spec.name.clone(),
+            trainer: spec.trainer.clone(),
+            spec: spec.to_toml(),
+            checkpoints,
+            resume: spec.checkpoint.resume.clone(),
+            keep: spec.checkpoint.keep,
+            priority: spec.priority,
+            attempts_max: spec.restart.attempts,
+            ask: Ask {
+                ranks: resources.ranks.unwrap_or(1),
+                room: Room { cpus: resources.cpus, memory_bytes: resources.memory.0, gpus: resources.gpus },
+                labels: resources.labels.clone(),
+            },
+        }
+    }
+
+    fn cancel(&mut self, step: &mut Step, ticket: Ticket, caller: &Subject, id: JobId) {
+        let own = match self.find(id) {
+            Ok(job) => job.owner == owner(caller),
+            Err(refusal) => return reply(step, ticket, Err(refusal)),
+        };
+        let verb = if own { Verb::CancelOwn } else { Verb::CancelAny };
+        if let Err(refusal) = authorise(caller, verb) {
+            self.audit(step, caller.to_string(), format!("cancel {id}"), refusal.message.clone());
+            return reply(step, ticket, Err(refusal));
+        }
+        match self.commit(step, Event::CancelAsked { job: id, by: owner(caller) }) {
+            Ok(()) => self.wait_for_cancel(step, ticket, id),
+            Err(refused) => {
+                let state = self.cluster.jobs().get(id).map(|job| job.state);
+                if matches!(state, Some(JobState::Cancelling | JobState::Cancelled)) {
+                    return self.wait_for_cancel(step, ticket, id);
+                }
+                reply(step, ticket, Err(refusal(refused, "nothing is left to cancel")));
+            }
+        }
+    }
+
+    fn token_create(&mut self, step: &mut Step, ticket: Ticket, caller: &Subject, token: (TokenScope, u64, Digest)) {
+        let (scope, ttl_seconds, secret_hash) = token;
+        let refused = if !(1..=TTL_SECONDS_MAX).contains(&ttl_seconds) {
+            Some(invalid(format!("a token of {ttl_seconds} s"), &format!("use 1 to {TTL_SECONDS_MAX} s (30 days)")))
+        } else if self.cluster.tokens().open(self.now.wall) >= TOKENS_OPEN_MAX {
+            Some(unavailable(format!("{TOKENS_OPEN_MAX} tokens are open"), "revoke some: `stoke token list`"))
+        } else {
+            self.storage_low.as_ref().map(|low| unavailable(low.clone(), "free some space, then try again"))
+        };
+        if let Some(refusal) = refused {
+            return reply(step, ticket, Err(refusal));
+        }
+        let expires = self.now.wall.plus_ms(ttl_seconds * 1_000);
+        let event = Event::TokenCreated { scope, secret_hash, expires, by: caller.to_string() };
+        match self.commit(step, event) {
+            Ok(()) => step.effects.push(Effect::TokenMade { ticket, token: self.cluster.tokens().last() }),
+            Err(refused) => reply(step, ticket, Err(refusal(refused, "try again"))),
+        }
+    }
+
+    fn checkpoints(&self, job: Option<JobId>) -> Answer {
+        let catalogue = self.cluster.catalogue();
+        let views = match job {
+            Some(id) => {
+                self.find(id)?;
+                catalogue.views(id)
+            }
+            None => catalogue.jobs().flat_map(|id| catalogue.views(id)).collect(),
+        };
+        Ok(Reply::Checkpoints(views.into()))
+    }
+}
+
+/// Jobs belong to names, whatever the role.
+fn owner(caller: &Subject) -> String {
+    match caller {
+        Subject::User { name, .. } => name.clone(),
+        Subject::Node(_) | Subject::Rank { .. } | Subject::Coordinator => caller.to_string(),
+    }
+}
+
+fn reply(step: &mut Step, ticket: Ticket, answer: Answer) {
+    let reply = Box::new(answer.unwrap_or_else(Reply::Refused));
+    step.effects.push(Effect::Reply { ticket, reply });
+}
+
+pub(super) fn refuse_busy(step: &mut Step, ticket: Ticket, message: &str) {
+    reply(step, ticket, Err(unavailable(message.to_owned(), "try again in a moment")));
+}
+
+pub(super) fn refuse_ended(step: &mut Step, ticket: Ticket, job: &Job) {
+    let message = format!("{} has {} already", job.id, state_word(job.state));
+    let refusal = Refusal { code: RefusalCode::Conflict, message, mend: "nothing is left to cancel".into() };
+    reply(step, ticket, Err(refusal));
+}
+
+fn invalid(message: String, mend: &str) -> Refusal {
+    Refusal { code: RefusalCode::Invalid, message, mend: mend.to_owned() }
+}
+
+fn unavailable(message: String, mend: &str) -> Refusal {
+    Refusal { code: RefusalCode::Unavailable, message, mend: mend.to_owned() }
+}
+
+pub fn not_found(id: JobId) -> Refusal {
+    let (message, mend) = (format!("there is no {id}"), "`stoke jobs` lists the jobs".to_owned());
+    Refusal { code: RefusalCode::NotFound, message, mend }
+}
+
+fn key_taken(id: JobId) -> Refusal {
+    Refusal {
+        code: RefusalCode::Conflict,
+        message: format!("{id} was submitted under the same idempotency key with another spec"),
+        mend: "use another key for another job".into(),
+    }
+}
+
+fn refusal(refused: Refused, mend: &str) -> Refusal {
+    let code = match &refused {
+        Refused::Stale(_) | Refused::Conflict(_) => RefusalCode::Conflict,
+        Refused::Invalid(_) => RefusalCode::Invalid,
+        Refused::NotFound(_) => RefusalCode::NotFound,
+        Refused::Unavailable(_) => RefusalCode::Unavailable,
+    };
+    Refusal { code, message: refused_words(refused), mend: mend.to_owned() }
+}

@@ -1,0 +1,173 @@
+//! The room that is left while a plan is made: the members' free room less what the plan has already given away. Owns the search for nodes;
+//! never decides who is served first (`placement.rs`). Lives for one plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stoke_protocol::ids::NodeId;
+
+use super::machine::Ask;
+use super::members::{Members, Node, Room};
+use super::planted::PlantedBug;
+
+/// Members, as a plan sees them.
+pub struct Left<'a> {
+    members: &'a Members,
+    live: &'a BTreeSet<NodeId>,
+    bug: Option<PlantedBug>,
+    /// Most free processors last; made when first needed, for most plans find an empty queue.
+    by_cpus: BTreeSet<(u32, NodeId)>,
+    given: BTreeMap<NodeId, Room>,
+    kept: BTreeSet<NodeId>,
+}
+
+/// A node with room for so many ranks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Candidate {
+    node: NodeId,
+    slots: u32,
+}
+
+impl<'a> Left<'a> {
+    pub fn new(members: &'a Members, live: &'a BTreeSet<NodeId>, bug: Option<PlantedBug>) -> Self {
+        let by_cpus = members.by_cpus().clone();
+        Self { members, live, bug, by_cpus, given: BTreeMap::new(), kept: BTreeSet::new() }
+    }
+
+    /// Nodes for a whole gang, rank by rank, or how many ranks there would be room for.
+    ///
+    /// Ranks without accelerators are spread: one a node, most free processors first, and a second on a node only when every node has one.
+    /// Such ranks are bound by their machine's memory and cores, and a machine that dies takes one of them along, not all.
+    /// Ranks with accelerators are packed: links inside a machine are many times faster than between machines, and whole machines stay
+    /// free for large gangs.
+    pub fn find(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
+        if ask.room.gpus > 0 { self.pack(ask) } else { self.spread(ask) }
+    }
+
+    fn spread(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
+        let needed = ask.ranks as usize;
+        let mut found: Vec<Candidate> = Vec::new();
+        for (cpus, node) in self.by_cpus.iter().rev() {
+            if *cpus < ask.room.cpus || found.len() == needed {
+                break;
+            }
+            let slots = self.slots(*node, ask);
+            if slots > 0 {
+                found.push(Candidate { node: *node, slots });
+            }
+        }
+        deal(&found, ask.ranks, self.bug)
+    }
+
+    fn pack(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
+        let nodes = self.members.by_gpus().iter().rev().map(|(_, node)| *node);
+        let candidate = |node| Candidate { node, slots: self.slots(node, ask) };
+        let mut found: Vec<Candidate> = nodes.map(candidate).filter(|candidate| candidate.slots > 0).collect();
+        let room: u32 = found.iter().fold(0, |sum, candidate| sum.saturating_add(candidate.slots));
+        if room < ask.ranks && self.bug != Some(PlantedBug::GangPlacedPartially) {
+            return Err(room);
+        }
+        let mut placement = Vec::new();
+        while (placement.len() as u32) < ask.ranks.min(room) {
+            let left = ask.ranks - placement.len() as u32;
+            // The tightest node that takes all that is left, else the roomiest.
+            let tightest =
+                found.iter().enumerate().filter(|(_, c)| c.slots >= left).min_by_key(|(_, c)| (c.slots, c.node));
+            let roomiest = || found.iter().enumerate().max_by_key(|(_, c)| (c.slots, std::cmp::Reverse(c.node)));
+            let Some((at, best)) = tightest.or_else(roomiest) else { break };
+            placement.extend(std::iter::repeat_n(best.node, best.slots.min(left) as usize));
+            found.remove(at);
+        }
+        Ok(placement)
+    }
+
+    /// How many ranks fit on a node now.
+    fn slots(&self, id: NodeId, ask: &Ask) -> u32 {
+        let Some(node) = self.members.node(id) else { return 0 };
+        if self.kept.contains(&id) || !self.is_usable(node) || !carries(node, ask) {
+            return 0;
+        }
+        self.free(node).slots(&ask.room)
+    }
+
+    pub fn is_usable(&self, node: &Node) -> bool {
+        node.up && (self.live.contains(&node.id) || self.bug == Some(PlantedBug::SilentNodePlaced))
+    }
+
+    pub fn is_kept(&self, id: NodeId) -> bool {
+        self.kept.contains(&id)
+    }
+
+    pub fn free(&self, node: &Node) -> Room {
+        let mut free = node.free();
+        if let Some(given) = self.given.get(&node.id) {
+            free.take(given);
+        }
+        if self.bug == Some(PlantedBug::MemoryOvercommitted) {
+            free.memory_bytes = u64::MAX;
+        }
+        free
+    }
+
+    /// Gives room away.
+    pub fn give(&mut self, placement: &[NodeId], ask: &Ask) {
+        for id in placement {
+            let Some(node) = self.members.node(*id) else { continue };
+            let before = self.free(node).cpus;
+            self.given.entry(*id).or_default().add(&ask.room);
+            self.by_cpus.remove(&(before, *id));
+            self.by_cpus.insert((self.free(node).cpus, *id));
+        }
+    }
+
+    /// How many ranks would fit if no other job were there: on usable nodes, whole machines.
+    pub fn when_empty(&self, ask: &Ask) -> u32 {
+        let nodes = self.members.nodes().filter(|node| self.is_usable(node) && carries(node, ask));
+        nodes.fold(0, |sum, node| sum.saturating_add(Room::of(&node.capacity).slots(&ask.room)))
+    }
+
+    /// Keeps enough nodes for a gang that has waited too long, whole machines, those with the most room first: what frees up there is for it.
+    /// The choice is stable from plan to plan, because nothing else is placed on them meanwhile.
+    pub fn keep(&mut self, ask: &Ask) {
+        let usable = self.members.nodes().filter(|node| self.is_usable(node) && carries(node, ask));
+        let mut nodes: Vec<(u32, u32, NodeId)> = usable
+            .filter(|node| !self.kept.contains(&node.id))
+            .map(|node| (self.free(node).slots(&ask.room), Room::of(&node.capacity).slots(&ask.room), node.id))
+            .filter(|(_, whole, _)| *whole > 0)
+            .collect();
+        nodes.sort_unstable_by_key(|(free, whole, id)| (std::cmp::Reverse(*free), std::cmp::Reverse(*whole), *id));
+        let mut room = 0u32;
+        for (_, whole, id) in nodes {
+            if room >= ask.ranks {
+                break;
+            }
+            room = room.saturating_add(whole);
+            self.kept.insert(id);
+        }
+    }
+}
+
+/// Whether the node has every label that is asked for.
+pub fn carries(node: &Node, ask: &Ask) -> bool {
+    ask.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+}
+
+/// Deals ranks to candidates in rounds, one each, so that the loads differ by as little as they can; ranks of a node are neighbours.
+fn deal(found: &[Candidate], ranks: u32, bug: Option<PlantedBug>) -> Result<Vec<NodeId>, u32> {
+    let room = found.iter().fold(0u32, |sum, candidate| sum.saturating_add(candidate.slots));
+    if room < ranks && bug != Some(PlantedBug::GangPlacedPartially) {
+        return Err(room);
+    }
+    let mut counts = vec![0; found.len()];
+    let mut left = ranks.min(room);
+    while left > 0 {
+        for (count, candidate) in counts.iter_mut().zip(found) {
+            if left > 0 && *count < candidate.slots {
+                *count += 1;
+                left -= 1;
+            }
+        }
+    }
+    let deal =
+        found.iter().zip(counts).flat_map(|(candidate, count)| std::iter::repeat_n(candidate.node, count as usize));
+    Ok(deal.collect())
+}

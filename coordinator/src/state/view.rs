@@ -1,0 +1,121 @@
+//! What clients see: the durable state and the volatile rest, put together for one answer. Changes nothing.
+
+use stoke_protocol::identity::Subject;
+use stoke_protocol::ids::{NodeId, Rank};
+use stoke_protocol::list::List;
+use stoke_protocol::message::client::{ClusterView, Explanation, JobState, JobView, NodeState, NodeView};
+use stoke_protocol::message::rank::RankId;
+
+use super::control::{Control, SessionId};
+use super::explain::explain;
+use super::machine::Job;
+use super::members::Node;
+
+/// Jobs in one answer, the newest: the rest is asked for by id.
+const JOBS_SHOWN_MAX: usize = 1_000;
+
+impl Control {
+    pub(super) fn cluster_view(&self, caller: &Subject) -> ClusterView {
+        let count = |wanted: &dyn Fn(JobState) -> bool| {
+            self.cluster.jobs().iter().filter(|job| wanted(job.state)).count() as u32
+        };
+        ClusterView {
+            cluster: self.cluster.id().expect("K2: a coordinator answers for a founded cluster"),
+            version: self.options.version.clone(),
+            epoch: self.cluster.epoch(),
+            index: self.cluster.index(),
+            state_hash: self.cluster.state_hash(),
+            nodes_up: self.liveness.live().len() as u32,
+            nodes: self.cluster.members().nodes().len() as u32,
+            jobs_running: count(&|state| !state.is_terminal() && state != JobState::Queued),
+            jobs_queued: count(&|state| state == JobState::Queued),
+            you: caller.to_string(),
+        }
+    }
+
+    /// Newest first.
+    pub(super) fn job_views(&self) -> Vec<JobView> {
+        self.cluster.jobs().iter().rev().take(JOBS_SHOWN_MAX).map(|job| self.job_view(job)).collect()
+    }
+
+    pub fn job_view(&self, job: &Job) -> JobView {
+        let run = job.run.as_ref();
+        let ranks = run.map(|run| (0..).map(Rank).zip(&run.ranks).map(|(rank, place)| (rank, place.node)).collect());
+        let reason = match (job.state, self.waits.get(&job.id)) {
+            (JobState::Queued, Some(wait)) if job.reason.is_empty() => wait.to_string(),
+            (JobState::Queued, Some(wait)) => format!("{wait}; before that: {}", job.reason),
+            _ => job.reason.clone(),
+        };
+        JobView {
+            job: job.id,
+            name: job.name.clone(),
+            trainer: job.trainer.clone(),
+            owner: job.owner.clone(),
+            state: job.state,
+            reason,
+            priority: job.priority,
+            generation: job.generation(),
+            attempts: job.generations.len() as u32,
+            world_sizes: job.generations.iter().map(|(world, _)| *world).collect(),
+            placement: ranks.unwrap_or_default(),
+            progress: self.progress.get(&job.id).copied(),
+            checkpoint: self.cluster.catalogue().last(job.id).map(|last| last.view(job.id)),
+            outcome: job.outcome.clone(),
+            submitted_ms: job.submitted.0,
+            started_ms: job.started.map(|at| at.0),
+            ended_ms: job.ended.map(|at| at.0),
+        }
+    }
+
+    pub(super) fn node_views(&self) -> Vec<NodeView> {
+        self.cluster.members().nodes().map(|node| self.node_view(node)).collect()
+    }
+
+    fn node_view(&self, node: &Node) -> NodeView {
+        let lease = self.liveness.lease(node.id);
+        let heartbeat = lease.and_then(|lease| lease.heartbeat);
+        NodeView {
+            node: node.id,
+            name: node.name.clone(),
+            state: self.node_state(node),
+            address: node.address.clone(),
+            capacity: node.capacity.clone(),
+            cpus_used: node.used.cpus,
+            memory_reserved_bytes: node.used.memory_bytes,
+            gpus_used: node.used.gpus,
+            ranks: node.held.keys().map(|id| (id.job, id.rank)).collect::<List<_>>(),
+            cpu_load: heartbeat.map_or(0.0, |heartbeat| heartbeat.cpu_used),
+            silent_ms: lease.map_or(0, |lease| self.now.mono.since_ms(lease.heard)),
+        }
+    }
+
+    fn node_state(&self, node: &Node) -> NodeState {
+        match (node.up, self.liveness.live().contains(&node.id)) {
+            (true, true) => NodeState::Up,
+            (true, false) => NodeState::Silent,
+            (false, _) => NodeState::Lost,
+        }
+    }
+
+    pub(super) fn explanation(&self, job: &Job) -> Explanation {
+        let nodes = match job.state {
+            JobState::Queued => explain(&self.view(), &job.ask),
+            _ => Vec::new(),
+        };
+        Explanation { job: Box::new(self.job_view(job)), nodes: nodes.into(), events: job.timeline.lines().into() }
+    }
+
+    /// Where the logs of the newest run's ranks are, of those nodes that have a session.
+    pub fn log_sources(&self, job: &Job, rank: Option<Rank>) -> Vec<(RankId, NodeId, Option<SessionId>)> {
+        let Some(run) = &job.run else { return Vec::new() };
+        let generation = run.generation;
+        (0..)
+            .map(Rank)
+            .zip(&run.ranks)
+            .filter(|(found, _)| rank.is_none_or(|rank| rank == *found))
+            .map(|(rank, place)| {
+                (RankId { job: job.id, generation, rank }, place.node, self.liveness.session(place.node))
+            })
+            .collect()
+    }
+}
