@@ -96,6 +96,12 @@ impl Buffer {
     }
 }
 
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} values, {:?} frozen)", self.len(), self.frozen)
+    }
+}
+
 impl AsRef<[u8]> for Frozen {
     fn as_ref(&self) -> &[u8] {
         let cells = &self.slab.0[self.range.clone()];
