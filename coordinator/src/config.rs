@@ -40,7 +40,7 @@ pub struct Config {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lifetimes {
-    /// A day: a machine that was away for longer joins again.
+    /// A week: a stolen one is soon worthless, and a machine may sleep through a weekend. One that was away for longer joins again.
     pub node_s: u64,
     /// A month: people are away for longer than machines.
     pub user_s: u64,
@@ -52,7 +52,7 @@ pub struct Lifetimes {
 impl Default for Lifetimes {
     fn default() -> Self {
         const DAY: u64 = 24 * 3_600;
-        Self { node_s: DAY, user_s: 30 * DAY, rank_s: 7 * DAY, coordinator_s: 30 * DAY }
+        Self { node_s: 7 * DAY, user_s: 30 * DAY, rank_s: 7 * DAY, coordinator_s: 30 * DAY }
     }
 }
 

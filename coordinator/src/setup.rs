@@ -29,6 +29,13 @@ const CLUSTER_FILE: &str = "cluster.toml";
 /// The user that the first start makes.
 pub(crate) const ADMIN: &str = "admin";
 
+/// `cluster.toml`: what a client needs beside its key.
+#[derive(serde::Serialize)]
+struct ClusterFile<'a> {
+    cluster: String,
+    coordinator: &'a [String],
+}
+
 /// What a folder holds besides the journal.
 pub(crate) struct Folder {
     dir: PathBuf,
@@ -85,8 +92,8 @@ impl Folder {
         let dir = self.dir.join(ADMIN_DIR);
         let subject = Subject::user(UserRole::Admin, ADMIN).expect("the name is one");
         current(&self.authority, &dir, &subject, Duration::from_secs(lifetimes.user_s))?;
-        let quoted: Vec<String> = addresses.iter().map(|address| format!("{address:?}")).collect();
-        let text = format!("cluster = \"{}\"\ncoordinator = [{}]\n", self.authority.cluster(), quoted.join(", "));
+        let file = ClusterFile { cluster: self.authority.cluster().to_string(), coordinator: addresses };
+        let text = toml::to_string(&file).expect("strings are TOML");
         let (path, new) = (dir.join(CLUSTER_FILE), dir.join(format!("{CLUSTER_FILE}.new")));
         let failed = |source| SetupError::File { action: "write", path: path.clone(), source };
         fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(failed)
@@ -104,14 +111,16 @@ impl Folder {
 /// Loads credentials, makes them if there are none, and renews them when it is time. Renewing keeps the reset key: peers of a process that
 /// died learn at once that it has a successor.
 fn current(authority: &Authority, dir: &Path, subject: &Subject, ttl: Duration) -> Result<Credentials, SetupError> {
-    let credentials = match Credentials::load(dir) {
-        Ok(credentials) => credentials,
-        Err(CredentialsError::Absent { .. }) => {
-            let credentials = authority.credentials(subject, ttl)?;
-            credentials.save(dir)?;
-            return Ok(credentials);
-        }
+    let held = match Credentials::load(dir) {
+        Ok(held) if held.ca_hash() == authority.ca_hash() => Some(held),
+        // Of an authority that was replaced.
+        Ok(_) | Err(CredentialsError::Absent { .. }) => None,
         Err(error) => return Err(error.into()),
+    };
+    let Some(credentials) = held else {
+        let credentials = authority.credentials(subject, ttl)?;
+        credentials.save(dir)?;
+        return Ok(credentials);
     };
     if SystemTime::now() >= credentials.renew_at() {
         renew(authority, &credentials, subject, ttl)?;

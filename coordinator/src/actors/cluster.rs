@@ -335,13 +335,13 @@ impl State {
             self.asking.remove(&ticket);
             self.drive(Input::Dropped { ticket });
         }
-        if self.ticks % TICKS_A_VIEW == 0 {
+        if self.ticks.is_multiple_of(TICKS_A_VIEW) {
             self.tell_watchers();
         }
-        if self.ticks % TICKS_A_COUNT == 0 {
+        if self.ticks.is_multiple_of(TICKS_A_COUNT) {
             self.count();
         }
-        if self.ticks % TICKS_A_LOOK == 0 {
+        if self.ticks.is_multiple_of(TICKS_A_LOOK) {
             self.write(Work::Look);
         }
     }

@@ -212,8 +212,10 @@ impl Talk {
     }
 
     fn cluster(&self, message: ClusterMessage) {
-        // Without a cluster actor the process is ending.
-        self.arguments.cluster.send(message);
+        if !self.arguments.cluster.send(message) {
+            // Without its cluster a session has nobody to speak for; it may have ended itself.
+            let _ended = self.myself.send_message(Message::Ended);
+        }
     }
 }
 

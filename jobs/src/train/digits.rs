@@ -177,14 +177,21 @@ fn square(side: usize) -> impl Iterator<Item = (usize, usize)> {
 /// The first convolution's windows as values of 0 to 1.
 fn window_pixels(images: &[&[u8]]) -> Vec<f32> {
     let positions = window_positions(SIDE);
-    images.iter().flat_map(|image| positions.iter().map(|&at| f32::from(image[at]) / 255.0)).collect()
+    let mut out = Vec::with_capacity(images.len() * positions.len());
+    for image in images {
+        out.extend(positions.iter().map(|&at| f32::from(image[at]) / 255.0));
+    }
+    out
 }
 
 /// The second convolution's windows as rows of the first one's pooled output.
 fn window_rows(images: usize) -> Vec<i32> {
     let positions = window_positions(SIDE_1);
-    let first_row = (0..images).map(|image| image * SIDE_1 * SIDE_1);
-    first_row.flat_map(|first| positions.iter().map(move |&at| (first + at) as i32)).collect()
+    let mut out = Vec::with_capacity(images * positions.len());
+    for image in 0..images {
+        out.extend(positions.iter().map(|&at| (image * SIDE_1 * SIDE_1 + at) as i32));
+    }
+    out
 }
 
 // ---- training, evaluation, prediction --------------------------------------------------------------------------------
