@@ -438,7 +438,6 @@ fn stale_words(node: NodeId, stale: &Stale) -> String {
         Stale::Unknown => format!("{node} is not a member of this cluster: join again with a new token"),
         Stale::Incarnation { current } => format!("a newer agent of {node} has connected (incarnation {})", current.0),
         Stale::Duplicate { last } => format!("{last} was the last one"),
-        Stale::Gap { last } => format!("the reports after {last} are missing"),
     }
 }
 

@@ -28,7 +28,8 @@ pub struct View<'a> {
     pub bug: Option<PlantedBug>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Gangs that may be placed while a job waits before room is kept for it.
     pub passes_max: u64,

@@ -260,7 +260,7 @@ fn bad_rows_and_missing_files_are_named() {
     };
     assert_eq!(
         load("domain,label\na.com,benign\nb.com,odd\n"),
-        "FILE, line 3: expected the label benign or phishing, found \"odd\""
+        "FILE, line 3: expected benign or phishing, found \"odd\""
     );
     assert_eq!(
         load("domain,label\nhttp://a.com/,benign\n"),
