@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     pub refused_frames: IntCounter,
     pub requests: IntCounterVec,
     pub refused_requests: IntCounterVec,
+    pub unaudited: IntGauge,
     pub joins: IntCounterVec,
     pub rank_certificates: IntCounter,
     pub journal_index: IntGauge,
@@ -65,6 +66,10 @@ impl Metrics {
             refused_frames: counter("stoke_refused_frames_total", "Frames that ended their connection"),
             requests: counters("stoke_requests_total", "Questions of users and nodes by verb", "verb"),
             refused_requests: counters("stoke_refused_requests_total", "Refused questions by code", "code"),
+            unaudited: gauge(
+                "stoke_refusals_unaudited",
+                "Refusals that were too many to be journalled, since this start",
+            ),
             joins: counters("stoke_joins_total", "Joins by result: accepted, refused", "result"),
             rank_certificates: counter("stoke_rank_certificates_total", "Certificates signed for ranks"),
             journal_index: gauge("stoke_journal_index", "Index of the newest durable entry"),

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use stoke_protocol::ids::{ClusterId, JobId};
+use stoke_protocol::ids::{ClusterId, JobId, LogIndex};
 use stoke_protocol::message::client::{JobState, JobView, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -53,6 +54,8 @@ pub(crate) struct Arguments {
 pub(crate) struct State {
     control: Control,
     writer: Option<Writer>,
+    /// The newest durable entry, as the journal thread knows it.
+    durable: Arc<AtomicU64>,
     outbox: Outbox<Outgoing>,
     asking: BTreeMap<Ticket, oneshot::Sender<Answer>>,
     links: BTreeMap<SessionId, Link>,
@@ -88,7 +91,15 @@ impl Actor for ClusterActor {
 
     async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
         let Arguments { control, cluster, admin, version, log, journal, .. } = arguments;
-        let tell = Box::new(move |committed| drop(myself.send_message(Message::Committed(committed))));
+        let durable = Arc::new(AtomicU64::new(control.cluster().index().0));
+        let reached = durable.clone();
+        let tell = Box::new(move |committed: Result<Durable, JournalError>| {
+            if let Ok(Durable { last, records: 1.., .. }) = &committed {
+                reached.store(last.0, Ordering::Release);
+            }
+            // After the actor there is nobody to tell.
+            let _ended = myself.send_message(Message::Committed(committed));
+        });
         let writer = match journal {
             JournalMode::Thread => Writer::thread(log, tell)?,
             JournalMode::Inline => Writer::inline(log, tell),
@@ -97,6 +108,7 @@ impl Actor for ClusterActor {
         let mut state = State {
             outbox: Outbox::new(index),
             writer: Some(writer),
+            durable,
             asking: BTreeMap::new(),
             links: BTreeMap::new(),
             watchers: Watchers::default(),
@@ -360,6 +372,7 @@ impl State {
         let mut jobs: BTreeMap<&str, usize> = JOB_STATES.map(|state| (state_word(state), 0)).into();
         cluster.jobs().iter().for_each(|job| *jobs.entry(state_word(job.state)).or_default() += 1);
         jobs.into_iter().for_each(|(state, count)| set(&metrics.jobs, state, count));
+        metrics.unaudited.set(self.control.unaudited() as i64);
         metrics.epoch.set(cluster.epoch().0 as i64);
         metrics.checkpoints.set(cluster.catalogue().count() as i64);
         metrics.tokens_open.set(cluster.tokens().open(cluster.clock()) as i64);
@@ -373,7 +386,7 @@ impl State {
     fn stop(&mut self) {
         // Dropping the writer waits for the journal thread, a commit or two.
         self.writer = None;
-        self.outbox.durable(self.control.cluster().index());
+        self.outbox.durable(LogIndex(self.durable.load(Ordering::Acquire)));
         self.flush();
         let sessions: Vec<SessionId> = self.links.keys().copied().collect();
         for session in sessions {
