@@ -28,7 +28,8 @@ pub struct View<'a> {
     pub bug: Option<PlantedBug>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Gangs that may be placed while a job waits before room is kept for it.
     pub passes_max: u64,
@@ -299,6 +300,33 @@ mod tests {
         let plan = world.plan();
         assert_eq!(plan.placed, [(small, nodes(&[2]))], "the large node is kept, the other one is not");
         assert!(matches!(plan.waits[&large], Wait::Kept { .. }));
+    }
+
+    #[test]
+    fn one_large_plan_places_as_many_small_ones_do() {
+        let mut at_once = world(&[3; 400]);
+        let mut in_turn = world(&[3; 400]);
+        let jobs: Vec<JobId> = (0..300).map(|_| at_once.job(0, 4, 1)).collect();
+        let placed = at_once.plan().placed;
+        assert_eq!(placed.iter().map(|(job, _)| *job).collect::<Vec<_>>(), jobs);
+        for (job, nodes) in placed {
+            assert_eq!(in_turn.job(0, 4, 1), job);
+            assert_eq!(in_turn.plan().placed, [(job, nodes.clone())]);
+            let mut orders = Vec::new();
+            let mut scene = crate::state::machine::Scene {
+                at: Time(0),
+                index: stoke_protocol::ids::LogIndex(0),
+                bug: None,
+                orders: &mut orders,
+            };
+            in_turn.jobs.drive(job, 0, |job| job.start(&mut scene, &nodes, None));
+            for (rank, node) in nodes.iter().enumerate() {
+                let mut id = RankIdOf(job.0).rank();
+                id.rank.0 = rank as u32;
+                in_turn.members.hold(*node, id, Room { cpus: 1, memory_bytes: 1, gpus: 0 });
+            }
+        }
+        assert!(in_turn.members.nodes().all(|node| node.free().cpus == 0));
     }
 
     #[test]

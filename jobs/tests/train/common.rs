@@ -23,7 +23,7 @@ pub fn plan(spec: &str) -> Plan {
         seed: number("seed"),
         batch: number("batch") as usize,
         lanes: number("lanes") as usize,
-        steps: number("steps"),
+        steps: train.get("steps").map_or(100, |steps| steps.as_integer().expect("a number") as u64),
         accumulate: 1,
         threads: 1,
         clip_norm: Some(train["clip_norm"].as_float().expect("a number") as f32),

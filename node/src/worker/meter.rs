@@ -1,6 +1,6 @@
 //! How fast a rank goes, measured between two reports. Owns the figures; `Progress` is made here.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stoke_jobs::{Applied, Plan};
 use stoke_protocol::ids::Step;
@@ -26,6 +26,8 @@ pub struct Meter {
     reported_step: u64,
     parts: [Duration; 3],
     last: Option<Applied>,
+    /// When the first step of this process was committed, and which it was.
+    first: Option<(Instant, u64)>,
 }
 
 impl Meter {
@@ -40,6 +42,7 @@ impl Meter {
             reported_step: step,
             parts: [Duration::ZERO; 3],
             last: None,
+            first: None,
         }
     }
 
@@ -50,9 +53,21 @@ impl Meter {
         self.lap = now;
     }
 
-    pub fn stepped(&mut self, applied: &Applied) {
+    /// A step was committed; `step` is how many there are now.
+    pub fn stepped(&mut self, applied: &Applied, step: u64) {
         self.last = Some(*applied);
         self.lap = Instant::now();
+        if self.first.is_none() {
+            self.first = Some((self.lap, step));
+            let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+            tracing::info!(step, unix_ms, loss = applied.loss, "first step committed");
+        }
+    }
+
+    /// Samples a second over all ranks since the first step, everything between steps included.
+    pub fn samples_per_second(&self, step: u64) -> f64 {
+        self.first
+            .map_or(0.0, |(at, first)| ((step - first) * self.batch) as f64 / at.elapsed().as_secs_f64().max(1e-6))
     }
 
     /// A report, if it is time for one or the last step is done. `step` steps were applied.

@@ -110,6 +110,7 @@ impl Trainer {
                 vault.store(self.copy(start)?);
             }
         }
+        tracing::info!(step = self.step, samples_per_second = meter.samples_per_second(self.step), "steps done");
         // Nothing of the exchange is needed any more; peers that evaluate must not keep it open.
         exchange.close();
         if self.resumed_at_end {
@@ -142,7 +143,7 @@ impl Trainer {
         meter.lap(Part::Apply);
         self.step += 1;
         self.loss = applied.loss as f32;
-        meter.stepped(&applied);
+        meter.stepped(&applied, self.step);
         Ok(())
     }
 
