@@ -14,5 +14,7 @@ pub use credentials::{Credentials, CredentialsError, KeyRequest};
 pub use files::FileError;
 pub use name::{Identity, NameError, Subject, UserRole};
 pub use tls::PeerError;
-pub(crate) use tls::{Failure, Pin, client_config, joining_config, leaf_expires_at, leaf_identity, server_config};
+pub(crate) use tls::{
+    AuthorityPin, Failure, client_config, joining_config, leaf_expires_at, leaf_identity, server_config,
+};
 pub use token::{JoinToken, TokenError, TokenSecret, verify_secret};

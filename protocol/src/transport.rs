@@ -23,6 +23,8 @@ mod gate;
 mod io;
 mod settings;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -70,7 +70,7 @@ pub(crate) type Failure = Arc<Mutex<Option<PeerError>>>;
 
 /// The authority that a join token names, and its certificate once it was seen.
 #[derive(Clone, Debug)]
-pub(crate) struct Pin {
+pub(crate) struct AuthorityPin {
     pub(crate) ca_hash: Digest,
     pub(crate) found: Arc<Mutex<Option<Vec<u8>>>>,
 }
@@ -105,7 +105,7 @@ pub(crate) fn client_config(
 }
 
 /// TLS of a joiner: no certificate of its own, trust in the pinned authority only.
-pub(crate) fn joining_config(pin: &Pin, protocol: &[u8]) -> Result<(ClientConfig, Failure), rustls::Error> {
+pub(crate) fn joining_config(pin: &AuthorityPin, protocol: &[u8]) -> Result<(ClientConfig, Failure), rustls::Error> {
     let failure = Failure::default();
     let verifier = ServerIsPinned { pin: pin.clone(), failure: failure.clone() };
     let config =
@@ -234,7 +234,7 @@ impl ServerIsExpected {
 /// What a joiner demands of the server that it is about to tell its token.
 #[derive(Debug)]
 struct ServerIsPinned {
-    pin: Pin,
+    pin: AuthorityPin,
     failure: Failure,
 }
 
@@ -354,7 +354,11 @@ impl ClientCertVerifier for ClientIsMember {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let current = self.0.current();
-        let verified = current.client_verifier.verify_client_cert(leaf, &[], now)?;
+        // Authorities of different clusters have names alike; a signature that is not ours is an issuer that is not ours.
+        let verified = current.client_verifier.verify_client_cert(leaf, &[], now).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+            other => other,
+        })?;
         let found = leaf_identity(leaf).map_err(|_| CertificateError::BadEncoding)?;
         if found.cluster != self.0.identity().cluster {
             return Err(CertificateError::NotValidForName.into());

@@ -20,11 +20,11 @@ use super::frames::{FrameReceiver, FrameSender, StreamKind};
 use super::gate::{Accepted, Gate};
 use super::io::Io;
 use super::settings::{PathMtu, Settings};
-use super::socket::{self, SEND_BYTES_MAX, Socket, SocketBuffers};
+use super::socket::{self, SEND_BYTES_MAX, SOCKET_BUFFER_BYTES, Socket, SocketBuffers};
 use super::{ALPN_JOIN, HALF_OPEN_MAX, HANDSHAKE_MAX, STRANGER_BYTES_MAX};
 use crate::codec::FrameCap;
 use crate::identity::{
-    Credentials, Failure, JoinToken, KeyRequest, PeerError, Pin, Subject, client_config, joining_config,
+    AuthorityPin, Credentials, Failure, JoinToken, KeyRequest, PeerError, Subject, client_config, joining_config,
 };
 use crate::identity::{leaf_expires_at, leaf_identity, server_config};
 use crate::message::join::{JoinReply, JoinRequest, Wants};
@@ -135,7 +135,7 @@ impl Endpoint {
         wants: Wants,
         key: KeyRequest,
     ) -> Result<Credentials, TransportError> {
-        let pin = Pin { ca_hash: token.ca_hash, found: Arc::default() };
+        let pin = AuthorityPin { ca_hash: token.ca_hash, found: Arc::default() };
         let (tls, failure) = joining_config(&pin, ALPN_JOIN).map_err(TransportError::Tls)?;
         let quinn = self.dial(address, tls, &failure).await?;
         let request =
@@ -179,7 +179,7 @@ impl Endpoint {
         let _ = timeout(CLOSE_MAX, self.0.quinn.wait_idle()).await;
     }
 
-    async fn dial(
+    pub(super) async fn dial(
         &self,
         address: SocketAddr,
         tls: rustls::ClientConfig,
@@ -245,6 +245,9 @@ fn open(
         Bind::Address(address) => {
             let failed = |source| TransportError::Bind { address, source };
             let (socket, buffers) = socket::bind(address).map_err(failed)?;
+            if buffers.receive_bytes.min(buffers.send_bytes) < SOCKET_BUFFER_BYTES {
+                tracing::debug!(%address, ?buffers, "UDP buffers are smaller than asked: raise net.core.rmem_max and wmem_max");
+            }
             (Arc::new(io.enter(|| Socket::new(socket)).map_err(failed)?), Some(buffers))
         }
         Bind::Socket { socket, seed } => {

@@ -166,7 +166,8 @@ fn refused(code: quinn::TransportErrorCode, reason: String) -> Closed {
     Closed::Refused { reason }
 }
 
-/// Why a transport operation failed.
+/// Why a transport operation failed. A peer's refusal or a lost connection is part of the message, because that is what people act on;
+/// other causes are in `source()`.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     #[error("start the network thread {name}")]
@@ -194,19 +195,11 @@ pub enum TransportError {
     #[error("connect to {address}: {reason}")]
     Address { address: SocketAddr, reason: String },
     #[error("connect to {address}: {peer}")]
-    Peer {
-        address: SocketAddr,
-        #[source]
-        peer: PeerError,
-    },
+    Peer { address: SocketAddr, peer: PeerError },
     #[error("connect to {address}: {closed}")]
-    Connect {
-        address: SocketAddr,
-        #[source]
-        closed: Closed,
-    },
+    Connect { address: SocketAddr, closed: Closed },
     #[error("connection lost: {0}")]
-    Closed(#[source] Closed),
+    Closed(Closed),
     #[error("the peer gave up this stream: {code}")]
     StreamReset { code: CloseCode },
     #[error("the peer stopped reading this stream: {code}")]
