@@ -1,2 +1,10 @@
-//! stub
+//! Wiring of `stoke-node`: the agent (one a machine) and the worker (one process a rank).
+
+pub mod agent;
+pub mod checkpoint;
+mod config;
 pub mod exchange;
+mod link;
+pub mod probe;
+
+pub use config::Config;

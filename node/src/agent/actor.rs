@@ -1,0 +1,239 @@
+//! The agent's actor: takes events in, asks the state, carries its effects out in order. Owns the processes' handles; decides nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use stoke_protocol::message::node::{NodeHello, ToNode};
+use stoke_protocol::message::rank::RankId;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::disk::Home;
+use super::session::{Session, SessionArguments, SessionMessage};
+use super::spawn::{RankEvents, RankProcess, Spawner};
+use super::state::{AgentState, Effect, Event};
+use crate::config::Config;
+
+/// After the last rank is gone, its end has this long to be acknowledged before the agent goes.
+const FAREWELL_MAX: Duration = Duration::from_millis(1_000);
+
+/// What the agent's actor is told.
+#[derive(Debug)]
+pub enum Message {
+    /// Something that the state decides about; the permit is its place in a rank's share of the mailbox.
+    Event(Event, Option<OwnedSemaphorePermit>),
+    /// The session asks for its first frame.
+    Hello(RpcReplyPort<NodeHello>),
+    /// A session stands: its number, the addresses of both ends, and the coordinator's first frame.
+    Connected {
+        session: u64,
+        remote: IpAddr,
+        local: Option<IpAddr>,
+        welcome: ToNode,
+    },
+    Frame {
+        session: u64,
+        frame: ToNode,
+        place: Option<OwnedSemaphorePermit>,
+    },
+    Disconnected {
+        session: u64,
+    },
+    /// A grace is over.
+    Kill(RankId),
+    /// Stop all ranks, say farewell, end; answered by the end of the actor.
+    ShutDown,
+    /// The farewell has taken long enough.
+    Leave,
+}
+
+/// What the actor is made of.
+pub struct Arguments {
+    pub config: Config,
+    pub home: Home,
+    pub state: AgentState,
+    pub spawner: Arc<dyn Spawner>,
+    pub session: SessionArguments,
+    /// Resolves with the reason of an end that nobody asked for, or with nothing after [`Message::ShutDown`].
+    pub ended: oneshot::Sender<Option<String>>,
+}
+
+pub struct AgentActor;
+
+pub struct Acting {
+    config: Config,
+    home: Home,
+    state: AgentState,
+    spawner: Arc<dyn Spawner>,
+    session: ActorRef<SessionMessage>,
+    /// The number of the session that is up, and the address that ranks listen on.
+    live: Option<u64>,
+    rank_ip: Option<IpAddr>,
+    processes: BTreeMap<RankId, Box<dyn RankProcess>>,
+    leaving: bool,
+    ended: Option<oneshot::Sender<Option<String>>>,
+}
+
+impl Actor for AgentActor {
+    type Msg = Message;
+    type State = Acting;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, myself: ActorRef<Message>, given: Arguments) -> Result<Acting, ActorProcessingErr> {
+        let arguments = (given.session, myself.clone());
+        let (session, _) = Session::spawn_linked(None, Session, arguments, myself.get_cell()).await?;
+        Ok(Acting {
+            config: given.config,
+            home: given.home,
+            state: given.state,
+            spawner: given.spawner,
+            session,
+            live: None,
+            rank_ip: None,
+            processes: BTreeMap::new(),
+            leaving: false,
+            ended: Some(given.ended),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        acting: &mut Acting,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Event(event, _place) => acting.take(event, &myself),
+            Message::Hello(reply) => drop(reply.send(acting.state.hello())),
+            Message::Connected { session, remote, local, welcome } => {
+                acting.live = Some(session);
+                let usable = local.filter(|ip| !ip.is_unspecified());
+                acting.rank_ip =
+                    Some(acting.config.listen_ip.or(usable).unwrap_or_else(|| acting.config.rank_ip(remote)));
+                acting.take(Event::Coordinator(welcome), &myself);
+            }
+            Message::Frame { session, frame, place: _place } => {
+                if acting.live == Some(session) {
+                    acting.take(Event::Coordinator(frame), &myself);
+                }
+            }
+            Message::Disconnected { session } => {
+                if acting.live == Some(session) {
+                    acting.live = None;
+                    acting.take(Event::Disconnected, &myself);
+                }
+            }
+            Message::Kill(id) => acting.kill(id),
+            Message::ShutDown => acting.take(Event::ShutDown { grace_ms: acting.config.stop_grace_ms }, &myself),
+            Message::Leave => myself.stop(None),
+        }
+        if acting.leaving && acting.state.is_flushed() {
+            myself.stop(None);
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Message>,
+        event: SupervisionEvent,
+        acting: &mut Acting,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(_, error) = event {
+            acting.end(Some(format!("session of the agent failed: {error}")));
+            myself.stop(None);
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _myself: ActorRef<Message>, acting: &mut Acting) -> Result<(), ActorProcessingErr> {
+        // After a shutdown there are none; otherwise no rank may outlive its agent.
+        acting.processes.values().for_each(|process| process.kill());
+        let _ = acting.session.stop_and_wait(None, Some(FAREWELL_MAX)).await;
+        acting.end(None);
+        Ok(())
+    }
+}
+
+impl Acting {
+    fn take(&mut self, event: Event, myself: &ActorRef<Message>) {
+        if let Event::Exited { id, .. } = &event {
+            self.processes.remove(id);
+        }
+        let mut effects: VecDeque<Effect> = self.state.apply(event).into();
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::Persist(fence) => match self.home.persist(fence) {
+                    Ok(()) => self.state.persisted(fence),
+                    Err(error) => {
+                        tracing::error!(%error, "epoch of the coordinator cannot be stored, it is not obeyed");
+                        effects.clear();
+                        self.disconnect("the node cannot store its epoch");
+                        effects.extend(self.state.apply(Event::Disconnected));
+                    }
+                },
+                Effect::Send(frame) => {
+                    if let Some(session) = self.live {
+                        let _ = self.session.cast(SessionMessage::Send { session, frame });
+                    }
+                }
+                Effect::Disconnect { reason } => {
+                    tracing::warn!(%reason, "coordinator is not obeyed");
+                    self.disconnect(&reason);
+                    effects.extend(self.state.apply(Event::Disconnected));
+                }
+                Effect::Spawn(start) => {
+                    let id = start.id;
+                    let ip = self.rank_ip.expect("A1: a start comes in a session");
+                    match self.spawner.spawn(start, ip, RankEvents::new(id, myself.clone())) {
+                        Ok(process) => drop(self.processes.insert(id, process)),
+                        Err(error) => {
+                            tracing::warn!(rank = %id, %error, "rank could not be started");
+                            effects.extend(self.state.apply(Event::NotStarted { id, error }));
+                        }
+                    }
+                }
+                Effect::ToRank { id, frame } => {
+                    if let Some(process) = self.processes.get(&id) {
+                        process.send(frame);
+                    }
+                }
+                Effect::Sign { id, csr } => {
+                    if let Some(session) = self.live {
+                        let _ = self.session.cast(SessionMessage::Sign { session, id, csr });
+                    }
+                }
+                Effect::KillAfter { id, grace_ms } => {
+                    myself.send_after(Duration::from_millis(grace_ms), move || Message::Kill(id));
+                }
+                Effect::Warn(text) => tracing::warn!("{text}"),
+                Effect::AllGone => {
+                    self.leaving = true;
+                    let patience = if self.live.is_some() { FAREWELL_MAX } else { Duration::ZERO };
+                    myself.send_after(patience, || Message::Leave);
+                }
+            }
+        }
+    }
+
+    fn disconnect(&mut self, reason: &str) {
+        if let Some(session) = self.live.take() {
+            let _ = self.session.cast(SessionMessage::Close { session, reason: reason.to_owned() });
+        }
+    }
+
+    fn kill(&mut self, id: RankId) {
+        if let Some(process) = self.processes.get(&id) {
+            tracing::warn!(rank = %id, "rank did not stop within its grace and is killed");
+            process.kill();
+        }
+    }
+
+    fn end(&mut self, reason: Option<String>) {
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.send(reason);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The agent's folder: its lock, its credentials, and what must outlive it (incarnation, fence). Owns their durability.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use stoke_protocol::identity::{Credentials, CredentialsError};
+use stoke_protocol::ids::{Epoch, Incarnation, LogIndex};
+
+use super::state::Fence;
+
+const LOCK_FILE: &str = "lock";
+const STATE_FILE: &str = "agent.json";
+const IDENTITY_DIR: &str = "identity";
+const LOGS_DIR: &str = "logs";
+
+/// An agent's folder, locked while this lives.
+#[derive(Debug)]
+pub struct Home {
+    dir: PathBuf,
+    incarnation: Incarnation,
+    _lock: File,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    #[error("{verb} {}", path.display())]
+    Io {
+        verb: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is used by another agent: stop it (`stoke down`, or its service), or choose another folder", dir.display())]
+    InUse { dir: PathBuf },
+    #[error("{} is damaged ({problem}): remove it to start as a new agent of the same node", path.display())]
+    Damaged { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+}
+
+#[derive(Serialize, Deserialize, Default)]
+struct Stored {
+    incarnation: u64,
+    epoch: u64,
+    index: u64,
+}
+
+/// Where the credentials of the agent in `dir` lie.
+pub fn identity_dir(dir: &Path) -> PathBuf {
+    dir.join(IDENTITY_DIR)
+}
+
+impl Home {
+    /// Locks the folder and begins a new incarnation, durably.
+    pub fn open(dir: &Path) -> Result<(Self, Fence), HomeError> {
+        fs::create_dir_all(dir).map_err(|source| HomeError::Io { verb: "create", path: dir.into(), source })?;
+        let path = dir.join(LOCK_FILE);
+        let lock = File::create(&path).map_err(|source| HomeError::Io { verb: "open", path: path.clone(), source })?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| HomeError::InUse { dir: dir.into() })?;
+        let stored = read(&dir.join(STATE_FILE))?;
+        let incarnation = Incarnation(stored.incarnation).next();
+        let fence = Fence { epoch: Epoch(stored.epoch), index: LogIndex(stored.index) };
+        let home = Self { dir: dir.into(), incarnation, _lock: lock };
+        home.persist(fence)?;
+        Ok((home, fence))
+    }
+
+    /// Makes the fence durable.
+    pub fn persist(&self, fence: Fence) -> Result<(), HomeError> {
+        let stored = Stored { incarnation: self.incarnation.0, epoch: fence.epoch.0, index: fence.index.0 };
+        let path = self.dir.join(STATE_FILE);
+        replace(&path, &serde_json::to_vec(&stored).expect("three numbers are JSON")).map_err(|source| HomeError::Io {
+            verb: "write",
+            path,
+            source,
+        })
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    pub fn identity_dir(&self) -> PathBuf {
+        identity_dir(&self.dir)
+    }
+
+    pub fn credentials(&self) -> Result<Credentials, HomeError> {
+        Ok(Credentials::load(&self.identity_dir())?)
+    }
+
+    pub fn logs_dir(&self) -> PathBuf {
+        self.dir.join(LOGS_DIR)
+    }
+}
+
+fn read(path: &Path) -> Result<Stored, HomeError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| HomeError::Damaged { path: path.into(), problem: error.to_string() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Stored::default()),
+        Err(source) => Err(HomeError::Io { verb: "read", path: path.into(), source }),
+    }
+}
+
+/// In one step: after a crash there is the old file or the new one.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let staged = path.with_extension("tmp");
+    let mut file = File::create(&staged)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&staged, path)?;
+    File::open(path.parent().expect("a file lies in a folder"))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_start_is_a_new_incarnation_and_the_fence_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, fence) = Home::open(dir.path()).unwrap();
+        assert_eq!((home.incarnation(), fence), (Incarnation(1), Fence::default()));
+        let seen = Fence { epoch: Epoch(4), index: LogIndex(9) };
+        home.persist(seen).unwrap();
+        assert!(matches!(Home::open(dir.path()), Err(HomeError::InUse { .. })));
+        drop(home);
+        let (home, fence) = Home::open(dir.path()).unwrap();
+        assert_eq!((home.incarnation(), fence), (Incarnation(2), seen));
+        drop(home);
+        fs::write(dir.path().join(STATE_FILE), "{").unwrap();
+        assert!(matches!(Home::open(dir.path()), Err(HomeError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,165 @@
+//! The agent: one a machine. It holds a session with the coordinator, starts ranks as processes, watches them and reports. Wiring, and the
+//! start and the end of an agent.
+//!
+//! `state` and `outbox` decide and know no I/O; `actor` and `session` carry out; `process`, `watch` and `log` are the machine.
+
+mod actor;
+mod backoff;
+mod conversation;
+mod disk;
+mod join;
+mod log;
+mod outbox;
+mod process;
+mod session;
+mod spawn;
+pub mod state;
+#[cfg(test)]
+mod state_tests;
+mod watch;
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorRef};
+use stoke_protocol::ids::NodeId;
+use stoke_protocol::message::node::Capacity;
+use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
+use tokio::sync::{oneshot, watch as channel};
+
+use crate::config::Config;
+use crate::probe;
+
+pub use disk::{Home, HomeError, identity_dir};
+pub use join::{JoinError, join};
+pub use log::LogBook;
+pub use process::{LINK_FD, PEER_IP, Processes};
+pub use spawn::{RankEvents, RankProcess, Spawner};
+
+/// An agent. See [`Agent::start`].
+pub struct Agent;
+
+/// The world of an agent, where it is not the real one.
+pub struct Environment {
+    pub io: Io,
+    /// The socket that the session dials from.
+    pub bind: Bind,
+    pub spawner: Arc<dyn Spawner>,
+    pub capacity: Capacity,
+    /// Whether heartbeats carry the load of this machine.
+    pub measure: bool,
+}
+
+/// An agent that runs. Dropping it leaves the agent running; [`Running::stop`] ends it.
+pub struct Running {
+    node: NodeId,
+    actor: ActorRef<actor::Message>,
+    ended: channel::Receiver<Option<Option<String>>>,
+}
+
+/// Why an agent could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error("no coordinator to connect to: name at least one host:port")]
+    NoCoordinator,
+    #[error(transparent)]
+    Identity(#[from] JoinError),
+    #[error("open the session's endpoint")]
+    Transport(#[from] TransportError),
+    #[error("find the program of ranks")]
+    Command(#[source] std::io::Error),
+    #[error("start the agent's actor: {0}")]
+    Actor(String),
+}
+
+impl Agent {
+    /// Starts an agent on this machine; `join` must have been called on its folder. Returns before the coordinator is reached: an agent
+    /// waits for its coordinator for as long as it takes. Needs a tokio runtime with time and I/O.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        let (home, fence) = Home::open(&config.dir)?;
+        let logs = LogBook::new(home.logs_dir(), config.log_bytes);
+        let first = config.coordinator.first().ok_or(StartError::NoCoordinator)?;
+        let peer = session::resolve(first).await.ok().and_then(|addresses| addresses.first().map(|a| a.ip()));
+        let environment = Environment {
+            io: Io::thread("stoke-agent-net")?,
+            bind: session::any_port_towards(peer).into(),
+            spawner: Arc::new(
+                Processes::new(config.worker_command.clone(), logs.clone()).map_err(StartError::Command)?,
+            ),
+            capacity: probe::capacity(&config),
+            measure: true,
+        };
+        Self::begin(config, environment, (home, fence), logs).await
+    }
+
+    /// Starts an agent in another world: a simulator's.
+    pub async fn start_in(config: Config, environment: Environment) -> Result<Running, StartError> {
+        let (home, fence) = Home::open(&config.dir)?;
+        let logs = LogBook::new(home.logs_dir(), config.log_bytes);
+        Self::begin(config, environment, (home, fence), logs).await
+    }
+
+    async fn begin(
+        config: Config,
+        environment: Environment,
+        (home, fence): (Home, state::Fence),
+        logs: LogBook,
+    ) -> Result<Running, StartError> {
+        let credentials = home.credentials()?;
+        let node = join::node_of(&credentials)?;
+        let incarnation = home.incarnation();
+        let own = state::Own {
+            cluster: credentials.identity().cluster,
+            node,
+            name: config.name.clone(),
+            incarnation,
+            capacity: environment.capacity,
+        };
+        let Environment { io, bind, spawner, measure, .. } = environment;
+        let endpoint = Endpoint::client(&io, bind, Settings::control(), credentials.clone())?;
+        let session = session::SessionArguments {
+            endpoint,
+            credentials,
+            identity_dir: home.identity_dir(),
+            coordinator: config.coordinator.clone(),
+            incarnation,
+            logs,
+            measure,
+            seed: node.0 << 32 | incarnation.0,
+        };
+        let (ended, end) = oneshot::channel();
+        let state = state::AgentState::new(own, fence);
+        let arguments = actor::Arguments { config, home, state, spawner, session, ended };
+        let (actor, task) = actor::AgentActor::spawn(None, actor::AgentActor, arguments)
+            .await
+            .map_err(|error| StartError::Actor(error.to_string()))?;
+        let (publish, ended) = channel::channel(None);
+        tokio::spawn(async move {
+            let reason = end.await.unwrap_or_else(|_| Some("the agent's actor failed, see its log".to_owned()));
+            let _ = task.await;
+            publish.send_replace(Some(reason));
+        });
+        Ok(Running { node, actor, ended })
+    }
+}
+
+impl Running {
+    /// Which node this agent is.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Stops every rank (politely, then by SIGKILL after the grace), tells the coordinator, and ends. No process is left when it returns.
+    pub async fn stop(&self) {
+        let _ = self.actor.cast(actor::Message::ShutDown);
+        self.wait().await;
+    }
+
+    /// Waits for the end. A reason means that nobody asked for it.
+    pub async fn wait(&self) -> Option<String> {
+        let mut ended = self.ended.clone();
+        let end = ended.wait_for(Option::is_some).await;
+        end.ok().and_then(|end| end.clone()).flatten()
+    }
+}

@@ -1,0 +1,151 @@
+//! Ranks as processes of this machine. Owns what a rank inherits and what it does not: one end of a socket pair, a pipe for what it prints,
+//! a process group of its own, a small environment. Nothing secret is in its arguments or its environment (I35).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use stoke_protocol::message::rank::{Exit, FromRank, RankId, StartRank, ToRank};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+
+use super::log::LogBook;
+use super::spawn::{RankEvents, RankProcess, Spawner};
+use super::watch::Watched;
+use crate::link;
+
+/// The number of the inherited end of the socket pair.
+pub const LINK_FD: &str = "STOKE_LINK_FD";
+/// The address on which a rank listens for its peers.
+pub const PEER_IP: &str = "STOKE_PEER_IP";
+
+/// All that a rank sees of the agent's environment, besides `STOKE_*`.
+const INHERITED: [&str; 7] = ["PATH", "HOME", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "LD_LIBRARY_PATH", "CUDA_PATH"];
+/// The kernel takes ranks before the agent when memory is short (F26).
+const OOM_SCORE_ADJ: &str = "500";
+/// Frames that wait for a rank that does not read. The coordinator sends a handful in a rank's life.
+const FRAMES_MAX: usize = 64;
+/// What a rank said last is read for so long after its end; nothing else holds its socket.
+const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Starts `command` for each rank.
+pub struct Processes {
+    command: Vec<String>,
+    logs: LogBook,
+}
+
+impl Processes {
+    /// `command` is the program and its arguments; empty for this executable with the argument `worker`.
+    pub fn new(mut command: Vec<String>, logs: LogBook) -> io::Result<Self> {
+        if command.is_empty() {
+            let own = std::env::current_exe()?;
+            let own = own.to_str().ok_or_else(|| io::Error::other("the path of this executable is not UTF-8"))?;
+            command = vec![own.to_owned(), "worker".to_owned()];
+        }
+        Ok(Self { command, logs })
+    }
+
+    fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream)> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let (output, prints) = pipe_with(PipeFlags::CLOEXEC)?;
+        let ours = std::os::unix::net::UnixStream::from(ours);
+        ours.set_nonblocking(true)?;
+        let link = UnixStream::from_std(ours)?;
+        self.logs.record(start.id, output)?;
+        let child = self.command(&theirs, prints, ip)?.spawn()?;
+        let watched = Watched::new(child.id())?;
+        // Raising it needs no privilege; without /proc there is nothing to raise.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), OOM_SCORE_ADJ);
+        Ok((watched, link))
+    }
+
+    fn command(&self, link: &OwnedFd, prints: OwnedFd, ip: IpAddr) -> io::Result<Command> {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).env_clear().process_group(0);
+        let kept = |name: &str| INHERITED.contains(&name) || name.starts_with("STOKE_");
+        command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(kept)));
+        command.env(PEER_IP, ip.to_string()).env(LINK_FD, link.as_raw_fd().to_string());
+        command.stdin(Stdio::null()).stdout(prints.try_clone()?).stderr(prints);
+        let fd = link.try_clone()?;
+        let number = link.as_raw_fd();
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; fcntl is one. `number` is open in the child: it is a copy
+        // of the parent's table, where `link` lives until after the spawn.
+        unsafe {
+            command.pre_exec(move || {
+                debug_assert_ne!(fd.as_raw_fd(), number);
+                let inherited = std::os::fd::BorrowedFd::borrow_raw(number);
+                Ok(rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::empty())?)
+            });
+        }
+        Ok(command)
+    }
+}
+
+impl Spawner for Processes {
+    fn spawn(&self, start: StartRank, ip: IpAddr, events: RankEvents) -> Result<Box<dyn RankProcess>, String> {
+        let id = start.id;
+        let (watched, link) = self.start(&start, ip).map_err(|error| format!("start {}: {error}", self.command[0]))?;
+        let pid = watched.pid();
+        tracing::info!(rank = %id, pid = pid.as_raw_nonzero().get(), "rank started");
+        let (read, write) = link.into_split();
+        let (frames, queue) = mpsc::channel(FRAMES_MAX);
+        let (kill, killed) = mpsc::channel(1);
+        let _ = frames.try_send(ToRank::Start(start));
+        tokio::spawn(write_frames(id, write, queue));
+        let reader = tokio::spawn(read_frames(id, read, events.clone()));
+        tokio::spawn(async move {
+            let exit = match watched.end(killed).await {
+                Ok(exit) => exit,
+                Err(error) => Exit::NotStarted(format!("its end could not be read: {error}")),
+            };
+            let _ = tokio::time::timeout(DRAIN_MAX, reader).await;
+            tracing::info!(rank = %id, ?exit, "rank is gone");
+            events.exited(exit);
+        });
+        Ok(Box::new(Process { frames, kill }))
+    }
+}
+
+struct Process {
+    frames: mpsc::Sender<ToRank>,
+    kill: mpsc::Sender<()>,
+}
+
+impl RankProcess for Process {
+    fn send(&self, frame: ToRank) {
+        // A rank that reads nothing is killed after its grace; what it misses does not matter.
+        let _ = self.frames.try_send(frame);
+    }
+
+    fn kill(&self) {
+        // Full: it is being killed already. Closed: it is gone.
+        let _ = self.kill.try_send(());
+    }
+}
+
+async fn write_frames(id: RankId, mut link: OwnedWriteHalf, mut frames: mpsc::Receiver<ToRank>) {
+    while let Some(frame) = frames.recv().await {
+        if let Err(error) = link::send(&mut link, &frame).await {
+            tracing::debug!(rank = %id, %error, "rank does not listen");
+            return;
+        }
+    }
+}
+
+async fn read_frames(id: RankId, mut link: OwnedReadHalf, events: RankEvents) {
+    loop {
+        match link::receive::<FromRank>(&mut link).await {
+            Ok(Some(frame)) => events.frame(frame).await,
+            Ok(None) => return events.hung_up(),
+            Err(error) => {
+                tracing::warn!(rank = %id, %error, "rank sent what is no frame");
+                return events.hung_up();
+            }
+        }
+    }
+}

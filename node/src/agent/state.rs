@@ -1,0 +1,488 @@
+//! What an agent decides: which ranks run here, what they and the coordinator are told. Pure: no clock, socket, process or file.
+//!
+//! | rank       | on                           | becomes    | and                                        |
+//! | ---        | ---                          | ---        | ---                                        |
+//! | (absent)   | Start that fits              | Starting   | spawn                                      |
+//! | (absent)   | Start that does not fit      | (absent)   | report Exited(NotStarted)                  |
+//! | Starting   | Hello of the process         | Signing    | ask for a certificate                      |
+//! | Signing    | certificate                  | Up         | pass it on                                 |
+//! | any alive  | Stop, or the process hangs up| Stopping   | tell it, kill after the grace              |
+//! | any alive  | process gone                 | (absent)   | report Exited, remember the end            |
+//!
+//! A1 (I1): frames of a coordinator of a lower epoch, or with a shorter journal, than was seen are never obeyed.
+//! A2 (I3): a rank id is started at most once here; a generation that is lower than one that was started is never started.
+//! A3 (I13): the claims of the ranks that are alive never exceed the machine's capacity.
+//! A4: the last report of a rank is Exited, once; before it, Ready, Finished and Failed at most once each.
+//! A5: everything that the coordinator says may come twice.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use stoke_protocol::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
+use stoke_protocol::message::node::{Capacity, FromNode, NodeHello, RankInventory, ToNode};
+use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
+use stoke_protocol::spec::JobSpec;
+
+use super::outbox::Outbox;
+
+/// Ends that are remembered, so that a late Start or Stop of one is answered and not obeyed.
+const ENDS_MAX: usize = 1024;
+/// A process that hung up has this long to go by itself: time for a panic's message to be written.
+const HANG_UP_GRACE_MS: u64 = 5_000;
+/// A grace that the coordinator may ask for; a longer one would keep a slot for nothing.
+const GRACE_MS_MAX: u64 = 60_000;
+/// What a rank says of its failure is cut here, because it travels in a control frame.
+const ERROR_BYTES_MAX: usize = 4 * 1024;
+
+/// Who and what this agent is; fixed for its life.
+#[derive(Clone, Debug)]
+pub struct Own {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub name: String,
+    pub incarnation: Incarnation,
+    pub capacity: Capacity,
+}
+
+/// The highest coordinator epoch and journal index that were seen (I1, F32). Durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Fence {
+    pub epoch: Epoch,
+    pub index: LogIndex,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// A frame of the session.
+    Coordinator(ToNode),
+    /// The session is gone.
+    Disconnected,
+    /// A frame of a rank's process.
+    Rank { id: RankId, frame: FromRank },
+    /// The answer to [`Effect::Sign`].
+    Signed { id: RankId, answer: Signed },
+    /// [`Effect::Spawn`] failed.
+    NotStarted { id: RankId, error: String },
+    /// The process closed its link.
+    HungUp { id: RankId },
+    /// The process is gone, and everything that it said was taken in.
+    Exited { id: RankId, exit: Exit },
+    /// The agent is to end.
+    ShutDown { grace_ms: u64 },
+}
+
+/// What became of a signing request.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Signed {
+    Certificate {
+        certificate: Vec<u8>,
+        authority: Vec<u8>,
+    },
+    Refused {
+        reason: String,
+    },
+    /// No answer; asked again.
+    Lost,
+}
+
+/// In order: an effect is done before the next one begins.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Make the fence durable; nothing after it is done if that fails.
+    Persist(Fence),
+    /// To the coordinator, on the session's control stream.
+    Send(FromNode),
+    /// The coordinator is not one to obey (A1).
+    Disconnect {
+        reason: String,
+    },
+    Spawn(StartRank),
+    ToRank {
+        id: RankId,
+        frame: ToRank,
+    },
+    /// Ask the coordinator for a rank's certificate.
+    Sign {
+        id: RankId,
+        csr: Vec<u8>,
+    },
+    /// Kill the rank's processes after so long, if they are still there.
+    KillAfter {
+        id: RankId,
+        grace_ms: u64,
+    },
+    /// For the log: a person should know.
+    Warn(String),
+    /// The last rank is gone after [`Event::ShutDown`].
+    AllGone,
+}
+
+#[derive(Debug)]
+pub struct AgentState {
+    own: Own,
+    fence: Fence,
+    /// What of it is on disk.
+    durable: Fence,
+    connected: bool,
+    shutting_down: bool,
+    ranks: BTreeMap<RankId, Entry>,
+    ends: VecDeque<(RankId, Exit)>,
+    /// The highest generation that was started, of each job with a rank or an end here (A2).
+    generations: BTreeMap<JobId, Generation>,
+    outbox: Outbox,
+}
+
+#[derive(Debug)]
+struct Entry {
+    phase: Phase,
+    claim: Claim,
+    progress: Option<Progress>,
+    /// Which of the reports that come once were made (A4).
+    said: Said,
+}
+
+#[derive(Debug, PartialEq)]
+enum Phase {
+    Starting,
+    Signing { csr: Vec<u8> },
+    Up,
+    Stopping,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    ready: bool,
+    finished: bool,
+    failed: bool,
+}
+
+/// What a rank takes of the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Claim {
+    cpus: u64,
+    memory_bytes: u64,
+    gpus: u64,
+}
+
+impl AgentState {
+    pub fn new(own: Own, fence: Fence) -> Self {
+        Self {
+            own,
+            fence,
+            durable: fence,
+            connected: false,
+            shutting_down: false,
+            ranks: BTreeMap::new(),
+            ends: VecDeque::new(),
+            generations: BTreeMap::new(),
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// The first frame of a session.
+    pub fn hello(&self) -> NodeHello {
+        let alive = self.ranks.iter().map(|(id, rank)| RankInventory {
+            id: *id,
+            alive: true,
+            step: rank.progress.map_or(Step(0), |progress| progress.step),
+        });
+        let gone = self.outbox.ends().map(|id| RankInventory { id, alive: false, step: Step(0) });
+        NodeHello {
+            cluster: self.own.cluster,
+            node: self.own.node,
+            name: self.own.name.clone(),
+            incarnation: self.own.incarnation,
+            epoch_seen: self.fence.epoch,
+            index_seen: self.fence.index,
+            capacity: self.own.capacity.clone(),
+            ranks: alive.chain(gone).collect(),
+        }
+    }
+
+    pub fn fence(&self) -> Fence {
+        self.fence
+    }
+
+    /// [`Effect::Persist`] is done.
+    pub fn persisted(&mut self, fence: Fence) {
+        self.durable = fence;
+    }
+
+    /// Whether the coordinator has acknowledged everything.
+    pub fn is_flushed(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
+    /// Ranks whose processes are here, for the simulator's checks.
+    pub fn alive(&self) -> impl Iterator<Item = RankId> {
+        self.ranks.keys().copied()
+    }
+
+    pub fn apply(&mut self, event: Event) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match event {
+            Event::Coordinator(frame) => self.coordinator(frame, &mut out),
+            Event::Disconnected => {
+                self.connected = false;
+                self.outbox.rewind();
+            }
+            Event::Rank { id, frame } => self.rank(id, frame, &mut out),
+            Event::Signed { id, answer } => self.signed(id, answer, &mut out),
+            Event::NotStarted { id, error } => self.ended(id, Exit::NotStarted(error), &mut out),
+            Event::HungUp { id } => {
+                if let Some(rank) = self.ranks.get_mut(&id) {
+                    rank.phase = Phase::Stopping;
+                    out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
+                }
+            }
+            Event::Exited { id, exit } => self.ended(id, exit, &mut out),
+            Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
+        }
+        self.flush(&mut out);
+        out
+    }
+
+    fn coordinator(&mut self, frame: ToNode, out: &mut Vec<Effect>) {
+        if let ToNode::Welcome { epoch, index, .. } = frame {
+            return self.welcome(Fence { epoch, index }, out);
+        }
+        if !self.connected {
+            // A1: nothing is obeyed before the epoch was compared.
+            return out.push(Effect::Disconnect { reason: "the coordinator gave orders before its welcome".into() });
+        }
+        match frame {
+            ToNode::Welcome { .. } => {}
+            ToNode::Acknowledge { sequence, index } => {
+                self.fence.index = self.fence.index.max(index);
+                self.outbox.acknowledge(sequence);
+            }
+            ToNode::Start(start) => self.start(start, out),
+            ToNode::Peers { id, peers } => self.pass_on(id, ToRank::Peers(peers), out),
+            ToNode::Commit { id, step, shards } => self.pass_on(id, ToRank::Commit { step, shards }, out),
+            ToNode::Committed { id, step, prune } => self.pass_on(id, ToRank::Committed { step, prune }, out),
+            ToNode::Release { id } => self.pass_on(id, ToRank::Release, out),
+            ToNode::Stop { id, reason, grace_ms } => self.stop(id, reason, grace_ms, out),
+        }
+    }
+
+    fn welcome(&mut self, theirs: Fence, out: &mut Vec<Effect>) {
+        if theirs.epoch < self.fence.epoch {
+            let reason =
+                format!("its epoch is {}, and {} was seen: an old coordinator", theirs.epoch, self.fence.epoch);
+            return out.push(Effect::Disconnect { reason });
+        }
+        if theirs.index < self.fence.index {
+            let reason = format!(
+                "its journal ends at {}, and {} was seen: its folder was restored from an old copy",
+                theirs.index, self.fence.index
+            );
+            return out.push(Effect::Disconnect { reason });
+        }
+        self.fence = theirs;
+        if theirs != self.durable {
+            out.push(Effect::Persist(theirs));
+        }
+        self.connected = true;
+        self.outbox.rewind();
+        for (id, rank) in &self.ranks {
+            if let Phase::Signing { csr } = &rank.phase {
+                out.push(Effect::Sign { id: *id, csr: csr.clone() });
+            }
+            if let Some(progress) = rank.progress {
+                out.push(Effect::Send(FromNode::Progress { id: *id, progress }));
+            }
+        }
+    }
+
+    fn start(&mut self, start: StartRank, out: &mut Vec<Effect>) {
+        let id = start.id;
+        if self.ranks.contains_key(&id) {
+            return;
+        }
+        if let Some((_, exit)) = self.ends.iter().find(|(ended, _)| *ended == id) {
+            // A2. The coordinator may have missed the end; telling it twice does no harm.
+            let exit = exit.clone();
+            return self.report_end(id, exit, out);
+        }
+        let claim = match self.admit(&start) {
+            Ok(claim) => claim,
+            Err(reason) => return self.gone(id, Exit::NotStarted(reason), out),
+        };
+        self.generations.insert(id.job, id.generation);
+        self.ranks.insert(id, Entry { phase: Phase::Starting, claim, progress: None, said: Said::default() });
+        out.push(Effect::Spawn(start));
+    }
+
+    /// Whether a rank may be started here: the node decides for itself (A2, A3).
+    fn admit(&self, start: &StartRank) -> Result<Claim, String> {
+        if self.shutting_down {
+            return Err("the agent is going down".into());
+        }
+        if let Some(newest) = self.generations.get(&start.id.job).filter(|newest| **newest > start.id.generation) {
+            return Err(format!("generation {newest} of {} was started here already", start.id.job));
+        }
+        let spec = JobSpec::parse(&start.spec).map_err(|error| format!("spec of {}: {error}", start.id.job))?;
+        let (ask, has) = (&spec.resources, &self.own.capacity);
+        let claim = Claim { cpus: ask.cpus.into(), memory_bytes: ask.memory.0, gpus: ask.gpus.into() };
+        let used = self.ranks.values().fold(Claim::default(), |sum, rank| sum.plus(rank.claim));
+        for (what, used, asked, has) in [
+            ("cpus", used.cpus, claim.cpus, u64::from(has.cpus)),
+            ("bytes of memory", used.memory_bytes, claim.memory_bytes, has.memory_bytes),
+            ("gpus", used.gpus, claim.gpus, has.gpus.len() as u64),
+        ] {
+            if used.saturating_add(asked) > has {
+                return Err(format!("{asked} {what} asked, {} of {has} are free", has.saturating_sub(used)));
+            }
+        }
+        Ok(claim)
+    }
+
+    fn pass_on(&mut self, id: RankId, frame: ToRank, out: &mut Vec<Effect>) {
+        if self.ranks.get(&id).is_some_and(|rank| rank.phase == Phase::Up) {
+            out.push(Effect::ToRank { id, frame });
+        }
+    }
+
+    fn stop(&mut self, id: RankId, reason: String, grace_ms: u64, out: &mut Vec<Effect>) {
+        let Some(rank) = self.ranks.get_mut(&id) else {
+            if self.outbox.ends().any(|ended| ended == id) {
+                return;
+            }
+            return match self.ends.iter().find(|(ended, _)| *ended == id).map(|(_, exit)| exit.clone()) {
+                Some(exit) => self.report_end(id, exit, out),
+                None => self.gone(id, Exit::NotStarted("stopped before it was started".into()), out),
+            };
+        };
+        if rank.phase != Phase::Stopping {
+            rank.phase = Phase::Stopping;
+            out.push(Effect::ToRank { id, frame: ToRank::Stop { reason } });
+        }
+        out.push(Effect::KillAfter { id, grace_ms: grace_ms.min(GRACE_MS_MAX) });
+    }
+
+    fn rank(&mut self, id: RankId, frame: FromRank, out: &mut Vec<Effect>) {
+        let Some(rank) = self.ranks.get_mut(&id) else { return };
+        match frame {
+            FromRank::Hello { csr } => {
+                if rank.phase == Phase::Starting {
+                    rank.phase = Phase::Signing { csr: csr.0.clone() };
+                    if self.connected {
+                        out.push(Effect::Sign { id, csr: csr.0 });
+                    }
+                }
+            }
+            FromRank::Progress(progress) => {
+                rank.progress = Some(progress);
+                if self.connected {
+                    out.push(Effect::Send(FromNode::Progress { id, progress }));
+                }
+            }
+            FromRank::Event(event) => {
+                if let Some(event) = rank.said.once(event) {
+                    self.report(id, event, out);
+                }
+            }
+        }
+    }
+
+    fn signed(&mut self, id: RankId, answer: Signed, out: &mut Vec<Effect>) {
+        let Some(rank) = self.ranks.get_mut(&id) else { return };
+        let Phase::Signing { csr } = &rank.phase else { return };
+        match answer {
+            Signed::Certificate { certificate, authority } => {
+                rank.phase = Phase::Up;
+                let frame = ToRank::Certificate { certificate: certificate.into(), authority: authority.into() };
+                out.push(Effect::ToRank { id, frame });
+            }
+            Signed::Lost if self.connected => out.push(Effect::Sign { id, csr: csr.clone() }),
+            Signed::Lost => {}
+            Signed::Refused { reason } => {
+                rank.phase = Phase::Stopping;
+                let error = format!("the coordinator refused a certificate: {reason}");
+                if let Some(failed) = rank.said.once(RankEvent::Failed { error: error.clone() }) {
+                    self.report(id, failed, out);
+                }
+                out.push(Effect::ToRank { id, frame: ToRank::Stop { reason: error } });
+                out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
+            }
+        }
+    }
+
+    fn shut_down(&mut self, grace_ms: u64, out: &mut Vec<Effect>) {
+        self.shutting_down = true;
+        let ids: Vec<RankId> = self.ranks.keys().copied().collect();
+        for id in ids {
+            self.stop(id, "the agent of its machine is going down".into(), grace_ms, out);
+        }
+        if self.ranks.is_empty() {
+            out.push(Effect::AllGone);
+        }
+    }
+
+    /// The process of a rank is gone.
+    fn ended(&mut self, id: RankId, exit: Exit, out: &mut Vec<Effect>) {
+        if self.ranks.remove(&id).is_some() {
+            self.gone(id, exit, out);
+        }
+    }
+
+    /// Remembers an end and reports it, also of a rank that never had a process.
+    fn gone(&mut self, id: RankId, exit: Exit, out: &mut Vec<Effect>) {
+        self.ends.push_back((id, exit.clone()));
+        if self.ends.len() > ENDS_MAX {
+            self.ends.pop_front();
+            let (ranks, ends) = (&self.ranks, &self.ends);
+            let known = |job: JobId| ranks.keys().any(|id| id.job == job) || ends.iter().any(|(id, _)| id.job == job);
+            self.generations.retain(|job, _| known(*job));
+        }
+        self.report_end(id, exit, out);
+        if self.shutting_down && self.ranks.is_empty() {
+            out.push(Effect::AllGone);
+        }
+    }
+
+    fn report_end(&mut self, id: RankId, exit: Exit, out: &mut Vec<Effect>) {
+        self.report(id, RankEvent::Exited { exit }, out);
+    }
+
+    fn report(&mut self, id: RankId, event: RankEvent, out: &mut Vec<Effect>) {
+        if self.outbox.push(id, event) {
+            out.push(Effect::Warn("outbox is full, the report of an old checkpoint was dropped".into()));
+        }
+    }
+
+    fn flush(&mut self, out: &mut Vec<Effect>) {
+        if self.connected {
+            // Before AllGone, so that the last ends are on their way.
+            let at = out.iter().position(|effect| *effect == Effect::AllGone).unwrap_or(out.len());
+            let sends = self.outbox.take_sendable().into_iter().map(FromNode::Report).map(Effect::Send);
+            out.splice(at..at, sends);
+        }
+    }
+}
+
+impl Claim {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            cpus: self.cpus.saturating_add(other.cpus),
+            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            gpus: self.gpus.saturating_add(other.gpus),
+        }
+    }
+}
+
+impl Said {
+    /// The event if the rank may say it now (A4). Exited is the agent's word, not the rank's.
+    fn once(&mut self, event: RankEvent) -> Option<RankEvent> {
+        let first = |said: &mut bool| !std::mem::replace(said, true);
+        match event {
+            RankEvent::Ready { .. } => first(&mut self.ready).then_some(event),
+            RankEvent::Finished { .. } => first(&mut self.finished).then_some(event),
+            RankEvent::Failed { mut error } => first(&mut self.failed).then(|| {
+                error.truncate(error.floor_char_boundary(ERROR_BYTES_MAX));
+                RankEvent::Failed { error }
+            }),
+            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } => Some(event),
+            RankEvent::Exited { .. } => None,
+        }
+    }
+}

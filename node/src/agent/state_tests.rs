@@ -1,0 +1,251 @@
+//! The agent's decisions, one fact a test.
+
+use std::net::SocketAddr;
+
+use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
+use stoke_protocol::message::node::{Capacity, FromNode, Report, ToNode};
+use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank};
+
+use super::state::{AgentState, Effect, Event, Fence, Own, Signed};
+
+fn agent() -> AgentState {
+    let capacity = Capacity { cpus: 4, memory_bytes: 4 << 30, ..Capacity::default() };
+    let own =
+        Own { cluster: ClusterId([1; 16]), node: NodeId(7), name: "n7".into(), incarnation: Incarnation(3), capacity };
+    AgentState::new(own, Fence { epoch: Epoch(5), index: LogIndex(40) })
+}
+
+fn id(generation: u64, rank: u32) -> RankId {
+    RankId { job: JobId(1), generation: Generation(generation), rank: Rank(rank) }
+}
+
+fn start(id: RankId, cpus: u32) -> ToNode {
+    let spec = format!(
+        "name = \"t\"\ntrainer = \"digits\"\n[train]\nsteps = 1\nbatch = 8\n[resources]\ncpus = {cpus}\nmemory = \"1GiB\"\n"
+    );
+    ToNode::Start(StartRank { id, world: 1, spec, checkpoints: "file:///c".into(), resume: None })
+}
+
+fn welcome(epoch: u64, index: u64) -> ToNode {
+    ToNode::Welcome { epoch: Epoch(epoch), index: LogIndex(index), heartbeat_ms: 500, lease_ms: 3000 }
+}
+
+impl AgentState {
+    fn told(&mut self, frame: ToNode) -> Vec<Effect> {
+        self.apply(Event::Coordinator(frame))
+    }
+
+    fn says(&mut self, id: RankId, event: RankEvent) -> Vec<Effect> {
+        self.apply(Event::Rank { id, frame: FromRank::Event(event) })
+    }
+}
+
+fn connected() -> AgentState {
+    let mut agent = agent();
+    agent.told(welcome(5, 40));
+    agent
+}
+
+/// An agent with one rank that has its certificate.
+fn running() -> AgentState {
+    let mut agent = connected();
+    agent.told(start(id(1, 0), 2));
+    agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into() } });
+    let answer = Signed::Certificate { certificate: vec![1], authority: vec![2] };
+    agent.apply(Event::Signed { id: id(1, 0), answer });
+    agent
+}
+
+fn reports(effects: &[Effect]) -> Vec<&Report> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send(FromNode::Report(report)) => Some(report),
+            _ => None,
+        })
+        .collect()
+}
+
+fn shard(step: u64) -> RankEvent {
+    let shard = ShardRecord { index: 0, file: "s".into(), bytes: 1, blake3: Digest([0; 32]) };
+    RankEvent::ShardStored { step: Step(step), shard }
+}
+
+fn progress(step: u64) -> Progress {
+    Progress {
+        step: Step(step),
+        steps: Step(9),
+        loss: 0.0,
+        accuracy: 0.0,
+        learning_rate: 0.0,
+        samples_per_second: 0.0,
+        compute_ms: 0.0,
+        exchange_ms: 0.0,
+        apply_ms: 0.0,
+        samples: 0,
+    }
+}
+
+#[test]
+fn an_old_coordinator_is_refused_and_a_newer_one_is_remembered_first() {
+    let mut agent = agent();
+    assert!(
+        matches!(&agent.told(welcome(4, 99))[..], [Effect::Disconnect { reason }] if reason.contains("old coordinator"))
+    );
+    assert!(matches!(&agent.told(welcome(6, 39))[..], [Effect::Disconnect { reason }] if reason.contains("old copy")));
+    assert_eq!(agent.fence(), Fence { epoch: Epoch(5), index: LogIndex(40) });
+    let fence = Fence { epoch: Epoch(6), index: LogIndex(41) };
+    assert_eq!(agent.told(welcome(6, 41))[0], Effect::Persist(fence));
+    assert_eq!(agent.hello().epoch_seen, Epoch(6));
+}
+
+#[test]
+fn nothing_is_obeyed_before_the_welcome() {
+    let mut agent = agent();
+    assert!(matches!(agent.told(start(id(1, 0), 1))[..], [Effect::Disconnect { .. }]));
+    assert_eq!(agent.alive().count(), 0);
+}
+
+#[test]
+fn a_rank_is_started_once() {
+    let mut agent = connected();
+    assert!(matches!(agent.told(start(id(1, 0), 2))[..], [Effect::Spawn(_)]));
+    assert!(agent.told(start(id(1, 0), 2)).is_empty());
+    agent.apply(Event::Exited { id: id(1, 0), exit: Exit::Code(1) });
+    let again = agent.told(start(id(1, 0), 2));
+    assert!(matches!(&reports(&again)[..], [Report { event: RankEvent::Exited { exit: Exit::Code(1) }, .. }]));
+    assert_eq!(agent.alive().count(), 0);
+}
+
+#[test]
+fn an_old_generation_is_not_started_after_a_newer_one() {
+    let mut agent = connected();
+    agent.told(start(id(2, 0), 1));
+    let effects = agent.told(start(id(1, 0), 1));
+    let exit = &reports(&effects)[0].event;
+    assert!(matches!(exit, RankEvent::Exited { exit: Exit::NotStarted(why) } if why.contains("g2")), "{exit:?}");
+}
+
+#[test]
+fn a_rank_that_does_not_fit_is_refused_by_the_node_itself() {
+    let mut agent = connected();
+    agent.told(start(id(1, 0), 3));
+    let effects = agent.told(start(id(1, 1), 2));
+    let exit = &reports(&effects)[0].event;
+    assert!(
+        matches!(exit, RankEvent::Exited { exit: Exit::NotStarted(why) } if why == "2 cpus asked, 1 of 4 are free")
+    );
+    agent.apply(Event::Exited { id: id(1, 0), exit: Exit::Code(0) });
+    assert!(matches!(agent.told(start(id(1, 2), 4))[..], [Effect::Spawn(_)]));
+}
+
+#[test]
+fn a_certificate_is_asked_for_again_after_a_reconnect() {
+    let mut agent = connected();
+    agent.told(start(id(1, 0), 1));
+    let sign = Effect::Sign { id: id(1, 0), csr: vec![9] };
+    let hello = Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into() } };
+    assert_eq!(agent.apply(hello), [sign.clone()]);
+    agent.apply(Event::Disconnected);
+    assert!(agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Lost }).is_empty());
+    assert_eq!(agent.told(welcome(5, 40)), [sign.clone()]);
+    assert_eq!(agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Lost }), [sign]);
+    let answer = Signed::Certificate { certificate: vec![1], authority: vec![2] };
+    let frame = ToRank::Certificate { certificate: vec![1].into(), authority: vec![2].into() };
+    assert_eq!(agent.apply(Event::Signed { id: id(1, 0), answer }), [Effect::ToRank { id: id(1, 0), frame }]);
+}
+
+#[test]
+fn a_refused_certificate_ends_the_rank_with_the_reason() {
+    let mut agent = connected();
+    agent.told(start(id(1, 0), 1));
+    agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into() } });
+    let effects = agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Refused { reason: "not placed".into() } });
+    assert!(matches!(&reports(&effects)[0].event, RankEvent::Failed { error } if error.contains("not placed")));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::KillAfter { .. })));
+}
+
+#[test]
+fn ranks_go_on_while_the_coordinator_is_away_and_everything_is_reported_later() {
+    let mut agent = running();
+    let ready = RankEvent::Ready { address: SocketAddr::from(([127, 0, 0, 1], 1)) };
+    assert_eq!(reports(&agent.says(id(1, 0), ready)).len(), 1);
+    agent.apply(Event::Disconnected);
+    assert!(agent.says(id(1, 0), shard(10)).is_empty());
+    assert!(agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Progress(progress(11)) }).is_empty());
+    assert!(agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Progress(progress(12)) }).is_empty());
+    let hello = agent.hello();
+    assert_eq!((hello.ranks[0].id, hello.ranks[0].alive, hello.ranks[0].step), (id(1, 0), true, Step(12)));
+    let effects = agent.told(welcome(6, 41));
+    assert!(effects.contains(&Effect::Send(FromNode::Progress { id: id(1, 0), progress: progress(12) })));
+    assert_eq!(reports(&effects).iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2]);
+    agent.told(ToNode::Acknowledge { sequence: 2, index: LogIndex(50) });
+    assert_eq!(agent.hello().index_seen, LogIndex(50));
+    agent.apply(Event::Disconnected);
+    assert!(reports(&agent.told(welcome(6, 50))).is_empty());
+}
+
+#[test]
+fn an_end_is_in_the_inventory_until_it_is_acknowledged() {
+    let mut agent = running();
+    agent.apply(Event::Disconnected);
+    agent.apply(Event::Exited { id: id(1, 0), exit: Exit::Signal(9) });
+    assert!(!agent.hello().ranks[0].alive);
+    let effects = agent.told(welcome(5, 40));
+    let sequence = reports(&effects)[0].sequence;
+    agent.told(ToNode::Acknowledge { sequence, index: LogIndex(41) });
+    assert!(agent.hello().ranks.is_empty());
+}
+
+#[test]
+fn a_rank_cannot_report_its_own_end_nor_repeat_what_comes_once() {
+    let mut agent = running();
+    assert!(agent.says(id(1, 0), RankEvent::Exited { exit: Exit::Code(0) }).is_empty());
+    let failed = || RankEvent::Failed { error: "é".repeat(4000) };
+    let effects = agent.says(id(1, 0), failed());
+    assert!(matches!(&reports(&effects)[0].event, RankEvent::Failed { error } if error.len() == 4096));
+    assert!(agent.says(id(1, 0), failed()).is_empty());
+    assert_eq!(agent.says(id(1, 0), shard(1)).len() + agent.says(id(1, 0), shard(2)).len(), 2);
+}
+
+#[test]
+fn stop_is_polite_first_and_comes_once_to_the_rank() {
+    let mut agent = running();
+    let stop = |grace_ms| ToNode::Stop { id: id(1, 0), reason: "cancelled".into(), grace_ms };
+    let polite = Effect::ToRank { id: id(1, 0), frame: ToRank::Stop { reason: "cancelled".into() } };
+    assert_eq!(agent.told(stop(100)), [polite, Effect::KillAfter { id: id(1, 0), grace_ms: 100 }]);
+    assert_eq!(agent.told(stop(1 << 40)), [Effect::KillAfter { id: id(1, 0), grace_ms: 60_000 }]);
+    // Orders for training come too late.
+    assert!(agent.told(ToNode::Peers { id: id(1, 0), peers: vec![].into() }).is_empty());
+}
+
+#[test]
+fn stopping_a_rank_that_is_not_there_reports_its_end_and_forbids_its_start() {
+    let mut agent = connected();
+    let stop = || ToNode::Stop { id: id(1, 0), reason: "x".into(), grace_ms: 1 };
+    let effects = agent.told(stop());
+    assert!(matches!(reports(&effects)[0].event, RankEvent::Exited { exit: Exit::NotStarted(_) }));
+    // Not acknowledged yet: once is enough.
+    assert!(agent.told(stop()).is_empty());
+    assert!(!agent.told(start(id(1, 0), 1)).iter().any(|effect| matches!(effect, Effect::Spawn(_))));
+}
+
+#[test]
+fn a_process_that_hangs_up_is_killed_if_it_stays() {
+    let mut agent = running();
+    assert!(matches!(agent.apply(Event::HungUp { id: id(1, 0) })[..], [Effect::KillAfter { .. }]));
+    let effects = agent.apply(Event::Exited { id: id(1, 0), exit: Exit::Code(101) });
+    assert!(matches!(reports(&effects)[0].event, RankEvent::Exited { exit: Exit::Code(101) }));
+}
+
+#[test]
+fn shutting_down_stops_every_rank_reports_the_ends_and_starts_none() {
+    let mut agent = running();
+    let effects = agent.apply(Event::ShutDown { grace_ms: 10 });
+    assert!(matches!(effects[..], [Effect::ToRank { frame: ToRank::Stop { .. }, .. }, Effect::KillAfter { .. }]));
+    assert!(!agent.told(start(id(1, 1), 1)).iter().any(|effect| matches!(effect, Effect::Spawn(_))));
+    let effects = agent.apply(Event::Exited { id: id(1, 0), exit: Exit::Code(4) });
+    assert_eq!(effects.last(), Some(&Effect::AllGone));
+    assert_eq!(reports(&effects).len(), 1);
+    assert_eq!(connected().apply(Event::ShutDown { grace_ms: 10 }), [Effect::AllGone]);
+}

@@ -1,0 +1,56 @@
+//! Why a checkpoint could not be written or read. Each error names the object, and for damage the shard, the byte and the mend.
+
+/// What a person does about a damaged checkpoint.
+const MEND: &str = "restore the file from a copy, or continue from an earlier checkpoint (`stoke checkpoint list`)";
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{uri:?} is not a place for checkpoints: {problem}")]
+    Uri { uri: String, problem: String },
+    #[error("{verb} {object}: the disk is full: free space there, or write checkpoints elsewhere with [checkpoint] to")]
+    Full { verb: &'static str, object: String },
+    #[error("{verb} {object}")]
+    Store {
+        verb: &'static str,
+        object: String,
+        #[source]
+        source: object_store::Error,
+    },
+    /// A checkpoint without a manifest was never committed: its shards mean nothing.
+    #[error(
+        "no checkpoint at {uri}: manifest.json is missing (see `stoke checkpoint list` for those that are committed)"
+    )]
+    Missing { uri: String },
+    #[error("manifest of {uri}: {problem}: {MEND}")]
+    Manifest { uri: String, problem: String },
+    #[error("shard {shard} ({file}), byte {offset}: {problem}: {MEND}")]
+    Shard { shard: u32, file: String, offset: u64, problem: String },
+    /// Another writer was there first: two generations never share a folder.
+    #[error("write manifest of {uri}: another manifest is there already, and a checkpoint is never replaced")]
+    Conflict { uri: String },
+    #[error("start the checkpoint reader's runtime")]
+    Runtime(#[source] std::io::Error),
+}
+
+impl CheckpointError {
+    /// Names what was being done, and tells a full disk from other failures.
+    pub(super) fn store(verb: &'static str, object: impl ToString, source: object_store::Error) -> Self {
+        let object = object.to_string();
+        if is_full(&source) { Self::Full { verb, object } } else { Self::Store { verb, object, source } }
+    }
+}
+
+fn is_full(error: &object_store::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            let full = matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+            // An io::Error hides the one that it wraps from `source`.
+            if full || io.get_ref().is_some_and(|inner| inner.to_string().contains("No space left")) {
+                return true;
+            }
+        }
+        cause = error.source();
+    }
+    false
+}

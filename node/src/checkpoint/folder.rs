@@ -1,0 +1,141 @@
+//! One checkpoint's folder in an object store. Owns the mapping from a URI to a store and its durability; knows nothing of what is inside.
+//!
+//! I21: a write that returned is durable. `LocalFileSystem` alone does not fsync; with `with_fsync(true)` each put writes a staging file,
+//! fsyncs it, publishes it by rename (or by hard link where it must not replace) and fsyncs the folder, also for folders that it makes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+
+use super::error::CheckpointError;
+
+/// Parts of a large write: S3's smallest is 5 MiB, and the copy of one part is all the memory that a write needs.
+pub(super) const PART_BYTES: usize = 8 << 20;
+
+/// A folder of a store, by URI. Blocking.
+pub struct Folder {
+    uri: String,
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Folder {
+    /// `file:///absolute/folder`, or a plain path of this machine. The folder need not exist.
+    pub fn at(uri: &str) -> Result<Self, CheckpointError> {
+        let refused = |problem: String| CheckpointError::Uri { uri: uri.to_owned(), problem };
+        let path = match uri.split_once("://") {
+            Some(("file", path)) if path.starts_with('/') => Path::from_url_path(path.trim_end_matches('/')),
+            Some(("file", _)) => return Err(refused("write file:///absolute/folder, with three slashes".into())),
+            Some((scheme, _)) => return Err(refused(format!("{scheme}:// is not supported yet, use file:///"))),
+            None => {
+                let absolute = std::path::absolute(uri).map_err(|error| refused(error.to_string()))?;
+                Path::from_absolute_path(absolute)
+            }
+        }
+        .map_err(|error| refused(error.to_string()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(CheckpointError::Runtime)?;
+        let store = Arc::new(LocalFileSystem::new().with_fsync(true));
+        Ok(Self { uri: format!("file:///{path}"), store, path, runtime })
+    }
+
+    /// Always with its scheme, without a slash at the end.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// What a person looks for.
+    pub(super) fn object(&self, file: &str) -> String {
+        format!("{}/{file}", self.uri)
+    }
+
+    /// Writes a whole small object that must not be there yet. `false`: it is there, and was not touched.
+    pub(super) fn create(&self, file: &str, bytes: Vec<u8>) -> Result<bool, CheckpointError> {
+        let path = self.child(file);
+        let put = self.store.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
+        match self.runtime.block_on(put) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(CheckpointError::store("write", self.object(file), error)),
+        }
+    }
+
+    /// Writes an object part by part, durable and visible at once when `next` has no more parts; nothing of it stays after an error.
+    pub(super) fn write(&self, file: &str, mut next: impl FnMut() -> Option<Vec<u8>>) -> Result<(), CheckpointError> {
+        let path = self.child(file);
+        self.runtime
+            .block_on(async {
+                let mut upload = self.store.put_multipart(&path).await?;
+                let sent: Result<(), object_store::Error> = async {
+                    while let Some(part) = next() {
+                        upload.put_part(PutPayload::from(part)).await?;
+                    }
+                    upload.complete().await.map(drop)
+                }
+                .await;
+                if sent.is_err() {
+                    // The error that is returned says more than one of the clean-up would.
+                    let _ = upload.abort().await;
+                }
+                sent
+            })
+            .map_err(|error| CheckpointError::store("write", self.object(file), error))
+    }
+
+    /// Size of an object, none when it is missing.
+    pub(super) fn size(&self, file: &str) -> Result<Option<u64>, CheckpointError> {
+        match self.runtime.block_on(self.store.head(&self.child(file))) {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(CheckpointError::store("read", self.object(file), error)),
+        }
+    }
+
+    /// Gives the bytes of an object to `sink` in order, chunk by chunk, until it answers with an error.
+    pub(super) fn read(
+        &self,
+        file: &str,
+        mut sink: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        use futures_util::StreamExt;
+        let failed = |error| CheckpointError::store("read", self.object(file), error);
+        self.runtime.block_on(async {
+            let mut chunks = self.store.get(&self.child(file)).await.map_err(failed)?.into_stream();
+            while let Some(chunk) = chunks.next().await {
+                sink(&chunk.map_err(failed)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes an object; one that is not there is no error.
+    pub(super) fn delete(&self, file: &str) -> Result<(), CheckpointError> {
+        match self.runtime.block_on(self.store.delete(&self.child(file))) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(CheckpointError::store("remove", self.object(file), error)),
+        }
+    }
+
+    /// Names of the objects and of the folders directly inside.
+    pub(super) fn list(&self) -> Result<(Vec<String>, Vec<String>), CheckpointError> {
+        let listed = self
+            .runtime
+            .block_on(self.store.list_with_delimiter(Some(&self.path)))
+            .map_err(|error| CheckpointError::store("list", &self.uri, error))?;
+        let name = |path: &Path| path.filename().map(str::to_owned);
+        let files = listed.objects.iter().filter_map(|object| name(&object.location)).collect();
+        Ok((files, listed.common_prefixes.iter().filter_map(name).collect()))
+    }
+
+    /// Removes the folder itself if it is empty; object stores have none, so that a failure means nothing.
+    pub(super) fn forget(&self) {
+        let _ = std::fs::remove_dir(PathBuf::from(format!("/{}", self.path)));
+    }
+
+    fn child(&self, file: &str) -> Path {
+        self.path.clone().join(file)
+    }
+}

@@ -1,0 +1,20 @@
+//! Checkpoints: safetensors shards beside one `manifest.json`. Wiring only.
+//!
+//! Everything here blocks its thread: call it from a thread that may wait for a disk, never from an actor.
+
+mod error;
+mod folder;
+mod manifest;
+mod plan;
+mod read;
+mod shard;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use error::CheckpointError;
+pub use folder::Folder;
+pub use manifest::{FORMAT, MANIFEST_FILE, Manifest, Shard};
+pub use plan::{folder_name, plan_shards, shard_file};
+pub use read::{Verified, load, open, verify};
+pub use write::{abandon, remove, remove_unfinished, write_manifest, write_shard};

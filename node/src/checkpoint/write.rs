@@ -1,0 +1,96 @@
+//! Writing a checkpoint and removing one. Owns the order of things: shards before the manifest, and the manifest first when removing (I21,
+//! I23); never decides when a checkpoint is visible (the coordinator does).
+
+use stoke_jobs::NamedTensor;
+use stoke_protocol::ids::{Digest, Generation, Step};
+use stoke_protocol::message::rank::ShardRecord;
+
+use super::error::CheckpointError;
+use super::folder::Folder;
+use super::manifest::{MANIFEST_FILE, Manifest};
+use super::plan::{folder_name, shard_file};
+use super::shard::Parts;
+
+/// Writes one shard; when it returns, the shard is durable. Nothing is left of it after an error.
+pub fn write_shard(
+    folder: &Folder,
+    index: u32,
+    world: u32,
+    tensors: &[NamedTensor],
+) -> Result<ShardRecord, CheckpointError> {
+    let file = shard_file(index, world);
+    let tensors: Vec<&NamedTensor> = tensors.iter().collect();
+    let damaged = |problem| CheckpointError::Shard { shard: index, file: file.clone(), offset: 0, problem };
+    let mut parts = Parts::new(&tensors).map_err(damaged)?;
+    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+    folder.write(&file, || {
+        let part = parts.next()?;
+        hasher.update(&part);
+        bytes += part.len() as u64;
+        Some(part)
+    })?;
+    Ok(ShardRecord { index, file, bytes, blake3: Digest(*hasher.finalize().as_bytes()) })
+}
+
+/// Writes the manifest, once: the same manifest again is no error, another one is (I2). Returns the digest of its bytes.
+pub fn write_manifest(folder: &Folder, manifest: &Manifest) -> Result<Digest, CheckpointError> {
+    let json = manifest.to_json();
+    let digest = Digest(*blake3::hash(&json).as_bytes());
+    if folder.create(MANIFEST_FILE, json.clone())? {
+        return Ok(digest);
+    }
+    let mut present = Vec::new();
+    folder.read(MANIFEST_FILE, |chunk| {
+        present.extend_from_slice(chunk);
+        Ok(())
+    })?;
+    if present == json { Ok(digest) } else { Err(CheckpointError::Conflict { uri: folder.uri().to_owned() }) }
+}
+
+/// Removes a whole checkpoint, manifest first: a crash in between leaves shards that mean nothing, never a manifest without its shards.
+pub fn remove(uri: &str) -> Result<(), CheckpointError> {
+    let folder = Folder::at(uri)?;
+    folder.delete(MANIFEST_FILE)?;
+    let (files, _) = folder.list()?;
+    files.iter().filter(|file| is_ours(file)).try_for_each(|file| folder.delete(file))?;
+    folder.forget();
+    Ok(())
+}
+
+/// Removes what one rank wrote of a checkpoint that will not be.
+pub fn abandon(folder: &Folder, index: u32, world: u32) -> Result<(), CheckpointError> {
+    folder.delete(&shard_file(index, world))?;
+    folder.forget();
+    Ok(())
+}
+
+/// Removes the folders of a job's checkpoints that were begun before (`step`, `generation`) and never got a manifest. Safe once the
+/// checkpoint at `step` is committed: every rank wrote its shards in order, so that no earlier one is still being written.
+pub fn remove_unfinished(job_uri: &str, step: Step, generation: Generation) -> Result<Vec<String>, CheckpointError> {
+    let (_, folders) = Folder::at(job_uri)?.list()?;
+    let mut removed = Vec::new();
+    for name in folders {
+        let Some((begun, by)) = parse_folder_name(&name) else { continue };
+        if by > generation || (by == generation && begun >= step) {
+            continue;
+        }
+        let uri = format!("{job_uri}/{name}");
+        let folder = Folder::at(&uri)?;
+        if folder.size(MANIFEST_FILE)?.is_none() {
+            remove(&uri)?;
+            removed.push(uri);
+        }
+    }
+    Ok(removed)
+}
+
+fn parse_folder_name(name: &str) -> Option<(Step, Generation)> {
+    let (step, generation) = name.strip_prefix("step-")?.split_once('-')?;
+    let parsed = (step.parse().map(Step).ok()?, generation.parse().ok()?);
+    (folder_name(parsed.0, parsed.1) == name).then_some(parsed)
+}
+
+/// A stranger's file in the folder is left alone.
+fn is_ours(file: &str) -> bool {
+    file.starts_with("shard-") && file.contains(".safetensors")
+}

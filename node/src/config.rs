@@ -1,0 +1,87 @@
+//! The agent's settings: one TOML file, every default here.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use stoke_protocol::spec::Bytes;
+
+/// What `stoke node` reads. Only `dir` and `coordinator` have no default.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Credentials, the fence, logs. For this agent only.
+    pub dir: PathBuf,
+    /// `host:port` of the coordinator; several are tried in turn.
+    pub coordinator: Vec<String>,
+    /// What people call this machine. Default: its host name.
+    #[serde(default = "host_name")]
+    pub name: String,
+    /// For placement: `zone = "a"`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Processors to offer. Default: all that this process may use.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// Memory to offer. Default: all that this process may use.
+    #[serde(default)]
+    pub memory: Option<Bytes>,
+    /// Where ranks listen for their peers. Default: the address that leads to the coordinator.
+    #[serde(default)]
+    pub listen_ip: Option<IpAddr>,
+    /// The program of a rank. Default: this executable with the argument `worker`.
+    #[serde(default)]
+    pub worker_command: Vec<String>,
+    /// Ranks that are stopped because the agent ends have this long before they are killed.
+    #[serde(default = "stop_grace_ms")]
+    pub stop_grace_ms: u64,
+    /// A rank's log is cut into two files of at most so many bytes; older lines go.
+    #[serde(default = "log_bytes")]
+    pub log_bytes: u64,
+}
+
+impl Config {
+    /// The defaults for a folder and a coordinator.
+    pub fn new(dir: impl Into<PathBuf>, coordinator: Vec<String>) -> Self {
+        Self {
+            dir: dir.into(),
+            coordinator,
+            name: host_name(),
+            labels: BTreeMap::new(),
+            cpus: None,
+            memory: None,
+            listen_ip: None,
+            worker_command: Vec::new(),
+            stop_grace_ms: stop_grace_ms(),
+            log_bytes: log_bytes(),
+        }
+    }
+
+    /// An address of this machine on the way to the coordinator at `remote`; loopback if there is no route.
+    pub(crate) fn rank_ip(&self, remote: IpAddr) -> IpAddr {
+        self.listen_ip.unwrap_or_else(|| {
+            let any: (IpAddr, u16) = if remote.is_ipv4() {
+                (Ipv4Addr::UNSPECIFIED.into(), 0)
+            } else {
+                (std::net::Ipv6Addr::UNSPECIFIED.into(), 0)
+            };
+            // Connecting a UDP socket sends nothing: it asks the kernel for the route.
+            let route = std::net::UdpSocket::bind(any)
+                .and_then(|socket| socket.connect((remote, 9)).and_then(|()| socket.local_addr()));
+            route.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
+        })
+    }
+}
+
+fn host_name() -> String {
+    sysinfo::System::host_name().unwrap_or_else(|_| "node".to_owned())
+}
+
+fn stop_grace_ms() -> u64 {
+    5_000
+}
+
+fn log_bytes() -> u64 {
+    8 << 20
+}

@@ -1,0 +1,116 @@
+//! What this machine has and how busy it is: measured with sysinfo, bounded by cgroups and by the operator. Owns the figures; decides
+//! nothing. `stoke doctor` prints them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use stoke_protocol::list::List;
+use stoke_protocol::message::node::{Capacity, Gpu};
+use sysinfo::{Gpus, System};
+
+use crate::config::Config;
+
+/// Display adapters report little or no memory of their own; what computes has more.
+const GPU_BYTES_MIN: u64 = 1 << 30;
+
+/// Capacity to offer under this configuration.
+pub fn capacity(config: &Config) -> Capacity {
+    let mut capacity = machine(&config.dir);
+    if let Some(cpus) = config.cpus {
+        capacity.cpus = cpus;
+    }
+    if let Some(memory) = config.memory {
+        capacity.memory_bytes = memory.0;
+    }
+    // The operator's word replaces ours.
+    let mut labels: BTreeMap<String, String> = capacity.labels.0.into_iter().collect();
+    labels.extend(config.labels.clone());
+    capacity.labels = labels.into_iter().collect();
+    capacity
+}
+
+/// What the machine has for this process: processors by affinity and quota, memory by cgroup, free space below `dir`.
+pub fn machine(dir: &Path) -> Capacity {
+    Capacity {
+        cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
+        memory_bytes: memory_bytes(),
+        disk_bytes: free_bytes(dir),
+        gpus: gpus(),
+        labels: vec![
+            ("host".to_owned(), System::host_name().unwrap_or_default()),
+            ("os".to_owned(), std::env::consts::OS.to_owned()),
+        ]
+        .into(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The machine's, or the control group's where that is less.
+fn memory_bytes() -> u64 {
+    let Ok(mut system) = System::new() else { return 0 };
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    system.total_memory().min(limit)
+}
+
+fn gpus() -> List<Gpu> {
+    let Ok(found) = Gpus::new_with_refreshed_list() else { return List::default() };
+    let describe = |gpu: &sysinfo::Gpu| {
+        let memory_bytes = gpu.total_memory().unwrap_or(0);
+        let vendor = gpu.vendor().unwrap_or_default();
+        let computes = memory_bytes >= GPU_BYTES_MIN || vendor.to_ascii_lowercase().contains("nvidia");
+        let name = gpu.model().map_or_else(|| vendor.to_owned(), str::to_owned);
+        computes.then_some(Gpu { name, memory_bytes })
+    };
+    (&found).into_iter().filter_map(describe).collect()
+}
+
+/// Free for unprivileged users in the file system of the nearest folder that exists.
+fn free_bytes(dir: &Path) -> u64 {
+    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    rustix::fs::statvfs(existing).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+}
+
+/// How busy the machine is; a heartbeat carries it.
+pub struct Usage(Option<System>);
+
+impl Usage {
+    pub fn new() -> Self {
+        Self(System::new().ok())
+    }
+
+    /// Share of all processors since the last call (0 to 1), and bytes of memory in use; zeros where the system does not tell.
+    pub fn read(&mut self) -> (f32, u64) {
+        let Some(system) = &mut self.0 else { return (0.0, 0) };
+        system.refresh_cpu_usage();
+        system.refresh_memory();
+        ((system.global_cpu_usage() / 100.0).clamp(0.0, 1.0), system.used_memory())
+    }
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_has_something_to_offer_and_the_operator_has_the_last_word() {
+        let dir = std::env::temp_dir();
+        let machine = machine(&dir);
+        assert!(machine.cpus > 0 && machine.memory_bytes > 0 && machine.disk_bytes > 0);
+        let mut config = Config::new(dir, vec![]);
+        config.cpus = Some(machine.cpus + 1);
+        config.labels.insert("host".into(), "mine".into());
+        let offered = capacity(&config);
+        assert_eq!(offered.cpus, machine.cpus + 1);
+        assert_eq!(
+            offered.labels.iter().filter(|(key, _)| key == "host").collect::<Vec<_>>(),
+            [&("host".to_owned(), "mine".to_owned())]
+        );
+    }
+}
