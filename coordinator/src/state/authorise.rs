@@ -47,7 +47,9 @@ impl Verb {
             Request::Cancel { .. } => Self::CancelOwn,
             Request::TokenCreate { .. } | Request::TokenList | Request::TokenRevoke { .. } => Self::Tokens,
             Request::Renew { .. } => Self::Renew,
-            Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => Self::Look,
+            Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => {
+                Self::Look
+            }
             Request::Checkpoints { .. } | Request::Logs { .. } | Request::Watch { .. } => Self::Look,
         }
     }
@@ -92,7 +94,8 @@ mod tests {
     #[test]
     fn each_role_may_do_what_is_listed_and_nothing_else() {
         let user = |role| Subject::user(role, "ada").unwrap();
-        let all = [Verb::Look, Verb::Submit, Verb::CancelOwn, Verb::CancelAny, Verb::Tokens, Verb::Renew, Verb::Session];
+        let all =
+            [Verb::Look, Verb::Submit, Verb::CancelOwn, Verb::CancelAny, Verb::Tokens, Verb::Renew, Verb::Session];
         let allowed = |subject: Subject| all.map(|verb| authorise(&subject, verb).is_ok());
         assert_eq!(allowed(user(UserRole::Admin)), [true, true, true, true, true, true, false]);
         assert_eq!(allowed(user(UserRole::Operator)), [true, true, true, true, false, true, false]);

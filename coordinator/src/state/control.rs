@@ -38,23 +38,63 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Debug)]
 pub enum Input {
     /// Once, before anything else, on an empty journal.
-    Found { cluster: ClusterId, admin: String },
+    Found {
+        cluster: ClusterId,
+        admin: String,
+    },
     /// Once a process: after the journal was replayed, before anybody connects.
-    Start { version: String },
+    Start {
+        version: String,
+    },
     /// A node's first frame. `node` is from its certificate.
-    Hello { session: SessionId, node: NodeId, address: String, hello: NodeHello },
-    Report { session: SessionId, report: Report },
-    Progress { session: SessionId, id: RankId, progress: Progress },
-    Heartbeat { session: SessionId, heartbeat: Heartbeat },
-    Closed { session: SessionId },
-    SignRank { ticket: Ticket, session: SessionId, id: RankId },
+    Hello {
+        session: SessionId,
+        node: NodeId,
+        address: String,
+        hello: NodeHello,
+    },
+    Report {
+        session: SessionId,
+        report: Report,
+    },
+    Progress {
+        session: SessionId,
+        id: RankId,
+        progress: Progress,
+    },
+    Heartbeat {
+        session: SessionId,
+        heartbeat: Heartbeat,
+    },
+    Closed {
+        session: SessionId,
+    },
+    SignRank {
+        ticket: Ticket,
+        session: SessionId,
+        id: RankId,
+    },
     /// `secret_hash` is of a fresh secret, for the case that a token is to be made.
-    Request { ticket: Ticket, caller: Subject, request: Request, secret_hash: Digest },
-    Join { ticket: Ticket, token: TokenId, secret_hash: Digest, wants: Wants },
+    Request {
+        ticket: Ticket,
+        caller: Subject,
+        request: Request,
+        secret_hash: Digest,
+    },
+    Join {
+        ticket: Ticket,
+        token: TokenId,
+        secret_hash: Digest,
+        wants: Wants,
+    },
     /// The client of a waiting question is gone.
-    Dropped { ticket: Ticket },
+    Dropped {
+        ticket: Ticket,
+    },
     /// The journal's disk is low (with the words for those who ask), or has room again.
-    Storage { low: Option<String> },
+    Storage {
+        low: Option<String>,
+    },
     /// A few times a second.
     Tick,
 }
@@ -138,7 +178,9 @@ impl Control {
             Input::Request { ticket, caller, request, secret_hash } => {
                 self.request(&mut step, ticket, &caller, (request, secret_hash));
             }
-            Input::Join { ticket, token, secret_hash, wants } => self.join(&mut step, ticket, (token, secret_hash), wants),
+            Input::Join { ticket, token, secret_hash, wants } => {
+                self.join(&mut step, ticket, (token, secret_hash), wants)
+            }
             Input::Dropped { ticket } => {
                 self.cancels.values_mut().for_each(|waiting| waiting.retain(|other| *other != ticket));
             }
@@ -240,7 +282,9 @@ impl Control {
                 let reason = format!("report {sequence} is refused: {}", stale_words(node, &stale));
                 self.close(step, session, reason);
             }
-            Err(Refused::Invalid(why) | Refused::NotFound(why) | Refused::Conflict(why) | Refused::Unavailable(why)) => {
+            Err(
+                Refused::Invalid(why) | Refused::NotFound(why) | Refused::Conflict(why) | Refused::Unavailable(why),
+            ) => {
                 self.close(step, session, format!("report {sequence} is refused: {why}"));
             }
         }

@@ -51,8 +51,11 @@ pub enum Effect {
     /// The rank may have a certificate.
     SignRank {
         ticket: Ticket,
-        job: JobId,
-        generation: Generation,
+        id: RankId,
+    },
+    /// The caller may do what only the shell can: sign its renewal, read logs, watch.
+    Granted {
+        ticket: Ticket,
     },
     /// Watchers of the job are to be told.
     Changed {
