@@ -159,6 +159,11 @@ impl Control {
         &self.liveness
     }
 
+    /// Why a job stays in the queue, as of the newest plan.
+    pub fn wait(&self, job: JobId) -> Option<&Wait> {
+        self.waits.get(&job)
+    }
+
     pub fn step(&mut self, now: Now, input: Input) -> Step {
         self.now = Now { wall: now.wall.max(self.cluster.clock()), mono: now.mono.max(self.now.mono) };
         let mut step = Step::default();
