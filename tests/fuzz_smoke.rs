@@ -58,7 +58,9 @@ fn mutate(seed: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
         let at = rng.random_range(0..bytes.len().max(1));
         match rng.random_range(0..6) {
             0 if !bytes.is_empty() => bytes[at] ^= 1 << rng.random_range(0..8),
-            1 if !bytes.is_empty() => bytes[at] = *[0, 1, 127, 250, 251, 252, 253, 254, 255].get(rng.random_range(0..9)).unwrap_or(&0),
+            1 if !bytes.is_empty() => {
+                bytes[at] = *[0, 1, 127, 250, 251, 252, 253, 254, 255].get(rng.random_range(0..9)).unwrap_or(&0)
+            }
             2 => bytes.truncate(at),
             3 => bytes.insert(at.min(bytes.len()), rng.random()),
             4 => {
@@ -84,7 +86,12 @@ fn smoke(target: &Target) {
         let input = mutate(seed, &mut rng);
         let peak = peak_of(|| (target.decode)(&input));
         let bound = target.memory_bound(input.len());
-        assert!(peak <= bound as isize, "{}: {} bytes of input held {peak} bytes: {input:02x?}", target.name, input.len());
+        assert!(
+            peak <= bound as isize,
+            "{}: {} bytes of input held {peak} bytes: {input:02x?}",
+            target.name,
+            input.len()
+        );
     }
 }
 

@@ -1,4 +1,16 @@
 //! The control plane of a Stoke cluster. Wiring only: `state/` decides and is pure; everything else does.
 
+mod actors;
+mod config;
+mod coordinator;
+mod environment;
+mod http;
 pub mod journal;
+mod metrics;
+mod recovery;
+mod setup;
 pub mod state;
+
+pub use config::{Config, Lifetimes};
+pub use coordinator::{Coordinator, Ended, Running, StartError};
+pub use environment::{Environment, JournalMode};

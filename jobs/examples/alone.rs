@@ -1,18 +1,28 @@
 //! Trains a spec in this one process, without a cluster: for measuring and for debugging a trainer.
-//!     cargo run --release -p stoke-jobs --example alone -- jobs/specs/domains.toml [STEPS]
-//! It does what a cluster of one rank does: the lanes in turn, their binary tree sum, the step.
+//!     cargo run --release -p stoke-jobs --example alone -- jobs/specs/domains.toml [STEPS | --weights FILE]
+//! `--weights` writes the first weights as safetensors, for the PyTorch references, and stops. Otherwise it does what a cluster of one rank does: the lanes in turn, their binary tree sum, the step.
 
 use std::path::Path;
 use std::time::Instant;
 
-use stoke_jobs::{LaneWork, Plan, Train};
+use safetensors::tensor::{Dtype, TensorView};
+use stoke_jobs::{LaneWork, NamedTensor, Plan, Train};
+
+/// As in the `stoke` binary: training allocates and frees large buffers all the time, which the system's allocator hands
+/// back to the kernel each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
     let file = args.next().ok_or("usage: alone SPEC [STEPS]")?;
-    let steps_max: Option<u64> = args.next().map(|steps| steps.parse()).transpose()?;
+    let (steps_max, weights) = match (args.next().as_deref(), args.next()) {
+        (Some("--weights"), file) => (Some(0), Some(file.ok_or("--weights needs a file")?)),
+        (Some(steps), _) => (Some(steps.parse::<u64>()?), None),
+        (None, _) => (None, None),
+    };
     let text = std::fs::read_to_string(&file)?;
     let text = stoke_jobs::absolute_paths(&text, Path::new(&file).parent().ok_or("a spec is a file")?)?;
     let spec: toml::Table = text.parse()?;
@@ -26,6 +36,9 @@ fn main() -> Result<(), Error> {
     }
     let mut train = stoke_jobs::load(&text, trainer, plan.clone())?;
     println!("{} parameters, {} steps", train.layout().len(), plan.steps);
+    if let Some(file) = weights {
+        return Ok(std::fs::write(file, safetensors(&train.save()?)?)?);
+    }
     let start = Instant::now();
     for step in 0..steps_max.unwrap_or(plan.steps) {
         let sum = gradients(&mut *train, &plan, step)?;
@@ -53,6 +66,15 @@ fn plan(train: &toml::Value) -> Result<Plan, Error> {
         threads: number("threads", 1) as usize,
         clip_norm: train.get("clip_norm").and_then(toml::Value::as_float).map(|norm| norm as f32),
     })
+}
+
+fn safetensors(tensors: &[NamedTensor]) -> Result<Vec<u8>, Error> {
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let mut views = Vec::new();
+    for (tensor, bytes) in tensors.iter().zip(&bytes) {
+        views.push((&tensor.name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?));
+    }
+    Ok(safetensors::serialize(views, None)?)
 }
 
 /// The lanes' flat vectors, added in a binary tree.

@@ -77,7 +77,7 @@ fn kind(value: &Value) -> &'static str {
 type Each<'a> = dyn FnMut(&[Field<'_>]) -> Result<(), String> + 'a;
 
 /// Calls `each` with the named columns of every row of a `.csv` or `.jsonl` file (`.gz` after either), in file order.
-pub(crate) fn read_rows(path: &Path, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
+fn read_rows(path: &Path, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
     let file = File::open(path).map_err(|source| JobError::File { path: path.into(), source })?;
     let name = path.to_string_lossy().to_ascii_lowercase();
     let (stem, packed) = name.strip_suffix(".gz").map_or((name.as_str(), false), |stem| (stem, true));
@@ -183,22 +183,55 @@ impl HeldOut {
         }
     }
 
-    /// Whether rows of the training file with this group key are held out: by a hash, so all rows of a group are on the
-    /// same side, on every rank, whatever else is in the file.
-    pub fn holds(&self, group: impl AsRef<[u8]>) -> bool {
+    fn holds(&self, group: Group) -> bool {
         match self {
-            HeldOut::Fraction(share) => unit(group.as_ref()) < *share,
+            HeldOut::Fraction(share) => group.0 < *share,
             HeldOut::File(_) => false,
         }
     }
 }
 
-/// FNV-1a with SplitMix64's finaliser, as a number in [0, 1).
-fn unit(bytes: &[u8]) -> f64 {
-    let fnv = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    (crate::order::mix(fnv) >> 11) as f64 / (1u64 << 53) as f64
+/// A group key's hash as a number in [0, 1): FNV-1a with SplitMix64's finaliser. All rows of a group are on the same side
+/// of a split, on every rank, whatever else is in the file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Group(f64);
+
+impl Group {
+    pub fn of(key: &[u8]) -> Self {
+        let fnv = key.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Group((crate::order::mix(fnv) >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// A row as a sample, with its group.
+type Parse<'a, S> = dyn Fn(&[Field<'_>]) -> Result<(S, Group), String> + 'a;
+
+/// Training and held-out samples, each in file order.
+pub(crate) fn read_split<S>(
+    train: &Path,
+    held_out: &HeldOut,
+    columns: &[&str],
+    parse: &Parse<'_, S>,
+) -> Result<(Vec<S>, Vec<S>), JobError> {
+    let (mut training, mut held) = (Vec::new(), Vec::new());
+    read_rows(train, columns, &mut |fields| {
+        let (sample, group) = parse(fields)?;
+        if held_out.holds(group) {
+            held.push(sample)
+        } else {
+            training.push(sample)
+        }
+        Ok(())
+    })?;
+    if let HeldOut::File(path) = held_out {
+        read_rows(path, columns, &mut |fields| {
+            held.push(parse(fields)?.0);
+            Ok(())
+        })?;
+    }
+    Ok((training, held))
 }
 
 #[cfg(test)]
@@ -283,7 +316,7 @@ mod tests {
     #[test]
     fn held_out_share_is_near_what_was_asked() {
         let held_out = HeldOut::Fraction(0.2);
-        let held = (0..10_000).filter(|i| held_out.holds(&format!("host{i}.example"))).count();
+        let held = (0..10_000).filter(|i| held_out.holds(Group::of(format!("host{i}.example").as_bytes()))).count();
         assert!((1850..2150).contains(&held), "{held} of 10000");
     }
 }

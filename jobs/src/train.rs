@@ -10,6 +10,7 @@ mod engine;
 mod layers;
 mod metrics;
 pub(crate) mod optimizer;
+mod parameters;
 
 use std::collections::BTreeMap;
 

@@ -6,5 +6,6 @@ mod config;
 pub mod exchange;
 mod link;
 pub mod probe;
+pub mod worker;
 
 pub use config::Config;

@@ -92,7 +92,8 @@ pub fn encode_record<T: Serialize>(record: &T) -> Result<Vec<u8>, CodecError> {
 /// The opposite of [`encode_record`], for bytes whose checksum was verified.
 pub fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let decode = || bincode::serde::decode_from_slice(bytes, bincode::config::standard());
-    let (record, read) = crate::list::with_budget(usize::MAX, decode).map_err(|error| CodecError::Malformed(Box::new(error)))?;
+    let (record, read) =
+        crate::list::with_budget(usize::MAX, decode).map_err(|error| CodecError::Malformed(Box::new(error)))?;
     whole(record, bytes.len() - read)
 }
 

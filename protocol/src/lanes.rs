@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn eight_lanes_split_as_users_expect() {
-        assert_eq!(assign(8, 1), [0..8]);
+        assert_eq!(assign(8, 1), vec![0..8; 1]);
         assert_eq!(assign(8, 2), [0..4, 4..8]);
         assert_eq!(assign(8, 3), [0..3, 3..6, 6..8]);
         assert_eq!(shape(Subtree::root(8)), "(((0+1)+(2+3))+((4+5)+(6+7)))");

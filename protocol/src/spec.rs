@@ -185,7 +185,7 @@ impl JobSpec {
         if !(1..=LANES_MAX).contains(&train.lanes) {
             return fail("lanes", format!("lanes = {}: use 1 to {LANES_MAX}", train.lanes));
         }
-        if train.batch == 0 || train.batch % train.lanes != 0 {
+        if train.batch == 0 || !train.batch.is_multiple_of(train.lanes) {
             return fail(
                 "batch",
                 format!(
@@ -195,7 +195,7 @@ impl JobSpec {
             );
         }
         let slice = train.batch / train.lanes;
-        if train.accumulate == 0 || slice % train.accumulate != 0 {
+        if train.accumulate == 0 || !slice.is_multiple_of(train.accumulate) {
             return fail(
                 "accumulate",
                 format!(
@@ -315,7 +315,7 @@ impl std::str::FromStr for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS[..4].iter().rev().find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0);
+        let unit = UNITS[..4].iter().rev().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
         match unit {
             Some((suffix, unit)) => write!(f, "{}{suffix}", self.0 / unit),
             None => write!(f, "{}B", self.0),

@@ -2,17 +2,27 @@
 //! short run in `tests/fuzz_smoke.rs` and the libFuzzer targets in `fuzz/` both read it from here.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stoke_protocol::codec::{self, FrameCap};
-use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
+use stoke_protocol::identity::{Authority, Identity, JoinToken, KeyRequest, Subject};
+use stoke_protocol::ids::{
+    ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, TokenId,
+};
 use stoke_protocol::lanes::Subtree;
 use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::{JoinReply, JoinRequest, Wants};
-use stoke_protocol::message::node::{Capacity, FromNode, Gpu, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, RankInventory, ReadLog, Report, ToNode};
+use stoke_protocol::message::node::{
+    Capacity, FromNode, Gpu, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, RankInventory, ReadLog, Report,
+    ToNode,
+};
 use stoke_protocol::message::peer::{Part, TensorHeader};
-use stoke_protocol::message::rank::{Exit, FromRank, Outcome, PeerAddress, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank};
+use stoke_protocol::message::rank::{
+    Exit, FromRank, Outcome, PeerAddress, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank,
+};
 use stoke_protocol::spec::JobSpec;
 
 /// One decoder.
@@ -55,7 +65,11 @@ pub fn targets() -> Vec<Target> {
         frames("heartbeat", decode_frame::<Heartbeat, CONTROL>, frame(vec![heartbeat()], FrameCap::Control)),
         frames("node_request", decode_frame::<NodeRequest, REQUEST>, frame(node_request(), FrameCap::Request)),
         frames("node_reply", decode_frame::<NodeReply, REQUEST>, frame(node_reply(), FrameCap::Request)),
-        frames("read_log", decode_frame::<ReadLog, REQUEST>, frame(vec![ReadLog { id: id(), tail: Some(3), follow: true }], FrameCap::Request)),
+        frames(
+            "read_log",
+            decode_frame::<ReadLog, REQUEST>,
+            frame(vec![ReadLog { id: id(), tail: Some(3), follow: true }], FrameCap::Request),
+        ),
         frames("log_chunk", decode_frame::<LogChunk, REQUEST>, frame(vec![log_chunk()], FrameCap::Request)),
         frames("to_rank", decode_frame::<ToRank, CONTROL>, frame(to_rank(), FrameCap::Control)),
         frames("from_rank", decode_frame::<FromRank, CONTROL>, frame(from_rank(), FrameCap::Control)),
@@ -64,12 +78,56 @@ pub fn targets() -> Vec<Target> {
         frames("join_request", decode_frame::<JoinRequest, CONTROL>, frame(vec![join_request()], FrameCap::Control)),
         frames("join_reply", decode_frame::<JoinReply, CONTROL>, frame(join_reply(), FrameCap::Control)),
         frames("tensor_header", decode_frame::<TensorHeader, HEADER>, frame(vec![tensor_header()], FrameCap::Header)),
+        Target { name: "join_token", decode: join_token, corpus: vec![TOKEN.as_bytes().to_vec()], factor: 4 },
+        Target {
+            name: "identity",
+            decode: identity,
+            corpus: IDENTITIES.map(|name| name.as_bytes().to_vec()).into(),
+            factor: 4,
+        },
+        Target { name: "signing_request", decode: signing_request, corpus: vec![signed_request()], factor: 64 },
+        Target { name: "certificate", decode: certificate, corpus: vec![AUTHORITY.certificate().to_vec()], factor: 64 },
         Target { name: "job_spec", decode: job_spec, corpus: vec![SPEC.as_bytes().to_vec()], factor: 64 },
     ]
 }
 
 const SPEC: &str = "name = \"d\"\ntrainer = \"domains\"\n[train]\nepochs = 2\nbatch = 256\nclip_norm = 1.0\n[resources]\nmemory = \"512MiB\"\n\
 [resources.labels]\nrack = \"a\"\n[checkpoint]\nevery = 10\nto = \"file:///tmp/x\"\n[model]\nwidths = [2, 3]\n";
+
+const TOKEN: &str =
+    "stoke1.0303030303030303030303030303030303030303030303030303030303030303.4.07070707070707070707070707070707";
+const IDENTITIES: [&str; 3] = [
+    "spiffe://01010101010101010101010101010101/node/3",
+    "spiffe://01010101010101010101010101010101/user/admin/anna",
+    "spiffe://01010101010101010101010101010101/rank/1/2/3",
+];
+
+static AUTHORITY: LazyLock<Authority> =
+    LazyLock::new(|| Authority::in_memory(ClusterId([1; 16])).expect("an authority in memory"));
+
+fn signed_request() -> Vec<u8> {
+    KeyRequest::new().expect("a key").csr().to_vec()
+}
+
+fn join_token(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        drop(text.parse::<JoinToken>());
+    }
+}
+
+fn identity(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        drop(text.parse::<Identity>());
+    }
+}
+
+fn signing_request(bytes: &[u8]) {
+    drop(AUTHORITY.issue(bytes, &Subject::Coordinator, Duration::from_secs(60)));
+}
+
+fn certificate(bytes: &[u8]) {
+    drop(KeyRequest::new().expect("a key").accept(bytes, &[AUTHORITY.certificate().to_vec()]));
+}
 
 fn job_spec(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -111,7 +169,11 @@ fn events() -> Vec<RankEvent> {
     vec![
         RankEvent::Ready { address: "127.0.0.1:4433".parse().expect("an address") },
         RankEvent::ShardStored { step: Step(100), shard: shard() },
-        RankEvent::ManifestStored { step: Step(100), uri: "file:///c/step-100".into(), manifest_blake3: Digest([4; 32]) },
+        RankEvent::ManifestStored {
+            step: Step(100),
+            uri: "file:///c/step-100".into(),
+            manifest_blake3: Digest([4; 32]),
+        },
         RankEvent::Finished { outcome },
         RankEvent::Failed { error: "loss is not finite at step-7".into() },
         RankEvent::Exited { exit: Exit::Signal(9) },
@@ -119,7 +181,13 @@ fn events() -> Vec<RankEvent> {
 }
 
 fn start() -> StartRank {
-    StartRank { id: id(), world: 2, spec: SPEC.into(), checkpoints: "file:///c".into(), resume: Some("file:///c/step-1".into()) }
+    StartRank {
+        id: id(),
+        world: 2,
+        spec: SPEC.into(),
+        checkpoints: "file:///c".into(),
+        resume: Some("file:///c/step-1".into()),
+    }
 }
 
 fn peers() -> Vec<PeerAddress> {
@@ -171,11 +239,17 @@ fn heartbeat() -> Heartbeat {
 }
 
 fn node_request() -> Vec<NodeRequest> {
-    vec![NodeRequest::SignRank { id: id(), csr: vec![48; 300].into() }, NodeRequest::Renew { csr: vec![48; 300].into() }]
+    vec![
+        NodeRequest::SignRank { id: id(), csr: vec![48; 300].into() },
+        NodeRequest::Renew { csr: vec![48; 300].into() },
+    ]
 }
 
 fn node_reply() -> Vec<NodeReply> {
-    vec![NodeReply::Certificate { certificate: vec![48; 500].into() }, NodeReply::Refused { reason: "not placed there".into() }]
+    vec![
+        NodeReply::Certificate { certificate: vec![48; 500].into() },
+        NodeReply::Refused { reason: "not placed there".into() },
+    ]
 }
 
 fn log_chunk() -> LogChunk {
@@ -221,7 +295,12 @@ fn replies() -> Vec<Reply> {
 }
 
 fn join_request() -> JoinRequest {
-    JoinRequest { token: TokenId(4), secret: [7; 16], wants: Wants::Node { name: "gpu-3".into() }, csr: vec![48; 300].into() }
+    JoinRequest {
+        token: TokenId(4),
+        secret: [7; 16],
+        wants: Wants::Node { name: "gpu-3".into() },
+        csr: vec![48; 300].into(),
+    }
 }
 
 fn join_reply() -> Vec<JoinReply> {
@@ -229,5 +308,11 @@ fn join_reply() -> Vec<JoinReply> {
 }
 
 fn tensor_header() -> TensorHeader {
-    TensorHeader { generation: Generation(1), step: Step(4), part: Part::Partial(Subtree { start: 0, len: 4 }), offset: 64, count: 65_536 }
+    TensorHeader {
+        generation: Generation(1),
+        step: Step(4),
+        part: Part::Partial(Subtree { start: 0, len: 4 }),
+        offset: 64,
+        count: 65_536,
+    }
 }

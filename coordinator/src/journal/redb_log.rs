@@ -26,6 +26,9 @@ const NEEDED_BYTES: u64 = 4 << 20;
 /// redb's page cache: the journal is read once, at start.
 const CACHE_BYTES: usize = 16 << 20;
 
+/// Index and bytes as they lie in a table.
+type Row = (u64, Vec<u8>);
+
 /// See the module.
 pub struct RedbLog {
     folder: PathBuf,
@@ -97,7 +100,7 @@ impl RedbLog {
     }
 
     /// The raw snapshot and records, in order.
-    fn read(&self) -> Result<(Option<(u64, Vec<u8>)>, Vec<(u64, Vec<u8>)>), redb::Error> {
+    fn read(&self) -> Result<(Option<Row>, Vec<Row>), redb::Error> {
         let transaction = self.database.begin_read()?;
         let snapshot = match transaction.open_table(SNAPSHOTS) {
             Ok(table) => table.last()?.map(|(at, record)| (at.value(), record.value().to_vec())),

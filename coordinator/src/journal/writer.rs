@@ -17,6 +17,7 @@ const COMMIT_RECORDS_MAX: usize = 4096;
 /// What one commit made durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Durable {
+    /// Meaningless after a mere look at the room, which has no records.
     pub last: LogIndex,
     pub records: u32,
     pub bytes: u64,
@@ -37,7 +38,12 @@ pub enum Writer {
 /// What the writer is asked for, in order.
 pub enum Work {
     Append(Vec<Vec<u8>>),
-    Snapshot { at: LogIndex, payload: Vec<u8> },
+    Snapshot {
+        at: LogIndex,
+        payload: Vec<u8>,
+    },
+    /// Only tell what room there is: while nothing is appended, nothing else would.
+    Look,
 }
 
 impl Writer {
@@ -96,7 +102,7 @@ fn run(mut log: Box<dyn Log>, work: &Receiver<Work>, mut on_commit: OnCommit) {
 fn size(work: &Work) -> usize {
     match work {
         Work::Append(payloads) => payloads.len(),
-        Work::Snapshot { .. } => 1,
+        Work::Snapshot { .. } | Work::Look => 1,
     }
 }
 
@@ -112,6 +118,20 @@ fn commit(log: &mut dyn Log, gathered: Vec<Work>, on_commit: &mut OnCommit) -> b
                 }
                 if let Err(error) = log.snapshot(at, &payload) {
                     on_commit(Err(error));
+                    return false;
+                }
+            }
+            Work::Look => {
+                let looked = log.room().map(|room| Durable {
+                    last: LogIndex(0),
+                    records: 0,
+                    bytes: 0,
+                    took: Duration::ZERO,
+                    room,
+                });
+                let went_well = looked.is_ok();
+                on_commit(looked);
+                if !went_well {
                     return false;
                 }
             }

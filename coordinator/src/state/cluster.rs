@@ -189,6 +189,10 @@ impl Cluster {
                 Some(_) | None => Ok(()),
             },
             Event::CancelAsked { job, .. } => self.check_cancel(*job),
+            Event::Stalled { job, generation, .. } => match self.jobs.get(*job) {
+                Some(found) if found.is_active() && found.generation() == *generation => Ok(()),
+                Some(_) | None => Err(Refused::Conflict(format!("{job} {generation} is over"))),
+            },
             Event::GenerationStarted { job, generation, placement } => self.check_start(*job, *generation, placement),
         }
     }
@@ -293,6 +297,9 @@ impl Cluster {
             }
             Event::GenerationStarted { job, placement, .. } => self.start(&mut scene, *job, placement),
             Event::Refused { .. } => self.counts.refused_requests += 1,
+            Event::Stalled { job, reason, .. } => {
+                self.jobs.drive(*job, self.placements, |job| job.stalled(&mut scene, reason));
+            }
         }
         self.free_early(&mut orders);
         orders

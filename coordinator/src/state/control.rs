@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use stoke_protocol::identity::Subject;
-use stoke_protocol::ids::{ClusterId, Digest, JobId, NodeId, TokenId};
-use stoke_protocol::message::client::{Reply, Request, TokenScope};
+use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, NodeId, TokenId};
+use stoke_protocol::message::client::{JobState, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report, ToNode};
 use stoke_protocol::message::rank::{Progress, RankId};
@@ -17,6 +17,7 @@ use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
+use super::machine::{Job, STOP_GRACE_MS};
 use super::members::Stale;
 use super::placement::{self, View, Wait};
 use super::planted::PlantedBug;
@@ -123,9 +124,12 @@ pub struct Control {
     pub(super) progress: BTreeMap<JobId, Progress>,
     cancels: BTreeMap<JobId, Vec<Ticket>>,
     pub(super) storage_low: Option<String>,
+    /// Generations that come up, and since when.
+    starting: BTreeMap<JobId, (Generation, Mono)>,
+    /// When ranks of jobs that have ended were last told to stop.
+    nagged: Mono,
     audited: (Mono, u32),
-    /// Records of an input that changed nothing and were counted only.
-    pub unaudited: u64,
+    unaudited: u64,
     replan: bool,
     pub(super) now: Now,
 }
@@ -136,6 +140,8 @@ impl Control {
         let expected = cluster.members().nodes().filter(|node| node.up).map(|node| (node.id, node.incarnation));
         let mut liveness = Liveness::new(options.timings, now.mono, expected);
         liveness.plant(cluster.planted_bug());
+        let starting = cluster.jobs().iter().filter(|job| job.state == JobState::Starting);
+        let starting = starting.map(|job| (job.id, (job.generation(), now.mono))).collect();
         Self {
             cluster,
             liveness,
@@ -144,6 +150,8 @@ impl Control {
             progress: BTreeMap::new(),
             cancels: BTreeMap::new(),
             storage_low: None,
+            starting,
+            nagged: now.mono,
             audited: (now.mono, 0),
             unaudited: 0,
             replan: true,
@@ -164,6 +172,11 @@ impl Control {
         self.waits.get(&job)
     }
 
+    /// Refusals that were not journalled, because there were too many of them or too little room.
+    pub fn unaudited(&self) -> u64 {
+        self.unaudited
+    }
+
     pub fn step(&mut self, now: Now, input: Input) -> Step {
         self.now = Now { wall: now.wall.max(self.cluster.clock()), mono: now.mono.max(self.now.mono) };
         let mut step = Step::default();
@@ -176,9 +189,8 @@ impl Control {
             Input::Heartbeat { session, heartbeat } => {
                 self.replan |= self.liveness.heard(self.now.mono, session, Some(heartbeat));
             }
-            Input::Closed { session } => {
-                self.liveness.close(session);
-            }
+            // A plan has other reasons to wait when a node is silent.
+            Input::Closed { session } => self.replan |= self.liveness.close(session).is_some(),
             Input::SignRank { ticket, session, id } => self.sign_rank(&mut step, ticket, session, id),
             Input::Request { ticket, caller, request, secret_hash } => {
                 self.request(&mut step, ticket, &caller, (request, secret_hash));
@@ -370,6 +382,7 @@ impl Control {
     }
 
     fn tick(&mut self, step: &mut Step) {
+        let live = self.liveness.live().len();
         for (node, incarnation, session) in self.liveness.tick(self.now.mono) {
             if let Some(session) = session {
                 let reason = format!("{node} was silent for too long and is taken as lost: connect again");
@@ -377,6 +390,50 @@ impl Control {
             }
             // A node that was lost before and never came back changes nothing.
             let _unchanged = self.commit(step, Event::NodeLost { node, incarnation });
+        }
+        self.replan |= self.liveness.live().len() != live;
+        self.end_stalled(step);
+        if self.now.mono.since_ms(self.nagged) >= self.options.timings.exit_max_ms {
+            self.nagged = self.now.mono;
+            self.nag(step);
+            self.progress.retain(|job, _| self.cluster.jobs().get(*job).is_some());
+        }
+    }
+
+    /// Ends generations whose ranks do not come up.
+    fn end_stalled(&mut self, step: &mut Step) {
+        let (now, start_max_ms) = (self.now.mono, self.options.timings.start_max_ms);
+        let late: Vec<(JobId, Generation)> = self
+            .starting
+            .iter()
+            .filter(|(_, (_, since))| now.since_ms(*since) >= start_max_ms)
+            .map(|(job, (generation, _))| (*job, *generation))
+            .collect();
+        for (job, generation) in late {
+            self.starting.remove(&job);
+            let unready = self.cluster.jobs().get(job).map(Job::unready).unwrap_or_default();
+            if let Some((rank, node)) = unready.first() {
+                let reason = format!("{rank} on {node} was not ready within {} s", start_max_ms / 1_000);
+                // A generation that is over by now changes nothing.
+                let _unchanged = self.commit(step, Event::Stalled { job, generation, reason });
+            }
+        }
+    }
+
+    /// Ranks that outlive their job, because their process hangs, hold room that others wait for.
+    fn nag(&self, step: &mut Step) {
+        let (jobs, grace_ms) = (self.cluster.jobs(), self.options.timings.exit_max_ms);
+        let ended = |id: &RankId| match jobs.get(id.job) {
+            Some(job) => job.ended.is_some_and(|ended| ended.plus_ms(grace_ms) <= self.now.wall),
+            None => true,
+        };
+        for node in self.cluster.members().nodes() {
+            let Some(session) = self.liveness.session(node.id) else { continue };
+            for id in node.held.keys().filter(|id| ended(id)) {
+                let reason = "its job has ended".to_owned();
+                let message = ToNode::Stop { id: *id, reason, grace_ms: STOP_GRACE_MS };
+                step.effects.push(Effect::Send { session, message });
+            }
         }
     }
 
@@ -391,6 +448,7 @@ impl Control {
             let Some(found) = self.cluster.jobs().get(job) else { continue };
             let generation = found.generation().next();
             self.progress.remove(&job);
+            self.starting.insert(job, (generation, self.now.mono));
             let committed = self.commit(step, Event::GenerationStarted { job, generation, placement });
             assert!(committed.is_ok() || self.cluster.planted_bug().is_some(), "K3: a plan fits: {committed:?}");
         }
@@ -443,7 +501,6 @@ fn stale_words(node: NodeId, stale: &Stale) -> String {
         Stale::Unknown => format!("{node} is not a member of this cluster: join again with a new token"),
         Stale::Incarnation { current } => format!("a newer agent of {node} has connected (incarnation {})", current.0),
         Stale::Duplicate { last } => format!("{last} was the last one"),
-        Stale::Gap { last } => format!("the reports after {last} are missing"),
     }
 }
 

@@ -78,6 +78,12 @@ pub enum Event {
         verb: String,
         reason: String,
     },
+    /// A generation makes no progress: it is ended like one whose rank has failed.
+    Stalled {
+        job: JobId,
+        generation: Generation,
+        reason: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

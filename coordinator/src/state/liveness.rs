@@ -30,11 +30,23 @@ pub struct Timings {
     pub lost_grace_ms: u64,
     /// After a start of the coordinator no node is lost before this: all of them have to reconnect first.
     pub failover_grace_ms: u64,
+    /// Ranks of a generation that are not all ready after this long are stopped, and the job is tried again: a process that hangs at its
+    /// start must not hold a gang's room for ever.
+    pub start_max_ms: u64,
+    /// A rank whose job has ended is told to stop, again and again, when it is still there after this long.
+    pub exit_max_ms: u64,
 }
 
 impl Default for Timings {
     fn default() -> Self {
-        Self { heartbeat_ms: 500, lease_ms: 3_000, lost_grace_ms: 5_000, failover_grace_ms: 30_000 }
+        Self {
+            heartbeat_ms: 500,
+            lease_ms: 3_000,
+            lost_grace_ms: 5_000,
+            failover_grace_ms: 30_000,
+            start_max_ms: 120_000,
+            exit_max_ms: 30_000,
+        }
     }
 }
 

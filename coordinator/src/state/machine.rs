@@ -7,6 +7,7 @@
 //! | Queued      | cancel                                             | Cancelled   |                                |
 //! | Starting    | every rank ready                                   | Running     | Peers to each rank             |
 //! | Starting, Running | a rank failed, exited unfinished, or its node is lost | Recovering | Stop to the others    |
+//! | Starting, Running | the generation stalled                       | Recovering  | Stop to each rank              |
 //! | Running     | every shard of a step stored                       | Running     | Commit to rank 0               |
 //! | Running     | manifest stored, committed to the catalogue        | Running     | Committed to each rank         |
 //! | Running     | every rank finished with the same weights          | Succeeded   | Release to each rank           |
@@ -173,6 +174,13 @@ impl Job {
         matches!(self.state, JobState::Starting | JobState::Running)
     }
 
+    /// Ranks of a starting generation that have not said that they are ready, with their nodes.
+    pub fn unready(&self) -> Vec<(Rank, NodeId)> {
+        let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Starting) else { return Vec::new() };
+        let ranks = (0..).map(Rank).zip(&run.ranks);
+        ranks.filter(|(_, place)| place.address.is_none()).map(|(rank, place)| (rank, place.node)).collect()
+    }
+
     /// Whether this rank may start and have a certificate (J1, J6).
     pub fn expects(&self, id: RankId) -> bool {
         let run = self.run.as_ref().filter(|run| self.is_active() && run.generation == id.generation);
@@ -318,6 +326,13 @@ impl Job {
             let node = place.node;
             let error: String = error.chars().take(REASON_CHARS_MAX).collect();
             self.recover(scene, format!("{rank} on {node} failed: {error}"));
+        }
+    }
+
+    /// The generation makes no progress.
+    pub fn stalled(&mut self, scene: &mut Scene<'_>, reason: &str) {
+        if self.is_active() {
+            self.recover(scene, reason.to_owned());
         }
     }
 

@@ -20,6 +20,8 @@ pub mod placement;
 pub mod planted;
 pub mod requests;
 pub mod room;
+#[cfg(test)]
+mod scenarios;
 pub mod time;
 pub mod timeline;
 pub mod tokens;

@@ -28,7 +28,8 @@ pub struct View<'a> {
     pub bug: Option<PlantedBug>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Gangs that may be placed while a job waits before room is kept for it.
     pub passes_max: u64,
@@ -161,6 +162,195 @@ impl fmt::Display for Wait {
                 )
             }
             Self::Behind { job } => write!(f, "room is kept for {job}, which has waited too long"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stoke_protocol::ids::{Incarnation, JobId};
+    use stoke_protocol::message::node::{Capacity, Gpu};
+
+    use crate::state::event::Submission;
+    use crate::state::members::Room;
+    use crate::state::time::Time;
+
+    struct World {
+        members: Members,
+        live: BTreeSet<NodeId>,
+        jobs: Jobs,
+        placements: u64,
+    }
+
+    fn world(cpus: &[u32]) -> World {
+        let mut world =
+            World { members: Members::default(), live: BTreeSet::new(), jobs: Jobs::default(), placements: 0 };
+        for cpus in cpus {
+            world.node(Capacity { cpus: *cpus, memory_bytes: 1 << 30, ..Capacity::default() });
+        }
+        world
+    }
+
+    impl World {
+        fn node(&mut self, capacity: Capacity) -> NodeId {
+            let id = self.members.join(Time(0), "n".into());
+            self.members.open(Time(0), id, Incarnation(1), ("n".into(), "a".into(), capacity));
+            self.live.insert(id);
+            id
+        }
+
+        fn job(&mut self, priority: i32, ranks: u32, cpus: u32) -> JobId {
+            self.ask(priority, Ask { ranks, room: Room { cpus, memory_bytes: 1, gpus: 0 }, labels: BTreeMap::new() })
+        }
+
+        fn ask(&mut self, priority: i32, ask: Ask) -> JobId {
+            let submission = Submission {
+                key: self.jobs.last().next().to_string(),
+                owner: "o".into(),
+                name: "j".into(),
+                trainer: "t".into(),
+                spec: String::new(),
+                checkpoints: String::new(),
+                resume: None,
+                keep: 1,
+                priority,
+                attempts_max: 1,
+                ask,
+            };
+            self.jobs.submit(Time(0), self.placements, submission)
+        }
+
+        fn plan(&self) -> Plan {
+            let view = View {
+                members: &self.members,
+                live: &self.live,
+                jobs: &self.jobs,
+                placements: self.placements,
+                bug: None,
+            };
+            plan(&view, &Options::default())
+        }
+    }
+
+    fn nodes(ids: &[u64]) -> Vec<NodeId> {
+        ids.iter().copied().map(NodeId).collect()
+    }
+
+    #[test]
+    fn ranks_without_accelerators_are_spread_and_neighbours_share_a_node() {
+        let mut world = world(&[4, 4, 4]);
+        let three = world.job(0, 3, 1);
+        let five = world.job(0, 5, 1);
+        let plan = world.plan();
+        assert_eq!(plan.placed[0], (three, nodes(&[3, 2, 1])));
+        assert_eq!(plan.placed[1], (five, nodes(&[3, 3, 2, 2, 1])));
+    }
+
+    #[test]
+    fn ranks_with_accelerators_are_packed_on_the_tightest_node() {
+        let mut world = world(&[64]);
+        let gpu = Gpu { name: "g".into(), memory_bytes: 1 };
+        for count in [8, 4, 2] {
+            let gpus = vec![gpu.clone(); count].into();
+            world.node(Capacity { cpus: 64, memory_bytes: 1 << 30, gpus, ..Capacity::default() });
+        }
+        let room = Room { cpus: 1, memory_bytes: 1, gpus: 1 };
+        let job = world.ask(0, Ask { ranks: 4, room, labels: BTreeMap::new() });
+        let larger = world.ask(0, Ask { ranks: 10, room, labels: BTreeMap::new() });
+        let plan = world.plan();
+        assert_eq!(plan.placed[0], (job, nodes(&[3, 3, 3, 3])));
+        assert_eq!(plan.placed[1], (larger, nodes(&[2, 2, 2, 2, 2, 2, 2, 2, 4, 4])));
+    }
+
+    #[test]
+    fn gangs_are_whole_or_wait_with_a_reason() {
+        let mut world = world(&[2, 2]);
+        let large = world.job(0, 5, 1);
+        let never = world.job(0, 1, 3);
+        let fits = world.job(0, 4, 1);
+        let plan = world.plan();
+        assert_eq!(plan.placed.iter().map(|(job, _)| *job).collect::<Vec<_>>(), [fits]);
+        assert!(matches!(plan.waits[&large], Wait::Impossible { room: 4, ranks: 5, .. }));
+        assert!(matches!(plan.waits[&never], Wait::Impossible { room: 0, ranks: 1, .. }));
+        world.live.clear();
+        assert!(matches!(world.plan().waits[&fits], Wait::NoNodes));
+    }
+
+    #[test]
+    fn higher_priority_goes_first_and_then_the_earlier_one() {
+        let mut world = world(&[1]);
+        let early = world.job(0, 1, 1);
+        let late = world.job(0, 1, 1);
+        let urgent = world.job(5, 1, 1);
+        let plan = world.plan();
+        assert_eq!(plan.placed, [(urgent, nodes(&[1]))]);
+        assert_eq!(plan.waits.keys().copied().collect::<Vec<_>>(), [early, late]);
+    }
+
+    #[test]
+    fn backfill_stops_when_it_would_starve_the_first_in_line() {
+        let mut world = world(&[4, 1]);
+        let holder = RankIdOf(99);
+        world.members.hold(NodeId(1), holder.rank(), Room { cpus: 2, memory_bytes: 1, gpus: 0 });
+        let large = world.job(0, 1, 4);
+        let small = world.job(0, 1, 1);
+        assert_eq!(world.plan().placed, [(small, nodes(&[1]))]);
+        world.placements = Options::default().passes_max;
+        let plan = world.plan();
+        assert_eq!(plan.placed, [(small, nodes(&[2]))], "the large node is kept, the other one is not");
+        assert!(matches!(plan.waits[&large], Wait::Kept { .. }));
+    }
+
+    #[test]
+    fn one_large_plan_places_as_many_small_ones_do() {
+        let mut at_once = world(&[3; 400]);
+        let mut in_turn = world(&[3; 400]);
+        let jobs: Vec<JobId> = (0..300).map(|_| at_once.job(0, 4, 1)).collect();
+        let placed = at_once.plan().placed;
+        assert_eq!(placed.iter().map(|(job, _)| *job).collect::<Vec<_>>(), jobs);
+        for (job, nodes) in placed {
+            assert_eq!(in_turn.job(0, 4, 1), job);
+            assert_eq!(in_turn.plan().placed, [(job, nodes.clone())]);
+            let mut orders = Vec::new();
+            let mut scene = crate::state::machine::Scene {
+                at: Time(0),
+                index: stoke_protocol::ids::LogIndex(0),
+                bug: None,
+                orders: &mut orders,
+            };
+            in_turn.jobs.drive(job, 0, |job| job.start(&mut scene, &nodes, None));
+            for (rank, node) in nodes.iter().enumerate() {
+                let mut id = RankIdOf(job.0).rank();
+                id.rank.0 = rank as u32;
+                in_turn.members.hold(*node, id, Room { cpus: 1, memory_bytes: 1, gpus: 0 });
+            }
+        }
+        assert!(in_turn.members.nodes().all(|node| node.free().cpus == 0));
+    }
+
+    #[test]
+    fn labels_silence_and_memory_keep_ranks_away() {
+        let mut world = world(&[4]);
+        let labels = vec![("disk".to_owned(), "ssd".to_owned())].into();
+        let labelled = world.node(Capacity { cpus: 1, memory_bytes: 10, labels, ..Capacity::default() });
+        let wanted: BTreeMap<String, String> = [("disk".into(), "ssd".into())].into();
+        let small = Room { cpus: 1, memory_bytes: 10, gpus: 0 };
+        let job = world.ask(0, Ask { ranks: 1, room: small, labels: wanted.clone() });
+        assert_eq!(world.plan().placed, [(job, vec![labelled])]);
+        world.live.remove(&labelled);
+        assert!(world.plan().placed.is_empty());
+        world.live.insert(labelled);
+        let large = Room { memory_bytes: 11, ..small };
+        let job = world.ask(9, Ask { ranks: 1, room: large, labels: wanted });
+        assert!(world.plan().waits.contains_key(&job));
+    }
+
+    struct RankIdOf(u64);
+    impl RankIdOf {
+        fn rank(&self) -> stoke_protocol::message::rank::RankId {
+            let generation = stoke_protocol::ids::Generation(1);
+            stoke_protocol::message::rank::RankId { job: JobId(self.0), generation, rank: stoke_protocol::ids::Rank(0) }
         }
     }
 }

@@ -9,14 +9,20 @@ use super::machine::Ask;
 use super::members::{Members, Node, Room};
 use super::planted::PlantedBug;
 
+/// Nodes that a plan may touch before it makes a copy of the index.
+const TOUCHED_MAX: usize = 256;
+
 /// Members, as a plan sees them.
 pub struct Left<'a> {
     members: &'a Members,
     live: &'a BTreeSet<NodeId>,
     bug: Option<PlantedBug>,
-    /// Most free processors last; made when first needed, for most plans find an empty queue.
-    by_cpus: BTreeSet<(u32, NodeId)>,
     given: BTreeMap<NodeId, Room>,
+    /// Nodes of `given` by free processors; the members' own index is wrong about them.
+    touched: BTreeSet<(u32, NodeId)>,
+    /// A copy of the index that is right about all nodes, from the moment on when many were touched: most plans place a job or two, and a
+    /// copy of ten thousand entries would cost more than the rest of the plan.
+    copy: Option<BTreeSet<(u32, NodeId)>>,
     kept: BTreeSet<NodeId>,
 }
 
@@ -29,8 +35,8 @@ struct Candidate {
 
 impl<'a> Left<'a> {
     pub fn new(members: &'a Members, live: &'a BTreeSet<NodeId>, bug: Option<PlantedBug>) -> Self {
-        let by_cpus = members.by_cpus().clone();
-        Self { members, live, bug, by_cpus, given: BTreeMap::new(), kept: BTreeSet::new() }
+        let (given, touched, kept) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { members, live, bug, given, touched, copy: None, kept }
     }
 
     /// Nodes for a whole gang, rank by rank, or how many ranks there would be room for.
@@ -46,16 +52,25 @@ impl<'a> Left<'a> {
     fn spread(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
         let needed = ask.ranks as usize;
         let mut found: Vec<Candidate> = Vec::new();
-        for (cpus, node) in self.by_cpus.iter().rev() {
-            if *cpus < ask.room.cpus || found.len() == needed {
+        for (cpus, node) in self.most_free() {
+            if cpus < ask.room.cpus || found.len() == needed {
                 break;
             }
-            let slots = self.slots(*node, ask);
+            let slots = self.slots(node, ask);
             if slots > 0 {
-                found.push(Candidate { node: *node, slots });
+                found.push(Candidate { node, slots });
             }
         }
         deal(&found, ask.ranks, self.bug)
+    }
+
+    /// Nodes by free processors, the most first.
+    fn most_free(&self) -> impl Iterator<Item = (u32, NodeId)> {
+        let index = self.copy.as_ref().unwrap_or(self.members.by_cpus());
+        let right = move |(_, node): &&(u32, NodeId)| self.copy.is_some() || !self.given.contains_key(node);
+        let mut untouched = index.iter().rev().filter(right).copied().peekable();
+        let mut touched = self.touched.iter().rev().copied().peekable();
+        std::iter::from_fn(move || if untouched.peek() >= touched.peek() { untouched.next() } else { touched.next() })
     }
 
     fn pack(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
@@ -114,8 +129,14 @@ impl<'a> Left<'a> {
             let Some(node) = self.members.node(*id) else { continue };
             let before = self.free(node).cpus;
             self.given.entry(*id).or_default().add(&ask.room);
-            self.by_cpus.remove(&(before, *id));
-            self.by_cpus.insert((self.free(node).cpus, *id));
+            let after = self.free(node).cpus;
+            let index = self.copy.as_mut().unwrap_or(&mut self.touched);
+            index.remove(&(before, *id));
+            index.insert((after, *id));
+        }
+        if self.touched.len() > TOUCHED_MAX {
+            let untouched = self.members.by_cpus().iter().filter(|(_, node)| !self.given.contains_key(node));
+            self.copy = Some(untouched.copied().chain(std::mem::take(&mut self.touched)).collect());
         }
     }
 

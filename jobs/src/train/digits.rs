@@ -8,12 +8,13 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::engine::{Engine, Loss, Task, check_model, cross_entropy, layout, load_model};
+use super::engine::{Engine, Loss, Task, cross_entropy};
 use super::layers::{Init, Linear};
+use super::parameters::{check_model, layout, load_model};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{Field, HeldOut, read_rows};
+use crate::data::{Field, Group, HeldOut, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -86,28 +87,14 @@ struct Sample {
     label: u8,
 }
 
-/// Training and held-out samples, in file order. A held-out share is taken by the hash of the pixels, so that copies of
-/// an image are on the same side.
+/// Training and held-out samples. A held-out share is taken by the hash of the pixels: copies of an image stay together.
 fn read(data: &Data) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
-    let (mut train, mut held) = (Vec::new(), Vec::new());
-    let mut file = |path: &PathBuf, all_held: Option<()>| {
-        read_rows(path, &[&data.label, &data.pixels], &mut |fields| {
-            let label = fields[0].integer(DIGITS as u64 - 1)? as u8;
-            let pixels = fields[1].bytes(PIXELS)?;
-            let holds = all_held.is_some() || data.held_out.holds(&pixels);
-            let sample = Sample { pixels, label };
-            if holds {
-                held.push(sample)
-            } else {
-                train.push(sample)
-            }
-            Ok(())
-        })
-    };
-    file(&data.train, None)?;
-    if let HeldOut::File(path) = &data.held_out {
-        file(path, Some(()))?;
-    }
+    let (train, held) = read_split(&data.train, &data.held_out, &[&data.label, &data.pixels], &|fields| {
+        let label = fields[0].integer(DIGITS as u64 - 1)? as u8;
+        let pixels = fields[1].bytes(PIXELS)?;
+        let group = Group::of(&pixels);
+        Ok((Sample { pixels, label }, group))
+    })?;
     for (samples, which) in [(&train, "training"), (&held, "held-out")] {
         if samples.is_empty() {
             return Err(JobError::Data { path: data.train.clone(), problem: format!("no {which} rows") });
@@ -121,9 +108,13 @@ fn read(data: &Data) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
 /// Side of the convolutions' windows.
 const KERNEL: usize = 5;
 /// Side of the image after the first convolution (24) and pooling.
-const SIDE_1: usize = (SIDE - KERNEL + 1) / 2;
+const SIDE_1: usize = pooled(SIDE);
 /// The same after the second (8).
-const SIDE_2: usize = (SIDE_1 - KERNEL + 1) / 2;
+const SIDE_2: usize = pooled(SIDE_1);
+
+const fn pooled(side: usize) -> usize {
+    (side + 1 - KERNEL) / 2
+}
 
 #[derive(Module, Debug)]
 pub(crate) struct Net {
@@ -153,26 +144,21 @@ impl Net {
         let windows = window_pixels(images);
         let rows = count * SIDE_1 * SIDE_1;
         let x = Tensor::<2>::from_data(TensorData::new(windows, [rows * 4, KERNEL * KERNEL]), device);
-        let x = pool(self.first.forward(x), rows, first);
+        let x = self.first.forward_largest(x, 4);
 
         let windows = window_rows(count);
-        let x = x.select(0, Tensor::<1, Int>::from_data(TensorData::new(windows.clone(), [windows.len()]), device));
+        let x = x.select(0, Tensor::<1, Int>::from_data(&windows[..], device));
         let rows = count * SIDE_2 * SIDE_2;
-        let x = pool(self.second.forward(x.reshape([rows * 4, KERNEL * KERNEL * first])), rows, second);
+        let x = self.second.forward_largest(x.reshape([rows * 4, KERNEL * KERNEL * first]), 4);
 
         let x = x.reshape([count, SIDE_2 * SIDE_2 * second]);
         self.output.forward(relu(self.hidden.forward(x)))
     }
 }
 
-/// [rows * 4, channels] -> [rows, channels]
-fn pool(x: Tensor<2>, rows: usize, channels: usize) -> Tensor<2> {
-    relu(x.reshape([rows, 4, channels]).max_dim(1).reshape([rows, channels]))
-}
-
 /// For each pooled pixel, its four windows, each as positions in the image of `side` before the convolution.
 fn window_positions(side: usize) -> Vec<usize> {
-    let pooled = (side - KERNEL + 1) / 2;
+    let pooled = pooled(side);
     let mut out = Vec::with_capacity(pooled * pooled * 4 * KERNEL * KERNEL);
     for (y, x) in square(pooled) {
         for (dy, dx) in square(2) {
@@ -191,14 +177,21 @@ fn square(side: usize) -> impl Iterator<Item = (usize, usize)> {
 /// The first convolution's windows as values of 0 to 1.
 fn window_pixels(images: &[&[u8]]) -> Vec<f32> {
     let positions = window_positions(SIDE);
-    images.iter().flat_map(|image| positions.iter().map(|&at| f32::from(image[at]) / 255.0)).collect()
+    let mut out = Vec::with_capacity(images.len() * positions.len());
+    for image in images {
+        out.extend(positions.iter().map(|&at| f32::from(image[at]) / 255.0));
+    }
+    out
 }
 
 /// The second convolution's windows as rows of the first one's pooled output.
 fn window_rows(images: usize) -> Vec<i32> {
     let positions = window_positions(SIDE_1);
-    let first_row = (0..images).map(|image| image * SIDE_1 * SIDE_1);
-    first_row.flat_map(|first| positions.iter().map(move |&at| (first + at) as i32)).collect()
+    let mut out = Vec::with_capacity(images * positions.len());
+    for image in 0..images {
+        out.extend(positions.iter().map(|&at| (image * SIDE_1 * SIDE_1 + at) as i32));
+    }
+    out
 }
 
 // ---- training, evaluation, prediction --------------------------------------------------------------------------------

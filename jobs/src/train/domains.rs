@@ -11,13 +11,14 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::engine::{Engine, Loss, Task, check_model, cross_entropy, layout, load_model};
+use super::engine::{Engine, Loss, Task, cross_entropy};
 use super::layers::{Embedding, Init, Linear};
 use super::metrics::{at_false_positives, roc_auc};
+use super::parameters::{check_model, layout, load_model};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{HeldOut, read_rows};
+use crate::data::{Group, HeldOut, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -115,59 +116,50 @@ struct Sample {
     label: u8,
 }
 
-/// The last `length` characters of a name as symbols.
-fn encode(name: &str, length: usize) -> Result<Vec<u8>, String> {
-    let name = name.trim().trim_end_matches('.').to_lowercase();
-    if name.is_empty() || name.contains(|c: char| c.is_whitespace() || "/:@?#,".contains(c)) {
+/// A name in lower case, without blanks around it or a dot behind it.
+fn normal(name: &str) -> Result<String, String> {
+    let normal = name.trim().trim_end_matches('.').to_lowercase();
+    if normal.is_empty() || normal.contains(|c: char| c.is_whitespace() || "/:@?#,".contains(c)) {
         return Err(format!("expected a domain name, found \"{}\"", name.escape_debug()));
     }
+    Ok(normal)
+}
+
+/// The last `length` characters of a normal name as symbols.
+fn encode(name: &str, length: usize) -> Vec<u8> {
     let symbol = |c: char| ALPHABET.iter().position(|&known| char::from(known) == c).map_or(1, |at| at as u8 + 2);
     let symbols: Vec<u8> = name.chars().map(symbol).collect();
-    Ok(symbols[symbols.len().saturating_sub(length)..].to_vec())
+    symbols[symbols.len().saturating_sub(length)..].to_vec()
 }
 
 /// The registered domain, guessed without the public suffix list: the last two labels, or three under a country's
 /// general second level (`example.co.uk`). A `registered` column is better where there is one.
 fn registered(name: &str) -> &str {
     const SECOND_LEVEL: [&str; 12] = ["ac", "co", "com", "edu", "go", "gob", "gouv", "gov", "ne", "net", "or", "org"];
-    let dots: Vec<usize> = name.rmatch_indices('.').map(|(at, _)| at).collect();
-    let keep = match dots[..] {
-        [top, second, ..] if name.len() - top == 3 && SECOND_LEVEL.contains(&&name[second + 1..top]) => 2,
-        [top, second] if name.len() - top == 3 && SECOND_LEVEL.contains(&&name[second + 1..top]) => 2,
-        _ => 1,
+    let labels: Vec<&str> = name.rsplitn(4, '.').collect();
+    let keep = match labels[..] {
+        [top, second, _, ..] if top.len() == 2 && SECOND_LEVEL.contains(&second) => 3,
+        _ => 2.min(labels.len()),
     };
-    dots.get(keep).map_or(name, |&dot| &name[dot + 1..])
+    let bytes = labels[..keep].iter().map(|label| label.len() + 1).sum::<usize>() - 1;
+    &name[name.len() - bytes..]
 }
 
-/// Training and held-out samples, in file order.
+/// Training and held-out samples; both must have both labels.
 fn read(data: &Data, length: usize) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
-    let (mut train, mut held) = (Vec::new(), Vec::new());
-    let columns = [data.domain.as_str(), data.label.as_str(), data.registered.as_deref().unwrap_or(&data.domain)];
-    let mut file = |path: &PathBuf, all_held: Option<()>| {
-        read_rows(path, &columns, &mut |fields| {
-            let (name, label) = (fields[0].text()?, fields[1].text()?);
-            let label = data.labels.iter().position(|known| known == label).ok_or_else(|| {
-                format!("expected the label {} or {}, found \"{label}\"", data.labels[0], data.labels[1])
-            })?;
-            let sample = Sample { symbols: encode(name, length)?, label: label as u8 };
-            let group = if data.registered.is_some() { fields[2].text()? } else { registered(name) };
-            if all_held.is_some() || data.held_out.holds(group) {
-                held.push(sample)
-            } else {
-                train.push(sample)
-            }
-            Ok(())
-        })
-    };
-    file(&data.train, None)?;
-    if let HeldOut::File(path) = &data.held_out {
-        file(path, Some(()))?;
-    }
-    let fail = |problem: &str| Err(JobError::Data { path: data.train.clone(), problem: problem.to_owned() });
+    let group = data.registered.as_ref().unwrap_or(&data.domain);
+    let (train, held) = read_split(&data.train, &data.held_out, &[&data.domain, &data.label, group], &|fields| {
+        let (name, label) = (normal(fields[0].text()?)?, fields[1].text()?);
+        let known = data.labels.iter().position(|known| known == label);
+        let label = known.ok_or_else(|| format!("expected {}, found \"{label}\"", data.labels.join(" or ")))? as u8;
+        let group = if data.registered.is_some() { fields[2].text()? } else { registered(&name) };
+        Ok((Sample { symbols: encode(&name, length), label }, Group::of(group.as_bytes())))
+    })?;
     for (samples, which) in [(&train, "training"), (&held, "held-out")] {
         for (index, label) in data.labels.iter().enumerate() {
             if !samples.iter().any(|sample| usize::from(sample.label) == index) {
-                return fail(&format!("no {which} row is labelled {label}"));
+                let problem = format!("no {which} row is labelled {label}");
+                return Err(JobError::Data { path: data.train.clone(), problem });
             }
         }
     }
@@ -210,8 +202,7 @@ impl Net {
             let windows =
                 Tensor::<1, Int>::from_data(TensorData::new(windows, [names.len() * positions * width]), device);
             let windows = self.embedding.forward(windows).reshape([names.len() * positions, width * config.embedding]);
-            let values = convolution.forward(windows).reshape([names.len(), positions, config.channels]);
-            features.push(relu(values.max_dim(1).reshape([names.len(), config.channels])));
+            features.push(convolution.forward_largest(windows, positions));
         }
         let features = if features.len() == 1 { features.remove(0) } else { Tensor::cat(features, 1) };
         self.output.forward(relu(self.hidden.forward(features)))
@@ -308,11 +299,12 @@ impl Predict for Classifier {
     /// A line is a domain name.
     fn predict(&mut self, lines: &[String]) -> Result<Vec<Prediction>, JobError> {
         let mut out = Vec::new();
-        let encoded: Result<Vec<_>, _> = lines
+        let encoded: Result<Vec<_>, JobError> = lines
             .iter()
             .enumerate()
             .map(|(at, line)| {
-                encode(line, self.config.length).map_err(|problem| JobError::Line { line: at as u64 + 1, problem })
+                let name = normal(line).map_err(|problem| JobError::Line { line: at as u64 + 1, problem })?;
+                Ok(encode(&name, self.config.length))
             })
             .collect();
         for batch in encoded?.chunks(BATCH) {
@@ -322,5 +314,38 @@ impl Predict for Classifier {
             out.extend(logits.chunks(2).map(|row| prediction(&self.labels, row)));
         }
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registered_domain_is_guessed() {
+        for (name, expected) in [
+            ("a.b.example.com", "example.com"),
+            ("example.com", "example.com"),
+            ("www.example.co.uk", "example.co.uk"),
+            ("example.co.uk", "example.co.uk"),
+            ("co.uk", "co.uk"),
+            ("a.b.c.example.com.br", "example.com.br"),
+            ("localhost", "localhost"),
+        ] {
+            assert_eq!(registered(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_become_their_last_symbols() {
+        assert_eq!(encode("ab-9.\u{e9}", 64), [2, 3, 38, 37, 39, 1]);
+        assert_eq!(encode("abcdef", 2), [6, 7]);
+        assert_eq!(normal(" Example.COM. "), Ok("example.com".to_owned()));
+        assert!(normal("http://example.com").is_err() && normal("").is_err() && normal("a b").is_err());
+    }
+
+    #[test]
+    fn windows_run_past_the_end() {
+        assert_eq!(windows(&[&[5, 6, 7], &[8]], 2, 3), [5, 6, 7, 6, 7, 0, 8, 0, 0, 0, 0, 0]);
     }
 }

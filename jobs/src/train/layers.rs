@@ -5,6 +5,7 @@
 use std::cell::Cell;
 
 use burn::module::{Module, Param, ParamId};
+use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -72,6 +73,16 @@ impl Linear {
     /// [rows, inputs] -> [rows, outputs]
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         x.matmul(self.weight.val()) + self.bias.val().unsqueeze()
+    }
+
+    /// A convolution and max-pooling over `count` windows, then relu: [groups * count, inputs] -> [groups, outputs].
+    /// The bias is added after the largest value is taken, which gives the same number (rounding keeps order) and
+    /// saves a pass over all windows in each direction.
+    pub fn forward_largest(&self, windows: Tensor<2>, count: usize) -> Tensor<2> {
+        let [rows, _] = windows.dims();
+        let [_, outputs] = self.weight.dims();
+        let values = windows.matmul(self.weight.val()).reshape([rows / count, count, outputs]);
+        relu(values.max_dim(1).reshape([rows / count, outputs]) + self.bias.val().unsqueeze())
     }
 }
 

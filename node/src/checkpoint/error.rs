@@ -28,8 +28,6 @@ pub enum CheckpointError {
     /// Another writer was there first: two generations never share a folder.
     #[error("write manifest of {uri}: another manifest is there already, and a checkpoint is never replaced")]
     Conflict { uri: String },
-    #[error("start the checkpoint reader's runtime")]
-    Runtime(#[source] std::io::Error),
 }
 
 impl CheckpointError {

@@ -4,7 +4,10 @@
 //! fsyncs it, publishes it by rename (or by hard link where it must not replace) and fsyncs the folder, also for folders that it makes.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -20,7 +23,6 @@ pub struct Folder {
     uri: String,
     store: Arc<dyn ObjectStore>,
     path: Path,
-    runtime: tokio::runtime::Runtime,
 }
 
 impl Folder {
@@ -37,9 +39,8 @@ impl Folder {
             }
         }
         .map_err(|error| refused(error.to_string()))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(CheckpointError::Runtime)?;
         let store = Arc::new(LocalFileSystem::new().with_fsync(true));
-        Ok(Self { uri: format!("file:///{path}"), store, path, runtime })
+        Ok(Self { uri: format!("file:///{path}"), store, path })
     }
 
     /// Always with its scheme, without a slash at the end.
@@ -56,7 +57,7 @@ impl Folder {
     pub(super) fn create(&self, file: &str, bytes: Vec<u8>) -> Result<bool, CheckpointError> {
         let path = self.child(file);
         let put = self.store.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
-        match self.runtime.block_on(put) {
+        match wait(put) {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
             Err(error) => Err(CheckpointError::store("write", self.object(file), error)),
@@ -66,28 +67,27 @@ impl Folder {
     /// Writes an object part by part, durable and visible at once when `next` has no more parts; nothing of it stays after an error.
     pub(super) fn write(&self, file: &str, mut next: impl FnMut() -> Option<Vec<u8>>) -> Result<(), CheckpointError> {
         let path = self.child(file);
-        self.runtime
-            .block_on(async {
-                let mut upload = self.store.put_multipart(&path).await?;
-                let sent: Result<(), object_store::Error> = async {
-                    while let Some(part) = next() {
-                        upload.put_part(PutPayload::from(part)).await?;
-                    }
-                    upload.complete().await.map(drop)
+        wait(async {
+            let mut upload = self.store.put_multipart(&path).await?;
+            let sent: Result<(), object_store::Error> = async {
+                while let Some(part) = next() {
+                    upload.put_part(PutPayload::from(part)).await?;
                 }
-                .await;
-                if sent.is_err() {
-                    // The error that is returned says more than one of the clean-up would.
-                    let _ = upload.abort().await;
-                }
-                sent
-            })
-            .map_err(|error| CheckpointError::store("write", self.object(file), error))
+                upload.complete().await.map(drop)
+            }
+            .await;
+            if sent.is_err() {
+                // The error that is returned says more than one of the clean-up would.
+                let _ = upload.abort().await;
+            }
+            sent
+        })
+        .map_err(|error| CheckpointError::store("write", self.object(file), error))
     }
 
     /// Size of an object, none when it is missing.
     pub(super) fn size(&self, file: &str) -> Result<Option<u64>, CheckpointError> {
-        match self.runtime.block_on(self.store.head(&self.child(file))) {
+        match wait(self.store.head(&self.child(file))) {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(CheckpointError::store("read", self.object(file), error)),
@@ -102,7 +102,7 @@ impl Folder {
     ) -> Result<(), CheckpointError> {
         use futures_util::StreamExt;
         let failed = |error| CheckpointError::store("read", self.object(file), error);
-        self.runtime.block_on(async {
+        wait(async {
             let mut chunks = self.store.get(&self.child(file)).await.map_err(failed)?.into_stream();
             while let Some(chunk) = chunks.next().await {
                 sink(&chunk.map_err(failed)?)?;
@@ -113,7 +113,7 @@ impl Folder {
 
     /// Removes an object; one that is not there is no error.
     pub(super) fn delete(&self, file: &str) -> Result<(), CheckpointError> {
-        match self.runtime.block_on(self.store.delete(&self.child(file))) {
+        match wait(self.store.delete(&self.child(file))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(CheckpointError::store("remove", self.object(file), error)),
         }
@@ -121,9 +121,7 @@ impl Folder {
 
     /// Names of the objects and of the folders directly inside.
     pub(super) fn list(&self) -> Result<(Vec<String>, Vec<String>), CheckpointError> {
-        let listed = self
-            .runtime
-            .block_on(self.store.list_with_delimiter(Some(&self.path)))
+        let listed = wait(self.store.list_with_delimiter(Some(&self.path)))
             .map_err(|error| CheckpointError::store("list", &self.uri, error))?;
         let name = |path: &Path| path.filename().map(str::to_owned);
         let files = listed.objects.iter().filter_map(|object| name(&object.location)).collect();
@@ -137,5 +135,24 @@ impl Folder {
 
     fn child(&self, file: &str) -> Path {
         self.path.clone().join(file)
+    }
+}
+
+/// Blocks until `work` is done, in a runtime or out of one. The store needs no reactor: where there is a runtime its calls run on that one's
+/// blocking threads, elsewhere right here.
+fn wait<F: Future>(work: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut work = pin!(work);
+    loop {
+        match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
     }
 }

@@ -39,6 +39,9 @@ pub struct Manifest {
     /// The canonical job spec (TOML).
     pub spec: String,
     pub shards: Vec<Shard>,
+    /// Mean loss of the last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f32>,
     /// `Train::weights_blake3` of the model inside; checked again after it was restored.
     #[serde(with = "text")]
     pub weights_blake3: Digest,

@@ -1,6 +1,6 @@
 //! Checkpoints: safetensors shards beside one `manifest.json`. Wiring only.
 //!
-//! Everything here blocks its thread: call it from a thread that may wait for a disk, never from an actor.
+//! Everything here blocks its thread until the disk has answered: not for actors.
 
 mod error;
 mod folder;

@@ -35,7 +35,7 @@ const SERVER_NAME: &str = "stoke";
 /// How long a close waits for its farewell packets to be acknowledged.
 const CLOSE_MAX: Duration = Duration::from_millis(500);
 
-/// Connections that passed the gate and wait for [`Endpoint::accept`].
+/// Connections that passed the gate and wait for [`Endpoint::accept`]; further ones are told to try again.
 const ACCEPTED_MAX: usize = 256;
 
 const CID_KEY_CONTEXT: &str = "stoke quic connection id key v1";
@@ -164,6 +164,11 @@ impl Endpoint {
     /// What the kernel gave; none for a simulated socket.
     pub fn socket_buffers(&self) -> Option<SocketBuffers> {
         self.0.buffers
+    }
+
+    /// Connections of this endpoint, half-open ones among them.
+    pub fn open_connections(&self) -> usize {
+        self.0.quinn.open_connections()
     }
 
     pub fn io(&self) -> &Io {

@@ -8,12 +8,12 @@ use std::time::SystemTime;
 
 use quinn::ServerConfig;
 use quinn::crypto::rustls::HandshakeData;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::endpoint::peer_leaf;
-use super::error::{CloseCode, TransportError};
+use super::error::{CloseCode, Closed, TransportError};
 use super::frames::{FrameReceiver, FrameSender, StreamKind};
 use super::io::WeakIo;
 use super::settings::{PathMtu, Settings};
@@ -26,6 +26,8 @@ use crate::message::join::{JoinReply, JoinRequest};
 /// cannot use up the slots of those that are not.
 const RETRY_PER_ADDRESS: usize = 16;
 const RETRY_TOTAL: usize = 128;
+
+const OVERLOADED: &str = "too many connections wait to be served: try again in a moment";
 
 /// Who came in.
 #[derive(Debug)]
@@ -61,7 +63,12 @@ impl JoinAttempt {
         };
         let answered = timeout(HANDSHAKE_MAX, answer).await;
         self.quinn.close(CloseCode::Done.into(), b"join answered");
-        answered.map_err(|_| TransportError::Deadline { what: "deliver the answer to a join", after: HANDSHAKE_MAX })?
+        match answered {
+            // The joiner closes as soon as it has read the answer; that may overtake the acknowledgement.
+            Ok(Err(TransportError::Closed(Closed::ByPeer { code: CloseCode::Done, .. }))) => Ok(()),
+            Ok(delivered) => delivered,
+            Err(_) => Err(TransportError::Deadline { what: "deliver the answer to a join", after: HANDSHAKE_MAX }),
+        }
     }
 }
 
@@ -106,12 +113,23 @@ impl Gate {
     async fn admit(self: Arc<Self>, incoming: quinn::Incoming, slot: Slot) {
         let remote = incoming.remote_address();
         match timeout(HANDSHAKE_MAX, self.handshake(incoming)).await {
-            Ok(Some(accepted)) => {
-                drop(slot);
-                let _ = self.accepted.send(accepted).await;
-            }
+            Ok(Some(accepted)) => self.hand_over(accepted),
             Ok(None) => {}
             Err(_) => tracing::debug!(%remote, "handshake took too long"),
+        }
+        drop(slot);
+    }
+
+    /// Never waits: a stranger that waited here would hold memory without a slot.
+    fn hand_over(&self, accepted: Accepted) {
+        let refuse = |accepted: Accepted| match accepted {
+            Accepted::Join(attempt) => attempt.quinn.close(CloseCode::Overloaded.into(), OVERLOADED.as_bytes()),
+            Accepted::Session(connection) => connection.close(CloseCode::Overloaded, OVERLOADED),
+        };
+        match self.accepted.try_send(accepted) {
+            Ok(()) => {}
+            Err(TrySendError::Full(accepted)) => refuse(accepted),
+            Err(TrySendError::Closed(_)) => {}
         }
     }
 

@@ -51,6 +51,8 @@ pub struct Agent {
     pub session: Option<SessionId>,
     pub dialling: Option<SessionId>,
     pub failures: u32,
+    /// When its session was last seen to run.
+    pub awake: Ms,
     /// Reports that were sent in any session.
     sent: u64,
 }
@@ -116,7 +118,7 @@ impl World {
         let state = AgentState::new(own, found.fence);
         let life = found.lives;
         let (session, dialling) = (None, None);
-        found.agent = Some(Agent { life, incarnation, state, session, dialling, failures: 0, sent: 0 });
+        found.agent = Some(Agent { life, incarnation, state, session, dialling, failures: 0, awake: self.now, sent: 0 });
         self.changed = true;
         self.say(|_| format!("the agent of {node} starts as {incarnation}"));
         self.dial(machine, life);

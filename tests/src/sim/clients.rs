@@ -25,8 +25,9 @@ pub struct Clients {
     made: u64,
     machines: usize,
     begun: bool,
+    secrets: Vec<(TokenId, Digest)>,
     /// Tokens that have let somebody in.
-    used: Vec<(TokenId, Digest)>,
+    used: Vec<TokenId>,
 }
 
 struct Ask {
@@ -68,7 +69,7 @@ impl Clients {
         let mut subjects = vec![user(UserRole::Admin, "root"), user(UserRole::Viewer, "vera")];
         let more = [(UserRole::Submitter, "ada"), (UserRole::Submitter, "bob"), (UserRole::Operator, "olga")];
         subjects.extend(more.iter().take(count).map(|(role, name)| user(*role, name)));
-        Self { subjects, asks: BTreeMap::new(), made: 0, machines, begun: false, used: Vec::new() }
+        Self { subjects, asks: BTreeMap::new(), made: 0, machines, begun: false, secrets: Vec::new(), used: Vec::new() }
     }
 
     pub fn count(&self) -> usize {
@@ -131,7 +132,7 @@ impl World {
             },
             (10 | 11, 2..) => Question::Cancel { job: job? },
             (12, 0) => {
-                let (token, _) = self.streams.clients.pick(&self.clients.used).copied()?;
+                let token = self.streams.clients.pick(&self.clients.used).copied()?;
                 Question::Replay { token }
             }
             (13, _) => Question::Look(Request::Explain { job: job? }),
@@ -146,7 +147,7 @@ impl World {
         let mut secret = Digest(self.streams.clients.bytes());
         match &question {
             Question::Join { token, .. } | Question::Replay { token } => {
-                secret = self.clients.used.iter().find(|(used, _)| used == token).map_or(secret, |(_, secret)| *secret);
+                secret = self.clients.secrets.iter().find(|(made, _)| made == token).map_or(secret, |(_, secret)| *secret);
             }
             _ => {}
         }
@@ -250,16 +251,17 @@ impl World {
             Answer::Token(token) => {
                 let first = !std::mem::replace(&mut found.done, true);
                 if let (Question::Token { machine }, true) = (question, first) {
-                    self.clients.used.push((token, secret));
+                    self.clients.secrets.push((token, secret));
                     self.ask(0, Question::Join { machine, token });
                 }
                 return;
             }
             Answer::Admitted(member) => {
                 found.done = true;
-                if let (Question::Join { machine, .. }, Member::Node { node }) = (question, member)
+                if let (Question::Join { machine, token }, Member::Node { node }) = (question, member)
                     && self.machines[machine].node.is_none()
                 {
+                    self.clients.used.push(token);
                     self.machines[machine].node = Some(node);
                     self.agent_boot(machine);
                 }
@@ -295,22 +297,14 @@ impl World {
         }
         let owner = self.clients.owner(client);
         match (question, reply) {
-            (Question::Submit { key, .. }, Reply::Submitted { job, .. }) => {
+            (Question::Submit { key, spec } | Question::SubmitOther { key, spec }, Reply::Submitted { job, .. }) => {
                 let known = self.oracle.submissions.get_mut(&(owner, key.clone())).expect("registered when first asked");
                 match known.acked {
-                    Some(before) if before != job => {
-                        self.oracle.note("I7", || format!("{key:?} is {before}, and is {job}"));
+                    Some(before) if before != job || known.spec != *spec => {
+                        self.oracle.note("I7", || format!("{key:?} was {before}, this spec or another has made {job}"));
                     }
-                    Some(_) | None => known.acked = Some(job),
-                }
-            }
-            (Question::SubmitOther { key, .. }, Reply::Submitted { job, .. }) => {
-                let known = self.oracle.submissions.get_mut(&(owner, key.clone())).expect("registered when first asked");
-                if let Some(before) = known.acked {
-                    self.oracle.note("I7", || format!("{key:?} was {before}, another spec has made {job}"));
-                } else {
-                    // The first was never taken in: this one owns the key now, and the first is refused from here on.
-                    known.acked = Some(job);
+                    // Until one spec is known to own the key, another may have come first.
+                    Some(_) | None => (known.acked, known.spec) = (Some(job), spec.clone()),
                 }
             }
             (Question::SubmitOther { .. }, Reply::Refused(Refusal { code: RefusalCode::Conflict, .. })) => {}

@@ -11,7 +11,9 @@ use stoke_protocol::message::node::{FromNode, Heartbeat, ToNode};
 use super::world::{Happening, Ms, World};
 
 /// An end that hears nothing for so long gives the connection up.
-const IDLE_MS: Ms = 6_000;
+const IDLE_MS: Ms = 5_000;
+/// As the coordinator's welcome tells it.
+const LEASE_MS: Ms = 3_000;
 /// Keep-alives are so far apart.
 const KEEP_ALIVE_MS: Ms = 1_000;
 /// A frame that a partition holds up is tried again so often.
@@ -212,8 +214,9 @@ impl World {
         let Some(agent) = self.machines[machine].agent.as_mut().filter(|agent| agent.life == life) else { return };
         if agent.dialling == Some(conn) {
             (agent.dialling, agent.session, agent.failures) = (None, Some(conn), 0);
+            agent.awake = self.now;
             self.after(1, Happening::HeartbeatDue { conn });
-        } else if agent.session != Some(conn) {
+        } else if agent.session != Some(conn) || self.has_slept(conn) {
             return;
         }
         self.tell(machine, life, AgentEvent::Coordinator(frame));
@@ -312,7 +315,25 @@ impl World {
         self.after(KEEP_ALIVE_MS, Happening::Check { conn, of });
     }
 
+    /// An agent that did not run for longer than its lease gives its session up before it obeys anything.
+    fn has_slept(&mut self, conn: SessionId) -> bool {
+        let now = self.now;
+        let Some(found) = self.conns.get(&conn) else { return true };
+        let Some(agent) = &mut self.machines[found.machine].agent else { return true };
+        let slept = now - std::mem::replace(&mut agent.awake, now);
+        if slept > LEASE_MS {
+            self.say(|_| format!("{conn:?} is given up by its agent, which slept for {slept} ms"));
+            self.close(conn, Side::Agent);
+            self.agent_lost(conn);
+            return true;
+        }
+        false
+    }
+
     pub fn heartbeat_due(&mut self, conn: SessionId) {
+        if self.conns.get(&conn).is_none_or(|conn| !conn.agent.open) || self.has_slept(conn) {
+            return;
+        }
         let Some(found) = self.conns.get_mut(&conn).filter(|conn| conn.agent.open) else { return };
         let (machine, life) = (found.machine, found.life);
         found.beats += 1;

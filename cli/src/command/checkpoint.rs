@@ -1,0 +1,128 @@
+//! `stoke checkpoint`: which there are, and whether their bytes are still what was written.
+
+use clap::Subcommand;
+use stoke_node::checkpoint;
+use stoke_protocol::ids::JobId;
+use stoke_protocol::list::List as Frames;
+use stoke_protocol::message::client::{CheckpointView, Reply, Request};
+
+use super::connect;
+use crate::Global;
+use crate::client::{Repeat, unexpected};
+use crate::failure::{Exit, Failure, OrFail};
+use crate::spec::checkpoint_uri;
+use crate::{json, output};
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  stoke checkpoint list
+  stoke checkpoint list job-3 --json | jq -r '.checkpoints[-1].uri'";
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  stoke checkpoint verify job-3
+  stoke checkpoint verify stoke-runs/domains/20261122-170405/JOB/step-00000120-g1";
+
+#[derive(Subcommand, Debug)]
+pub enum Checkpoint {
+    List(List),
+    Verify(Verify),
+}
+
+/// List committed checkpoints, oldest first
+#[derive(clap::Args, Debug)]
+#[command(after_help = LIST_EXAMPLES)]
+pub struct List {
+    /// Only this job's
+    job: Option<JobId>,
+}
+
+/// Read every byte of a checkpoint and compare it with its manifest; names the damaged shard, exit code 1
+#[derive(clap::Args, Debug)]
+#[command(after_help = VERIFY_EXAMPLES)]
+pub struct Verify {
+    /// A checkpoint's folder or file:// URI, or a job (its newest checkpoint)
+    #[arg(value_name = "CHECKPOINT|JOB")]
+    what: String,
+}
+
+pub async fn run(command: Checkpoint, global: &Global) -> Result<Exit, Failure> {
+    match command {
+        Checkpoint::List(args) => list(args, global).await,
+        Checkpoint::Verify(args) => verify(args, global).await,
+    }
+}
+
+async fn list(args: List, global: &Global) -> Result<Exit, Failure> {
+    let checkpoints = committed(args.job, global).await?;
+    if global.json {
+        let checkpoints: Vec<_> = checkpoints.iter().map(json::checkpoint).collect();
+        output::print_json(&serde_json::json!({ "checkpoints": checkpoints }))?;
+        return Ok(Exit::Ok);
+    }
+    let mut table = output::Table::new(&["JOB", "STEP", "GENERATION", "SHARDS", "SIZE", "AGE", "URI"]);
+    for checkpoint in checkpoints.iter() {
+        table.row([
+            checkpoint.job.to_string(),
+            checkpoint.step.0.to_string(),
+            checkpoint.generation.0.to_string(),
+            checkpoint.shards.to_string(),
+            output::bytes(checkpoint.bytes),
+            output::age(checkpoint.committed_ms),
+            checkpoint.uri.clone(),
+        ]);
+    }
+    output::print(&table.render())?;
+    Ok(Exit::Ok)
+}
+
+async fn verify(args: Verify, global: &Global) -> Result<Exit, Failure> {
+    let uri = locate(&args.what, global).await?;
+    let checked = uri.clone();
+    let verified = tokio::task::spawn_blocking(move || checkpoint::verify(&checked));
+    let verified = verified.await.or_fail(Exit::Negative, "verify")?.map_err(|error| failure(error, &uri))?;
+    let manifest = &verified.manifest;
+    if global.json {
+        output::print_json(&serde_json::json!({
+            "uri": uri, "ok": true, "job": manifest.job.to_string(), "name": manifest.name, "step": manifest.step.0,
+            "generation": manifest.generation.0, "shards": manifest.shards.len(), "tensors": verified.tensors,
+            "bytes": verified.bytes, "weights_blake3": manifest.weights_blake3.to_string(),
+        }))?;
+    } else {
+        let (shards, size) = (manifest.shards.len(), output::bytes(verified.bytes));
+        output::print(&format!(
+            "{uri} is whole: {} at step {}, {shards} shard(s), {} tensors, {size}\n",
+            manifest.name, manifest.step.0, verified.tensors
+        ))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// A URI from what a person typed: a job stands for its newest checkpoint.
+pub async fn locate(what: &str, global: &Global) -> Result<String, Failure> {
+    let job: Option<JobId> = what.parse().ok().filter(|_| !std::path::Path::new(what).exists());
+    let Some(job) = job else { return checkpoint_uri(what) };
+    let checkpoints = committed(Some(job), global).await?;
+    let newest = checkpoints.iter().max_by_key(|checkpoint| (checkpoint.step, checkpoint.generation));
+    newest.map(|checkpoint| checkpoint.uri.clone()).ok_or_else(|| {
+        Failure::new(Exit::NotFound, format!("{job} has no committed checkpoint"))
+            .help(format!("see how far it came with `stoke explain {job}`"))
+    })
+}
+
+/// A missing checkpoint is not found, a damaged one is a negative answer.
+pub fn failure(error: checkpoint::CheckpointError, uri: &str) -> Failure {
+    let exit = match &error {
+        checkpoint::CheckpointError::Missing { .. } => Exit::NotFound,
+        checkpoint::CheckpointError::Uri { .. } => Exit::Usage,
+        _ => Exit::Negative,
+    };
+    Failure::from_error(exit, error).context(format!("read checkpoint {uri}"))
+}
+
+async fn committed(job: Option<JobId>, global: &Global) -> Result<Frames<CheckpointView>, Failure> {
+    let mut client = connect(global).await?;
+    match client.ask(&Request::Checkpoints { job }, Repeat::Safe).await? {
+        Reply::Checkpoints(checkpoints) => Ok(checkpoints),
+        _ => Err(unexpected()),
+    }
+}

@@ -1,0 +1,146 @@
+//! `stoke node`: the agent of a machine.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use stoke_node::Config;
+use stoke_node::agent::{self, Agent, JoinError};
+use stoke_protocol::identity::Credentials;
+use stoke_protocol::spec::Bytes;
+
+use super::{login, read_config, stop_signal};
+use crate::Global;
+use crate::client::transport_failure;
+use crate::failure::{Exit, Failure, OrFail};
+
+const EXAMPLES: &str = "\
+Examples:
+  stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --join - < token.txt     the first time
+  stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --label zone=a           ever after";
+
+/// Run the agent of this machine in the foreground: joins the cluster once, then offers the machine to it
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Identity, logs and state of this node
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    dir: Option<PathBuf>,
+
+    /// Where the coordinator answers; repeatable
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "config")]
+    coordinator: Vec<String>,
+
+    /// Settings (TOML: dir, coordinator, name, labels, cpus, memory, ...); options given here win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Join token of role node, for the first start; `-` reads it from standard input
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<String>,
+
+    /// What people call this machine [default: its host name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// For placement; repeatable
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+
+    /// Address where this machine's ranks listen for their peers [default: the one that leads to the coordinator]
+    #[arg(long, value_name = "IP")]
+    ip: Option<IpAddr>,
+
+    /// Processors to offer [default: all]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+
+    /// Memory to offer, e.g. 16GiB [default: all]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+}
+
+impl Args {
+    fn config(self) -> Result<Config, Failure> {
+        let mut config = match (&self.config, &self.dir) {
+            (Some(file), _) => read_config(file)?,
+            (None, Some(dir)) => Config::new(dir, Vec::new()),
+            (None, None) => return Err(Failure::usage("give --dir DIR or --config FILE")),
+        };
+        config.dir = self.dir.unwrap_or(config.dir);
+        if !self.coordinator.is_empty() {
+            config.coordinator = self.coordinator;
+        }
+        config.name = self.name.unwrap_or(config.name);
+        config.labels.extend(self.labels);
+        config.listen_ip = self.ip.or(config.listen_ip);
+        config.cpus = self.cpus.or(config.cpus);
+        config.memory = self.memory.or(config.memory);
+        Ok(config)
+    }
+}
+
+pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
+    let stop = stop_signal()?;
+    let token = args.join.clone();
+    let config = args.config()?;
+    match &token {
+        Some(token) => join(&config, token).await?,
+        None => must_have_identity(&config)?,
+    }
+    let name = config.name.clone();
+    let running = Agent::start(config).await.or_fail(Exit::Negative, format!("start the agent of {name}"))?;
+    tokio::select! {
+        () = stop => {}
+        reason = running.wait() => {
+            return reason.map_or(Ok(Exit::Ok), |reason| Err(Failure::new(Exit::Negative, format!("the agent ended: {reason}"))));
+        }
+    }
+    running.stop().await;
+    Ok(Exit::Ok)
+}
+
+fn must_have_identity(config: &Config) -> Result<(), Failure> {
+    Credentials::load(&agent::identity_dir(&config.dir)).map(drop).map_err(|error| {
+        Failure::from_error(Exit::Denied, error).help(
+            "create a token where the coordinator's admin is (`stoke token create --role node`), then start this with --join TOKEN",
+        )
+    })
+}
+
+/// Does nothing in a folder that holds an identity of the token's cluster: a service may be started with its token again and again.
+async fn join(config: &Config, text: &str) -> Result<(), Failure> {
+    let token = login::read_token(text)?;
+    let mut refused = None;
+    for coordinator in &config.coordinator {
+        match agent::join(&config.dir, coordinator, &token, &config.name).await {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                let failure = join_failure(error);
+                // A token that was refused is refused everywhere; silence may end at the next address.
+                if failure.exit != Exit::Unavailable {
+                    return Err(failure.context("join the cluster"));
+                }
+                refused = Some(failure);
+            }
+        }
+    }
+    Err(refused.unwrap_or_else(|| Failure::usage("no coordinator address to join")))
+}
+
+fn join_failure(error: JoinError) -> Failure {
+    match error {
+        JoinError::Transport(error) => transport_failure(error),
+        JoinError::Address(_) => Failure::from_error(Exit::Unavailable, error)
+            .help("write the coordinator as HOST:PORT, for example 10.0.0.1:7878"),
+        JoinError::OtherCluster { .. } => Failure::from_error(Exit::Conflict, error),
+        JoinError::NotANode { .. } | JoinError::Credentials(_) => Failure::from_error(Exit::Denied, error)
+            .help("a node needs a token of role node: `stoke token create --role node`"),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err("write KEY=VALUE, for example zone=a".to_owned()),
+    }
+}

@@ -1,0 +1,57 @@
+//! `stoke nodes`: all machines, and what they have and hold.
+
+use stoke_protocol::message::client::{NodeState, NodeView, Reply, Request};
+
+use super::connect;
+use crate::Global;
+use crate::client::{Repeat, unexpected};
+use crate::failure::{Exit, Failure};
+use crate::{json, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  stoke nodes
+  stoke nodes --json | jq '[.nodes[] | select(.state == \"up\")] | length'";
+
+/// List nodes: capacity, use, ranks
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {}
+
+pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
+    let mut client = connect(global).await?;
+    let Reply::Nodes(nodes) = client.ask(&Request::Nodes, Repeat::Safe).await? else { return Err(unexpected()) };
+    if global.json {
+        let nodes: Vec<_> = nodes.iter().map(json::node).collect();
+        output::print_json(&serde_json::json!({ "nodes": nodes }))?;
+        return Ok(Exit::Ok);
+    }
+    let mut table =
+        output::Table::new(&["NODE", "NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "GPUS", "LOAD", "RANKS", "LABELS"]);
+    for node in nodes.iter() {
+        table.row(row(node));
+    }
+    output::print(&table.render())?;
+    Ok(Exit::Ok)
+}
+
+fn row(node: &NodeView) -> [String; 10] {
+    let state = match node.state {
+        NodeState::Up => "up".to_owned(),
+        state => format!("{} {}", json::node_state(state), output::duration_ms(node.silent_ms)),
+    };
+    let ranks: Vec<String> = node.ranks.iter().map(|(job, rank)| format!("{job}/{}", rank.0)).collect();
+    let labels: Vec<String> = node.capacity.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    [
+        node.node.to_string(),
+        node.name.clone(),
+        state,
+        node.address.clone(),
+        format!("{}/{}", node.cpus_used, node.capacity.cpus),
+        format!("{} of {}", output::bytes(node.memory_reserved_bytes), output::bytes(node.capacity.memory_bytes)),
+        format!("{}/{}", node.gpus_used, node.capacity.gpus.len()),
+        format!("{:.0}%", node.cpu_load * 100.0),
+        if ranks.is_empty() { "-".into() } else { ranks.join(" ") },
+        labels.join(" "),
+    ]
+}

@@ -1,0 +1,222 @@
+//! `stoke run`: one job on a throwaway cluster of this machine. Owns the order of a run: cluster up, submit, watch, report, everything down
+//! again, whatever happens in between.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use stoke_protocol::ids::JobId;
+use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
+use stoke_protocol::spec::JobSpec;
+
+use super::{explain, stop_signal, submit, up};
+use crate::Global;
+use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
+use crate::failure::{Exit, Failure, OrFail};
+use crate::local::folder::Folder;
+use crate::local::handle::{Life, LocalCluster, Wish, failed};
+use crate::local::notice::Notice;
+use crate::progress::Progress;
+use crate::report::{Report, failed_logs};
+use crate::spec::{self, SpecArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  stoke run jobs/specs/domains.toml
+  stoke run jobs/specs/digits.toml --nodes 3 --set train.epochs=1
+  stoke run SPEC --json | jq -r .weights_blake3
+
+Checkpoints go to [checkpoint] to of the spec, else to --out, else to ./stoke-runs/NAME/TIME/.
+One coordinator and N agents run as separate processes on the loopback, and are gone when this command is.";
+
+/// A job that fits is placed in milliseconds; one that waits this long on an empty cluster waits for ever.
+const PLACED_MAX: Duration = Duration::from_secs(2);
+
+/// Train on a throwaway cluster of this machine, and clean up
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    spec: SpecArgs,
+
+    /// Agents to start; one rank on each unless the spec or --ranks says otherwise
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    nodes: u32,
+
+    /// Empty or new folder for checkpoints and summary.json [default: ./stoke-runs/NAME/TIME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Keep the cluster's folder (journal, logs) for a look afterwards
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What the job needs beside its spec.
+struct Scene {
+    folder: Folder,
+    out: PathBuf,
+    nodes: u32,
+    began: Instant,
+}
+
+pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    let began = Instant::now();
+    let mut job_spec = spec::prepare(&args.spec)?;
+    spec::default_ranks(&mut job_spec, args.nodes);
+    let interrupted = stop_signal()?;
+    let out = make_out(args.out.as_deref(), &job_spec.name)?;
+    if job_spec.checkpoint.to.is_none() {
+        job_spec.checkpoint.to = Some(spec::file_uri(&out)?);
+    }
+    let dir =
+        tempfile::Builder::new().prefix("stoke-run-").tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
+    // The supervisor removes it too, for the case that nobody is left here to do so.
+    let life = if args.keep { Life::OursKeepFolder } else { Life::Ours };
+    let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began };
+    let ended = live(&scene, life, &job_spec, interrupted).await;
+    if args.keep {
+        eprintln!("the cluster's folder is kept: {}", dir.keep().display());
+    } else {
+        let _ = std::fs::remove_dir_all(dir.path());
+    }
+    let ended = ended.and_then(|report| report.publish(&scene.out, global.json));
+    remove_if_empty(&scene.out);
+    ended
+}
+
+async fn live(
+    scene: &Scene,
+    life: Life,
+    job_spec: &JobSpec,
+    interrupted: impl Future<Output = ()>,
+) -> Result<Report, Failure> {
+    let wish = Wish { nodes: scene.nodes, listen: up::any_port(), metrics: None, life };
+    let mut cluster = LocalCluster::start(&scene.folder, &wish)?;
+    let ended = tokio::select! {
+        () = interrupted => {
+            let message = format!("interrupted; checkpoints that were committed are in {}", scene.out.display());
+            Err(Failure::new(Exit::Interrupted, message))
+        }
+        ended = drive(scene, job_spec, &mut cluster) => ended,
+    };
+    cluster.end().await;
+    ended
+}
+
+async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) -> Result<Report, Failure> {
+    let progress = RefCell::new(Progress::new());
+    progress.borrow().note(&format!("starting a coordinator and {} node(s) on this machine", scene.nodes));
+    cluster.ready(&scene.folder).await?;
+    let admin = scene.folder.coordinator().join("admin");
+    let mut client = Client::open_patiently(&admin, PATIENCE_WATCHING).await?;
+    let (job, _) = submit::submit(&mut client, &submit::fresh_key(), job_spec).await?;
+    let request = Request::Watch { job };
+    let restarts = RefCell::new(0);
+    let view = tokio::select! {
+        view = client.watch(&request, |view| {
+            progress.borrow_mut().show(view);
+            Ok(())
+        }) => view?,
+        failure = hear(cluster, &progress, &restarts) => return Err(failure),
+        failure = never_placed(&admin, job) => return Err(failure),
+    };
+    progress.borrow().finish();
+    let logs = if view.state == JobState::Succeeded { Vec::new() } else { failed_logs(&mut client, &view).await };
+    Ok(Report { view, wall: scene.began.elapsed(), restarts: restarts.into_inner(), logs })
+}
+
+/// Tells of restarts as they happen; resolves only when the cluster cannot go on.
+async fn hear(cluster: &mut LocalCluster, progress: &RefCell<Progress>, restarts: &RefCell<u32>) -> Failure {
+    loop {
+        match cluster.next_notice().await {
+            Some(Notice::Restarting { process, reason, .. }) => {
+                *restarts.borrow_mut() += 1;
+                progress.borrow().note(&format!("the {process} {reason}: starting it again"));
+            }
+            Some(Notice::Restarted { process, pid }) => {
+                progress.borrow().note(&format!("the {process} is back (process {pid})"));
+            }
+            Some(notice @ Notice::Failed { .. }) => return failed(notice),
+            Some(Notice::Ready { .. }) => {}
+            None => return Failure::new(Exit::Negative, "the supervisor of the local cluster died"),
+        }
+    }
+}
+
+/// Resolves when the job waits for something that this cluster, which is all its own, will never have.
+async fn never_placed(admin: &Path, job: JobId) -> Failure {
+    tokio::time::sleep(PLACED_MAX).await;
+    match explain_job(admin, job).await {
+        Ok(explanation) if explanation.job.state == JobState::Queued && explanation.job.world_sizes.is_empty() => {
+            let text = explain::render(&explanation);
+            Failure::new(Exit::Negative, format!("{job} can never be placed here\n{text}"))
+                .help("ask for less in [resources], or start more nodes with --nodes")
+        }
+        // It was placed, or the coordinator is away: watching tells what becomes of it.
+        Ok(_) | Err(_) => std::future::pending().await,
+    }
+}
+
+async fn explain_job(admin: &Path, job: JobId) -> Result<Explanation, Failure> {
+    let mut client = Client::open_patiently(admin, PATIENCE_WATCHING).await?;
+    match client.ask(&Request::Explain { job }, Repeat::Safe).await? {
+        Reply::Explained(explanation) => Ok(explanation),
+        _ => Err(unexpected()),
+    }
+}
+
+/// A folder that nothing else has written to: checkpoints of two runs must not mix.
+fn make_out(named: Option<&Path>, name: &str) -> Result<PathBuf, Failure> {
+    let doing = |path: &Path| format!("make output folder {}", path.display());
+    if let Some(named) = named {
+        let out = std::path::absolute(named).or_fail(Exit::Usage, doing(named))?;
+        std::fs::create_dir_all(&out).or_fail(Exit::Negative, doing(&out))?;
+        let taken = std::fs::read_dir(&out).or_fail(Exit::Negative, doing(&out))?.next().is_some();
+        if taken {
+            return Err(Failure::new(Exit::Conflict, format!("output folder {} is not empty", out.display()))
+                .help("give --out a new folder: a run never writes over another one's checkpoints"));
+        }
+        return Ok(out);
+    }
+    let base =
+        std::path::absolute(Path::new("stoke-runs").join(name)).or_fail(Exit::Usage, "find the current folder")?;
+    std::fs::create_dir_all(&base).or_fail(Exit::Negative, doing(&base))?;
+    let stamp = stamp();
+    for attempt in 1..=100 {
+        let out = base.join(if attempt == 1 { stamp.clone() } else { format!("{stamp}-{attempt}") });
+        match std::fs::create_dir(&out) {
+            Ok(()) => return Ok(out),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Failure::from_error(Exit::Negative, error).context(doing(&out))),
+        }
+    }
+    Err(Failure::new(Exit::Conflict, format!("{} has a hundred runs of this second", base.display())))
+}
+
+/// `20261122-170405`, UTC.
+fn stamp() -> String {
+    let now = time::OffsetDateTime::now_utc();
+    let (date, (hour, minute, second)) = (now.date(), now.time().as_hms());
+    format!("{:04}{:02}{:02}-{hour:02}{minute:02}{second:02}", date.year(), u8::from(date.month()), date.day())
+}
+
+/// A run that failed early leaves no empty folders behind.
+fn remove_if_empty(out: &Path) {
+    let _ = std::fs::remove_dir(out).and_then(|()| out.parent().map_or(Ok(()), std::fs::remove_dir));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_folder_is_never_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        assert_eq!(make_out(Some(&out), "x").unwrap(), out);
+        std::fs::write(out.join("file"), "").unwrap();
+        assert_eq!(make_out(Some(&out), "x").unwrap_err().exit, Exit::Conflict);
+    }
+}

@@ -1,0 +1,90 @@
+//! `stoke submit`: hand a job to the cluster.
+
+use stoke_protocol::ids::JobId;
+use stoke_protocol::message::client::{JobState, NodeState, Reply, Request};
+use stoke_protocol::spec::JobSpec;
+
+use super::connect;
+use crate::Global;
+use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
+use crate::failure::{Exit, Failure};
+use crate::progress::Progress;
+use crate::spec::{self, SpecArgs};
+use crate::{json, output, report};
+
+const EXAMPLES: &str = "\
+Examples:
+  stoke submit jobs/specs/domains.toml
+  stoke submit jobs/specs/digits.toml --ranks 4 --set train.epochs=2 --wait
+  stoke submit nightly.toml --key nightly-2026-11-22     the same key again gives the same job, not another one";
+
+/// Submit a job
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    spec: SpecArgs,
+
+    /// Idempotency key: the same key with the same spec is the same job [default: a fresh one]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+
+    /// Show progress until the job has ended; exit code 1 unless it succeeded
+    #[arg(long)]
+    wait: bool,
+}
+
+pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    let mut job_spec = spec::prepare(&args.spec)?;
+    let mut client = connect(global).await?;
+    if job_spec.resources.ranks.is_none() {
+        spec::default_ranks(&mut job_spec, nodes_up(&mut client).await?);
+    }
+    let key = args.key.unwrap_or_else(fresh_key);
+    let (job, created) = submit(&mut client, &key, &job_spec).await?;
+    if !args.wait {
+        if global.json {
+            output::print_json(&serde_json::json!({ "job": job.to_string(), "created": created, "key": key }))?;
+        } else if created {
+            output::print(&format!("{job}\n"))?;
+        } else {
+            output::print(&format!("{job}\n"))?;
+            eprintln!("this key was submitted before: nothing new was started");
+        }
+        return Ok(Exit::Ok);
+    }
+    let mut client = client.with_patience(PATIENCE_WATCHING);
+    let mut progress = Progress::new();
+    let view = client
+        .watch(&Request::Watch { job }, |view| {
+            progress.show(view);
+            Ok(())
+        })
+        .await?;
+    drop(progress);
+    if global.json {
+        output::print_json(&json::job(&view))?;
+    } else {
+        output::print(&report::summary(&view))?;
+    }
+    Ok(if view.state == JobState::Succeeded { Exit::Ok } else { Exit::Negative })
+}
+
+/// Unknown outcomes are asked again with the same key (I9).
+pub async fn submit(client: &mut Client, key: &str, spec: &JobSpec) -> Result<(JobId, bool), Failure> {
+    let request = Request::Submit { key: key.to_owned(), spec: spec.to_toml() };
+    match client.ask(&request, Repeat::Safe).await? {
+        Reply::Submitted { job, created } => Ok((job, created)),
+        _ => Err(unexpected()),
+    }
+}
+
+pub fn fresh_key() -> String {
+    format!("cli-{:032x}", rand::random::<u128>())
+}
+
+async fn nodes_up(client: &mut Client) -> Result<u32, Failure> {
+    let Reply::Nodes(nodes) = client.ask(&Request::Nodes, Repeat::Safe).await? else { return Err(unexpected()) };
+    let up = nodes.iter().filter(|node| node.state == NodeState::Up).count();
+    Ok(u32::try_from(up).unwrap_or(u32::MAX))
+}

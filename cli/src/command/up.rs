@@ -1,0 +1,85 @@
+//! `stoke up`: a local cluster that stays.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use super::stop_signal;
+use crate::Global;
+use crate::failure::{Exit, Failure};
+use crate::local::folder::Folder;
+use crate::local::handle::{Life, LocalCluster, Wish};
+use crate::local::notice::Notice;
+use crate::{output, place};
+
+const EXAMPLES: &str = "\
+Examples:
+  stoke up --nodes 3
+  stoke up --dir /tmp/trial && stoke --cluster /tmp/trial nodes";
+
+/// Start a cluster on this machine and leave it running; later commands find it
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Agents to start [default: 2, or as many as this cluster had]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    nodes: Option<u32>,
+
+    /// Folder of the cluster [default: as for --cluster]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    /// Address of the coordinator; port 0 takes a free one, and the same one ever after
+    #[arg(long, value_name = "ADDR", default_value_t = any_port())]
+    listen: SocketAddr,
+
+    /// Address of the Prometheus metrics [default: none]
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+}
+
+pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    let dir = place::cluster_dir(args.dir.as_deref().or(global.cluster.as_deref()))?;
+    let folder = Folder::new(&dir);
+    let interrupted = stop_signal()?;
+    if let Some(pid) = folder.holder() {
+        return Err(Failure::new(
+            Exit::Conflict,
+            format!("a local cluster already runs in {} (process {pid})", dir.display()),
+        )
+        .help("use it (`stoke status`), stop it (`stoke down`), or give another folder with --dir"));
+    }
+    let nodes = args.nodes.unwrap_or_else(|| folder.known_nodes().unwrap_or(2));
+    let wish = Wish { nodes, listen: args.listen, metrics: args.metrics, life: Life::ItsOwn };
+    let mut cluster = LocalCluster::start(&folder, &wish)?;
+    let ready = tokio::select! {
+        () = interrupted => Err(Failure::new(Exit::Interrupted, "interrupted before the cluster was up")),
+        ready = cluster.ready(&folder) => ready,
+    };
+    let ready = match ready {
+        Ok(ready) => ready,
+        Err(failure) => {
+            cluster.end().await;
+            return Err(failure);
+        }
+    };
+    let Notice::Ready { address, metrics, nodes } = ready else { return Ok(Exit::Negative) };
+    if global.json {
+        output::print_json(&serde_json::json!({
+            "dir": dir, "address": address, "metrics": metrics, "nodes": nodes, "supervisor": cluster.pid(),
+        }))?;
+        return Ok(Exit::Ok);
+    }
+    let mut table = output::Table::bare();
+    table.row(["cluster".into(), format!("up, {nodes} nodes, in {}", dir.display())]);
+    table.row(["coordinator".into(), address]);
+    if let Some(metrics) = metrics {
+        table.row(["metrics".into(), format!("http://{metrics}/metrics")]);
+    }
+    table.row(["next".into(), "stoke submit --wait SPEC, stoke nodes, stoke down".into()]);
+    output::print(&table.render())?;
+    Ok(Exit::Ok)
+}
+
+pub fn any_port() -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)
+}

@@ -1,0 +1,203 @@
+//! What programs read: the `--json` shape of everything that the coordinator answers. Field names are stable over releases and do not
+//! follow the wire; ids are the strings that people type (`job-7`), moments are milliseconds since the Unix epoch.
+
+use serde_json::{Value, json};
+use stoke_protocol::message::client::{
+    CheckpointView, ClusterView, Explanation, JobState, JobView, NodeState, NodeView, OutcomeView, TokenScope,
+    TokenState, TokenView,
+};
+use stoke_protocol::message::node::LogChunk;
+use stoke_protocol::message::rank::Progress;
+
+pub fn cluster(view: &ClusterView) -> Value {
+    json!({
+        "cluster": view.cluster.to_string(),
+        "version": view.version,
+        "epoch": view.epoch.0,
+        "index": view.index.0,
+        "state_hash": view.state_hash.to_string(),
+        "nodes_up": view.nodes_up,
+        "nodes": view.nodes,
+        "jobs_running": view.jobs_running,
+        "jobs_queued": view.jobs_queued,
+        "you": view.you,
+    })
+}
+
+pub fn node(view: &NodeView) -> Value {
+    let gpus: Vec<Value> =
+        view.capacity.gpus.iter().map(|gpu| json!({ "name": gpu.name, "memory_bytes": gpu.memory_bytes })).collect();
+    let labels: serde_json::Map<String, Value> =
+        view.capacity.labels.iter().map(|(key, value)| (key.clone(), Value::from(value.clone()))).collect();
+    let ranks: Vec<Value> =
+        view.ranks.iter().map(|(job, rank)| json!({ "job": job.to_string(), "rank": rank.0 })).collect();
+    json!({
+        "node": view.node.to_string(),
+        "name": view.name,
+        "state": node_state(view.state),
+        "address": view.address,
+        "version": view.capacity.version,
+        "cpus": view.capacity.cpus,
+        "cpus_used": view.cpus_used,
+        "memory_bytes": view.capacity.memory_bytes,
+        "memory_reserved_bytes": view.memory_reserved_bytes,
+        "disk_bytes": view.capacity.disk_bytes,
+        "gpus": gpus,
+        "gpus_used": view.gpus_used,
+        "labels": labels,
+        "ranks": ranks,
+        "cpu_load": float(view.cpu_load),
+        "silent_ms": view.silent_ms,
+    })
+}
+
+pub fn job(view: &JobView) -> Value {
+    let placement: Vec<Value> =
+        view.placement.iter().map(|(rank, node)| json!({ "rank": rank.0, "node": node.to_string() })).collect();
+    json!({
+        "job": view.job.to_string(),
+        "name": view.name,
+        "trainer": view.trainer,
+        "owner": view.owner,
+        "state": job_state(view.state),
+        "reason": view.reason,
+        "priority": view.priority,
+        "generation": view.generation.0,
+        "attempts": view.attempts,
+        "world_sizes": view.world_sizes.0,
+        "placement": placement,
+        "progress": view.progress.as_ref().map(progress),
+        "checkpoint": view.checkpoint.as_ref().map(checkpoint),
+        "outcome": view.outcome.as_ref().map(outcome),
+        "submitted_ms": view.submitted_ms,
+        "started_ms": view.started_ms,
+        "ended_ms": view.ended_ms,
+    })
+}
+
+fn progress(progress: &Progress) -> Value {
+    json!({
+        "step": progress.step.0,
+        "steps": progress.steps.0,
+        "loss": float(progress.loss),
+        "accuracy": float(progress.accuracy),
+        "learning_rate": progress.learning_rate,
+        "samples_per_second": progress.samples_per_second,
+        "compute_ms": float(progress.compute_ms),
+        "exchange_ms": float(progress.exchange_ms),
+        "apply_ms": float(progress.apply_ms),
+        "samples": progress.samples,
+    })
+}
+
+pub fn outcome(view: &OutcomeView) -> Value {
+    json!({
+        "step": view.step.0,
+        "loss": float(view.loss),
+        "samples": view.samples,
+        "weights_blake3": view.weights_blake3.to_string(),
+        "metrics": view.metrics,
+    })
+}
+
+pub fn checkpoint(view: &CheckpointView) -> Value {
+    json!({
+        "job": view.job.to_string(),
+        "generation": view.generation.0,
+        "step": view.step.0,
+        "uri": view.uri,
+        "shards": view.shards,
+        "bytes": view.bytes,
+        "committed_ms": view.committed_ms,
+    })
+}
+
+pub fn explanation(view: &Explanation) -> Value {
+    let nodes: Vec<Value> =
+        view.nodes.iter().map(|(node, reason)| json!({ "node": node.to_string(), "reason": reason })).collect();
+    let events: Vec<Value> = view
+        .events
+        .iter()
+        .map(|event| json!({ "at_ms": event.at_ms, "index": event.index.0, "text": event.text }))
+        .collect();
+    json!({ "job": job(&view.job), "nodes": nodes, "events": events })
+}
+
+pub fn token(view: &TokenView) -> Value {
+    json!({
+        "token": view.token.to_string(),
+        "role": scope(view.scope),
+        "state": token_state(view.state),
+        "expires_ms": view.expires_ms,
+        "created_by": view.created_by,
+    })
+}
+
+/// One object a line of a rank's output.
+pub fn log_lines(chunk: &LogChunk) -> impl Iterator<Item = Value> {
+    chunk.lines.iter().map(|line| {
+        json!({
+            "job": chunk.id.job.to_string(),
+            "generation": chunk.id.generation.0,
+            "rank": chunk.id.rank.0,
+            "line": line,
+        })
+    })
+}
+
+pub fn job_state(state: JobState) -> &'static str {
+    match state {
+        JobState::Queued => "queued",
+        JobState::Starting => "starting",
+        JobState::Running => "running",
+        JobState::Recovering => "recovering",
+        JobState::Cancelling => "cancelling",
+        JobState::Succeeded => "succeeded",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+}
+
+pub fn node_state(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Up => "up",
+        NodeState::Silent => "silent",
+        NodeState::Lost => "lost",
+    }
+}
+
+pub fn scope(scope: TokenScope) -> &'static str {
+    match scope {
+        TokenScope::Node => "node",
+        TokenScope::Admin => "admin",
+        TokenScope::Operator => "operator",
+        TokenScope::Submitter => "submitter",
+        TokenScope::Viewer => "viewer",
+    }
+}
+
+pub fn token_state(state: TokenState) -> &'static str {
+    match state {
+        TokenState::Open => "open",
+        TokenState::Used => "used",
+        TokenState::Expired => "expired",
+        TokenState::Revoked => "revoked",
+    }
+}
+
+/// The shortest decimal that reads back as this `f32`; null when it is not finite.
+pub fn float(value: f32) -> Value {
+    value.to_string().parse::<f64>().ok().filter(|value| value.is_finite()).map_or(Value::Null, Value::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_stay_short_and_valid() {
+        assert_eq!(float(0.1).to_string(), "0.1");
+        assert_eq!(float(f32::NAN), Value::Null);
+        assert_eq!(float(f32::INFINITY), Value::Null);
+    }
+}

@@ -1,0 +1,122 @@
+//! Keeps one process of a local cluster running until it is told to stop. Owns the restarts of that process; tells the supervisor
+//! everything, and never talks to the process itself.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::process::{Launch, Running, describe};
+use super::restarts::{Decision, RESTARTS_MAX, Restarts};
+
+/// Keeper → supervisor.
+#[derive(Debug)]
+pub enum Happening {
+    Started {
+        slot: usize,
+        pid: u32,
+    },
+    /// A line on its standard output.
+    Said {
+        slot: usize,
+        line: String,
+    },
+    /// It died and will be started again.
+    Died {
+        slot: usize,
+        reason: String,
+    },
+    /// It died and will not be.
+    GaveUp {
+        slot: usize,
+        reason: String,
+    },
+}
+
+/// What the supervisor decides for its keepers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The cluster comes up for the first time: a death now is a wrong argument or a port in use, and trying again hides it.
+    Starting,
+    Up,
+    Stopping,
+}
+
+pub struct Keeper {
+    pub slot: usize,
+    /// The newest way to start it: a coordinator comes back where it was, not where it was first asked to be.
+    pub launch: watch::Receiver<Launch>,
+    pub phase: watch::Receiver<Phase>,
+    pub happenings: mpsc::Sender<Happening>,
+}
+
+impl Keeper {
+    /// Returns when the process is gone for good.
+    pub async fn run(mut self) {
+        let (mut restarts, born) = (Restarts::default(), Instant::now());
+        loop {
+            let launch = self.launch.borrow().clone();
+            let reason = match launch.start().await {
+                Err(error) => format!("could not be started: {error}"),
+                Ok(mut running) => {
+                    self.tell(Happening::Started { slot: self.slot, pid: running.pid }).await;
+                    let Some(reason) = self.live(&mut running).await else { return };
+                    reason
+                }
+            };
+            let phase = *self.phase.borrow();
+            let after = match (phase, restarts.died(born.elapsed())) {
+                (Phase::Stopping, _) => return,
+                (Phase::Starting, _) => return self.give_up(reason).await,
+                (Phase::Up, Decision::GiveUp) => {
+                    let reason = format!("{reason}, after {RESTARTS_MAX} restarts within a minute");
+                    return self.give_up(reason).await;
+                }
+                (Phase::Up, Decision::Again { after }) => after,
+            };
+            self.tell(Happening::Died { slot: self.slot, reason }).await;
+            if self.stopped_within(after).await {
+                return;
+            }
+        }
+    }
+
+    /// Until it dies (with the reason), or until it was stopped on order (none).
+    async fn live(&mut self, running: &mut Running) -> Option<String> {
+        let mut talks = true;
+        loop {
+            tokio::select! {
+                biased;
+                () = stopping(&mut self.phase) => {
+                    running.stop().await;
+                    return None;
+                }
+                line = running.lines.next_line(), if talks => match line {
+                    Ok(Some(line)) => self.tell(Happening::Said { slot: self.slot, line }).await,
+                    Ok(None) | Err(_) => talks = false,
+                },
+                status = running.child.wait() => {
+                    return Some(status.map_or_else(|error| format!("could not be watched: {error}"), describe));
+                }
+            }
+        }
+    }
+
+    async fn stopped_within(&mut self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, stopping(&mut self.phase)).await.is_ok()
+    }
+
+    async fn give_up(&self, reason: String) {
+        self.tell(Happening::GaveUp { slot: self.slot, reason }).await;
+    }
+
+    async fn tell(&self, happening: Happening) {
+        // The supervisor reads until every keeper is gone; after that nobody wants to know.
+        let _ = self.happenings.send(happening).await;
+    }
+}
+
+/// Resolves when the supervisor stops this group, or is gone.
+async fn stopping(phase: &mut watch::Receiver<Phase>) {
+    let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+}

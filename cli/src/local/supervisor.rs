@@ -1,0 +1,315 @@
+//! The supervisor of a local cluster: brings up a coordinator and N agents, keeps them running, and takes them down. Owns their order (the
+//! coordinator first up and last down) and the notices; never touches a job.
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use stoke_node::agent::identity_dir;
+use stoke_protocol::identity::Credentials;
+use stoke_protocol::message::client::{NodeState, Reply, Request, TokenScope};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use super::folder::{Folder, Process, State, node_name};
+use super::keeper::{Happening, Keeper, Phase};
+use super::notice::{Listening, Notice};
+use super::process::Launch;
+use crate::client::{Client, Repeat, unexpected};
+use crate::failure::{Exit, Failure, OrFail};
+
+/// Everything is on this machine: a start that takes longer hangs.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How often a cluster that comes up is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// A node's token is used at once.
+const TOKEN_TTL_SECONDS: u64 = 600;
+const LOG_LINES: usize = 20;
+const COORDINATOR: usize = 0;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub dir: PathBuf,
+    pub nodes: u32,
+    pub listen: SocketAddr,
+    pub metrics: Option<SocketAddr>,
+}
+
+struct Supervisor {
+    folder: Folder,
+    options: Options,
+    state: State,
+    /// The coordinator has said where it listens.
+    listening: bool,
+    /// The process that cannot be kept running.
+    culprit: Option<String>,
+    slots: Vec<watch::Sender<Launch>>,
+    coordinator: watch::Sender<Phase>,
+    agents: watch::Sender<Phase>,
+    keepers: Vec<JoinHandle<()>>,
+    to_happenings: mpsc::Sender<Happening>,
+    happenings: mpsc::Receiver<Happening>,
+}
+
+/// Runs a local cluster until `stop` resolves or it cannot go on. The folder stays; its lock is held throughout.
+pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<Exit, Failure> {
+    let folder = Folder::new(&options.dir);
+    folder.create()?;
+    let lock = folder.lock()?;
+    let mut supervisor = Supervisor::new(folder, options);
+    let mut stop = std::pin::pin!(stop);
+    let ended = supervisor.live(stop.as_mut()).await;
+    supervisor.take_down().await;
+    drop(lock);
+    ended
+}
+
+impl Supervisor {
+    fn new(folder: Folder, options: Options) -> Self {
+        let (to_happenings, happenings) = mpsc::channel(64);
+        Self {
+            // The address of an earlier life is kept: users and nodes know it.
+            state: State {
+                supervisor: std::process::id(),
+                processes: Vec::new(),
+                ..folder.read_state().unwrap_or_default()
+            },
+            listening: false,
+            culprit: None,
+            folder,
+            options,
+            slots: Vec::new(),
+            coordinator: watch::Sender::new(Phase::Starting),
+            agents: watch::Sender::new(Phase::Starting),
+            keepers: Vec::new(),
+            to_happenings,
+            happenings,
+        }
+    }
+
+    async fn live(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<Exit, Failure> {
+        let started = tokio::select! {
+            () = stop.as_mut() => return Ok(Exit::Ok),
+            started = self.bring_up() => started,
+        };
+        if let Err(failure) = started {
+            notify(&Notice::Failed { reason: failure.message(), help: failure.help_text(), log: self.failed_log() });
+            return Err(failure);
+        }
+        loop {
+            tokio::select! {
+                () = stop.as_mut() => return Ok(Exit::Ok),
+                Some(happening) = self.happenings.recv() => self.note(happening)?,
+            }
+        }
+    }
+
+    async fn bring_up(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + START_MAX;
+        let launch = self.coordinator_launch();
+        self.keep(launch, COORDINATOR);
+        while !self.listening {
+            self.next_happening(deadline).await?;
+        }
+        let admin = self.folder.coordinator().join("admin");
+        let mut client = Client::open_patiently(&admin, START_MAX).await?;
+        for index in 1..=self.options.nodes {
+            let input = if Credentials::load(&identity_dir(&self.folder.node(index))).is_ok() {
+                None
+            } else {
+                Some(node_token(&mut client).await?)
+            };
+            let launch = self.node_launch(index, input);
+            self.keep(launch, index as usize);
+        }
+        self.all_up(&mut client, deadline).await?;
+        self.coordinator.send_replace(Phase::Up);
+        self.agents.send_replace(Phase::Up);
+        notify(&Notice::Ready {
+            address: self.state.address.clone(),
+            metrics: self.state.metrics.clone(),
+            nodes: self.options.nodes,
+        });
+        Ok(())
+    }
+
+    async fn all_up(&mut self, client: &mut Client, deadline: Instant) -> Result<(), Failure> {
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => return Err(late("the nodes are not up")),
+                Some(happening) = self.happenings.recv() => self.note(happening)?,
+                _ = looks.tick() => {
+                    let Reply::Nodes(nodes) = client.ask(&Request::Nodes, Repeat::Safe).await? else {
+                        return Err(unexpected());
+                    };
+                    let ours = |name: &str| (1..=self.options.nodes).any(|index| node_name(index) == name);
+                    let up = nodes.iter().filter(|node| node.state == NodeState::Up && ours(&node.name)).count();
+                    if up >= self.options.nodes as usize {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, launch: Launch, slot: usize) {
+        let (phase, name) = if slot == COORDINATOR {
+            (&self.coordinator, "coordinator".to_owned())
+        } else {
+            (&self.agents, launch.name.clone())
+        };
+        assert_eq!(slot, self.slots.len(), "slots are filled in order");
+        self.state.processes.push(Process { name, pid: 0, restarts: 0 });
+        let launch = watch::Sender::new(launch);
+        let keeper = Keeper {
+            slot,
+            launch: launch.subscribe(),
+            phase: phase.subscribe(),
+            happenings: self.to_happenings.clone(),
+        };
+        self.slots.push(launch);
+        self.keepers.push(tokio::task::spawn(keeper.run()));
+    }
+
+    async fn next_happening(&mut self, deadline: Instant) -> Result<(), Failure> {
+        match timeout_at(deadline, self.happenings.recv()).await {
+            Ok(Some(happening)) => self.note(happening),
+            Ok(None) | Err(_) => Err(late("the coordinator does not answer")),
+        }
+    }
+
+    /// Keeps the books; an error means that the cluster cannot go on.
+    fn note(&mut self, happening: Happening) -> Result<(), Failure> {
+        match happening {
+            Happening::Started { slot, pid } => {
+                self.state.processes[slot].pid = pid;
+                if self.state.processes[slot].restarts > 0 {
+                    notify(&Notice::Restarted { process: self.state.processes[slot].name.clone(), pid });
+                }
+            }
+            Happening::Said { slot: COORDINATOR, line } => self.listening(&line),
+            Happening::Said { .. } => return Ok(()),
+            Happening::Died { slot, reason } => {
+                let process = &mut self.state.processes[slot];
+                process.restarts += 1;
+                process.pid = 0;
+                let (process, restarts) = (process.name.clone(), process.restarts);
+                notify(&Notice::Restarting { process, reason, restarts });
+            }
+            Happening::GaveUp { slot, reason } => {
+                let name = self.state.processes[slot].name.clone();
+                let failure = Failure::new(Exit::Negative, format!("the {name} {reason}"))
+                    .help(format!("its log is {}", self.folder.log(&name).display()));
+                // Bringing up reports its own failures.
+                if *self.agents.borrow() == Phase::Up {
+                    let log = self.folder.log_tail(&name, LOG_LINES);
+                    notify(&Notice::Failed { reason: failure.message(), help: failure.help_text(), log });
+                }
+                self.culprit = Some(name);
+                return Err(failure);
+            }
+        }
+        self.folder.write_state(&self.state)
+    }
+
+    fn listening(&mut self, line: &str) {
+        let Ok(listening) = serde_json::from_str::<Listening>(line) else { return };
+        self.state.address = listening.address;
+        self.state.metrics = listening.metrics;
+        self.listening = true;
+        // A restart comes back where everyone expects it.
+        let launch = self.coordinator_launch();
+        self.slots[COORDINATOR].send_replace(launch);
+    }
+
+    /// A port that was asked for is used; else that of an earlier life; else any.
+    fn coordinator_launch(&self) -> Launch {
+        let known = Some(&self.state.address).filter(|address| !address.is_empty() && self.options.listen.port() == 0);
+        let listen = known.cloned().unwrap_or_else(|| self.options.listen.to_string());
+        let metrics = self.state.metrics.clone().or(self.options.metrics.map(|address| address.to_string()));
+        let dir = self.folder.coordinator().display().to_string();
+        let mut arguments = strings(&["coordinator", "--dir", &dir, "--listen", &listen, "--json"]);
+        if let Some(metrics) = metrics {
+            arguments.extend(strings(&["--metrics", &metrics]));
+        }
+        Launch { name: "coordinator".into(), arguments, log: self.folder.log("coordinator"), input: None }
+    }
+
+    fn node_launch(&self, index: u32, input: Option<String>) -> Launch {
+        let (name, dir) = (node_name(index), self.folder.node(index).display().to_string());
+        let mut arguments = strings(&[
+            "node",
+            "--dir",
+            &dir,
+            "--coordinator",
+            &self.state.address,
+            "--name",
+            &name,
+            "--ip",
+            "127.0.0.1",
+        ]);
+        if input.is_some() {
+            arguments.extend(strings(&["--join", "-"]));
+        }
+        Launch { log: self.folder.log(&name), name, arguments, input }
+    }
+
+    /// The log of the process that made the start fail.
+    fn failed_log(&self) -> Vec<String> {
+        self.folder.log_tail(self.culprit.as_deref().unwrap_or("coordinator"), LOG_LINES)
+    }
+
+    /// Agents first, so that they can still tell the coordinator of their ranks; then the coordinator.
+    async fn take_down(&mut self) {
+        let mut agents = std::mem::take(&mut self.keepers);
+        let coordinator: Vec<JoinHandle<()>> = agents.drain(..agents.len().min(1)).collect();
+        for (phase, keepers) in [(&self.agents, agents), (&self.coordinator, coordinator)] {
+            phase.send_replace(Phase::Stopping);
+            for mut keeper in keepers {
+                loop {
+                    tokio::select! {
+                        _ = &mut keeper => break,
+                        // Keepers must not wait for room in the channel.
+                        _ = self.happenings.recv() => {}
+                    }
+                }
+            }
+        }
+        let _ = self.folder.write_state(&State { processes: Vec::new(), ..self.state.clone() });
+    }
+}
+
+async fn node_token(client: &mut Client) -> Result<String, Failure> {
+    let request = Request::TokenCreate { scope: TokenScope::Node, ttl_seconds: TOKEN_TTL_SECONDS };
+    // An unused token that nobody has seen is harmless: asking again is safe here.
+    match client.ask(&request, Repeat::Safe).await? {
+        Reply::Token { text, .. } => Ok(text),
+        _ => Err(unexpected()),
+    }
+}
+
+/// To whoever started us, if it still listens, and to the log.
+fn notify(notice: &Notice) {
+    match notice {
+        Notice::Ready { .. } | Notice::Restarted { .. } => tracing::info!(?notice, "notice"),
+        Notice::Restarting { .. } => tracing::warn!(?notice, "notice"),
+        Notice::Failed { .. } => tracing::error!(?notice, "notice"),
+    }
+    if let Ok(line) = serde_json::to_string(notice).or_fail(Exit::Negative, "encode notice") {
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}
+
+fn late(what: &str) -> Failure {
+    Failure::new(Exit::Unavailable, format!("{what} after {} s", START_MAX.as_secs())).help("look into the logs below")
+}
+
+fn strings(parts: &[&str]) -> Vec<String> {
+    parts.iter().map(|part| (*part).to_owned()).collect()
+}

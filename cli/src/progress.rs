@@ -1,0 +1,145 @@
+//! What a person sees while a job trains: a bar on a terminal, a line now and then elsewhere. Owns stderr's last line; never decides anything.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use stoke_protocol::message::client::{JobState, JobView};
+use stoke_protocol::message::rank;
+
+use crate::json::job_state;
+use crate::output;
+
+/// Between lines in a log file or a pipe.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+    last_state: Option<(JobState, u64, String)>,
+}
+
+impl Progress {
+    pub fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            bar.set_style(style("{spinner} {msg}"));
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar, last_line: None, last_state: None }
+    }
+
+    pub fn show(&mut self, view: &JobView) {
+        let state = (view.state, view.generation.0, view.reason.clone());
+        if self.last_state.as_ref() != Some(&state) {
+            self.changed(view);
+            self.last_state = Some(state);
+        }
+        match &view.progress {
+            Some(progress) if view.state == JobState::Running => self.step(progress),
+            Some(_) | None => {}
+        }
+    }
+
+    /// A line that stays.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn changed(&mut self, view: &JobView) {
+        let ranks = view.world_sizes.last().copied().unwrap_or(0);
+        let text = match view.state {
+            JobState::Queued => format!("{} waits: {}", view.job, view.reason),
+            JobState::Starting => format!("{} starts on {ranks} ranks", view.job),
+            JobState::Running => format!("{} runs on {ranks} ranks, generation {}", view.job, view.generation.0),
+            JobState::Recovering => format!("{} recovers: {}", view.job, view.reason),
+            JobState::Cancelling => format!("{} is being cancelled", view.job),
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled => {
+                format!("{} {}", view.job, job_state(view.state))
+            }
+        };
+        match &self.bar {
+            // Recoveries stay on the screen, the rest passes by.
+            Some(bar) if view.state != JobState::Recovering => bar.set_message(text),
+            Some(_) | None => self.note(&text),
+        }
+    }
+
+    fn step(&mut self, progress: &rank::Progress) {
+        let figures = figures(progress);
+        if let Some(bar) = &self.bar {
+            if bar.length().is_none() {
+                bar.set_style(style("{bar:28} {pos}/{len} {msg}, {elapsed} elapsed"));
+                bar.set_length(progress.steps.0);
+            }
+            bar.set_position(progress.step.0);
+            bar.set_message(figures);
+            return;
+        }
+        if self.last_line.is_some_and(|at| at.elapsed() < LINE_EVERY) {
+            return;
+        }
+        self.last_line = Some(Instant::now());
+        eprintln!("step {}/{} {figures}", progress.step.0, progress.steps.0);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Loss, accuracy, speed and the time that is left at this speed.
+fn figures(progress: &rank::Progress) -> String {
+    let mut text = format!("loss {:.4} accuracy {:.4}", progress.loss, progress.accuracy);
+    if progress.samples_per_second > 0.0 {
+        let _ = write!(text, " {} samples/s", output::grouped(progress.samples_per_second as u64));
+    }
+    let per_step = progress.samples / progress.step.0.max(1);
+    let samples_left = progress.steps.0.saturating_sub(progress.step.0) * per_step;
+    if progress.samples_per_second > 0.0 && samples_left > 0 {
+        let left_ms = samples_left as f64 / progress.samples_per_second * 1000.0;
+        let _ = write!(text, ", {} left", output::duration_ms(left_ms as u64));
+    }
+    text
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("our templates are well formed")
+}
+
+#[cfg(test)]
+mod tests {
+    use stoke_protocol::ids::Step;
+
+    use super::*;
+
+    #[test]
+    fn figures_name_what_is_left() {
+        let progress = rank::Progress {
+            step: Step(50),
+            steps: Step(100),
+            loss: 0.25,
+            accuracy: 0.9,
+            learning_rate: 0.001,
+            samples_per_second: 1000.0,
+            compute_ms: 1.0,
+            exchange_ms: 1.0,
+            apply_ms: 1.0,
+            samples: 5000,
+        };
+        assert_eq!(figures(&progress), "loss 0.2500 accuracy 0.9000 1,000 samples/s, 5.0s left");
+    }
+}

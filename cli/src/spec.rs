@@ -1,0 +1,214 @@
+//! From the file that a person wrote to the canonical spec that is submitted: `--set`, `--ranks` and `--resume` applied, paths absolute, all
+//! checks done. Errors read `FILE:LINE: message`. Never talks to a cluster.
+
+use std::fmt::Display;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use stoke_jobs::JobError;
+use stoke_protocol::spec::{JobSpec, RANKS_MAX};
+
+use crate::failure::{Exit, Failure, OrFail};
+
+/// The arguments of every command that takes a spec.
+#[derive(clap::Args, Debug)]
+pub struct SpecArgs {
+    /// The job spec (TOML); `-` reads it from standard input
+    #[arg(value_name = "SPEC")]
+    pub spec: PathBuf,
+
+    /// World size; overrides [resources] ranks
+    #[arg(long, value_name = "R")]
+    pub ranks: Option<u32>,
+
+    /// Change a key of the spec, e.g. `--set train.epochs=1`; repeatable. Paths in [data] are relative to the spec's folder
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+
+    /// Continue from this checkpoint (its folder or file:// URI)
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub resume: Option<String>,
+}
+
+/// Reads, changes, completes and checks the spec.
+pub fn prepare(args: &SpecArgs) -> Result<JobSpec, Failure> {
+    let (name, text, base) = read(&args.spec)?;
+    let changed = change(&name, &text, args)?;
+    let at = |line: Option<usize>, message: &dyn Display| located(&name, line, message);
+    let parse = |text: &str| JobSpec::parse(text);
+    let Some(changed) = changed else {
+        let spec = parse(&text).map_err(|error| at(error.line, &error.message))?;
+        return finish(&text, &spec.trainer, &base).map_err(|(line, message)| at(line, &message));
+    };
+    let spec = parse(&changed).map_err(|error| {
+        // A mistake that stands in the file itself is shown where it stands.
+        let original = parse(&text).err().filter(|original| original.message == error.message);
+        at(original.and_then(|original| original.line), &error.message)
+    })?;
+    finish(&changed, &spec.trainer, &base).map_err(|(_, message)| {
+        let line =
+            finish(&text, &spec.trainer, &base).err().and_then(|(line, original)| line.filter(|_| original == message));
+        at(line, &message)
+    })
+}
+
+/// One rank a node where the spec does not say, and never more ranks than lanes.
+pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) {
+    if spec.resources.ranks.is_none() {
+        spec.resources.ranks = Some(nodes_up.clamp(1, RANKS_MAX.min(spec.train.lanes)));
+    }
+}
+
+/// A checkpoint's URI from what people type: a folder, or the URI itself.
+pub fn checkpoint_uri(text: &str) -> Result<String, Failure> {
+    if text.contains("://") {
+        return Ok(text.to_owned());
+    }
+    let path = std::path::absolute(text).or_fail(Exit::Usage, format!("resolve path {text}"))?;
+    file_uri(&path)
+}
+
+pub fn file_uri(path: &Path) -> Result<String, Failure> {
+    let text = path
+        .to_str()
+        .ok_or_else(|| Failure::usage(format!("path {} is not UTF-8: a URI cannot name it", path.display())))?;
+    Ok(format!("file://{text}"))
+}
+
+fn read(path: &Path) -> Result<(String, String, PathBuf), Failure> {
+    let current = || std::env::current_dir().or_fail(Exit::Usage, "find the current folder");
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).or_fail(Exit::Usage, "read the spec from standard input")?;
+        return Ok(("stdin".to_owned(), text, current()?));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::from_error(Exit::Usage, error)
+            .context(format!("read spec {}", path.display()))
+            .help("name a job spec, for example jobs/specs/domains.toml")
+    })?;
+    let base = std::path::absolute(path).or_fail(Exit::Usage, "resolve the spec's path")?;
+    let base = base.parent().map(Path::to_path_buf).unwrap_or(current()?);
+    Ok((path.display().to_string(), text, base))
+}
+
+/// The document with the changes of the command line, or none when there are none (then line numbers hold).
+fn change(name: &str, text: &str, args: &SpecArgs) -> Result<Option<String>, Failure> {
+    if args.sets.is_empty() && args.ranks.is_none() && args.resume.is_none() {
+        return Ok(None);
+    }
+    let mut document: toml::Table = toml::from_str(text).map_err(|error| {
+        let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        located(name, line, &error.message().replace('\n', ", "))
+    })?;
+    for set in &args.sets {
+        let (key, value) = set.split_once('=').ok_or_else(|| {
+            Failure::usage(format!("--set {set:?} has no '='")).help("write for example --set train.epochs=1")
+        })?;
+        set_key(&mut document, key.trim(), value.trim())?;
+    }
+    if let Some(ranks) = args.ranks {
+        set_key(&mut document, "resources.ranks", &ranks.to_string())?;
+    }
+    if let Some(resume) = &args.resume {
+        let quoted = toml::Value::String(checkpoint_uri(resume)?).to_string();
+        set_key(&mut document, "checkpoint.resume", &quoted)?;
+    }
+    toml::to_string(&document).map(Some).or_fail(Exit::Usage, "write the changed spec")
+}
+
+fn set_key(document: &mut toml::Table, key: &str, value: &str) -> Result<(), Failure> {
+    let mut path: Vec<&str> = key.split('.').collect();
+    let last = path.pop().filter(|last| !last.is_empty() && path.iter().all(|part| !part.is_empty()));
+    let Some(last) = last else {
+        return Err(Failure::usage(format!("--set {key}: empty key")).help("write for example --set train.epochs=1"));
+    };
+    let mut table = document;
+    for part in path {
+        let entry = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        table = entry.as_table_mut().ok_or_else(|| Failure::usage(format!("--set {key}: {part} is not a section")))?;
+    }
+    // `steps` and `epochs` stand for each other: choosing one drops the other.
+    match last {
+        "steps" => table.remove("epochs"),
+        "epochs" => table.remove("steps"),
+        _ => None,
+    };
+    table.insert(last.to_owned(), parse_value(value));
+    Ok(())
+}
+
+/// A TOML value, or the bare text where it is none: `--set name=trial` needs no quotes.
+fn parse_value(text: &str) -> toml::Value {
+    toml::from_str::<toml::Table>(&format!("value = {text}"))
+        .ok()
+        .filter(|table| table.len() == 1)
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+/// The trainer's own checks, then the canonical spec.
+fn finish(text: &str, trainer: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
+    let problem = |error: JobError| match error {
+        JobError::Config { line, problem, mend } => (Some(line), format!("{problem} ({mend})")),
+        other => (None, other.to_string()),
+    };
+    stoke_jobs::check(text, trainer).map_err(problem)?;
+    let absolute = stoke_jobs::absolute_paths(text, base).map_err(problem)?;
+    JobSpec::parse(&absolute).map_err(|error| (error.line, error.message))
+}
+
+fn located(name: &str, line: Option<usize>, message: &dyn Display) -> Failure {
+    match line {
+        Some(line) => Failure::usage(format!("{name}:{line}: {message}")),
+        None => Failure::usage(format!("{name}: {message}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(text: &str, sets: &[(&str, &str)]) -> toml::Table {
+        let mut document: toml::Table = toml::from_str(text).unwrap();
+        for (key, value) in sets {
+            set_key(&mut document, key, value).unwrap();
+        }
+        document
+    }
+
+    #[test]
+    fn set_reaches_sections_and_replaces_the_other_length() {
+        let document = changed(
+            "name = \"a\"\n[train]\nsteps = 5\n",
+            &[("train.epochs", "1"), ("name", "trial"), ("model.width", "64")],
+        );
+        assert_eq!(document["train"]["epochs"].as_integer(), Some(1));
+        assert!(document["train"].get("steps").is_none());
+        assert_eq!(document["name"].as_str(), Some("trial"));
+        assert_eq!(document["model"]["width"].as_integer(), Some(64));
+    }
+
+    #[test]
+    fn set_refuses_keys_that_lead_nowhere() {
+        let mut document = toml::Table::new();
+        document.insert("name".into(), "a".into());
+        assert!(set_key(&mut document, "name.deep", "1").is_err());
+        assert!(set_key(&mut document, "train.", "1").is_err());
+        assert!(set_key(&mut document, "", "1").is_err());
+    }
+
+    #[test]
+    fn values_are_toml_or_bare_text() {
+        assert_eq!(parse_value("0.5"), toml::Value::Float(0.5));
+        assert_eq!(parse_value("\"x\""), toml::Value::String("x".into()));
+        assert_eq!(parse_value("plain text"), toml::Value::String("plain text".into()));
+        assert_eq!(parse_value("1\nother = 2"), toml::Value::String("1\nother = 2".into()));
+    }
+
+    #[test]
+    fn folders_become_uris() {
+        assert_eq!(checkpoint_uri("/a/b").unwrap(), "file:///a/b");
+        assert_eq!(checkpoint_uri("file:///a").unwrap(), "file:///a");
+    }
+}

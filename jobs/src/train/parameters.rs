@@ -1,0 +1,156 @@
+//! A model's parameters as plain numbers, in declaration order: their layout, their gradients, saving and loading.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Tensor, TensorData};
+
+use super::optimizer::floats;
+use super::{Layout, NamedTensor, ParamSpec};
+use crate::JobError;
+
+/// Walks the parameters in declaration order with their dotted paths.
+struct Walk<F> {
+    path: Vec<String>,
+    each: F,
+}
+
+/// What a walk does at a parameter: path, shape, value.
+trait Visit {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>);
+}
+
+impl<F: Visit> ModuleVisitor for Walk<F> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.each.visit(self.path.join("."), param);
+    }
+}
+
+fn walk<M: Module, F: Visit>(model: &M, each: F) -> F {
+    let mut walk = Walk { path: Vec::new(), each };
+    model.visit(&mut walk);
+    walk.each
+}
+
+struct Specs(Vec<ParamSpec>);
+
+impl Visit for Specs {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
+        let shape = param.val().dims().to_vec();
+        let (offset, len) = (self.0.last().map_or(0, |last| last.offset + last.len), shape.iter().product());
+        self.0.push(ParamSpec { path, shape, offset, len });
+    }
+}
+
+pub(crate) fn layout<M: Module>(model: &M) -> Layout {
+    Layout { params: walk(model, Specs(Vec::new())).0 }
+}
+
+struct Take {
+    gradients: GradientsParams,
+    out: Vec<Option<TensorData>>,
+}
+
+impl Visit for Take {
+    fn visit<const D: usize>(&mut self, _: String, param: &Param<Tensor<D>>) {
+        // The buffer moves out where the backend holds the only handle: no copy on the CPU.
+        self.out.push(self.gradients.remove::<D>(param.id).map(Tensor::into_data));
+    }
+}
+
+/// Gradients in layout order; zeros for a parameter that the loss did not reach.
+pub(crate) fn gradients<M: Module>(model: &M, layout: &Layout, loss: Tensor<1>) -> Vec<TensorData> {
+    let gradients = GradientsParams::from_grads(loss.backward(), model);
+    let taken = walk(model, Take { gradients, out: Vec::new() }).out;
+    let zeros = |param: &ParamSpec| TensorData::new(vec![0f32; param.len], param.shape.clone());
+    taken.into_iter().zip(&layout.params).map(|(data, param)| data.unwrap_or_else(|| zeros(param))).collect()
+}
+
+/// Adds gradients in place.
+pub(crate) fn add(total: &mut [TensorData], part: &[TensorData]) {
+    for (total, part) in total.iter_mut().zip(part) {
+        let total = total.as_mut_slice::<f32>().expect("gradients are f32");
+        let part = part.as_slice::<f32>().expect("gradients are f32");
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+    }
+}
+
+struct Save(Result<Vec<NamedTensor>, JobError>);
+
+impl Visit for Save {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
+        let Ok(out) = &mut self.0 else { return };
+        let (name, tensor) = (format!("model.{path}"), param.val().inner());
+        let shape = tensor.dims().to_vec();
+        match floats(&name, tensor.into_data()) {
+            Ok(values) => out.push(NamedTensor { name, shape, values }),
+            Err(error) => self.0 = Err(error),
+        }
+    }
+}
+
+/// The parameters as `model.<path>`, in layout order.
+pub(crate) fn save_model<M: Module>(model: &M) -> Result<Vec<NamedTensor>, JobError> {
+    walk(model, Save(Ok(Vec::new()))).0
+}
+
+/// Tensors by name, each with as many values as its shape says.
+pub(crate) fn by_name(tensors: Vec<NamedTensor>) -> Result<BTreeMap<String, NamedTensor>, JobError> {
+    let mut map = BTreeMap::new();
+    for tensor in tensors {
+        let name = tensor.name.clone();
+        let fail = |problem| Err(JobError::Tensor { name: name.clone(), problem });
+        if tensor.shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size)) != Some(tensor.values.len()) {
+            return fail(format!("{} values in the shape {:?}", tensor.values.len(), tensor.shape));
+        }
+        if map.insert(name.clone(), tensor).is_some() {
+            return fail("given twice".to_owned());
+        }
+    }
+    Ok(map)
+}
+
+/// The weights in layout order, with every name and shape checked.
+pub(crate) fn check_model(layout: &Layout, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
+    let mut map = by_name(tensors)?;
+    let mut weights = Vec::new();
+    for param in &layout.params {
+        let name = format!("model.{}", param.path);
+        let Some(tensor) = map.remove(&name) else {
+            return Err(JobError::Tensor { name, problem: "missing".to_owned() });
+        };
+        if tensor.shape != param.shape {
+            let problem = format!("shape {:?}, expected {:?}: saved with another [model]?", tensor.shape, param.shape);
+            return Err(JobError::Tensor { name, problem });
+        }
+        weights.push(tensor);
+    }
+    if let Some(name) = map.into_keys().next() {
+        return Err(JobError::Tensor { name, problem: "no parameter of this model has that name".to_owned() });
+    }
+    Ok(weights)
+}
+
+/// Puts checked weights into the model.
+pub(crate) fn load_model<M: Module>(model: M, weights: Vec<NamedTensor>) -> M {
+    struct Put(std::vec::IntoIter<NamedTensor>);
+    impl ModuleMapper for Put {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let weights = self.0.next().expect("one tensor a parameter, checked by check_model");
+            let (id, old, mapper) = param.consume();
+            let tensor = Tensor::<D>::from_data(TensorData::new(weights.values, weights.shape), &old.device());
+            let tensor = if old.is_require_grad() { tensor.require_grad() } else { tensor };
+            Param::from_mapped_value(id, tensor, mapper)
+        }
+    }
+    model.map(&mut Put(weights.into_iter()))
+}

@@ -1,0 +1,278 @@
+//! The contract of `Train`, on both trainers with the committed data and small models.
+
+use stoke_jobs::{JobError, LaneWork, NamedTensor, Plan};
+
+use crate::common;
+
+const TRAINERS: [&str; 2] = ["domains", "digits"];
+
+fn spec(trainer: &str) -> String {
+    common::spec(&format!("reference/golden/{trainer}.toml"))
+}
+
+/// The spec with its `[optimizer]` replaced.
+fn with_optimizer(trainer: &str, optimizer: &str) -> String {
+    let spec = spec(trainer);
+    let (head, rest) = spec.split_once("[optimizer]").expect("the spec has an optimizer");
+    let (_, tail) = rest.split_once("[schedule]").expect("the spec has a schedule");
+    format!("{head}[optimizer]\n{optimizer}\n[schedule]{tail}")
+}
+
+#[test]
+fn pieces_cover_the_flat_vector_once() {
+    for trainer in TRAINERS {
+        let spec = spec(trainer);
+        let plan = common::plan(&spec);
+        let mut train = common::load(&spec, &plan);
+        let layout = train.layout().clone();
+        let mut next = 0;
+        for param in &layout.params {
+            assert_eq!((param.offset, param.len), (next, param.shape.iter().product()), "{}", param.path);
+            next += param.len;
+        }
+        let mut seen = vec![0; layout.flat_len()];
+        let samples = plan.lane_samples(train.samples(), 0, 0);
+        let work = LaneWork { step: 0, lane: 0, samples: &samples };
+        let mut count =
+            |offset: usize, piece: &[f32]| seen[offset..offset + piece.len()].iter_mut().for_each(|n| *n += 1);
+        train.lane(work, &mut count).expect("a good lane");
+        assert!(seen.iter().all(|&times| times == 1), "{trainer}");
+    }
+}
+
+#[test]
+fn lane_gives_the_same_bits_anywhere() {
+    for trainer in TRAINERS {
+        // The shipped spec too: its model is large enough for the backend to use its threads.
+        for file in [format!("reference/golden/{trainer}.toml"), format!("specs/{trainer}.toml")] {
+            let spec = common::spec(&file);
+            let plan = common::plan(&spec);
+            let first = common::lane(&mut *common::load(&spec, &plan), &plan, 3, 5);
+            for threads in [1, 2, 3] {
+                let plan = Plan { threads, ..plan.clone() };
+                let mut train = common::load(&spec, &plan);
+                common::lane(&mut *train, &plan, 3, 1);
+                assert!(common::lane(&mut *train, &plan, 3, 5) == first, "{file}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn lanes_of_any_number_cover_the_batch() {
+    let plan = |lanes| Plan { seed: 1, batch: 50, lanes, steps: 9, accumulate: 1, threads: 1, clip_norm: None };
+    let all = |lanes: usize, step| -> Vec<u64> {
+        (0..lanes as u32).flat_map(|lane| plan(lanes).lane_samples(120, step, lane)).collect()
+    };
+    for step in 0..9 {
+        assert_eq!(all(1, step).len(), 50);
+        for lanes in [2, 3, 8, 50] {
+            assert_eq!(all(lanes, step), all(1, step), "{lanes} lanes");
+        }
+    }
+}
+
+#[test]
+fn accumulation_changes_only_the_rounding() {
+    let spec = spec("domains");
+    let plan = common::plan(&spec);
+    let whole = common::lane(&mut *common::load(&spec, &plan), &plan, 0, 0);
+    let plan = Plan { accumulate: 3, ..plan };
+    let parts = common::lane(&mut *common::load(&spec, &plan), &plan, 0, 0);
+    let largest = whole.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-5 * largest));
+    assert_eq!(whole[whole.len() - 1], parts[parts.len() - 1], "samples");
+}
+
+#[test]
+fn resumed_training_gives_the_same_bits() {
+    let optimizers = [
+        ("domains", "name = 'adamw'\nweight_decay = 0.1"),
+        ("digits", "name = 'adam'\namsgrad = true\nweight_decay = 0.01"),
+        ("domains", "name = 'sgd'\nmomentum = 0.9\nnesterov = true"),
+        ("domains", "name = 'sgd'"),
+    ];
+    for (trainer, optimizer) in optimizers {
+        let spec = with_optimizer(trainer, optimizer);
+        let plan = common::plan(&spec);
+        let mut straight = common::load(&spec, &plan);
+        for step in 0..10 {
+            common::step(&mut *straight, &plan, step);
+        }
+        let saved = straight.save().expect("a saved state");
+
+        let mut resumed = common::load(&spec, &Plan { seed: plan.seed + 1, ..plan.clone() });
+        resumed.restore(saved.clone()).expect("the same model");
+        assert_eq!(resumed.save().expect("a saved state"), saved, "{optimizer}");
+        for step in 10..20 {
+            let (a, b) = (common::step(&mut *straight, &plan, step), common::step(&mut *resumed, &plan, step));
+            assert_eq!(a, b, "{optimizer}, step {step}");
+        }
+        assert_eq!(straight.weights_blake3(), resumed.weights_blake3(), "{optimizer}");
+    }
+}
+
+#[test]
+fn state_of_before_the_first_step_restores() {
+    let spec = spec("domains");
+    let plan = common::plan(&spec);
+    let fresh = common::load(&spec, &plan);
+    let mut other = common::load(&spec, &Plan { seed: 99, ..plan.clone() });
+    assert_ne!(fresh.weights_blake3(), other.weights_blake3());
+    common::step(&mut *other, &plan, 0);
+    other.restore(fresh.save().expect("a saved state")).expect("the same model");
+    assert_eq!(fresh.save().expect("a saved state"), other.save().expect("a saved state"));
+}
+
+#[test]
+fn foreign_state_is_refused_and_changes_nothing() {
+    let spec = spec("domains");
+    let plan = common::plan(&spec);
+    let mut train = common::load(&spec, &plan);
+    common::step(&mut *train, &plan, 0);
+    let (good, hash) = (train.save().expect("a saved state"), train.weights_blake3());
+    let refused = |change: &dyn Fn(&mut Vec<NamedTensor>)| {
+        let mut tensors = good.clone();
+        change(&mut tensors);
+        common::load(&spec, &plan).restore(tensors).expect_err("a wrong state").to_string()
+    };
+    assert_eq!(refused(&|tensors| drop(tensors.remove(0))), "restore tensor model.embedding.weight: missing");
+    assert_eq!(
+        refused(&|tensors| tensors[0].shape = vec![8, 41]),
+        "restore tensor model.embedding.weight: shape [8, 41], expected [41, 8]: saved with another [model]?"
+    );
+    assert_eq!(
+        refused(&|tensors| tensors[0].values.truncate(5)),
+        "restore tensor model.embedding.weight: 5 values in the shape [41, 8]"
+    );
+    assert_eq!(
+        refused(&|tensors| tensors[0].name = "model.other".to_owned()),
+        "restore tensor model.embedding.weight: missing"
+    );
+    assert!(refused(&|tensors| tensors.push(tensors[0].clone())).ends_with("given twice"));
+    let moment = "optimizer.output.bias.momentum.moment_2";
+    let message = refused(&|tensors| tensors.retain(|tensor| tensor.name != moment));
+    assert!(message.starts_with("restore tensor optimizer.output.bias: a field"), "{message}");
+    let sgd = with_optimizer("domains", "name = 'sgd'\nmomentum = 0.9");
+    assert!(common::load(&sgd, &plan).restore(good.clone()).is_err());
+
+    let mut broken = good.clone();
+    broken.retain(|tensor| tensor.name != moment);
+    broken[0].values.fill(0.0);
+    train.restore(broken).expect_err("a wrong state");
+    assert_eq!(train.weights_blake3(), hash);
+}
+
+#[test]
+fn sums_that_are_not_finite_are_refused() {
+    let spec = spec("domains");
+    let plan = common::plan(&spec);
+    let mut train = common::load(&spec, &plan);
+    let hash = train.weights_blake3();
+    let sum = common::sum(&mut *train, &plan, 0);
+    let len = train.layout().len();
+    for (at, what) in [(len, "the loss"), (3, "the gradient")] {
+        let mut sum = sum.clone();
+        sum[at] = f32::NAN;
+        let error = train.apply(41, &sum).expect_err("not finite");
+        assert!(matches!(error, JobError::NonFinite { step: 41, what: part } if part == what), "{error}");
+    }
+    let error = train.apply(0, &sum[1..]).expect_err("too short").to_string();
+    assert_eq!(error, format!("length of the gradient sum: got {}, expected {}", len + 2, len + 3));
+    assert_eq!(train.weights_blake3(), hash);
+    let samples = train.samples();
+    let work = LaneWork { step: 0, lane: 0, samples: &[0, samples] };
+    let error = train.lane(work, &mut |_, _| ()).expect_err("out of range").to_string();
+    assert_eq!(error, format!("sample index below the set's size: got {samples}, expected {samples}"));
+}
+
+#[test]
+fn trained_weights_classify() {
+    let spec = spec("domains");
+    let plan = common::plan(&spec);
+    let mut train = common::load(&spec, &plan);
+    for step in 0..80 {
+        common::step(&mut *train, &plan, step);
+    }
+    let metrics = train.evaluate().expect("metrics");
+    assert!(metrics["roc_auc"] > 0.85 && metrics["accuracy"] > 0.75, "{metrics:?}");
+    assert!(metrics.contains_key("precision_at_1pct_fpr") && metrics.contains_key("recall_at_1pct_fpr"));
+    let mut classifier =
+        stoke_jobs::classifier(&spec, "domains", train.save().expect("a state")).expect("the same model");
+    let lines = ["myetherwallet-login.com", "wikipedia.org"].map(str::to_owned);
+    let answers = classifier.predict(&lines).expect("two names");
+    assert_eq!(answers[0].label, "phishing");
+    assert_eq!(answers[1].label, "benign");
+    assert!((answers[0].scores.iter().map(|(_, score)| score).sum::<f32>() - 1.0).abs() < 1e-6);
+    let alone = classifier.predict(&lines[1..]).expect("one name");
+    assert!((alone[0].scores[0].1 - answers[1].scores[0].1).abs() < 1e-6, "an answer depends on its neighbours");
+    let error = classifier.predict(&["a.com".to_owned(), "not a domain".to_owned()]).expect_err("a bad line");
+    assert_eq!(error.to_string(), "input line 2: expected a domain name, found \"not a domain\"");
+}
+
+#[test]
+fn digits_are_read_from_lines() {
+    let spec = spec("digits");
+    let train = common::load(&spec, &common::plan(&spec));
+    let mut classifier =
+        stoke_jobs::classifier(&spec, "digits", train.save().expect("a state")).expect("the same model");
+    let blank = format!("[{}0]", "0,".repeat(783));
+    assert_eq!(classifier.predict(&[blank]).expect("an image")[0].scores.len(), 10);
+    let error = classifier.predict(&["[1,2]".to_owned()]).expect_err("a short image").to_string();
+    assert_eq!(error, "input line 1: expected 784 values, found 2");
+}
+
+#[test]
+fn mistakes_in_a_spec_are_named() {
+    // The message for a spec with one line changed, which must name that line.
+    let message = |trainer: &str, from: &str, to: &str| {
+        let spec = spec(trainer);
+        let line = 1 + spec.lines().position(|line| line == from).expect("the line is there");
+        let error = stoke_jobs::check(&spec.replace(from, to), trainer).expect_err("a wrong spec").to_string();
+        error.strip_prefix(&format!("line {line}: ")).unwrap_or_else(|| panic!("not line {line}: {error}")).to_owned()
+    };
+    for trainer in TRAINERS {
+        stoke_jobs::check(&spec(trainer), trainer).expect("a good spec");
+        stoke_jobs::check(&common::spec(&format!("specs/{trainer}.toml")), trainer).expect("a good spec");
+    }
+    let widths = "widths = [2, 3, 5]";
+    assert_eq!(
+        message("domains", "hidden = 16", "hiden = 16"),
+        "unknown field `hiden` (write one of `length`, `embedding`, `widths`, `channels`, `hidden`)"
+    );
+    assert!(message("domains", widths, "widths = []").starts_with("[model] widths is out of range"));
+    assert!(message("domains", widths, "widths = 'x'").starts_with("invalid type: string \"x\""));
+    assert!(message("domains", "held_out = 0.15", "held_out = 1.5").starts_with("[data] held_out is out of range"));
+    assert!(message("digits", "held_out = 0.15", "held_out = true").contains("a fraction between 0 and 1"));
+    assert!(message("digits", "channels = [4, 8]", "channels = [4, 0]").starts_with("[model] channels is out of"));
+    assert!(message("digits", "channels = [4, 8]", "channels = [4]").contains("an array of length 2"));
+    let error = stoke_jobs::check(&spec("digits"), "digitz").expect_err("no such trainer").to_string();
+    assert_eq!(error, "line 3: unknown trainer \"digitz\" (write one of domains, digits)");
+}
+
+#[test]
+fn bad_rows_and_missing_files_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("rows.csv");
+    let load = |rows: &str| {
+        std::fs::write(&file, rows).expect("write the rows");
+        let spec = format!("trainer = 'domains'\n[data]\ntrain = '{}'\nheld_out = 0.5\n", file.display());
+        let plan = Plan { seed: 1, batch: 2, lanes: 1, steps: 1, accumulate: 1, threads: 1, clip_norm: None };
+        let error = stoke_jobs::load(&spec, "domains", plan).err().expect("wrong rows").to_string();
+        error.replace(file.to_str().expect("utf-8"), "FILE")
+    };
+    assert_eq!(
+        load("domain,label\na.com,benign\nb.com,odd\n"),
+        "FILE, line 3: expected benign or phishing, found \"odd\""
+    );
+    assert_eq!(
+        load("domain,label\nhttp://a.com/,benign\n"),
+        "FILE, line 2: expected a domain name, found \"http://a.com/\""
+    );
+    assert_eq!(load("domain,label\na.com,benign\n"), "data FILE: no training row is labelled phishing");
+    std::fs::remove_file(&file).expect("remove the rows");
+    let spec = format!("[data]\ntrain = '{}'\n", file.display());
+    let plan = Plan { seed: 1, batch: 2, lanes: 1, steps: 1, accumulate: 1, threads: 1, clip_norm: None };
+    let error = stoke_jobs::load(&spec, "domains", plan).err().expect("no file").to_string();
+    assert!(error.starts_with(&format!("read data file {}: No such file", file.display())), "{error}");
+}

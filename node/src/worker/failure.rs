@@ -1,0 +1,115 @@
+//! Why a rank gives up, in one text for people, and how a panic becomes one. Owns the panic hook.
+
+use std::error::Error;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Mutex;
+
+use crate::exchange::ExchangeError;
+
+/// The text of the last panic of this process, for the report; its trace goes to the log as usual.
+static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// How training ended, if not well.
+#[derive(Debug)]
+pub enum Failure {
+    /// This rank cannot go on; the text says what failed, where, and what to do.
+    Error(String),
+    /// Another rank is gone. The coordinator knows better why, and stops this one.
+    Peers(String),
+    /// This rank was told to stop.
+    Stopped,
+}
+
+impl From<ExchangeError> for Failure {
+    fn from(error: ExchangeError) -> Self {
+        match &error {
+            ExchangeError::Aborted { .. } => Self::Stopped,
+            ExchangeError::PeerLost { .. } | ExchangeError::PeerLeft { .. } => Self::Peers(text_of(&error)),
+            ExchangeError::Bind(_)
+            | ExchangeError::NotARank { .. }
+            | ExchangeError::Membership { .. }
+            | ExchangeError::Unreachable { .. }
+            | ExchangeError::Absent { .. }
+            | ExchangeError::EndpointClosed
+            | ExchangeError::StaleGeneration { .. }
+            | ExchangeError::Refused { .. }
+            | ExchangeError::TooLarge { .. }
+            | ExchangeError::StepOrder { .. } => Self::Error(text_of(&error)),
+        }
+    }
+}
+
+impl From<stoke_jobs::JobError> for Failure {
+    fn from(error: stoke_jobs::JobError) -> Self {
+        Self::Error(text_of(&error))
+    }
+}
+
+impl From<crate::checkpoint::CheckpointError> for Failure {
+    fn from(error: crate::checkpoint::CheckpointError) -> Self {
+        Self::Error(text_of(&error))
+    }
+}
+
+/// An error with its causes, in one line; a cause that repeats what was said is left out.
+pub fn text_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Keeps the text of panics beside printing them.
+pub fn keep_panics() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let what = info.payload_as_str().unwrap_or("of an unknown kind");
+        let text = match info.location() {
+            Some(place) => format!("panic at {place}: {what}"),
+            None => format!("panic: {what}"),
+        };
+        *LAST_PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(text);
+        print(info);
+    }));
+}
+
+/// The text of the last panic.
+pub fn last_panic() -> String {
+    let last = LAST_PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    last.unwrap_or_else(|| "panic".to_owned())
+}
+
+/// Runs `work`; a panic is a failure with its text.
+pub fn catch<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let plain = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = LAST_PANIC.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let text = text.or(plain).or_else(|| payload.downcast_ref::<String>().cloned());
+        Err(Failure::Error(text.unwrap_or_else(|| "panic".to_owned())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_failure_with_its_words() {
+        let Err(Failure::Error(text)) = catch::<()>(|| panic!("lane {} burst", 3)) else { panic!("expected an error") };
+        assert!(text.contains("lane 3 burst"), "{text}");
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let inner = std::io::Error::other("no route");
+        let outer =
+            ExchangeError::Bind(std::sync::Arc::new(stoke_protocol::transport::TransportError::Endpoint(inner)));
+        assert_eq!(text_of(&outer), "open the endpoint for peers: open endpoint: no route");
+    }
+}

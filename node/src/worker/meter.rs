@@ -1,0 +1,96 @@
+//! How fast a rank goes, measured between two reports. Owns the figures; `Progress` is made here.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use stoke_jobs::{Applied, Plan};
+use stoke_protocol::ids::Step;
+use stoke_protocol::message::rank::Progress;
+
+/// Between two reports.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What a step consists of.
+#[derive(Clone, Copy)]
+pub enum Part {
+    Compute,
+    Exchange,
+    Apply,
+}
+
+pub struct Meter {
+    batch: u64,
+    steps: u64,
+    /// When the last part ended.
+    lap: Instant,
+    reported: Instant,
+    reported_step: u64,
+    parts: [Duration; 3],
+    last: Option<Applied>,
+    /// When the first step of this process was committed, and which it was.
+    first: Option<(Instant, u64)>,
+}
+
+impl Meter {
+    pub fn new(plan: &Plan, step: u64) -> Self {
+        let now = Instant::now();
+        let batch = plan.batch as u64;
+        Self {
+            batch,
+            steps: plan.steps,
+            lap: now,
+            reported: now,
+            reported_step: step,
+            parts: [Duration::ZERO; 3],
+            last: None,
+            first: None,
+        }
+    }
+
+    /// The part that was under way is over.
+    pub fn lap(&mut self, part: Part) {
+        let now = Instant::now();
+        self.parts[part as usize] += now - self.lap;
+        self.lap = now;
+    }
+
+    /// A step was committed; `step` is how many there are now.
+    pub fn stepped(&mut self, applied: &Applied, step: u64) {
+        self.last = Some(*applied);
+        self.lap = Instant::now();
+        if self.first.is_none() {
+            self.first = Some((self.lap, step));
+            let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+            tracing::info!(step, unix_ms, loss = applied.loss, "first step committed");
+        }
+    }
+
+    /// Samples a second over all ranks since the first step, everything between steps included.
+    pub fn samples_per_second(&self, step: u64) -> f64 {
+        self.first
+            .map_or(0.0, |(at, first)| ((step - first) * self.batch) as f64 / at.elapsed().as_secs_f64().max(1e-6))
+    }
+
+    /// A report, if it is time for one or the last step is done. `step` steps were applied.
+    pub fn due(&mut self, step: u64) -> Option<Progress> {
+        let since = self.reported.elapsed();
+        let applied = self.last.filter(|_| since >= EVERY || step == self.steps)?;
+        let steps = (step - self.reported_step).max(1);
+        let mean_ms = |part: Part| (self.parts[part as usize].as_secs_f64() * 1e3 / steps as f64) as f32;
+        let progress = Progress {
+            step: Step(step),
+            steps: Step(self.steps),
+            loss: applied.loss as f32,
+            accuracy: applied.accuracy as f32,
+            learning_rate: applied.lr,
+            samples_per_second: (steps * self.batch) as f64 / since.as_secs_f64().max(1e-6),
+            compute_ms: mean_ms(Part::Compute),
+            exchange_ms: mean_ms(Part::Exchange),
+            apply_ms: mean_ms(Part::Apply),
+            samples: step * self.batch,
+        };
+        self.reported = Instant::now();
+        self.reported_step = step;
+        self.parts = [Duration::ZERO; 3];
+        Some(progress)
+    }
+}

@@ -1,0 +1,150 @@
+//! The worker: the process that a rank is. It inherits one end of a socket pair from its agent, trains with its peers, and is told when to
+//! end. Wiring, and the start and the end of the process.
+//!
+//! `link` (an actor) speaks with the agent; `trainer` and `vault` are threads; the exchange has a network thread of its own.
+
+mod failure;
+mod link;
+mod meter;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod trainer;
+mod vault;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ractor::{Actor, ActorRef};
+use stoke_protocol::message::rank::{FromRank, RankEvent, ToRank};
+use stoke_protocol::transport::Io;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::agent::{LINK_FD, PEER_IP};
+use crate::link as frames;
+
+pub use link::End;
+
+/// Frames to the agent that may wait; a rank says a few a second.
+const FRAMES_MAX: usize = 1024;
+/// The last words of a rank are written within this, or its agent does not listen.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// The inherited descriptors of a rank begin after these.
+const STANDARD_FDS: i32 = 3;
+
+impl End {
+    /// The exit code of the process; what the agent reports.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Released => 0,
+            Self::Failed => 1,
+            Self::HungUp => 3,
+            Self::Stopped => 4,
+        }
+    }
+}
+
+/// Runs this process as a rank. For the hidden command `stoke worker`; set up `tracing` before (to standard error: the agent keeps it).
+pub fn main() -> ExitCode {
+    failure::keep_panics();
+    let (link, ip) = match inherited() {
+        Ok(inherited) => inherited,
+        Err(problem) => {
+            eprintln!("stoke worker is started by a node agent, not by hand: {problem}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("start the worker's runtime: {error}");
+            return ExitCode::from(End::Failed.code());
+        }
+    };
+    let end = runtime.block_on(async {
+        link.set_nonblocking(true)?;
+        let io = Io::thread("stoke-rank-net").map_err(std::io::Error::other)?;
+        Ok::<_, std::io::Error>(run(UnixStream::from_std(link)?, ip, io).await)
+    });
+    // Threads that still compute go with the process.
+    runtime.shutdown_background();
+    match end {
+        Ok(end) => ExitCode::from(end.code()),
+        Err(error) => {
+            eprintln!("open the link to the agent: {error}");
+            ExitCode::from(End::Failed.code())
+        }
+    }
+}
+
+/// A rank over a link, listening for its peers on `ip`. Ends when it is released, stopped, fails, or its agent hangs up; threads of it may
+/// still be on their way out then.
+pub async fn run(link: UnixStream, ip: IpAddr, io: Io) -> End {
+    let (read, mut write) = link.into_split();
+    let (say, mut said) = mpsc::channel::<FromRank>(FRAMES_MAX);
+    let (end, ended) = oneshot::channel();
+    let last_words = say.clone();
+    let arguments = link::Arguments { io, ip, say, end };
+    let Ok((actor, task)) = link::Link::spawn(None, link::Link, arguments).await else { return End::Failed };
+    let reader = tokio::spawn(read_frames(read, actor.clone()));
+    let mut writer = tokio::spawn(async move {
+        while let Some(frame) = said.recv().await {
+            frames::send(&mut write, &frame).await?;
+        }
+        Ok::<_, frames::LinkError>(())
+    });
+    let end = tokio::select! {
+        end = ended => end.unwrap_or_else(|_| {
+            let error = failure::last_panic();
+            tracing::error!(%error, "the rank's link actor failed");
+            let _ = last_words.try_send(FromRank::Event(RankEvent::Failed { error }));
+            End::Failed
+        }),
+        _ = &mut writer => End::HungUp,
+    };
+    actor.stop(None);
+    let _ = task.await;
+    reader.abort();
+    drop(last_words);
+    // No sender is left: the writer ends after the last frame.
+    if !writer.is_finished() {
+        let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
+    }
+    end
+}
+
+async fn read_frames(mut link: OwnedReadHalf, actor: ActorRef<link::Message>) {
+    loop {
+        match frames::receive::<ToRank>(&mut link).await {
+            Ok(Some(frame)) => drop(actor.cast(link::Message::Frame(frame))),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::error!(error = failure::text_of(&error), "the agent sent what is no frame");
+                break;
+            }
+        }
+    }
+    let _ = actor.cast(link::Message::HungUp);
+}
+
+/// What the agent left for this process. Called once, before any other thread.
+fn inherited() -> Result<(std::os::unix::net::UnixStream, IpAddr), String> {
+    let number = std::env::var(LINK_FD).map_err(|_| format!("{LINK_FD} is not set"))?;
+    let number: i32 = number.parse().map_err(|_| format!("{LINK_FD} is {number:?}"))?;
+    if number < STANDARD_FDS {
+        return Err(format!("{LINK_FD} is {number}, a standard stream"));
+    }
+    // SAFETY: the agent left this descriptor for us alone, and nothing in this process has opened or taken one yet. A number that is not
+    // open is refused by the next call.
+    let link = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&link, rustix::io::FdFlags::CLOEXEC).map_err(|error| format!("{LINK_FD}: {error}"))?;
+    let ip = match std::env::var(PEER_IP) {
+        Ok(ip) => ip.parse().map_err(|_| format!("{PEER_IP} is {ip:?}"))?,
+        Err(_) => Ipv4Addr::LOCALHOST.into(),
+    };
+    Ok((link.into(), ip))
+}

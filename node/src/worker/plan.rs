@@ -1,0 +1,73 @@
+//! From a job spec to what a rank computes. Pure.
+
+use stoke_jobs::Plan;
+use stoke_protocol::spec::JobSpec;
+
+use crate::checkpoint::Manifest;
+
+/// Optimizer steps of the whole job: given, or the epochs over `samples` rounded up to whole steps.
+pub fn steps_of(spec: &JobSpec, samples: u64) -> u64 {
+    let batch = u64::from(spec.train.batch);
+    spec.train.steps.unwrap_or_else(|| (spec.train.epochs.unwrap_or(1) * samples).div_ceil(batch))
+}
+
+/// The part of `[train]` that decides the numbers.
+pub fn plan_of(spec: &JobSpec, steps: u64) -> Plan {
+    let train = &spec.train;
+    Plan {
+        seed: train.seed,
+        batch: train.batch as usize,
+        lanes: train.lanes as usize,
+        steps,
+        accumulate: train.accumulate as usize,
+        threads: train.threads as usize,
+        clip_norm: train.clip_norm,
+    }
+}
+
+/// Whether a checkpoint is due after `step` steps.
+pub fn is_due(spec: &JobSpec, step: u64, steps: u64) -> bool {
+    step == steps || spec.checkpoint.every.is_some_and(|every| step.is_multiple_of(every))
+}
+
+/// Why a checkpoint cannot be continued under this spec, if it cannot: the order of samples and the sum over lanes would be others (I20).
+pub fn mismatch(manifest: &Manifest, spec: &JobSpec, steps: u64) -> Option<String> {
+    let train = &spec.train;
+    let differs = |key: &str, theirs: String, ours: String| {
+        (theirs != ours).then(|| {
+            format!("it was trained with {key} = {theirs}, the spec says {ours}: write {key} = {theirs}, or start without it")
+        })
+    };
+    let batch = manifest.cursor.checked_div(manifest.step.0).unwrap_or(u64::from(train.batch));
+    differs("trainer", manifest.trainer.clone(), spec.trainer.clone())
+        .or_else(|| differs("seed", manifest.seed.to_string(), train.seed.to_string()))
+        .or_else(|| differs("lanes", manifest.lanes.to_string(), train.lanes.to_string()))
+        .or_else(|| differs("batch", batch.to_string(), train.batch.to_string()))
+        .or_else(|| {
+            let beyond = manifest.step.0 > steps;
+            beyond.then(|| format!("it is at step {}, the job has {steps} steps: ask for more steps", manifest.step.0))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(train: &str) -> JobSpec {
+        JobSpec::parse(&format!("name = \"t\"\ntrainer = \"digits\"\n[train]\n{train}\n[checkpoint]\nevery = 4\n"))
+            .unwrap()
+    }
+
+    #[test]
+    fn epochs_are_rounded_up_to_whole_steps() {
+        assert_eq!(steps_of(&spec("epochs = 3\nbatch = 64"), 100), 5);
+        assert_eq!(steps_of(&spec("epochs = 2\nbatch = 8"), 8), 2);
+        assert_eq!(steps_of(&spec("steps = 7\nbatch = 8"), 8), 7);
+    }
+
+    #[test]
+    fn checkpoints_are_due_at_their_interval_and_at_the_end() {
+        let spec = spec("steps = 10\nbatch = 8");
+        assert_eq!((1..=10).filter(|step| is_due(&spec, *step, 10)).collect::<Vec<_>>(), [4, 8, 10]);
+    }
+}

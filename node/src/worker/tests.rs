@@ -1,0 +1,307 @@
+//! Ranks of one generation in this process, over socket pairs to an agent that a test plays, with the real trainers and the real network.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use stoke_protocol::identity::{Authority, Subject};
+use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
+use stoke_protocol::message::rank::{
+    FromRank, Outcome, PeerAddress, RankEvent, RankId, ShardRecord, StartRank, ToRank,
+};
+use stoke_protocol::spec::JobSpec;
+use stoke_protocol::transport::Io;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::{End, run};
+use crate::checkpoint;
+use crate::link as frames;
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// A rank answers within this, or the test has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A folder with a small data set, and the specs over it.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut csv = std::fs::File::create(dir.path().join("domains.csv")).unwrap();
+        writeln!(csv, "domain,label,registered").unwrap();
+        for i in 0..120 {
+            writeln!(csv, "garden{i}.example{i}.com,benign,example{i}.com").unwrap();
+            writeln!(csv, "login-verify-{}.bank{i}.top,phishing,bank{i}.top", i * 7919).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn spec(&self, train: &str, checkpoint: &str) -> String {
+        let data = self.path().join("domains.csv");
+        let text = format!(
+            "name = \"t\"\ntrainer = \"domains\"\n[train]\n{train}\nbatch = 48\nlanes = 6\nseed = 3\n[checkpoint]\n{checkpoint}\n\
+             [data]\ntrain = {data:?}\nregistered = \"registered\"\n[model]\nlength = 24\nembedding = 4\nwidths = [3]\nchannels = 8\nhidden = 8\n"
+        );
+        JobSpec::parse(&text).unwrap().to_toml()
+    }
+
+    /// The checkpoints of a run.
+    fn base(&self, name: &str) -> String {
+        format!("file://{}/{name}", self.path().display())
+    }
+}
+
+/// A generation of ranks, and the agent and coordinator that the test plays for them.
+struct Stage {
+    authority: Authority,
+    links: Vec<OwnedWriteHalf>,
+    heard: mpsc::UnboundedReceiver<(usize, FromRank)>,
+    ranks: Vec<JoinHandle<End>>,
+    shards: BTreeMap<Step, Vec<ShardRecord>>,
+    /// Steps of committed checkpoints.
+    committed: Vec<u64>,
+    progress: u32,
+}
+
+impl Stage {
+    /// Starts every rank.
+    async fn open(world: u32, start: impl Fn(RankId) -> StartRank) -> Self {
+        let (tell, heard) = mpsc::unbounded_channel();
+        let (mut links, mut ranks) = (Vec::new(), Vec::new());
+        for index in 0..world {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let io = Io::thread("stoke-test-net").unwrap();
+            ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), io)));
+            let (mut read, mut write) = ours.into_split();
+            let start = start(RankId { job: JobId(1), generation: Generation(1), rank: Rank(index) });
+            frames::send(&mut write, &ToRank::Start(start)).await.unwrap();
+            links.push(write);
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                while let Ok(Some(frame)) = frames::receive(&mut read).await {
+                    let _ = tell.send((index as usize, frame));
+                }
+            });
+        }
+        let authority = Authority::in_memory(ClusterId([7; 16])).unwrap();
+        Self { authority, links, heard, ranks, shards: BTreeMap::new(), committed: Vec::new(), progress: 0 }
+    }
+
+    async fn tell(&mut self, rank: usize, frame: ToRank) {
+        // A rank that has failed does not listen any more.
+        let _ = frames::send(&mut self.links[rank], &frame).await;
+    }
+
+    async fn tell_all(&mut self, frame: ToRank) {
+        for rank in 0..self.links.len() {
+            self.tell(rank, frame.clone()).await;
+        }
+    }
+
+    /// Plays on until `until` has seen enough of the events.
+    async fn play(&mut self, mut until: impl FnMut(usize, &RankEvent) -> bool) {
+        let mut peers = Vec::new();
+        loop {
+            let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
+            let event = match frame {
+                FromRank::Progress(_) => {
+                    self.progress += 1;
+                    continue;
+                }
+                FromRank::Hello { csr } => {
+                    self.certify(rank, &csr).await;
+                    continue;
+                }
+                FromRank::Event(event) => event,
+            };
+            if until(rank, &event) {
+                return;
+            }
+            match event {
+                RankEvent::Ready { address } => {
+                    peers.push(PeerAddress { rank: Rank(rank as u32), address });
+                    if peers.len() == self.links.len() {
+                        // Twice: the agent says it again after a reconnect.
+                        self.tell_all(ToRank::Peers(peers.clone().into())).await;
+                        self.tell_all(ToRank::Peers(peers.clone().into())).await;
+                    }
+                }
+                RankEvent::ShardStored { step, shard } => self.stored(step, shard).await,
+                RankEvent::ManifestStored { step, uri, .. } => {
+                    checkpoint::verify(&uri).unwrap();
+                    self.committed.push(step.0);
+                    self.tell_all(ToRank::Committed { step, prune: vec![].into() }).await;
+                }
+                RankEvent::Finished { .. } => {}
+                RankEvent::Failed { error } => panic!("rank {rank} failed: {error}"),
+                RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
+            }
+        }
+    }
+
+    async fn certify(&mut self, rank: usize, csr: &[u8]) {
+        let subject = Subject::Rank { job: JobId(1), generation: Generation(1), rank: Rank(rank as u32) };
+        let certificate = self.authority.issue(csr, &subject, HOUR).unwrap().certificate.into();
+        let authority = self.authority.certificate().to_vec().into();
+        self.tell(rank, ToRank::Certificate { certificate, authority }).await;
+    }
+
+    async fn stored(&mut self, step: Step, shard: ShardRecord) {
+        let stored = self.shards.entry(step).or_default();
+        stored.push(shard);
+        stored.sort_by_key(|shard| shard.index);
+        if stored.len() == self.links.len() {
+            let shards = stored.clone().into();
+            self.tell(0, ToRank::Commit { step, shards }).await;
+        }
+    }
+
+    /// To the end of a job that goes well.
+    async fn conclude(mut self) -> (Vec<Outcome>, Vec<u64>) {
+        let mut outcomes = BTreeMap::new();
+        let world = self.links.len();
+        self.play(|rank, event| {
+            if let RankEvent::Finished { outcome } = event {
+                outcomes.insert(rank, outcome.clone());
+            }
+            outcomes.len() == world
+        })
+        .await;
+        assert!(self.progress > 0);
+        self.tell_all(ToRank::Release).await;
+        assert!(self.ends().await.iter().all(|end| *end == End::Released));
+        (outcomes.into_values().collect(), self.committed)
+    }
+
+    /// Until a rank fails; its words.
+    async fn failure(&mut self) -> String {
+        let mut words = String::new();
+        self.play(|_, event| {
+            if let RankEvent::Failed { error } = event {
+                words.clone_from(error);
+            }
+            !words.is_empty()
+        })
+        .await;
+        words
+    }
+
+    async fn ends(&mut self) -> Vec<End> {
+        let mut ends = Vec::new();
+        for rank in self.ranks.drain(..) {
+            ends.push(timeout(PATIENCE, rank).await.expect("a rank does not end").unwrap());
+        }
+        ends
+    }
+}
+
+fn start(spec: &str, world: u32, base: &str, resume: Option<String>) -> impl Fn(RankId) -> StartRank {
+    let (spec, checkpoints) = (spec.to_owned(), base.to_owned());
+    move |id| StartRank { id, world, spec: spec.clone(), checkpoints: checkpoints.clone(), resume: resume.clone() }
+}
+
+async fn train(world: u32, spec: &str, base: &str, resume: Option<String>) -> (Vec<Outcome>, Vec<u64>) {
+    Stage::open(world, start(spec, world, base, resume)).await.conclude().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_ranks_trains_to_the_same_bits_and_continues_from_each_others_checkpoints() {
+    let bench = Bench::new();
+    let spec = bench.spec("epochs = 2", "every = 3");
+    let (alone, committed) = train(1, &spec, &bench.base("one"), None).await;
+    let one = &alone[0];
+    assert_eq!((one.step, one.samples), (Step(9), 9 * 48));
+    assert_eq!(committed, [3, 6, 9]);
+    assert!(one.loss.is_finite() && one.metrics.contains_key("roc_auc"), "{one:?}");
+    for world in [2, 3] {
+        let (outcomes, committed) = train(world, &spec, &bench.base(&format!("world-{world}")), None).await;
+        assert_eq!(committed, [3, 6, 9]);
+        for outcome in &outcomes {
+            assert_eq!(outcome.weights_blake3, one.weights_blake3, "{world} ranks");
+            assert_eq!(outcome.loss.to_bits(), one.loss.to_bits());
+        }
+        assert_eq!(outcomes[0].metrics, one.metrics);
+        assert!(outcomes[1].metrics.is_empty());
+    }
+    let from_three = format!("{}/step-00000003-g1", bench.base("world-3"));
+    let (resumed, committed) = train(2, &spec, &bench.base("resumed"), Some(from_three)).await;
+    assert_eq!(resumed[1].weights_blake3, one.weights_blake3);
+    assert_eq!(committed, [6, 9]);
+    let last = format!("{}/step-00000009-g1", bench.base("resumed"));
+    let manifest = checkpoint::open(&last).unwrap();
+    assert_eq!((manifest.world, manifest.cursor, manifest.weights_blake3), (2, 9 * 48, one.weights_blake3));
+    assert_eq!(manifest.metrics, one.metrics);
+    // Nothing is left to train: what the checkpoint holds is the outcome.
+    let (again, committed) = train_without_progress(&spec, &bench.base("again"), last).await;
+    assert_eq!(committed, [9]);
+    assert_eq!(
+        (again.weights_blake3, again.loss.to_bits(), &again.metrics),
+        (one.weights_blake3, one.loss.to_bits(), &one.metrics)
+    );
+}
+
+async fn train_without_progress(spec: &str, base: &str, resume: String) -> (Outcome, Vec<u64>) {
+    let mut stage = Stage::open(1, start(spec, 1, base, Some(resume))).await;
+    stage.progress = 1;
+    let (mut outcomes, committed) = stage.conclude().await;
+    (outcomes.swap_remove(0), committed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rank_that_is_told_to_stop_ends_at_once_and_so_does_one_whose_agent_is_gone() {
+    let bench = Bench::new();
+    let spec = bench.spec("steps = 1000000", "every = 10");
+    let mut stage = Stage::open(2, start(&spec, 2, &bench.base("stopped"), None)).await;
+    stage.play(|_, event| matches!(event, RankEvent::ManifestStored { .. })).await;
+    let begun = std::time::Instant::now();
+    stage.tell(0, ToRank::Stop { reason: "cancelled".into() }).await;
+    stage.links.remove(1);
+    assert_eq!(stage.ends().await, [End::Stopped, End::HungUp]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpoints_that_cannot_be_written_stop_training_only_at_the_end() {
+    let bench = Bench::new();
+    std::fs::write(bench.path().join("file"), "not a folder").unwrap();
+    let spec = bench.spec("steps = 6", "every = 2");
+    let mut stage = Stage::open(1, start(&spec, 1, &bench.base("file"), None)).await;
+    let words = stage.failure().await;
+    assert!(words.contains("the last checkpoint, at step-6, was not written"), "{words}");
+    assert_eq!(stage.ends().await, [End::Failed]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_data_or_checkpoint_is_said_by_name() {
+    let bench = Bench::new();
+    let spec = bench.spec("steps = 6", "every = 2");
+    let csv = bench.path().join("domains.csv");
+    let good = std::fs::read_to_string(&csv).unwrap();
+    std::fs::write(&csv, good.replacen("phishing", "fishing", 1)).unwrap();
+    let words = Stage::open(1, start(&spec, 1, &bench.base("x"), None)).await.failure().await;
+    assert!(words.contains("domains.csv, line 3"), "{words}");
+    std::fs::write(&csv, good).unwrap();
+    let nowhere = Some(bench.base("nowhere"));
+    let words = Stage::open(1, start(&spec, 1, &bench.base("x"), nowhere)).await.failure().await;
+    assert!(words.contains("continue from") && words.contains("manifest.json is missing"), "{words}");
+    train(1, &spec, &bench.base("six"), None).await;
+    let six = Some(format!("{}/step-00000006-g1", bench.base("six")));
+    let other = spec.replace("seed = 3", "seed = 4");
+    let words = Stage::open(1, start(&other, 1, &bench.base("x"), six.clone())).await.failure().await;
+    assert!(words.contains("seed = 3, the spec says 4"), "{words}");
+    let shorter = spec.replace("steps = 6", "steps = 5");
+    let words = Stage::open(1, start(&shorter, 1, &bench.base("x"), six)).await.failure().await;
+    assert!(words.contains("ask for more steps"), "{words}");
+}

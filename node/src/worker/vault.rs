@@ -1,0 +1,223 @@
+//! Checkpoints of one rank, written behind the trainer's back by a thread of their own. Owns what was copied until it is durable; decides
+//! neither when a checkpoint is taken (the trainer) nor when it is visible (the coordinator).
+//!
+//! V1: what is written was copied before the next step; nothing of the trainer is read later.
+//! V2: checkpoints are written in the order of their steps, at most [`COPIES_MAX`] wait; then the trainer does.
+//! V3: a checkpoint that cannot be written is dropped with a warning and training goes on, but for the last one.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+
+use stoke_jobs::NamedTensor;
+use stoke_protocol::ids::{ClusterId, Digest, Step};
+use stoke_protocol::message::rank::{RankEvent, ShardRecord, StartRank};
+use stoke_protocol::spec::JobSpec;
+
+use super::failure::text_of;
+use crate::checkpoint::{self, CheckpointError, FORMAT, Folder, Manifest};
+
+/// One copy is written while the trainer makes the next.
+const COPIES_MAX: usize = 1;
+
+/// What the vault is told.
+pub enum Order {
+    Store(Box<Copy>),
+    /// Held-out metrics, for the manifest of the last step.
+    Metrics(BTreeMap<String, f64>),
+    Commit {
+        step: Step,
+        shards: Vec<ShardRecord>,
+    },
+    Committed {
+        step: Step,
+        prune: Vec<String>,
+    },
+}
+
+/// A rank's part of the state after `step` steps.
+pub struct Copy {
+    pub step: Step,
+    pub loss: f32,
+    pub weights_blake3: Digest,
+    pub tensors: Vec<NamedTensor>,
+    pub last: bool,
+}
+
+/// What the vault says.
+#[derive(Debug)]
+pub enum Told {
+    Event(RankEvent),
+    /// The last checkpoint could not be written, so that the job cannot end well.
+    Failed(String),
+}
+
+/// The way to the vault's thread.
+#[derive(Clone)]
+pub struct Vault {
+    orders: Sender<Order>,
+    room: SyncSender<()>,
+}
+
+/// What all checkpoints of a rank have in common.
+pub struct Subject {
+    pub cluster: ClusterId,
+    pub start: StartRank,
+    pub spec: JobSpec,
+}
+
+impl Vault {
+    /// Starts the thread. It ends when the last handle is dropped.
+    pub fn start(subject: Subject, tell: impl Fn(Told) + Send + 'static) -> std::io::Result<Self> {
+        let (orders, queue) = channel();
+        let (room, taken) = sync_channel(COPIES_MAX);
+        let keeper = Keeper { subject, tell, written: BTreeMap::new(), metrics: None, waiting: None };
+        thread::Builder::new().name("vault".to_owned()).spawn(move || keeper.run(&queue, &taken))?;
+        Ok(Self { orders, room })
+    }
+
+    /// Hands a copy over; waits while the one before it is being written (V2).
+    pub fn store(&self, copy: Copy) {
+        // A vault that is gone was told to end: the copy is not wanted any more.
+        if self.room.send(()).is_ok() {
+            self.tell(Order::Store(Box::new(copy)));
+        }
+    }
+
+    /// Never waits.
+    pub fn tell(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+}
+
+/// A shard that is durable, with what the manifest says of its checkpoint.
+struct Written {
+    loss: f32,
+    weights_blake3: Digest,
+    last: bool,
+}
+
+struct Keeper<F> {
+    subject: Subject,
+    tell: F,
+    written: BTreeMap<Step, Written>,
+    metrics: Option<BTreeMap<String, f64>>,
+    /// The order to commit the last checkpoint, while its metrics are being made.
+    waiting: Option<(Step, Vec<ShardRecord>)>,
+}
+
+impl<F: Fn(Told)> Keeper<F> {
+    fn run(mut self, orders: &Receiver<Order>, taken: &Receiver<()>) {
+        for order in orders {
+            match order {
+                Order::Store(copy) => {
+                    self.store(*copy);
+                    let _ = taken.recv();
+                }
+                Order::Metrics(metrics) => {
+                    self.metrics = Some(metrics);
+                    if let Some((step, shards)) = self.waiting.take() {
+                        self.commit(step, shards);
+                    }
+                }
+                Order::Commit { step, shards } => self.commit(step, shards),
+                Order::Committed { step, prune } => self.committed(step, &prune),
+            }
+        }
+    }
+
+    fn folder(&self, step: Step) -> Result<Folder, CheckpointError> {
+        let name = checkpoint::folder_name(step, self.subject.start.id.generation);
+        Folder::at(&format!("{}/{name}", self.subject.start.checkpoints))
+    }
+
+    fn store(&mut self, copy: Copy) {
+        let (step, last) = (copy.step, copy.last);
+        let (index, world) = (self.subject.start.id.rank.0, self.subject.start.world);
+        let stored = self.folder(step).and_then(|folder| {
+            let stored = checkpoint::write_shard(&folder, index, world, &copy.tensors);
+            if stored.is_err() {
+                let _ = checkpoint::abandon(&folder, index, world);
+            }
+            stored
+        });
+        match stored {
+            Ok(shard) => {
+                let Copy { loss, weights_blake3, .. } = copy;
+                self.written.insert(step, Written { loss, weights_blake3, last });
+                tracing::info!(%step, bytes = shard.bytes, "shard stored");
+                (self.tell)(Told::Event(RankEvent::ShardStored { step, shard }));
+            }
+            Err(error) => self.failed(step, last, &error),
+        }
+    }
+
+    fn commit(&mut self, step: Step, shards: Vec<ShardRecord>) {
+        let Some(written) = self.written.get(&step) else {
+            return tracing::warn!(%step, "told to commit a checkpoint that is not here");
+        };
+        if written.last && self.metrics.is_none() {
+            self.waiting = Some((step, shards));
+            return;
+        }
+        let last = written.last;
+        match self.write_manifest(step, shards) {
+            Ok(event) => (self.tell)(Told::Event(event)),
+            Err(error) => self.failed(step, last, &error),
+        }
+    }
+
+    fn write_manifest(&self, step: Step, shards: Vec<ShardRecord>) -> Result<RankEvent, CheckpointError> {
+        let Subject { cluster, start, spec } = &self.subject;
+        let written = &self.written[&step];
+        let manifest = Manifest {
+            format: FORMAT.to_owned(),
+            cluster: *cluster,
+            job: start.id.job,
+            name: spec.name.clone(),
+            trainer: spec.trainer.clone(),
+            generation: start.id.generation,
+            step,
+            cursor: step.0 * u64::from(spec.train.batch),
+            world: start.world,
+            lanes: spec.train.lanes,
+            seed: spec.train.seed,
+            spec: start.spec.clone(),
+            shards: shards.into_iter().map(Into::into).collect(),
+            loss: written.loss.is_finite().then_some(written.loss),
+            weights_blake3: written.weights_blake3,
+            metrics: if written.last { self.metrics.clone().unwrap_or_default() } else { BTreeMap::new() },
+        };
+        let folder = self.folder(step)?;
+        let manifest_blake3 = checkpoint::write_manifest(&folder, &manifest)?;
+        Ok(RankEvent::ManifestStored { step, uri: folder.uri().to_owned(), manifest_blake3 })
+    }
+
+    /// Old checkpoints go; so do those that were begun before this one and never got their manifest. Only rank 0 removes.
+    fn committed(&mut self, step: Step, prune: &[String]) {
+        self.written.retain(|written, _| *written >= step);
+        let StartRank { id, checkpoints, .. } = &self.subject.start;
+        if id.rank.0 != 0 {
+            return;
+        }
+        for uri in prune.iter().filter(|uri| uri.starts_with(checkpoints.as_str())) {
+            match checkpoint::remove(uri) {
+                Ok(()) => tracing::info!(%uri, "old checkpoint removed"),
+                Err(error) => tracing::warn!(%uri, error = text_of(&error), "old checkpoint was not removed"),
+            }
+        }
+        match checkpoint::remove_unfinished(checkpoints, step, id.generation) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(?removed, "unfinished checkpoints removed"),
+            Err(error) => tracing::warn!(error = text_of(&error), "unfinished checkpoints were not removed"),
+        }
+    }
+
+    fn failed(&self, step: Step, last: bool, error: &CheckpointError) {
+        let error = text_of(error);
+        if last {
+            return (self.tell)(Told::Failed(format!("the last checkpoint, at {step}, was not written: {error}")));
+        }
+        tracing::warn!(%step, %error, "checkpoint was not written; the one before it stays, training goes on");
+    }
+}

@@ -1,0 +1,58 @@
+"""The peer of the training and start-up benches: the same model, samples and batch under PyTorch DDP over gloo, one thread a rank.
+
+    python -m torch.distributed.run --nproc-per-node N ddp.py SPEC STEPS
+
+Rank 0 prints one JSON line: seconds since the Unix epoch when the first step was done, and samples a second over the rest.
+"""
+
+import json
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "jobs" / "reference"))
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import common
+import digits
+import domains
+
+
+def main() -> None:
+    path, steps = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    spec = tomllib.loads(path.read_text())
+    task = {"domains": domains.Domains, "digits": digits.Digits}[spec["trainer"]]
+    torch.manual_seed(spec["train"]["seed"])
+    data = task(spec, path.parent)
+    model = DistributedDataParallel(data.model(spec["model"]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=spec["optimizer"]["weight_decay"])
+    batch, samples, seed = spec["train"]["batch"], data.samples(), spec["train"]["seed"]
+    slices = [range(step * batch + batch * rank // world, step * batch + batch * (rank + 1) // world) for step in range(steps)]
+    indices = [torch.tensor([common.order(seed, samples, at) for at in part]) for part in slices]
+    warm, first, start = min(10, steps - 1), 0.0, 0.0
+    for step, at in enumerate(indices):
+        if step == warm:
+            dist.barrier()
+            start = time.perf_counter()
+        loss = torch.nn.functional.cross_entropy(data.logits(model, at), data.labels(at))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        first = first or time.time()
+    dist.barrier()
+    rate = (steps - warm) * batch / (time.perf_counter() - start)
+    if rank == 0:
+        print(json.dumps({"first_step_unix": first, "samples_per_second": rate, "loss": loss.item()}), flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

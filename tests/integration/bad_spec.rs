@@ -1,0 +1,92 @@
+//! Specs and data that cannot be trained on: what is said, where, and with which exit code.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::harness::{Run, run, spec, text};
+
+/// A copy of a spec with one change, and absolute data.
+fn changed(from: &str, to: &str) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let original = std::fs::read_to_string(spec("digits.toml")).expect("the spec is there");
+    assert!(original.contains(from), "{from:?} is not in the spec");
+    let path = dir.path().join("job.toml");
+    std::fs::write(&path, original.replacen(from, to, 1)).expect("written");
+    (dir, path)
+}
+
+fn line_of(path: &Path, word: &str) -> usize {
+    let text = std::fs::read_to_string(path).expect("the spec is there");
+    1 + text.lines().position(|line| line.contains(word)).expect("the word is in the spec")
+}
+
+#[track_caller]
+fn refused(path: &Path, word: &str, says: &[&str]) {
+    let place = format!("{}:{}: ", path.display(), line_of(path, word));
+    let ended = run(["run", "--json", path.to_str().expect("UTF-8")]).expect(2).says(&[&place]).says(says);
+    assert_eq!(ended.json()["error"]["code"], "invalid");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let (_dir, path) = changed("epochs =", "epoch =");
+    refused(&path, "epoch =", &["epoch", "epochs"]);
+    let (_dir, path) = changed("[optimizer]", "[optimiser]");
+    refused(&path, "[optimiser]", &["optimiser"]);
+}
+
+#[test]
+fn an_unknown_key_of_the_trainer_is_named_with_its_line() {
+    let (_dir, path) = changed("hidden =", "hiden =");
+    refused(&path, "hiden =", &["hiden"]);
+}
+
+#[test]
+fn a_wrong_type_is_named_with_its_line() {
+    let (_dir, path) = changed("batch = 128", "batch = \"many\"");
+    refused(&path, "batch =", &["integer"]);
+    let (_dir, path) = changed("lr = 3e-3", "lr = \"fast\"");
+    refused(&path, "lr =", &["lr"]);
+}
+
+#[test]
+fn a_value_out_of_bounds_is_named_with_its_mend() {
+    let (_dir, path) = changed("batch = 128", "batch = 130");
+    refused(&path, "batch =", &["multiple of 8"]);
+    let (_dir, path) = changed("trainer = \"digits\"", "trainer = \"poetry\"");
+    refused(&path, "trainer =", &["poetry", "digits"]);
+    let digits = spec("digits.toml");
+    let digits = digits.to_str().expect("UTF-8");
+    run(["run", digits, "--ranks", "9"]).expect(2).says(&["ranks = 9", "use 1 to 8"]);
+    run(["run", digits, "--set", "train.batch"]).expect(2).says(&["has no '='"]);
+    run(["run", "/no/such/spec.toml"]).expect(2).says(&["/no/such/spec.toml"]);
+}
+
+#[test]
+fn a_missing_data_file_is_named() {
+    let run = Run::new("digits.toml", 1).set("data.train", "\"/no/such/digits.jsonl\"").set("restart.attempts", 1);
+    let (running, _scratch) = run.start();
+    let ended = running.wait().expect(1).says(&["/no/such/digits.jsonl"]);
+    let summary = ended.json();
+    assert_eq!(summary["state"], "failed");
+    assert!(text(&summary["reason"]).contains("/no/such/digits.jsonl"), "{summary:#}");
+}
+
+#[test]
+fn a_malformed_data_file_is_named_with_its_line() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let data = dir.path().join("digits.jsonl");
+    let pixels = vec!["0"; 784].join(",");
+    let good = format!("{{\"label\": 1, \"pixels\": [{pixels}]}}\n");
+    std::fs::write(&data, format!("{good}{good}{{\"label\": 1, \"pixels\": [1, 2, 3]}}\n{good}")).expect("written");
+    let run = Run::new("digits.toml", 1).set("data.train", format!("{data:?}")).set("restart.attempts", 1);
+    let (running, _scratch) = run.start();
+    running.wait().expect(1).says(&[&format!("{}, line 3", data.display())]);
+}
+
+#[test]
+fn an_ask_that_no_node_can_meet_ends_a_run_with_the_reason() {
+    let (running, _scratch) = Run::new("digits.toml", 1).set("resources.gpus", 16).start();
+    running.wait().expect(1).says(&["can never be placed", "gpu", "[resources]"]);
+}

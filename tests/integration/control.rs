@@ -1,0 +1,144 @@
+//! The control plane as people use it: submissions, cancels, logs, explanations, tokens, roles.
+
+use serde_json::Value;
+
+use crate::harness::{Background, Cluster, run_with_input, spec, stoke, text};
+
+#[test]
+fn a_key_is_one_job_however_often_it_is_submitted() {
+    let cluster = Cluster::shared();
+    let key = "the-same-key";
+    let spec = spec("digits.toml");
+    let submit = |steps: &str| {
+        let spec = spec.to_str().expect("UTF-8");
+        cluster.run(&["submit", spec, "--set", steps, "--key", key, "--json"])
+    };
+    let first = submit("train.steps=1").expect(0).json();
+    let second = submit("train.steps=1").expect(0).json();
+    assert_eq!((&first["job"], &first["created"]), (&second["job"], &true.into()));
+    assert_eq!(second["created"], false);
+    let other = submit("train.steps=2").expect(6).says(&["key"]);
+    assert_eq!(other.json()["error"]["code"], "conflict");
+    cluster.wait_for_state(&text(&first["job"]), "succeeded");
+}
+
+#[test]
+fn a_job_is_seen_from_every_side() {
+    let cluster = Cluster::shared();
+    let job = cluster.submit(2, &["--set", "name=seen"]);
+    let view = cluster.wait_for_state(&job, "succeeded");
+    assert_eq!((&view["name"], &view["trainer"]), (&"seen".into(), &"digits".into()));
+    assert_eq!(view["outcome"]["step"], 2);
+    let nodes = cluster.json(&["nodes"]);
+    let states: Vec<&Value> = nodes["nodes"].as_array().expect("a list").iter().map(|node| &node["state"]).collect();
+    assert_eq!(states, ["up", "up"]);
+    let status = cluster.json(&["status"]);
+    assert_eq!((&status["nodes_up"], &status["nodes"]), (&2.into(), &2.into()));
+    let explained = cluster.json(&["explain", &job]);
+    assert!(explained["events"].as_array().is_some_and(|events| events.len() >= 3), "{explained:#}");
+    let checkpoints = cluster.json(&["checkpoint", "list", &job]);
+    assert_eq!(checkpoints["checkpoints"][0]["step"], 2);
+    cluster.run(&["checkpoint", "verify", &job]).expect(0);
+    for people in [&["status"][..], &["jobs"], &["nodes"], &["explain", &job], &["checkpoint", "list"]] {
+        assert!(!cluster.run(people).expect(0).stdout.is_empty());
+    }
+}
+
+#[test]
+fn logs_are_followed_to_the_end_of_the_job() {
+    let cluster = Cluster::shared();
+    let job = cluster.submit(20, &["--ranks", "2"]);
+    let followed = Background::start(cluster.command(&["logs", &job, "-f", "--json"]));
+    cluster.wait_for_state(&job, "succeeded");
+    let followed = followed.wait().expect(0);
+    let ranks: std::collections::BTreeSet<u64> =
+        followed.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["rank"].as_u64()).collect();
+    assert_eq!(ranks.into_iter().collect::<Vec<_>>(), [0, 1]);
+    let tail = cluster.run(&["logs", &job, "--rank", "1", "--tail", "1"]).expect(0);
+    assert_eq!(tail.stdout.lines().count(), 1, "{tail:#?}");
+    assert!(tail.stdout.starts_with("[rank-1] "));
+}
+
+#[test]
+fn a_cancelled_job_ends_and_stays_ended() {
+    let cluster = Cluster::shared();
+    let job = cluster.submit(1_000_000, &[]);
+    cluster.wait_for_state(&job, "running");
+    cluster.run(&["cancel", &job]).expect(0);
+    let view = cluster.wait_for_state(&job, "cancelled");
+    assert!(view["ended_ms"].is_number());
+    let nodes = cluster.json(&["nodes"]);
+    let held: Vec<&Value> =
+        nodes["nodes"].as_array().into_iter().flatten().flat_map(|node| node["ranks"].as_array()).flatten().collect();
+    assert!(held.iter().all(|rank| rank["job"] != job.as_str()), "{held:?}");
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let cluster = Cluster::shared();
+    for arguments in [
+        &["explain", "job-9999"][..],
+        &["cancel", "job-9999"],
+        &["logs", "job-9999"],
+        &["token", "revoke", "token-9999"],
+        &["checkpoint", "verify", "job-9999"],
+        &["checkpoint", "verify", "/no/such/checkpoint"],
+    ] {
+        let ended = cluster.run(&[arguments, &["--json"]].concat());
+        assert_eq!(ended.code(), 3, "{arguments:?}: {ended:#?}");
+        assert_eq!(ended.json()["error"]["code"], "not-found", "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_impossible_ask_waits_with_a_reason_for_each_node() {
+    let cluster = Cluster::shared();
+    for (key, word) in
+        [("resources.memory=\"900TiB\"", "memory"), ("resources.gpus=16", "gpu"), ("resources.cpus=4096", "cpu")]
+    {
+        let job = cluster.submit(1, &["--set", key, "--ranks", "1"]);
+        let explained = cluster.json(&["explain", &job]);
+        assert_eq!(explained["job"]["state"], "queued", "{explained:#}");
+        let reasons = explained["nodes"].as_array().expect("a list");
+        assert_eq!(reasons.len(), 2, "{explained:#}");
+        for reason in reasons {
+            let said = text(&reason["reason"]).to_lowercase();
+            assert!(said.contains(word), "{word} is not named: {explained:#}");
+        }
+        cluster.run(&["cancel", &job]).expect(0);
+    }
+}
+
+#[test]
+fn roles_bound_what_a_user_may_do() {
+    let cluster = Cluster::shared();
+    let homes = tempfile::tempdir().expect("a temporary folder");
+    let login = |role: &str| {
+        let dir = homes.path().join(role);
+        let dir = dir.to_str().expect("UTF-8").to_owned();
+        let token = cluster.token(role);
+        let arguments =
+            ["--cluster", &dir, "login", "--join", "-", "--name", "ada", "--coordinator", &cluster.address()];
+        run_with_input(arguments, &token).expect(0);
+        dir
+    };
+    let as_user = |dir: &str, arguments: &[&str]| {
+        let mut command = stoke(["--cluster", dir]);
+        command.args(arguments);
+        Background::start(command).wait()
+    };
+    let viewer = login("viewer");
+    let status = as_user(&viewer, &["status", "--json"]).expect(0).json();
+    assert_eq!(status["you"], "user/viewer/ada");
+    let spec = spec("digits.toml");
+    let submit = ["submit", spec.to_str().expect("UTF-8"), "--set", "train.steps=1"];
+    as_user(&viewer, &submit).expect(4).says(&["submitter"]);
+    as_user(&viewer, &["token", "create", "--role", "node"]).expect(4);
+    let submitter = login("submitter");
+    as_user(&submitter, &submit).expect(0);
+    as_user(&submitter, &["token", "list"]).expect(4);
+    // Credentials are not replaced by accident.
+    let again =
+        ["--cluster", &submitter, "login", "--join", &cluster.token("viewer"), "--coordinator", &cluster.address()];
+    crate::harness::run(again).expect(6).says(&["credentials already"]);
+}

@@ -1,0 +1,78 @@
+//! `up`, `down`, `doctor`: a cluster that stays, and the folder that it stays in.
+
+use serde_json::Value;
+
+use crate::harness::{Background, poll, processes_naming, run, stoke, text};
+
+#[test]
+fn a_cluster_goes_up_and_down_and_comes_back_with_its_jobs() {
+    let parent = tempfile::tempdir().expect("a temporary folder");
+    let dir = parent.path().join("local");
+    let dir = dir.to_str().expect("UTF-8");
+    let up: Value = run(["up", "--nodes", "1", "--dir", dir, "--json"]).expect(0).json();
+    assert_eq!(up["nodes"], 1);
+    let guard = Down(dir.to_owned());
+    run(["up", "--dir", dir]).expect(6).says(&["already runs", "stoke down"]);
+
+    let status = run(["--cluster", dir, "status", "--json"]).expect(0).json();
+    assert_eq!((&status["nodes_up"], &status["you"]), (&1.into(), &"user/admin/admin".into()));
+    let spec = crate::harness::spec("digits.toml");
+    let spec = spec.to_str().expect("UTF-8");
+    let plan = ["--set", "train.steps=2", "--key", "kept", "--wait", "--json"];
+    let submit: Vec<&str> = [&["--cluster", dir, "submit", spec][..], &plan].concat();
+    let first = run(&submit).expect(0).json();
+    assert_eq!(first["state"], "succeeded");
+
+    run(["down", "--dir", dir]).expect(0);
+    poll("the end of every process", || processes_naming(dir).is_empty().then_some(()));
+    run(["--cluster", dir, "status"]).expect(5).says(&["no answer"]);
+    run(["down", "--dir", dir]).expect(3).says(&["no local cluster runs"]);
+
+    let again = run(["up", "--dir", dir, "--json"]).expect(0).json();
+    assert_eq!(again["address"], up["address"], "users know the address");
+    assert_eq!(again["nodes"], 1, "as many nodes as before");
+    // The job is known still: the same key is the same job.
+    let second = run(&submit).expect(0).json();
+    assert_eq!(second["job"], first["job"]);
+    assert_eq!(second["outcome"], first["outcome"]);
+    let verified = run(["--cluster", dir, "checkpoint", "verify", &text(&first["job"]), "--json"]).expect(0).json();
+    assert_eq!(verified["weights_blake3"], first["outcome"]["weights_blake3"]);
+
+    drop(guard);
+    run(["down", "--dir", dir, "--remove"]).expect(0);
+    assert!(!std::path::Path::new(dir).exists());
+}
+
+#[test]
+fn doctor_looks_and_mends_nothing() {
+    let doctor = run(["doctor", "--json"]);
+    let report = doctor.json();
+    let checks: Vec<&str> =
+        report["checks"].as_array().expect("a list").iter().filter_map(|check| check["check"].as_str()).collect();
+    for check in ["udp-buffers", "udp-loopback", "mtu", "clock", "port", "memory", "disk", "gpu", "coordinator"] {
+        assert!(checks.contains(&check), "{check} is missing in {checks:?}");
+    }
+    for check in report["checks"].as_array().expect("a list") {
+        let fine = check["status"] == "ok";
+        assert_eq!(fine, check["mend"].is_null(), "a finding without a mend: {check}");
+    }
+    assert_eq!(doctor.code() == 0, report["ok"] == true);
+}
+
+#[test]
+fn commands_without_a_cluster_say_how_to_get_one() {
+    let nowhere = tempfile::tempdir().expect("a temporary folder");
+    let mut command = stoke(["jobs", "--json", "--cluster"]);
+    command.arg(nowhere.path());
+    let ended = Background::start(command).wait().expect(3).says(&["stoke up", "stoke login"]);
+    assert_eq!(ended.json()["error"]["code"], "not-found");
+}
+
+/// Takes a cluster down whatever the test does.
+struct Down(String);
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        let _ = Background::start(stoke(["down", "--dir", &self.0])).wait();
+    }
+}

@@ -1,0 +1,12 @@
+//! Integration tests through the `stoke` binary: real processes, real sockets, real disks. One module a topic; `harness` starts and ends
+//! everything. Nothing here looks inside a crate but for the job spec's files and the wire that a hostile peer would speak.
+
+mod bad_disk;
+mod bad_spec;
+mod bad_token;
+mod control;
+mod harness;
+mod hostile;
+mod lifecycle;
+mod recovery;
+mod training;

@@ -1,0 +1,117 @@
+//! What a run outlives: the death of its coordinator, of an agent, of a rank; and what outlives a run: nothing.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::{Background, Run, cluster_of, poll, process_of, processes_naming, signal, step_of};
+
+/// Long enough to be hit in the middle.
+const STEPS: u64 = 60;
+
+fn long() -> Run {
+    Run::new("digits.toml", 2).set("train.steps", STEPS).set("checkpoint.every", 10)
+}
+
+/// What each of these runs must end with.
+fn undisturbed() -> &'static Value {
+    static DONE: OnceLock<Value> = OnceLock::new();
+    DONE.get_or_init(|| long().finish().0)
+}
+
+/// A run of which some steps are done and most are not.
+fn in_the_middle() -> (Background, TempDir, std::path::PathBuf) {
+    let (running, scratch) = long().start();
+    let cluster = cluster_of(&scratch);
+    poll("a few steps", || step_of(&cluster).filter(|step| *step >= 3));
+    (running, scratch, cluster)
+}
+
+#[track_caller]
+fn same_weights(summary: &Value) {
+    let reference = undisturbed();
+    for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
+        assert_eq!(summary[key], reference[key], "{key} differs:\n{summary:#}\n{reference:#}");
+    }
+}
+
+#[test]
+fn a_coordinator_killed_during_training_costs_no_step() {
+    let (running, _scratch, cluster) = in_the_middle();
+    let before = process_of(&cluster, "coordinator");
+    signal(before, Signal::KILL);
+    let ended = running.wait().expect(0).says(&["the coordinator was killed by signal 9", "the coordinator is back"]);
+    let summary = ended.json();
+    same_weights(&summary);
+    assert_eq!(summary["generations"], 1, "ranks went on while it was away: {summary:#}");
+    assert_eq!(summary["restarts"], 1);
+}
+
+#[test]
+fn an_agent_killed_during_training_costs_a_generation_and_no_bit() {
+    let (running, _scratch, cluster) = in_the_middle();
+    signal(process_of(&cluster, "node-2"), Signal::KILL);
+    let summary = running.wait().expect(0).says(&["the node-2 was killed by signal 9"]).json();
+    same_weights(&summary);
+    assert_eq!(summary["generations"], 2, "{summary:#}");
+}
+
+#[test]
+fn a_rank_killed_during_training_costs_a_generation_and_no_bit() {
+    let (running, _scratch, cluster) = in_the_middle();
+    let agent = process_of(&cluster, "node-1");
+    let rank = poll("a rank of node-1", || {
+        let workers = processes_naming("worker").into_iter();
+        workers.map(|(pid, _)| pid).find(|pid| parent_of(*pid) == Some(agent))
+    });
+    signal(rank, Signal::KILL);
+    let summary = running.wait().expect(0).json();
+    same_weights(&summary);
+    assert_eq!(summary["generations"], 2, "{summary:#}");
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing_behind() {
+    for (ending, code) in [(Signal::INT, 130), (Signal::TERM, 130)] {
+        let (running, scratch, cluster) = in_the_middle();
+        signal(running.pid(), ending);
+        running.wait().expect(code).says(&["interrupted"]);
+        nothing_left(&scratch, &cluster);
+    }
+}
+
+#[test]
+fn a_killed_run_leaves_nothing_behind() {
+    let (running, scratch, cluster) = in_the_middle();
+    signal(running.pid(), Signal::KILL);
+    running.wait().expect(128 + 9);
+    poll("the end of its processes and its folder", || (!cluster.exists()).then_some(()));
+    nothing_left(&scratch, &cluster);
+}
+
+#[test]
+fn a_run_whose_supervisor_is_killed_says_so_and_leaves_nothing_behind() {
+    let (running, scratch, cluster) = in_the_middle();
+    let state: Value = serde_json::from_slice(&std::fs::read(cluster.join("local.json")).expect("read")).expect("JSON");
+    let supervisor = state["supervisor"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id");
+    signal(supervisor, Signal::KILL);
+    running.wait().expect(1).says(&["the supervisor of the local cluster died"]);
+    nothing_left(&scratch, &cluster);
+}
+
+#[track_caller]
+fn nothing_left(scratch: &TempDir, cluster: &Path) {
+    let word = cluster.to_str().expect("UTF-8").to_owned();
+    poll("the end of every process", || processes_naming(&word).is_empty().then_some(()));
+    let left: Vec<_> = std::fs::read_dir(scratch.path().join("tmp")).expect("read").flatten().collect();
+    assert!(left.is_empty(), "{left:?} is left in the temporary folder");
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the parent is the second field after it.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
