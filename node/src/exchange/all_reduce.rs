@@ -23,8 +23,9 @@ use super::link::{Counters, Link};
 use super::operation::Operation;
 use super::plan::Plan;
 
-/// How long a close waits for the peers to say that they have all they need.
-const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// How long a close waits for the peers to say that they have all they need. Until then the last sums may still be on their way over a slow
+/// network; a dead peer is noticed long before by its connection.
+const CLOSE_MAX: Duration = Duration::from_secs(60);
 
 /// What is summed: equal on every rank, or frames are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
