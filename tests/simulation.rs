@@ -85,7 +85,8 @@ fn every_planted_bug_is_found() {
         let planted = Planted::all();
         over(planted.len() as u64, |at| {
             let planted = planted[at as usize];
-            let violated = |seed| Some((seed, run(Setting { planted, ..plain(seed) }))).filter(|(_, o)| o.violation.is_some());
+            let violated =
+                |seed| Some((seed, run(Setting { planted, ..plain(seed) }))).filter(|(_, o)| o.violation.is_some());
             Some((planted, (0..SEEDS_PLANTED_MAX).find_map(violated)))
         })
     };

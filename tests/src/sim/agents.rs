@@ -118,7 +118,8 @@ impl World {
         let state = AgentState::new(own, found.fence);
         let life = found.lives;
         let (session, dialling) = (None, None);
-        found.agent = Some(Agent { life, incarnation, state, session, dialling, failures: 0, awake: self.now, sent: 0 });
+        found.agent =
+            Some(Agent { life, incarnation, state, session, dialling, failures: 0, awake: self.now, sent: 0 });
         self.changed = true;
         self.say(|_| format!("the agent of {node} starts as {incarnation}"));
         self.dial(machine, life);
@@ -213,7 +214,10 @@ impl World {
     /// Planted bugs that stand before the state.
     fn before_state(&mut self, machine: usize, life: u64, event: Event) -> Event {
         match (self.planted, event) {
-            (Planted::Agent(AgentBug::FenceForgotten), Event::Coordinator(ToNode::Welcome { epoch, index, heartbeat_ms, lease_ms })) => {
+            (
+                Planted::Agent(AgentBug::FenceForgotten),
+                Event::Coordinator(ToNode::Welcome { epoch, index, heartbeat_ms, lease_ms }),
+            ) => {
                 self.oracle.obeyed(machine, self.machines[machine].obeyed, Fence { epoch, index });
                 let fence = self.machines[machine].agent.as_ref().map(|agent| agent.state.fence()).unwrap_or_default();
                 let (epoch, index) = (epoch.max(fence.epoch), index.max(fence.index));

@@ -41,16 +41,34 @@ struct Ask {
 #[derive(Clone, Debug)]
 enum Question {
     /// A token for a machine.
-    Token { machine: usize },
-    Join { machine: usize, token: TokenId },
+    Token {
+        machine: usize,
+    },
+    Join {
+        machine: usize,
+        token: TokenId,
+    },
     /// With a token that has been used.
-    Replay { token: TokenId },
-    Submit { key: String, spec: String },
+    Replay {
+        token: TokenId,
+    },
+    Submit {
+        key: String,
+        spec: String,
+    },
     /// Under a key that has another job.
-    SubmitOther { key: String, spec: String },
+    SubmitOther {
+        key: String,
+        spec: String,
+    },
     /// By somebody who may not.
-    SubmitForbidden { key: String, spec: String },
-    Cancel { job: JobId },
+    SubmitForbidden {
+        key: String,
+        spec: String,
+    },
+    Cancel {
+        job: JobId,
+    },
     Look(Request),
 }
 
@@ -147,7 +165,8 @@ impl World {
         let mut secret = Digest(self.streams.clients.bytes());
         match &question {
             Question::Join { token, .. } | Question::Replay { token } => {
-                secret = self.clients.secrets.iter().find(|(made, _)| made == token).map_or(secret, |(_, secret)| *secret);
+                secret =
+                    self.clients.secrets.iter().find(|(made, _)| made == token).map_or(secret, |(_, secret)| *secret);
             }
             _ => {}
         }
@@ -298,7 +317,8 @@ impl World {
         let owner = self.clients.owner(client);
         match (question, reply) {
             (Question::Submit { key, spec } | Question::SubmitOther { key, spec }, Reply::Submitted { job, .. }) => {
-                let known = self.oracle.submissions.get_mut(&(owner, key.clone())).expect("registered when first asked");
+                let known =
+                    self.oracle.submissions.get_mut(&(owner, key.clone())).expect("registered when first asked");
                 match known.acked {
                     Some(before) if before != job || known.spec != *spec => {
                         self.oracle.note("I7", || format!("{key:?} was {before}, this spec or another has made {job}"));

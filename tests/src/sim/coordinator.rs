@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 use stoke_coordinator::journal::{Log, ModelLog, Recovered};
 use stoke_coordinator::state::liveness::Timings;
 use stoke_coordinator::state::{
-    Cluster, Control, Effect, Event, Input, Mono, Now, Options, PlantedBug, Record, SessionId, Step, Ticket, Time, placement,
+    Cluster, Control, Effect, Event, Input, Mono, Now, Options, PlantedBug, Record, SessionId, Step, Ticket, Time,
+    placement,
 };
 use stoke_node::agent::state::Signed;
 use stoke_protocol::codec;
@@ -175,7 +176,9 @@ impl World {
         if !step.records.is_empty() {
             self.changed = true;
             let records = step.records.clone();
-            self.say(|_| records.iter().map(|record| format!("C: {}", words(&record.event))).collect::<Vec<_>>().join(" | "));
+            self.say(|_| {
+                records.iter().map(|record| format!("C: {}", words(&record.event))).collect::<Vec<_>>().join(" | ")
+            });
         }
         self.hand_over(step);
     }
@@ -208,7 +211,9 @@ impl World {
     }
 
     pub fn synced(&mut self, life: u64) {
-        let Some(coordinator) = self.coordinator.as_mut().filter(|coordinator| coordinator.life == life) else { return };
+        let Some(coordinator) = self.coordinator.as_mut().filter(|coordinator| coordinator.life == life) else {
+            return;
+        };
         let records = std::mem::take(&mut coordinator.writing);
         if !self.append(&records) {
             // J4: it ends, and recovers from disk.

@@ -45,26 +45,59 @@ pub struct Rates {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    CoordinatorCrash { down: Ms },
-    CoordinatorPause { lasts: Ms },
+    CoordinatorCrash {
+        down: Ms,
+    },
+    CoordinatorPause {
+        lasts: Ms,
+    },
     /// An old copy of the journal is started in the coordinator's place, for a while.
-    OldCopy { lasts: Ms },
-    AgentCrash { node: usize, down: Ms },
+    OldCopy {
+        lasts: Ms,
+    },
+    AgentCrash {
+        node: usize,
+        down: Ms,
+    },
     /// The agent is asked to end and ends.
-    AgentStop { node: usize, down: Ms },
+    AgentStop {
+        node: usize,
+        down: Ms,
+    },
     /// The machine stops for a while, its ranks with it.
-    NodePause { node: usize, lasts: Ms },
+    NodePause {
+        node: usize,
+        lasts: Ms,
+    },
     /// Nothing comes from the node to the coordinator.
-    CutUp { node: usize, lasts: Ms },
+    CutUp {
+        node: usize,
+        lasts: Ms,
+    },
     /// Nothing comes from the coordinator to the node.
-    CutDown { node: usize, lasts: Ms },
-    CutBoth { node: usize, lasts: Ms },
-    SessionBreak { node: usize },
+    CutDown {
+        node: usize,
+        lasts: Ms,
+    },
+    CutBoth {
+        node: usize,
+        lasts: Ms,
+    },
+    SessionBreak {
+        node: usize,
+    },
     /// One process, killed from outside.
-    RankKill { signal: i32 },
+    RankKill {
+        signal: i32,
+    },
     /// The journal's disk has only so much room, for a while.
-    DiskLimit { bytes: u64, lasts: Ms },
-    WallJump { ms: i64 },
+    DiskLimit {
+        bytes: u64,
+        lasts: Ms,
+    },
+    WallJump {
+        ms: i64,
+    },
 }
 
 /// Simulated time that faults of one kind are apart, at most and at least.

@@ -168,7 +168,9 @@ fn processes_fit_their_machine(world: &World, _: &mut Memory) -> Result<(), Stri
         }
         let has = &machine.capacity;
         if cpus > has.cpus.into() || memory > has.memory_bytes || gpus > has.gpus.len() as u64 {
-            return Err(format!("machine {at} has {has:?}, its processes take {cpus} cpus, {memory} bytes, {gpus} gpus"));
+            return Err(format!(
+                "machine {at} has {has:?}, its processes take {cpus} cpus, {memory} bytes, {gpus} gpus"
+            ));
         }
     }
     Ok(())
@@ -198,7 +200,10 @@ fn what_is_visible_is_complete(world: &World, _: &mut Memory) -> Result<(), Stri
             }
             let base = world.shadow.jobs().get(job).map(|job| job.checkpoints.clone()).unwrap_or_default();
             if checkpoint.uri != uri(&base, checkpoint.generation, checkpoint.step) {
-                return Err(format!("{} does not name {} of {}", checkpoint.uri, checkpoint.step, checkpoint.generation));
+                return Err(format!(
+                    "{} does not name {} of {}",
+                    checkpoint.uri, checkpoint.step, checkpoint.generation
+                ));
             }
         }
     }

@@ -339,7 +339,9 @@ impl World {
         found.beats += 1;
         let sequence = found.beats;
         let rates = self.rates;
-        let Some(incarnation) = self.machines[machine].agent.as_ref().filter(|agent| agent.life == life) else { return };
+        let Some(incarnation) = self.machines[machine].agent.as_ref().filter(|agent| agent.life == life) else {
+            return;
+        };
         let incarnation = incarnation.incarnation;
         let heartbeat = Heartbeat { incarnation, sequence, cpu_used: 0.5, memory_used_bytes: 1 };
         for copy in 0..2 {

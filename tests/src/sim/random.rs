@@ -10,9 +10,9 @@ pub struct Stream(ChaCha8Rng);
 impl Stream {
     pub fn new(seed: u64, concern: &str) -> Self {
         // FNV-1a: any function that tells the names apart does.
-        let name = concern.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let name = concern
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..16].copy_from_slice(&name.to_le_bytes());

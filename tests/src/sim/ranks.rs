@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use stoke_node::agent::state::Event;
 use stoke_protocol::ids::{Digest, Generation, JobId, Rank, Step};
-use stoke_protocol::message::rank::{Exit, FromRank, Outcome, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank};
+use stoke_protocol::message::rank::{
+    Exit, FromRank, Outcome, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank,
+};
 
 use super::specs::Plan;
 use super::store::{digest, uri};
@@ -103,7 +105,8 @@ impl World {
     /// Where a generation continues. All its ranks decide alike: the newest checkpoint that they can read.
     fn resume_step(&mut self, start: &StartRank) -> Step {
         let rates = self.rates;
-        let Some(newest) = start.resume.as_deref().and_then(|uri| self.store.folder(uri)).map(|folder| folder.step) else {
+        let Some(newest) = start.resume.as_deref().and_then(|uri| self.store.folder(uri)).map(|folder| folder.step)
+        else {
             return Step(0);
         };
         let (job, generation) = (start.id.job, start.id.generation);
@@ -139,7 +142,7 @@ impl World {
         self.at(due, Happening::Agent { machine, life, event });
     }
 
-    pub fn to_rank(&mut self, at: ProcessId, frame: ToRank) {
+    pub fn deliver_to_rank(&mut self, at: ProcessId, frame: ToRank) {
         let Some(process) = self.processes.get(&at) else { return };
         let id = process.id;
         let wait = self.streams.ranks.between(1, 400);
@@ -250,10 +253,9 @@ impl World {
     pub fn gang_step(&mut self, job: JobId, generation: Generation) {
         let Some(gang) = self.gangs.get(&(job, generation)) else { return };
         let members: Vec<ProcessId> = gang.members.values().copied().collect();
-        let (Some(first), true) = (
-            self.processes.get(&members[0]),
-            members.iter().all(|member| self.processes.contains_key(member)),
-        ) else {
+        let (Some(first), true) =
+            (self.processes.get(&members[0]), members.iter().all(|member| self.processes.contains_key(member)))
+        else {
             self.gangs.remove(&(job, generation));
             return;
         };
@@ -269,10 +271,10 @@ impl World {
         let gang = self.gangs.get_mut(&(job, generation)).expect("found above");
         gang.at = gang.at.next();
         let at = gang.at;
-        if at.0 % plan.every == 0 || at == plan.steps {
+        if at.0.is_multiple_of(plan.every) || at == plan.steps {
             self.store_shards(&members, at);
         }
-        if at.0 % 4 == 0 {
+        if at.0.is_multiple_of(4) {
             let frame = FromRank::Progress(progress(at, plan.steps));
             self.says(members[0], frame);
         }
@@ -291,7 +293,8 @@ impl World {
 }
 
 fn outcome(process: &Process) -> Outcome {
-    let weights = if process.wrong { format!("wrong on {}", process.id) } else { format!("weights of {}", process.id.job) };
+    let weights =
+        if process.wrong { format!("wrong on {}", process.id) } else { format!("weights of {}", process.id.job) };
     let weights_blake3: Digest = digest(&weights);
     let step = process.plan.steps;
     Outcome { step, loss: 0.5, samples: 8 * step.0, weights_blake3, metrics: BTreeMap::new() }

@@ -297,13 +297,17 @@ impl World {
             Happening::HeartbeatDue { conn } => self.heartbeat_due(conn),
             Happening::Beat { conn, heartbeat } => self.beat(conn, heartbeat),
             Happening::SignAsked { conn, id } => self.sign_asked(conn, id),
-            Happening::SignAnswered { machine, life, id, answer } => self.tell(machine, life, AgentEvent::Signed { id, answer }),
+            Happening::SignAnswered { machine, life, id, answer } => {
+                self.tell(machine, life, AgentEvent::Signed { id, answer })
+            }
             Happening::Agent { machine, life, event } => self.tell(machine, life, event),
             Happening::AgentBoot { machine } => self.agent_boot(machine),
             Happening::AgentLeave { machine, life } => self.agent_leave(machine, life),
             Happening::KillDue { machine, life, id } => self.kill_due(machine, life, id),
-            Happening::ToRank { process, frame } => self.to_rank(process, frame),
-            Happening::RankGone { machine, life, id, exit } => self.tell(machine, life, AgentEvent::Exited { id, exit }),
+            Happening::ToRank { process, frame } => self.deliver_to_rank(process, frame),
+            Happening::RankGone { machine, life, id, exit } => {
+                self.tell(machine, life, AgentEvent::Exited { id, exit })
+            }
             Happening::RankActs { process, act } => self.rank_acts(process, act),
             Happening::GangStep { job, generation } => self.gang_step(job, generation),
             Happening::ClientActs { client } => self.client_acts(client),
