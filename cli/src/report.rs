@@ -74,12 +74,11 @@ impl Report {
     }
 
     fn text(&self, out: &Path) -> String {
-        let mut text = summary(&self.view);
-        let mut table = output::Table::bare();
+        let mut table = summary_table(&self.view);
         let wall_ms = u64::try_from(self.wall.as_millis()).unwrap_or(u64::MAX);
         table.row(["wall time".into(), output::duration_ms(wall_ms)]);
         table.row(["written to".into(), out.display().to_string()]);
-        text.push_str(&table.render());
+        let mut text = table.render();
         if let Some(checkpoint) = self.view.checkpoint.as_ref().filter(|_| self.view.state == JobState::Succeeded) {
             let folder = checkpoint.uri.strip_prefix("file://").unwrap_or(&checkpoint.uri);
             text.push_str(&format!("\nuse it:  stoke predict --checkpoint {folder} < lines.txt\n"));
@@ -90,6 +89,14 @@ impl Report {
 
 /// The end of a job in a few lines.
 pub fn summary(view: &JobView) -> String {
+    let mut table = summary_table(view);
+    if let (Some(started), Some(ended)) = (view.started_ms, view.ended_ms) {
+        table.row(["time".into(), output::duration_ms(ended.saturating_sub(started))]);
+    }
+    table.render()
+}
+
+fn summary_table(view: &JobView) -> output::Table {
     let mut table = output::Table::bare();
     table.row(["job".into(), format!("{} ({}), {}", view.job, view.name, job_state(view.state))]);
     if !view.reason.is_empty() {
@@ -100,19 +107,20 @@ pub fn summary(view: &JobView) -> String {
         table.row(["samples".into(), output::grouped(outcome.samples)]);
         table.row(["loss".into(), format!("{:.6}", outcome.loss)]);
         for (name, value) in &outcome.metrics {
-            table.row([name.clone(), format!("{value:.4}")]);
+            table.row([format!("held-out {name}"), format!("{value:.4}")]);
         }
         table.row(["weights_blake3".into(), outcome.weights_blake3.to_string()]);
     }
     let worlds: Vec<String> = view.world_sizes.iter().map(ToString::to_string).collect();
-    table.row(["ranks".into(), format!("{} ({} generation(s))", worlds.join(", "), view.world_sizes.len())]);
+    table.row(["ranks".into(), format!("{} ({})", worlds.join(", then "), generations(view.world_sizes.len()))]);
     if let Some(checkpoint) = &view.checkpoint {
         table.row(["checkpoint".into(), checkpoint.uri.clone()]);
     }
-    if let (Some(started), Some(ended)) = (view.started_ms, view.ended_ms) {
-        table.row(["time".into(), output::duration_ms(ended.saturating_sub(started))]);
-    }
-    table.render()
+    table
+}
+
+fn generations(count: usize) -> String {
+    if count == 1 { "one generation".to_owned() } else { format!("{count} generations") }
 }
 
 /// The last lines of the rank that the reason names, or of all ranks. What cannot be had is left out: the reason is known already.

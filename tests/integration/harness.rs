@@ -376,6 +376,16 @@ pub fn cluster_of(scratch: &TempDir) -> PathBuf {
     })
 }
 
+/// The folder of a run's checkpoint at `step`, committed by its first generation.
+#[track_caller]
+pub fn checkpoint_at(scratch: &TempDir, step: u64) -> PathBuf {
+    let out = scratch.path().join("out");
+    let jobs = std::fs::read_dir(&out).expect("the run's output").flatten().map(|entry| entry.path());
+    let name = format!("step-{step:08}-g1");
+    let found = jobs.map(|job| job.join(&name)).find(|folder| folder.join("manifest.json").exists());
+    found.unwrap_or_else(|| panic!("no {name} under {}", out.display()))
+}
+
 /// The newest step of the one job of a cluster, while it is there.
 pub fn step_of(cluster: &Path) -> Option<u64> {
     let mut command = stoke(["--json", "jobs", "--cluster"]);

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Run, run, run_with_input, text};
+use crate::harness::{Run, checkpoint_at, run, run_with_input, text};
 
 /// Enough for every code path (two checkpoints, a last one), few enough for two cores.
 const STEPS: u64 = 8;
@@ -63,7 +63,7 @@ fn three_ranks_on_one_node_are_three_ranks() {
 #[test]
 fn a_run_that_is_resumed_ends_as_one_that_was_not_interrupted() {
     let (alone, scratch) = digits_alone();
-    let halfway = scratch.path().join("out/job-1/step-00000004-g1");
+    let halfway = checkpoint_at(scratch, 4);
     let (resumed, _scratch) = short("digits.toml", 2).with(&["--resume", halfway.to_str().expect("UTF-8")]).finish();
     same_result(alone, &resumed);
 }
@@ -71,7 +71,7 @@ fn a_run_that_is_resumed_ends_as_one_that_was_not_interrupted() {
 #[test]
 fn a_checkpoint_is_verified_byte_by_byte() {
     let (_, scratch) = short("digits.toml", 2).finish();
-    let folder = scratch.path().join("out/job-1/step-00000008-g1");
+    let folder = checkpoint_at(&scratch, 8);
     let folder_text = folder.to_str().expect("UTF-8");
     let whole = run(["checkpoint", "verify", folder_text, "--json"]).expect(0).json();
     assert_eq!((&whole["ok"], &whole["shards"]), (&true.into(), &2.into()));

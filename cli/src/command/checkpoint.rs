@@ -20,7 +20,7 @@ Examples:
 const VERIFY_EXAMPLES: &str = "\
 Examples:
   stoke checkpoint verify job-3
-  stoke checkpoint verify ./stoke-runs/domains/20261122-170405/job-1/step-00000120-g1";
+  stoke checkpoint verify stoke-runs/domains/20261122-170405/JOB/step-00000120-g1";
 
 #[derive(Subcommand, Debug)]
 pub enum Checkpoint {

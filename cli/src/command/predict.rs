@@ -14,7 +14,7 @@ use crate::{json, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  echo secure-login-paypa1.com | stoke predict --checkpoint stoke-runs/domains/20261122-170405/job-1/step-00000120-g1
+  echo secure-login-paypa1.com | stoke predict --checkpoint FOLDER
   stoke predict --checkpoint job-3 --json < domains.txt";
 
 /// Lines that wait for the model; more would only cost memory.

@@ -16,6 +16,8 @@ mod spawn;
 pub mod state;
 #[cfg(test)]
 mod state_tests;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::sync::Arc;
