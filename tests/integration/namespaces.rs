@@ -279,8 +279,8 @@ impl Network {
     fn cut(&self, from: &Machine, to: &[&Machine]) {
         for machine in to {
             let nobody = ["lladdr", "02:00:00:00:de:ad", "nud", "permanent"];
-            let arguments =
-                [&["-n", &from.namespace(), "neigh", "replace", machine.ip, "dev", "eth0"][..], &nobody].concat();
+            let namespace = from.namespace();
+            let arguments = [&["-n", &namespace, "neigh", "replace", machine.ip, "dev", "eth0"][..], &nobody].concat();
             ip(&arguments).expect("a neighbour");
         }
     }
