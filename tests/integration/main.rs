@@ -8,5 +8,6 @@ mod control;
 mod harness;
 mod hostile;
 mod lifecycle;
+mod namespaces;
 mod recovery;
 mod training;

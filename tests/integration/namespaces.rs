@@ -1,0 +1,324 @@
+//! A cluster of machines of their own: three network namespaces, each with its own address, on a bridge in a fourth, where the user sits.
+//! Here words and gradients cross links that can be cut, and every process is started as on bare metal. Needs root and iproute2; says so and
+//! proves nothing where they are missing. Owns its namespaces and whatever runs in them, and removes both by name.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::{Background, Ended, Run, poll, spec, stoke, text};
+
+const STEPS: u64 = 60;
+const CHECKPOINT_EVERY: u64 = 10;
+/// What each step carries from rank to rank at the least: half of the gradients of 80,202 parameters.
+const STEP_BYTES_MIN: u64 = 80_202 * 4 / 2;
+
+/// Where the user sits: it holds the bridge, and an address on it.
+const DESK: Machine = Machine { name: "desk", ip: "10.77.0.1" };
+const HEAD: Machine = Machine { name: "head", ip: "10.77.0.10" };
+const NODES: [Machine; 2] = [Machine { name: "left", ip: "10.77.0.11" }, Machine { name: "right", ip: "10.77.0.12" }];
+const PORT: u16 = 7878;
+
+#[test]
+fn machines_of_their_own_train_the_same_bits_whatever_happens_to_the_network_and_the_coordinator() {
+    let network = match Network::build() {
+        Ok(network) => network,
+        // Past the capture of the test runner: nobody should take this for a test that was done.
+        Err(why) => return writeln!(std::io::stderr(), "not tested with network namespaces: {why}").expect("stderr"),
+    };
+    let mut lab = Lab::start(network);
+    let reference = Run::new("digits.toml", 1).set("train.steps", STEPS).set("checkpoint.every", CHECKPOINT_EVERY);
+    let (reference, _scratch) = reference.finish();
+    lab.trains_over_the_wire(&reference);
+    lab.outlives_a_link_cut_one_way(&reference);
+    lab.outlives_its_coordinator(&reference);
+}
+
+/// The services are ended first, then their namespaces go, then their files.
+struct Lab {
+    coordinator: Option<Background>,
+    _nodes: Vec<Background>,
+    network: Network,
+    scratch: TempDir,
+}
+
+impl Lab {
+    /// As on bare metal: a coordinator, a token for each machine and for the user, joins over the network.
+    fn start(network: Network) -> Self {
+        let scratch = tempfile::tempdir().expect("a temporary folder");
+        let mut lab = Self { coordinator: None, _nodes: Vec::new(), network, scratch };
+        lab.write_settings();
+        lab.start_coordinator();
+        poll("the coordinator", || (lab.admin(&["status"]).code() == 0).then_some(()));
+        for node in &NODES {
+            let dir = lab.path(node.name);
+            let arguments = ["node", "--join", "-", "--cpus", "1", "--name", node.name, "--dir", &dir];
+            let service = lab.with_token("node", node, &arguments);
+            lab._nodes.push(Background::start(service));
+        }
+        let login = lab.with_token(
+            "submitter",
+            &DESK,
+            &["login", "--join", "-", "--name", "ada", "--cluster", &lab.path("ada")],
+        );
+        Background::start(login).wait().expect(0);
+        let nodes = poll("both nodes", || {
+            let nodes = lab.ask(&["nodes"])?["nodes"].as_array()?.clone();
+            (nodes.iter().filter(|node| node["state"] == "up").count() == NODES.len()).then_some(nodes)
+        });
+        for node in &NODES {
+            let seen = nodes.iter().find(|seen| seen["name"] == node.name).expect("it has joined");
+            assert!(text(&seen["address"]).starts_with(&format!("{}:", node.ip)), "{seen:#}");
+        }
+        lab
+    }
+
+    fn trains_over_the_wire(&self, reference: &Value) {
+        let before = NODES.each_ref().map(|node| self.network.received_bytes(node));
+        let job = self.succeeds(&self.submit(), reference);
+        assert_eq!((&job["generation"], &job["world_sizes"]), (&1.into(), &serde_json::json!([2])), "{job:#}");
+        let placement = job["placement"].as_array().expect("a placement");
+        assert_ne!(placement[0]["node"], placement[1]["node"], "{job:#}");
+        for (node, before) in NODES.iter().zip(before) {
+            let received = self.network.received_bytes(node) - before;
+            assert!(received > STEPS * STEP_BYTES_MIN, "{} bytes came to {}", received, node.name);
+        }
+    }
+
+    /// The node hears everyone and nobody hears it, until it is given up.
+    fn outlives_a_link_cut_one_way(&self, reference: &Value) {
+        let job = self.submit_and_wait_for_steps();
+        let [left, right] = &NODES;
+        self.network.cut(right, &[left, &HEAD]);
+        poll("the end of a node that nobody hears", || {
+            let nodes = self.ask(&["nodes"])?;
+            let cut = nodes["nodes"].as_array()?.iter().find(|node| node["name"] == right.name)?;
+            (cut["state"] == "lost").then_some(())
+        });
+        self.network.heal(right, &[left, &HEAD]);
+        let job = self.succeeds(&job, reference);
+        assert_eq!(job["generation"], 2, "{job:#}");
+    }
+
+    fn outlives_its_coordinator(&mut self, reference: &Value) {
+        let job = self.submit_and_wait_for_steps();
+        // Dropping it kills it with SIGKILL and waits for its end.
+        self.coordinator = None;
+        assert_eq!(self.user(&["jobs"]).code(), 5, "nobody answers");
+        self.start_coordinator();
+        let job = self.succeeds(&job, reference);
+        assert_eq!(job["generation"], 1, "ranks went on while it was away: {job:#}");
+    }
+
+    /// The checkpoints lie where all machines see them.
+    fn write_settings(&self) {
+        let checkpoints = self.path("checkpoints");
+        // The graces are shorter than the defaults, so that a cut node is soon given up; still longer than a reconnect takes.
+        let settings = format!(
+            "dir = {:?}\nlisten = \"0.0.0.0:{PORT}\"\nadvertise = [\"{}:{PORT}\"]\ncheckpoints = \"file://{checkpoints}\"\n\
+             timings = {{ lost_grace_ms = 3000, failover_grace_ms = 15000 }}\n",
+            self.path("head"),
+            HEAD.ip
+        );
+        std::fs::write(self.path("coordinator.toml"), settings).expect("written");
+    }
+
+    fn start_coordinator(&mut self) {
+        let command = stoke(["coordinator", "--config", &self.path("coordinator.toml")]);
+        self.coordinator = Some(Background::start(self.network.service(&HEAD, command)));
+    }
+
+    /// A command that reads a fresh token from its standard input and dials the coordinator.
+    fn with_token(&self, role: &str, machine: &Machine, arguments: &[&str]) -> Command {
+        let created = self.admin(&["token", "create", "--role", role]).expect(0);
+        let path = self.path(&format!("{}.token", machine.name));
+        std::fs::write(&path, created.stdout).expect("written");
+        let coordinator = format!("{}:{PORT}", HEAD.ip);
+        let command = stoke([arguments, &["--coordinator", &coordinator]].concat());
+        let mut command = self.network.service(machine, command);
+        command.stdin(File::open(&path).expect("it was written"));
+        command
+    }
+
+    fn submit(&self) -> String {
+        let (spec, steps) = (spec("digits.toml"), format!("train.steps={STEPS}"));
+        let every = format!("checkpoint.every={CHECKPOINT_EVERY}");
+        let spec = spec.to_str().expect("UTF-8");
+        let submitted = self.user(&["submit", spec, "--ranks", "2", "--set", &steps, "--set", &every, "--json"]);
+        text(&submitted.expect(0).json()["job"])
+    }
+
+    fn submit_and_wait_for_steps(&self) -> String {
+        let job = self.submit();
+        poll("a few steps", || self.job(&job)?["progress"]["step"].as_u64().filter(|step| *step >= 3));
+        job
+    }
+
+    /// With the weights of the reference.
+    fn succeeds(&self, job: &str, reference: &Value) -> Value {
+        let view = poll(&format!("{job} to succeed"), || {
+            let view = self.job(job)?;
+            assert!(!["failed", "cancelled"].contains(&view["state"].as_str()?), "{view:#}");
+            (view["state"] == "succeeded").then_some(view)
+        });
+        for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
+            assert_eq!(view["outcome"][key], reference[key], "{key} differs:\n{view:#}\n{reference:#}");
+        }
+        view
+    }
+
+    fn job(&self, job: &str) -> Option<Value> {
+        self.ask(&["jobs"])?["jobs"].as_array()?.iter().find(|view| view["job"] == job).cloned()
+    }
+
+    /// What the user is told; nothing while the coordinator is away.
+    fn ask(&self, arguments: &[&str]) -> Option<Value> {
+        let ended = self.user(&[arguments, &["--json"]].concat());
+        (ended.code() == 0).then(|| ended.json())
+    }
+
+    fn user(&self, arguments: &[&str]) -> Ended {
+        let command = stoke([arguments, &["--cluster", &self.path("ada")]].concat());
+        Background::start(self.network.inside(&DESK, &command)).wait()
+    }
+
+    fn admin(&self, arguments: &[&str]) -> Ended {
+        let command = stoke([arguments, &["--cluster", &self.path("head")]].concat());
+        Background::start(self.network.inside(&HEAD, &command)).wait()
+    }
+
+    fn path(&self, name: &str) -> String {
+        let path: PathBuf = self.scratch.path().join(name);
+        path.to_str().expect("UTF-8").to_owned()
+    }
+}
+
+#[derive(Debug)]
+struct Machine {
+    name: &'static str,
+    ip: &'static str,
+}
+
+impl Machine {
+    /// Unique by this process; one test makes them.
+    fn namespace(&self) -> String {
+        format!("stoke-{}-{}", std::process::id(), self.name)
+    }
+}
+
+/// The namespaces and what connects them; they end, with every process in them, when this is dropped.
+struct Network {
+    machines: [&'static Machine; 4],
+}
+
+impl Network {
+    /// Or what this machine does not let us do.
+    fn build() -> Result<Self, String> {
+        let network = Self { machines: [&DESK, &HEAD, &NODES[0], &NODES[1]] };
+        for machine in network.machines {
+            ip(&["netns", "add", &machine.namespace()])?;
+            ip(&["netns", "exec", &machine.namespace(), "true"])?;
+            ip(&["-n", &machine.namespace(), "link", "set", "lo", "up"])?;
+        }
+        let desk = DESK.namespace();
+        let on_desk = |arguments: &[&str]| ip(&[&["-n", &desk], arguments].concat());
+        on_desk(&["link", "add", "name", "bridge0", "type", "bridge"])?;
+        on_desk(&["addr", "add", &format!("{}/24", DESK.ip), "dev", "bridge0"])?;
+        on_desk(&["link", "set", "bridge0", "up"])?;
+        for machine in &network.machines[1..] {
+            let namespace = machine.namespace();
+            on_desk(&[
+                "link",
+                "add",
+                "name",
+                machine.name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                &namespace,
+            ])?;
+            on_desk(&["link", "set", machine.name, "master", "bridge0", "up"])?;
+            ip(&["-n", &namespace, "addr", "add", &format!("{}/24", machine.ip), "dev", "eth0"])?;
+            ip(&["-n", &namespace, "link", "set", "eth0", "up"])?;
+        }
+        Ok(network)
+    }
+
+    /// The same command on a machine. `ip` becomes it: the process id is its own.
+    fn inside(&self, machine: &Machine, command: &Command) -> Command {
+        let mut inside = Command::new("ip");
+        inside.args(["netns", "exec", &machine.namespace()]).arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        if let Some(dir) = command.get_current_dir() {
+            inside.current_dir(dir);
+        }
+        inside.stdin(Stdio::null());
+        inside
+    }
+
+    /// A process that also ends if this one is killed.
+    fn service(&self, machine: &Machine, mut command: Command) -> Command {
+        command.args(["--parent", &std::process::id().to_string()]);
+        self.inside(machine, &command)
+    }
+
+    /// What `from` sends to these is lost on the way, without a word: it goes to a link address that nobody has. The way back stays open.
+    fn cut(&self, from: &Machine, to: &[&Machine]) {
+        for machine in to {
+            let nobody = ["lladdr", "02:00:00:00:de:ad", "nud", "permanent"];
+            let namespace = from.namespace();
+            let arguments = [&["-n", &namespace, "neigh", "replace", machine.ip, "dev", "eth0"][..], &nobody].concat();
+            ip(&arguments).expect("a neighbour");
+        }
+    }
+
+    fn heal(&self, from: &Machine, to: &[&Machine]) {
+        for machine in to {
+            ip(&["-n", &from.namespace(), "neigh", "del", machine.ip, "dev", "eth0"]).expect("a neighbour");
+        }
+    }
+
+    fn received_bytes(&self, machine: &Machine) -> u64 {
+        let shown = ip(&["-n", &machine.namespace(), "-s", "-j", "link", "show", "dev", "eth0"]).expect("a link");
+        let links: Value = serde_json::from_str(&shown).expect("JSON");
+        links[0]["stats64"]["rx"]["bytes"].as_u64().expect("a count")
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for machine in self.machines {
+            let namespace = machine.namespace();
+            // Ranks outlive a killed agent for a moment.
+            let left = ip(&["netns", "pids", &namespace]).unwrap_or_default();
+            for pid in left.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            let _ = ip(&["netns", "del", &namespace]);
+        }
+    }
+}
+
+/// Standard output, or why it did not work.
+fn ip(arguments: &[&str]) -> Result<String, String> {
+    let line = format!("ip {}", arguments.join(" "));
+    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{line}: {error} (package iproute2)"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(format!("{line}: {} (root is needed)", String::from_utf8_lossy(&output.stderr).trim()))
+}
