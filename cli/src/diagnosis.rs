@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use stoke_protocol::identity::Credentials;
+use stoke_protocol::identity::{CLOCK_TOLERANCE, Credentials};
 use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::transport::{SOCKET_BUFFER_BYTES, socket_buffers};
 
@@ -67,6 +67,9 @@ pub async fn cluster(dir: &Path) -> Vec<Finding> {
         Ok(mut client) => client.ask(&Request::Cluster, Repeat::Safe).await,
         Err(failure) => Err(failure),
     };
+    if let Ok(Reply::Cluster(view)) = &reached {
+        findings.push(clock_against(view.now_ms, output::now_ms()));
+    }
     findings.push(match reached {
         Ok(Reply::Cluster(view)) => {
             Finding::ok("coordinator", format!("answers: stoke {}, you are {}", view.version, view.you))
@@ -177,6 +180,21 @@ fn clock() -> Finding {
     let mend =
         "set the clock and keep it with NTP (timedatectl set-ntp true): certificates are refused outside their time";
     Finding::bad("clock", Status::Fail, moment, mend)
+}
+
+/// Certificates allow for some difference (`CLOCK_TOLERANCE`); a clock that is half way there will not stop.
+fn clock_against(theirs_ms: u64, ours_ms: u64) -> Finding {
+    let check = "clock-difference";
+    let difference = Duration::from_millis(theirs_ms.abs_diff(ours_ms));
+    let detail = format!("{} from the coordinator's", output::duration_ms(theirs_ms.abs_diff(ours_ms)));
+    let mend = "keep both clocks with NTP (timedatectl set-ntp true): certificates are refused outside their time";
+    if difference >= CLOCK_TOLERANCE {
+        return Finding::bad(check, Status::Fail, detail, mend);
+    }
+    if difference >= CLOCK_TOLERANCE / 2 {
+        return Finding::bad(check, Status::Warn, detail, mend);
+    }
+    Finding::ok(check, detail)
 }
 
 fn certificate(dir: &Path) -> Finding {
@@ -300,6 +318,15 @@ mod tests {
         let seen: Vec<_> = findings.iter().map(|finding| (finding.detail.as_str(), finding.status)).collect();
         assert_eq!(seen, [("good0 1500", Status::Ok), ("small0 576: QUIC needs 1280", Status::Fail)]);
         assert!(findings[1].mend.as_deref().unwrap().contains("small0"));
+    }
+
+    #[test]
+    fn clocks_may_differ_by_less_than_certificates_allow() {
+        let status = |seconds: u64| clock_against(1_000_000 + seconds * 1000, 1_000_000).status;
+        assert_eq!(
+            [status(0), status(100), status(200), status(400)],
+            [Status::Ok, Status::Ok, Status::Warn, Status::Fail]
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub fn cluster(view: &ClusterView) -> Value {
         "jobs_running": view.jobs_running,
         "jobs_queued": view.jobs_queued,
         "you": view.you,
+        "now_ms": view.now_ms,
     })
 }
 

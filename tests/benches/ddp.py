@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import common
 import digits
 import domains
 
@@ -34,8 +33,11 @@ def main() -> None:
     model = DistributedDataParallel(data.model(spec["model"]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=spec["optimizer"]["weight_decay"])
     batch, samples, seed = spec["train"]["batch"], data.samples(), spec["train"]["seed"]
-    slices = [range(step * batch + batch * rank // world, step * batch + batch * (rank + 1) // world) for step in range(steps)]
-    indices = [torch.tensor([common.order(seed, samples, at) for at in part]) for part in slices]
+    # Shuffled as PyTorch users do: our own order in Python would cost them start-up time that is not theirs.
+    epochs = -(-steps * batch // samples)
+    order = torch.cat([torch.randperm(samples, generator=torch.Generator().manual_seed(seed + epoch)) for epoch in range(epochs)])
+    own = [slice(step * batch + batch * rank // world, step * batch + batch * (rank + 1) // world) for step in range(steps)]
+    indices = [order[part] for part in own]
     warm, first, start = min(10, steps - 1), 0.0, 0.0
     for step, at in enumerate(indices):
         if step == warm:

@@ -45,7 +45,7 @@ fn an_unknown_key_of_the_trainer_is_named_with_its_line() {
 #[test]
 fn a_wrong_type_is_named_with_its_line() {
     let (_dir, path) = changed("batch = 128", "batch = \"many\"");
-    refused(&path, "batch =", &["integer"]);
+    refused(&path, "batch =", &["invalid type", "expected u32"]);
     let (_dir, path) = changed("lr = 3e-3", "lr = \"fast\"");
     refused(&path, "lr =", &["lr"]);
 }

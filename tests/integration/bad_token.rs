@@ -1,12 +1,17 @@
 //! Tokens that must not let anybody in.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use crate::harness::{Cluster, Ended, poll, run_with_input, text};
 
-/// Tries to become a user.
+/// Tries to become a user; each time another one, because a name joins once.
 fn login(address: &str, token: &str) -> Ended {
+    static NAMES: AtomicU32 = AtomicU32::new(0);
+    let name = format!("user-{}", NAMES.fetch_add(1, Ordering::Relaxed));
     let dir = tempfile::tempdir().expect("a temporary folder");
     let dir = dir.path().join("user");
-    run_with_input(["--cluster", dir.to_str().expect("UTF-8"), "login", "--join", "-", "--coordinator", address], token)
+    let dir = dir.to_str().expect("UTF-8");
+    run_with_input(["--cluster", dir, "login", "--join", "-", "--name", &name, "--coordinator", address], token)
 }
 
 /// Tries to become a node.

@@ -118,7 +118,7 @@ fn roles_bound_what_a_user_may_do() {
         let dir = dir.to_str().expect("UTF-8").to_owned();
         let token = cluster.token(role);
         let arguments =
-            ["--cluster", &dir, "login", "--join", "-", "--name", "ada", "--coordinator", &cluster.address()];
+            ["--cluster", &dir, "login", "--join", "-", "--name", role, "--coordinator", &cluster.address()];
         run_with_input(arguments, &token).expect(0);
         dir
     };
@@ -129,7 +129,7 @@ fn roles_bound_what_a_user_may_do() {
     };
     let viewer = login("viewer");
     let status = as_user(&viewer, &["status", "--json"]).expect(0).json();
-    assert_eq!(status["you"], "user/viewer/ada");
+    assert_eq!(status["you"], "user/viewer/viewer");
     let spec = spec("digits.toml");
     let submit = ["submit", spec.to_str().expect("UTF-8"), "--set", "train.steps=1"];
     as_user(&viewer, &submit).expect(4).says(&["submitter"]);

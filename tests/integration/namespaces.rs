@@ -278,10 +278,10 @@ impl Network {
     /// What `from` sends to these is lost on the way, without a word: it goes to a link address that nobody has. The way back stays open.
     fn cut(&self, from: &Machine, to: &[&Machine]) {
         for machine in to {
-            let namespace = from.namespace();
-            let neighbour = ["-n", &namespace, "neigh", "replace", machine.ip, "dev", "eth0"];
             let nobody = ["lladdr", "02:00:00:00:de:ad", "nud", "permanent"];
-            ip(&[&neighbour[..], &nobody].concat()).expect("a neighbour");
+            let namespace = from.namespace();
+            let arguments = [&["-n", &namespace, "neigh", "replace", machine.ip, "dev", "eth0"][..], &nobody].concat();
+            ip(&arguments).expect("a neighbour");
         }
     }
 

@@ -1,4 +1,4 @@
-//! `stoke jobs`: all jobs, newest last.
+//! `stoke jobs`: all jobs, newest first.
 
 use stoke_protocol::message::client::{JobView, Reply, Request};
 

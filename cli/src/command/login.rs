@@ -4,7 +4,7 @@ use std::path::Path;
 
 use stoke_protocol::identity::{JoinToken, KeyRequest};
 use stoke_protocol::message::join::Wants;
-use stoke_protocol::transport::{Endpoint, Io};
+use stoke_protocol::transport::{Endpoint, Io, TransportError};
 
 use crate::Global;
 use crate::client::{ClusterFile, any_address, resolve, transport_failure};
@@ -48,7 +48,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
             let credentials = match endpoint.join(address, &token, Wants::User { name: name.clone() }, key).await {
                 Ok(credentials) => credentials,
                 Err(error) => {
-                    let failure = transport_failure(error);
+                    let failure = join_failure(error);
                     // A token that was refused is refused everywhere; silence may end at the next address.
                     if failure.exit == Exit::Denied {
                         return Err(failure);
@@ -77,6 +77,17 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         }
     }
     Err(refused.unwrap_or_else(|| Failure::usage("no coordinator address to log in to")))
+}
+
+fn join_failure(error: TransportError) -> Failure {
+    let refused = matches!(error, TransportError::JoinRefused { .. });
+    let failure = transport_failure(error);
+    if !refused {
+        return failure;
+    }
+    failure.help(
+        "ask an admin for a new token (`stoke token create --role ...`); a name that is taken is changed with --name",
+    )
 }
 
 /// The token itself, or the first line of standard input for `-`.

@@ -163,7 +163,7 @@ impl Cluster {
                 Some(cluster) => Err(Refused::Conflict(format!("this journal is cluster {cluster}'s"))),
             },
             Event::EpochRaised { .. } | Event::Refused { .. } | Event::TokenCreated { .. } => Ok(()),
-            Event::TokenRevoked { token, .. } => self.tokens.check_revoke(*token).map_err(Refused::Conflict),
+            Event::TokenRevoked { token, .. } => self.tokens.check_revoke(*token),
             Event::Joined { token, secret_hash, wants } => {
                 let checked = self.tokens.check(at, *token, secret_hash, wants);
                 if self.bug != Some(PlantedBug::UsedTokenAccepted) {

@@ -167,6 +167,11 @@ impl Control {
         &self.liveness
     }
 
+    /// Why a job stays in the queue, as of the newest plan.
+    pub fn wait(&self, job: JobId) -> Option<&Wait> {
+        self.waits.get(&job)
+    }
+
     /// Refusals that were not journalled, because there were too many of them or too little room.
     pub fn unaudited(&self) -> u64 {
         self.unaudited

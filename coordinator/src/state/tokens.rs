@@ -10,6 +10,7 @@ use stoke_protocol::ids::{Digest, TokenId};
 use stoke_protocol::message::client::{TokenScope, TokenState, TokenView};
 use stoke_protocol::message::join::Wants;
 
+use super::cluster::Refused;
 use super::time::Time;
 
 /// Tokens that are remembered: when the table is full, the oldest that is not open is forgotten, which refuses it all the same.
@@ -65,11 +66,13 @@ impl Tokens {
     }
 
     /// Why a token cannot be revoked, or nothing.
-    pub fn check_revoke(&self, id: TokenId) -> Result<(), String> {
+    pub fn check_revoke(&self, id: TokenId) -> Result<(), Refused> {
         match self.tokens.get(&id).map(|token| token.fate) {
-            None => Err(format!("there is no {id}")),
+            None => Err(Refused::NotFound(format!("there is no {id}"))),
             Some(Fate::Open | Fate::Revoked) => Ok(()),
-            Some(Fate::Used(_)) => Err(format!("{id} was used already: what joined with it is a member now")),
+            Some(Fate::Used(_)) => {
+                Err(Refused::Conflict(format!("{id} was used already: what joined with it is a member now")))
+            }
         }
     }
 
@@ -99,7 +102,9 @@ impl Tokens {
         match (wants, token.scope) {
             (Wants::Node { .. }, TokenScope::Node) => Ok(token.scope),
             (Wants::User { .. }, scope) if scope != TokenScope::Node => Ok(scope),
-            (Wants::Node { .. }, scope) => Err(format!("{id} is for a user ({scope:?}), not for a node")),
+            (Wants::Node { .. }, scope) => {
+                Err(format!("{id} is for a user ({}), not for a node", format!("{scope:?}").to_lowercase()))
+            }
             (Wants::User { .. }, _) => Err(format!("{id} is for a node, not for a user")),
         }
     }

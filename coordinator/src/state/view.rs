@@ -30,6 +30,7 @@ impl Control {
             jobs_running: count(&|state| !state.is_terminal() && state != JobState::Queued),
             jobs_queued: count(&|state| state == JobState::Queued),
             you: caller.to_string(),
+            now_ms: self.now.wall.0,
         }
     }
 

@@ -1,9 +1,9 @@
 //! The exchange as the compute thread uses it: one call a step that gives the partial sums and returns the complete one. Owns the buffers
-//! and the order of operations. The sums are computed here, on the thread that waits anyway; the network thread only moves bytes.
+//! and the order of operations; waits while the driver works on the network thread.
 //!
 //! X9: after an error every later call fails with the same one: a membership that lost a rank is over.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -12,19 +12,20 @@ use std::time::{Duration, Instant};
 use stoke_protocol::ids::{Rank, Step};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::{CloseCode, Connection, Endpoint};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle as TaskHandle;
 
 use super::buffer::{Buffer, Pool};
+use super::driver::{Driver, Input, Output};
 use super::error::ExchangeError;
-use super::fold::Folder;
-use super::frame::Frame;
 use super::lane_sum::LaneSums;
-use super::link::{Counters, Link, LinkEvent};
-use super::operation::{Operation, Outgoing};
+use super::link::{Counters, Link};
+use super::operation::Operation;
 use super::plan::Plan;
 
-/// How long a close waits for the peers to say that they have all they need.
-const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// How long a close waits for the peers to say that they have all they need. Until then the last sums may still be on their way over a slow
+/// network; a dead peer is noticed long before by its connection.
+const CLOSE_MAX: Duration = Duration::from_secs(60);
 
 /// What is summed: equal on every rank, or frames are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +39,10 @@ pub struct Shape {
 pub struct Exchange {
     endpoint: Endpoint,
     own: RankId,
-    plan: Plan,
-    folder: Folder,
-    /// By rank; none for this one.
-    links: Vec<Option<Link>>,
-    events: Receiver<LinkEvent>,
-    /// Frames of the next operation, from peers that were faster. At most a receive window a peer.
-    early: VecDeque<(u32, Frame)>,
+    shape: Shape,
+    world: u32,
+    driver: UnboundedSender<Input>,
+    outputs: Receiver<Output>,
     sums: Pool,
     /// The last complete sum.
     sum: Option<Buffer>,
@@ -61,7 +59,7 @@ pub struct Exchange {
 #[derive(Clone)]
 pub struct AbortHandle {
     reason: Arc<OnceLock<String>>,
-    wake: Sender<LinkEvent>,
+    wake: Sender<Output>,
 }
 
 /// Counts since the mesh stood, and before: refusals count from the bind on.
@@ -77,7 +75,7 @@ impl AbortHandle {
     /// The first reason stays.
     pub fn abort(&self, reason: &str) {
         let _ = self.reason.set(reason.to_owned());
-        let _ = self.wake.send(LinkEvent::Aborted);
+        let _ = self.wake.send(Output::Aborted);
     }
 }
 
@@ -92,20 +90,25 @@ impl Exchange {
     ) -> Self {
         let world = connections.len() as u32 + 1;
         let plan = Plan::new(shape.values, shape.lanes, world, own.rank.0);
-        let (wake, events) = channel();
-        let mut links: Vec<Option<Link>> = (0..world).map(|_| None).collect();
+        let (wake, outputs) = channel();
+        let (driver, inputs) = unbounded_channel();
+        let (mut links, mut tasks): (Vec<Option<Link>>, Vec<TaskHandle>) =
+            ((0..world).map(|_| None).collect(), Vec::new());
         for (rank, connection) in connections {
-            let subtrees = plan.leaves_of[rank.0 as usize].len();
-            let peer = (connection, rank, subtrees);
-            links[rank.0 as usize] = Some(Link::start(endpoint.io(), peer, own.generation, &counters, &wake));
+            let peer = (connection, rank, plan.leaves_of[rank.0 as usize].len());
+            let (link, running) = Link::start(endpoint.io(), peer, own.generation, &counters, &driver);
+            links[rank.0 as usize] = Some(link);
+            tasks.extend(running);
         }
+        let operations = Driver::new(Operation::new(plan, own.generation), links, wake.clone());
+        tasks.push(endpoint.io().spawn(operations.run(inputs)).abort_handle());
         Self {
             endpoint,
             own,
-            folder: Folder::new(plan.fold.clone()),
-            links,
-            events,
-            early: VecDeque::new(),
+            shape,
+            world,
+            driver,
+            outputs,
             // The last sum stays with the caller while the next is made, and one more may wait for acknowledgements.
             sums: Pool::new(shape.values, 3),
             sum: None,
@@ -114,8 +117,7 @@ impl Exchange {
             failed: None,
             abort: AbortHandle { reason: Arc::default(), wake },
             counters,
-            tasks: Vec::new(),
-            plan,
+            tasks,
         }
     }
 
@@ -126,7 +128,7 @@ impl Exchange {
     }
 
     pub fn world(&self) -> u32 {
-        self.plan.world
+        self.world
     }
 
     pub fn abort_handle(&self) -> AbortHandle {
@@ -145,34 +147,35 @@ impl Exchange {
     /// The sum over all lanes of all ranks, in tree order: the same bits on every rank and for every world. Blocks until it is complete.
     /// All ranks call it for the same steps, in growing order; `sums` holds all owned lanes of the step. Not for the network thread.
     pub fn all_reduce<'a>(&'a mut self, step: Step, sums: &'a mut LaneSums) -> Result<&'a [f32], ExchangeError> {
-        assert_eq!(sums.values(), self.plan.values, "X6: vectors of the exchange's length");
+        assert_eq!(sums.values(), self.shape.values, "X6: vectors of the exchange's length");
         self.check_open(step)?;
-        if self.plan.world == 1 {
+        if self.world == 1 {
             self.last = Some(step);
             return Ok(sums.finish()[0].values.read());
         }
         self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
-        let mut sum = self.sums.take();
-        if let Err(error) = self.run(step, sums, &mut sum) {
-            self.sums.put(sum);
-            return Err(self.failed.insert(error).clone());
+        let begin = Input::Begin { step, partials: sums.freeze(), sum: self.sums.take() };
+        match self.driver.send(begin).map_err(|_| ExchangeError::EndpointClosed).and_then(|()| self.wait()) {
+            Ok(sum) => {
+                self.last = Some(step);
+                Ok(self.sum.insert(sum).read())
+            }
+            Err(error) => Err(self.failed.insert(error).clone()),
         }
-        self.last = Some(step);
-        Ok(self.sum.insert(sum).read())
     }
 
     /// Ends in order: waits until every peer has ended too, because until then it may lack values of ours. Blocks; not for the network
     /// thread. Dropping an exchange instead ends it at once.
     pub fn close(mut self) {
-        self.links.iter_mut().flatten().for_each(Link::finish);
+        let _ = self.driver.send(Input::Finish);
         let deadline = Instant::now() + CLOSE_MAX;
-        let peers = self.links.iter().flatten().count();
+        let peers = self.world as usize - 1;
         while self.failed.is_none() && self.gone.len() < peers && self.abort.reason.get().is_none() {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(LinkEvent::Gone { rank, why }) => {
-                    self.gone.entry(rank).or_insert(why);
+            match self.outputs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Output::Gone { rank, why }) => {
+                    self.gone.insert(rank, why);
                 }
-                Ok(LinkEvent::Frame { .. } | LinkEvent::Aborted) => {}
+                Ok(Output::Complete(_) | Output::Failed(_) | Output::Aborted) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     tracing::warn!(own = %self.own, "peers did not end their streams in time");
                     break;
@@ -188,9 +191,6 @@ impl Exchange {
             return Err(error.clone());
         }
         self.check_aborted()?;
-        if let Some(why) = self.gone.values().next() {
-            return Err(why.clone());
-        }
         match self.last {
             Some(last) if step <= last => Err(ExchangeError::StepOrder { step, last }),
             _ => Ok(()),
@@ -201,38 +201,20 @@ impl Exchange {
         self.abort.reason.get().map_or(Ok(()), |reason| Err(ExchangeError::Aborted { reason: reason.clone() }))
     }
 
-    fn run(&mut self, step: Step, sums: &mut LaneSums, sum: &mut Buffer) -> Result<(), ExchangeError> {
-        let Self { links, plan, folder, early, .. } = self;
-        let mut send = |out: Outgoing| {
-            links[out.to as usize].as_ref().expect("X6: a plan sends to peers only").send(out);
-        };
-        let mut operation =
-            Operation::begin((plan, folder), (self.own.generation, step), sums.finish(), sum, &mut send);
-        let refused = |from, source| ExchangeError::Refused { rank: Rank(from), source };
-        for (from, frame) in early.drain(..) {
-            operation.receive(from, frame, &mut send).map_err(|error| refused(from, error))?;
-        }
-        while !operation.is_complete() {
-            let event = self.events.recv().expect("X9: this exchange holds a sender itself");
-            if let Some(reason) = self.abort.reason.get() {
-                return Err(ExchangeError::Aborted { reason: reason.clone() });
-            }
-            match event {
-                LinkEvent::Frame { from, frame } if frame.header.step > step => early.push_back((from.0, frame)),
-                LinkEvent::Frame { from, frame } => {
-                    operation.receive(from.0, frame, &mut send).map_err(|error| refused(from.0, error))?;
+    /// Until the driver is done with the step that was begun.
+    fn wait(&mut self) -> Result<Buffer, ExchangeError> {
+        loop {
+            let output = self.outputs.recv().expect("X9: this exchange holds a sender itself");
+            self.check_aborted()?;
+            match output {
+                Output::Complete(sum) => return Ok(sum),
+                Output::Failed(error) => return Err(error),
+                Output::Gone { rank, why } => {
+                    self.gone.insert(rank, why);
                 }
-                // Who already gave everything may go: the step stands without it, the next one does not.
-                LinkEvent::Gone { rank, why } => {
-                    let why = self.gone.entry(rank).or_insert(why);
-                    if operation.is_owed_by(rank.0) {
-                        return Err(why.clone());
-                    }
-                }
-                LinkEvent::Aborted => {}
+                Output::Aborted => {}
             }
         }
-        Ok(())
     }
 }
 

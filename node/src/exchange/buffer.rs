@@ -73,12 +73,13 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.slab.0[range.start..].as_ptr() as *mut f32, range.len()) }
     }
 
-    /// The bytes of a range, shared with whoever sends them. Frozen ranges follow each other without a gap.
+    /// The bytes of a range, shared with whoever sends them. Frozen ranges follow each other without a gap; one may be frozen again.
     pub fn freeze(&mut self, range: Range<usize>) -> Bytes {
         assert!(range.start <= range.end && range.end <= self.len(), "X2: {range:?} of {} values", self.len());
+        let again = self.frozen.start <= range.start && range.end <= self.frozen.end;
         if self.frozen.is_empty() {
             self.frozen = range.clone();
-        } else {
+        } else if !again {
             assert_eq!(range.start, self.frozen.end, "X2: frozen ranges follow each other");
             self.frozen.end = range.end;
         }
@@ -92,6 +93,12 @@ impl Buffer {
             self.frozen = 0..0;
         }
         free
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} values, {:?} frozen)", self.len(), self.frozen)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use stoke_protocol::lanes::{self, Fold, Subtree};
 
 use super::buffer::{Buffer, Pool};
@@ -129,6 +130,12 @@ impl LaneSums {
         }
         assert!(!self.partials.is_empty(), "X3: no lane was summed");
         &mut self.partials
+    }
+
+    /// [`LaneSums::finish`], as bytes to send: they stay readable when the next step begins.
+    pub(super) fn freeze(&mut self) -> Vec<Bytes> {
+        let values = self.values;
+        self.finish().iter_mut().map(|partial| partial.values.freeze(0..values)).collect()
     }
 
     /// A block of the lane that completes several sums: innermost first, each one is left + (what is to its right). Only the outermost is

@@ -1,12 +1,11 @@
-//! The two tasks of one peer on the network thread: one writes what the compute thread hands over, one reads frames for it. Owns the
-//! streams and the receive window; never adds a number and never blocks.
+//! The two tasks of one peer on the network thread: one writes what the driver hands over, one reads frames for it. Owns the streams and the
+//! receive window; never adds a number and never blocks.
 //!
 //! L4: a frame of another generation ends the link before any of its values are read.
 //! L5: at most `window` frames of a peer are held; a peer further ahead is not read, and QUIC holds it back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
 
 use stoke_protocol::ids::{Generation, Rank};
 use stoke_protocol::message::peer::{Part, TensorHeader};
@@ -15,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 
+use super::driver::Input;
 use super::error::ExchangeError;
 use super::frame::{Frame, Rope};
 use super::operation::Outgoing;
@@ -24,22 +24,6 @@ use super::sum::VALUE_BYTES;
 /// Frames of a peer that may be held besides two for each of its subtrees: with pieces of 256 KiB, 4 MiB. Fewer leave the network idle
 /// while a fold waits for the slowest peer.
 const WINDOW_FRAMES: usize = 16;
-
-/// What the compute thread is told, in the order in which each peer's stream says it.
-#[derive(Debug)]
-pub enum LinkEvent {
-    Frame {
-        from: Rank,
-        frame: Frame,
-    },
-    /// Nothing more comes from the peer: it ended its stream (`PeerLeft`), or something went wrong.
-    Gone {
-        rank: Rank,
-        why: ExchangeError,
-    },
-    /// Wakes the compute thread to look at the reason that was set.
-    Aborted,
-}
 
 /// Counts of one exchange.
 #[derive(Debug, Default)]
@@ -51,13 +35,12 @@ pub struct Counters {
     pub stale_refused: AtomicU64,
 }
 
-/// One peer, as the compute thread sees it. Dropping it ends the connection at once.
+/// One peer, as the driver sees it. Dropping it ends the own stream after what is queued; the peer's may go on.
 pub struct Link {
     /// Unbounded channels of small handles: an operation puts in one entry a piece, and the next operation begins only after this one's
     /// sums were received by all.
     partials: UnboundedSender<Outgoing>,
     sums: UnboundedSender<Outgoing>,
-    tasks: [AbortHandle; 2],
 }
 
 /// What both tasks know.
@@ -66,7 +49,7 @@ struct Side {
     rank: Rank,
     generation: Generation,
     counters: Arc<Counters>,
-    events: Sender<LinkEvent>,
+    inputs: UnboundedSender<Input>,
 }
 
 impl Link {
@@ -76,34 +59,23 @@ impl Link {
         (connection, rank, subtrees): (Connection, Rank, usize),
         generation: Generation,
         counters: &Arc<Counters>,
-        events: &Sender<LinkEvent>,
-    ) -> Self {
-        let side = Side { rank, generation, counters: counters.clone(), events: events.clone() };
+        inputs: &UnboundedSender<Input>,
+    ) -> (Self, [AbortHandle; 2]) {
+        let side = Side { rank, generation, counters: counters.clone(), inputs: inputs.clone() };
         let window = Arc::new(Semaphore::new(WINDOW_FRAMES + 2 * subtrees));
         let (partials, partials_out) = unbounded_channel();
         let (sums, sums_out) = unbounded_channel();
         let send = io.spawn(side.clone().send(connection.clone(), sums_out, partials_out));
         let receive = io.spawn(side.receive(connection, window));
-        Self { partials, sums, tasks: [send.abort_handle(), receive.abort_handle()] }
+        (Self { partials, sums }, [send.abort_handle(), receive.abort_handle()])
     }
 
-    /// Queues values. A lost link is reported as an event, not here.
+    /// Queues values. A lost link is reported as an input of the driver, not here.
     pub fn send(&self, out: Outgoing) {
         let _ = match out.header.part {
             Part::Partial(_) => self.partials.send(out),
             Part::Sum => self.sums.send(out),
         };
-    }
-
-    /// Ends the own stream after what is queued; the peer's may go on.
-    pub fn finish(&mut self) {
-        (self.partials, self.sums) = (unbounded_channel().0, unbounded_channel().0);
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -144,7 +116,7 @@ impl Side {
                 let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
                 let values = read_values(&mut stream, header.count as usize * VALUE_BYTES).await?;
                 self.counters.received_bytes.fetch_add(u64::from(header.count) * VALUE_BYTES as u64, Ordering::Relaxed);
-                self.tell(LinkEvent::Frame { from: self.rank, frame: Frame { header, values, _place: Some(place) } });
+                self.tell(Input::Frame { from: self.rank, frame: Frame { header, values, _place: Some(place) } });
             }
             Ok(None)
         };
@@ -171,12 +143,12 @@ impl Side {
     }
 
     fn gone(&self, why: ExchangeError) {
-        self.tell(LinkEvent::Gone { rank: self.rank, why });
+        self.tell(Input::Gone { rank: self.rank, why });
     }
 
     /// Nobody listens any more once the exchange is dropped.
-    fn tell(&self, event: LinkEvent) {
-        let _ = self.events.send(event);
+    fn tell(&self, input: Input) {
+        let _ = self.inputs.send(input);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod all_reduce;
 mod buffer;
+mod driver;
 mod error;
 mod fold;
 mod frame;

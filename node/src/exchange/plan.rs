@@ -18,6 +18,9 @@ pub const PIECE_VALUES_MAX: usize = 256 * 1024 / VALUE_BYTES;
 /// The smallest piece that is worth its header and its wake-ups.
 const PIECE_VALUES_MIN: usize = 64 * 1024 / VALUE_BYTES;
 
+/// Values that one fold may add, over all ranks: 8 MiB keep the network thread for about a millisecond. Large worlds have smaller pieces.
+const FOLD_VALUES_MAX: usize = 8 * 1024 * 1024 / VALUE_BYTES;
+
 /// Pieces that a chunk should have at least, so that the first sums go out while the last partials still come in.
 const PIECES_MIN: usize = 8;
 
@@ -50,7 +53,8 @@ impl Plan {
             })
             .collect();
         let fold = lanes::fold(Subtree::root(lanes), &leaves);
-        let piece = (values / world as usize / PIECES_MIN).clamp(PIECE_VALUES_MIN, PIECE_VALUES_MAX);
+        let largest = (FOLD_VALUES_MAX / world as usize).clamp(PIECE_VALUES_MIN, PIECE_VALUES_MAX);
+        let piece = (values / world as usize / PIECES_MIN).clamp(PIECE_VALUES_MIN, largest);
         let piece = piece.next_multiple_of(ALIGNMENT_VALUES);
         Self { values, lanes, world, rank, piece, leaves, leaves_of, fold }
     }

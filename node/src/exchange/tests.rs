@@ -108,7 +108,7 @@ fn train(cluster: &Cluster, world: u32, shape: Shape, steps: u64) -> Vec<Vec<Vec
 fn every_world_gets_the_same_bits_over_the_network() {
     let cluster = Cluster::new();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    for values in [0, 1, 7, 100, 1023, 70_001, 300_000] {
+    for values in [0, 1, 100, 1023, 150_001] {
         let shape = Shape { values, lanes: rng.random_range(4..10) };
         for world in [1, 2, 3, rng.random_range(4..=shape.lanes)] {
             for sums in train(&cluster, world, shape, 3) {

@@ -122,6 +122,8 @@ pub struct ClusterView {
     pub jobs_queued: u32,
     /// Who asks, as the coordinator sees it.
     pub you: String,
+    /// The coordinator's clock, in milliseconds since the Unix epoch: for people who wonder about certificates (I36).
+    pub now_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

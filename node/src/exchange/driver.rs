@@ -1,0 +1,122 @@
+//! The task on the network thread that runs the operations: frames in, sums out. It adds where the packets were decrypted a moment ago, while
+//! they lie in that core's cache and their memory can be used for the next ones; one piece at a time, so that no packet waits long.
+//! Owns the links' sending ends, and what became of each peer; the caller's side is all_reduce.rs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::Sender;
+
+use bytes::Bytes;
+use stoke_protocol::ids::{Rank, Step};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::buffer::Buffer;
+use super::error::ExchangeError;
+use super::frame::Frame;
+use super::link::Link;
+use super::operation::{Operation, Outgoing};
+
+/// What happens, in the order in which each sender says it.
+#[derive(Debug)]
+pub enum Input {
+    /// From the caller: sum this step. Answered by `Complete` or `Failed`.
+    Begin { step: Step, partials: Vec<Bytes>, sum: Buffer },
+    /// From a link.
+    Frame { from: Rank, frame: Frame },
+    /// From a link: nothing more comes from the peer. It ended its stream (`PeerLeft`), or something went wrong.
+    Gone { rank: Rank, why: ExchangeError },
+    /// From the caller: no more steps. The own streams end after what is queued.
+    Finish,
+}
+
+/// What the caller is told.
+#[derive(Debug)]
+pub enum Output {
+    Complete(Buffer),
+    Failed(ExchangeError),
+    Gone {
+        rank: Rank,
+        why: ExchangeError,
+    },
+    /// From an abort handle: look at the reason that was set.
+    Aborted,
+}
+
+pub struct Driver {
+    operation: Operation,
+    /// By rank; none for this one, nor after `Finish`.
+    links: Vec<Option<Link>>,
+    /// Frames of the next operation, from peers that were faster. At most a receive window a peer.
+    early: VecDeque<(Rank, Frame)>,
+    gone: BTreeMap<Rank, ExchangeError>,
+    outputs: Sender<Output>,
+}
+
+impl Driver {
+    pub fn new(operation: Operation, links: Vec<Option<Link>>, outputs: Sender<Output>) -> Self {
+        Self { operation, links, early: VecDeque::new(), gone: BTreeMap::new(), outputs }
+    }
+
+    /// Runs until the exchange is dropped.
+    pub async fn run(mut self, mut inputs: UnboundedReceiver<Input>) {
+        while let Some(input) = inputs.recv().await {
+            if let Err(error) = self.take(input) {
+                self.tell(Output::Failed(error));
+            } else if let Some(sum) = self.operation.take_complete() {
+                self.tell(Output::Complete(sum));
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), ExchangeError> {
+        match input {
+            Input::Begin { step, partials, sum } => self.begin(step, partials, sum),
+            Input::Frame { from, frame } => self.receive(from, frame),
+            Input::Gone { rank, why } => self.lose(rank, why),
+            Input::Finish => {
+                self.links.iter_mut().for_each(|link| drop(link.take()));
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&mut self, step: Step, partials: Vec<Bytes>, sum: Buffer) -> Result<(), ExchangeError> {
+        self.operation.begin(step, partials, sum, &mut sender(&self.links));
+        for (from, frame) in std::mem::take(&mut self.early) {
+            self.receive(from, frame)?;
+        }
+        let missed = self.gone.iter().find(|(rank, _)| self.operation.is_owed_by(rank.0));
+        missed.map_or(Ok(()), |(_, why)| Err(why.clone()))
+    }
+
+    fn receive(&mut self, from: Rank, frame: Frame) -> Result<(), ExchangeError> {
+        if !self.operation.is_active() || frame.header.step > self.operation.step() {
+            self.early.push_back((from, frame));
+            return Ok(());
+        }
+        let refused = |source| ExchangeError::Refused { rank: from, source };
+        self.operation.receive(from.0, frame, &mut sender(&self.links)).map_err(refused)
+    }
+
+    /// Who already gave everything may go: this step stands without it, the next one cannot.
+    fn lose(&mut self, rank: Rank, why: ExchangeError) -> Result<(), ExchangeError> {
+        if self.gone.contains_key(&rank) {
+            return Ok(());
+        }
+        self.gone.insert(rank, why.clone());
+        self.tell(Output::Gone { rank, why: why.clone() });
+        if self.operation.is_active() && self.operation.is_owed_by(rank.0) { Err(why) } else { Ok(()) }
+    }
+
+    /// Nobody listens any more once the exchange is dropped.
+    fn tell(&self, output: Output) {
+        let _ = self.outputs.send(output);
+    }
+}
+
+fn sender(links: &[Option<Link>]) -> impl FnMut(Outgoing) {
+    |out| {
+        if let Some(link) = &links[out.to as usize] {
+            link.send(out);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! All-reduce of 1, 16 and 100 MiB over 2 and 4 rank processes on this machine: ours (QUIC, mutual TLS, fixed tree order) against PyTorch's
+//! gloo (plain TCP), taking turns in the same run. Prints medians and ratios; checks every sum.
+//!
+//! `cargo bench -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
+//! Numbers separated by commas replace the defaults: STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side has its
+//! turn of a few rounds. Ranks are this binary again, with a role in the environment.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use stoke_node::exchange::{Exchange, LaneSums, PeerEndpoint, Shape};
+use stoke_protocol::identity::{Authority, Credentials, Subject};
+use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
+use stoke_protocol::lanes;
+use stoke_protocol::message::rank::PeerAddress;
+use stoke_protocol::transport::Io;
+
+/// As in the `stoke` binary: glibc's allocator returns packet buffers to the kernel and pays a third more.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROLE: &str = "STOKE_BENCH_EXCHANGE_ROLE";
+const LANES: u32 = 8;
+const MIB: usize = 1024 * 1024;
+const SIZES_MIB: [usize; 3] = [1, 16, 100];
+const WORLDS: [usize; 2] = [2, 4];
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn main() {
+    if let Ok(dir) = env::var(ROLE) {
+        return rank(Path::new(&dir));
+    }
+    let turns = numbers_of("STOKE_BENCH_TURNS", &[5])[0];
+    let sizes: Vec<usize> = numbers_of("STOKE_BENCH_MIB", &SIZES_MIB).into_iter().map(|mib| mib * MIB).collect();
+    println!("all-reduce of f32 between processes of one machine ({} cores), medians of the slowest rank", cores());
+    println!(
+        "{:>5} {:>8} | {:>9} {:>9} {:>8} | {:>9} {:>9} {:>8} | {:>5} {:>5}",
+        "ranks", "MiB", "ours ms", "best", "CPU ms", "gloo ms", "best", "CPU ms", "time", "CPU"
+    );
+    for world in numbers_of("STOKE_BENCH_RANKS", &WORLDS) {
+        let world = world as u32;
+        let dir = tempfile::tempdir().expect("make a temporary folder");
+        let mut ours = start_ours(world, dir.path());
+        let mut gloo = start_gloo(world);
+        for bytes in &sizes {
+            compare(world, *bytes, turns, &mut ours, gloo.as_mut());
+        }
+    }
+}
+
+/// A list in the environment, or the defaults.
+fn numbers_of(variable: &str, defaults: &[usize]) -> Vec<usize> {
+    let Ok(list) = env::var(variable) else { return defaults.to_vec() };
+    list.split(',').map(|number| number.trim().parse().expect("numbers separated by commas")).collect()
+}
+
+/// The processes of one implementation.
+struct Group(Vec<Process>);
+
+struct Process {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+/// Seconds a round of the slowest rank, and CPU seconds a round of all ranks together.
+#[derive(Default)]
+struct Measured {
+    seconds: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+fn compare(world: u32, bytes: usize, turns: usize, ours: &mut Group, mut gloo: Option<&mut Group>) {
+    let rounds = (200 * MIB / bytes).clamp(4, 40);
+    let (mut us, mut them) = (Measured::default(), Measured::default());
+    for turn in 0..=turns {
+        let (mut spare, mut spare_too) = (Measured::default(), Measured::default());
+        // The first turn warms up.
+        let (us, them) = if turn == 0 { (&mut spare, &mut spare_too) } else { (&mut us, &mut them) };
+        ours.measure(bytes, rounds, us);
+        if let Some(gloo) = gloo.as_deref_mut() {
+            gloo.measure(bytes, rounds, them);
+        }
+    }
+    let (our_time, our_cpu) = (median(&mut us.seconds), median(&mut us.cpu));
+    let row = format!("{world:>5} {:>8} | {} {:>8.1}", bytes / MIB, times(&us.seconds), our_cpu * 1e3);
+    if them.seconds.is_empty() {
+        println!("{row} |");
+        return;
+    }
+    let (their_time, their_cpu) = (median(&mut them.seconds), median(&mut them.cpu));
+    println!(
+        "{row} | {} {:>8.1} | {:>5.2} {:>5.2}",
+        times(&them.seconds),
+        their_cpu * 1e3,
+        our_time / their_time,
+        our_cpu / their_cpu
+    );
+}
+
+/// Median and best of sorted seconds, in ms.
+fn times(sorted: &[f64]) -> String {
+    format!("{:>9.2} {:>9.2}", sorted[sorted.len() / 2] * 1e3, sorted[0] * 1e3)
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+impl Group {
+    /// One turn: all ranks do the rounds at the same time.
+    fn measure(&mut self, bytes: usize, rounds: usize, into: &mut Measured) {
+        for process in &mut self.0 {
+            process.say(&format!("{bytes} {rounds}"));
+        }
+        let answers: Vec<Vec<f64>> = self.0.iter_mut().map(Process::numbers).collect();
+        into.cpu.push(answers.iter().map(|answer| answer[0]).sum::<f64>() / rounds as f64);
+        for round in 1..=rounds {
+            into.seconds.push(answers.iter().map(|answer| answer[round]).fold(0.0, f64::max));
+        }
+    }
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Option<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+        let (stdin, stdout) = (child.stdin.take(), BufReader::new(child.stdout.take()?));
+        Some(Self { child, stdin, stdout })
+    }
+
+    fn say(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("open until the end");
+        writeln!(stdin, "{line}").expect("a rank reads");
+    }
+
+    /// The next line; empty when the process is gone.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("a rank answers");
+        line.trim().to_owned()
+    }
+
+    fn numbers(&mut self) -> Vec<f64> {
+        let line = self.line();
+        line.split_whitespace().map(|word| word.parse().expect("a number of a rank")).collect()
+    }
+}
+
+impl Drop for Process {
+    /// Ranks end with their input.
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+fn start_ours(world: u32, dir: &Path) -> Group {
+    let authority = Authority::in_memory(ClusterId([1; 16])).expect("make an authority");
+    let start = |rank: u32| {
+        let dir = dir.join(rank.to_string());
+        let subject = Subject::Rank { job: JobId(1), generation: Generation(1), rank: Rank(rank) };
+        let credentials = authority.credentials(&subject, Duration::from_secs(86_400)).expect("issue");
+        credentials.save(&dir).expect("save credentials");
+        let binary = env::current_exe().expect("this binary");
+        Process::start(Command::new(binary).env(ROLE, dir)).expect("start a rank")
+    };
+    let mut group = Group((0..world).map(start).collect());
+    let addresses: Vec<String> = group.0.iter_mut().map(Process::line).collect();
+    group.0.iter_mut().for_each(|process| process.say(&addresses.join(" ")));
+    group
+}
+
+/// None, with a word about why, where PyTorch is not installed.
+fn start_gloo(world: u32) -> Option<Group> {
+    let python = env::var_os("STOKE_TORCH_PYTHON").map(PathBuf::from).unwrap_or_else(|| {
+        let home = env::var_os("HOME").unwrap_or_default();
+        Path::new(&home).join(".cache/stoke-torch/bin/python")
+    });
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/exchange.py");
+    let port = TcpListener::bind((LOOPBACK, 0)).and_then(|socket| socket.local_addr()).expect("a free port").port();
+    let start = |rank: u32| {
+        let mut command = Command::new(&python);
+        command.arg(&script).envs([("RANK", rank.to_string()), ("WORLD_SIZE", world.to_string())]);
+        command.envs([("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_string())]);
+        Process::start(command.env("GLOO_SOCKET_IFNAME", "lo"))
+    };
+    let group: Option<Vec<Process>> = (0..world).map(start).collect();
+    let mut group = Group(group.unwrap_or_default());
+    let ready = !group.0.is_empty() && group.0.iter_mut().all(|process| process.line().starts_with("ready"));
+    if !ready {
+        eprintln!("no PyTorch at {} (run jobs/reference/setup.sh): ours only", python.display());
+    }
+    ready.then_some(group)
+}
+
+/// One of our ranks: says its address, hears all, then answers each "<bytes> <rounds>" as exchange.py does. A size has its own mesh, as a
+/// training job has.
+fn rank(dir: &Path) {
+    let credentials = Credentials::load(dir).expect("load credentials");
+    let Subject::Rank { rank, .. } = credentials.identity().subject else { panic!("a rank's credentials") };
+    let io = Io::thread("stoke-net").expect("start the network thread");
+    let meshes: Vec<PeerEndpoint> =
+        (0..SIZES_MAX).map(|_| PeerEndpoint::bind(&io, LOOPBACK, credentials.clone()).expect("bind")).collect();
+    let addresses: Vec<String> = meshes.iter().map(|mesh| mesh.address().to_string()).collect();
+    println!("{}", addresses.join(","));
+    let mut lines = std::io::stdin().lines().map(|line| line.expect("read stdin"));
+    let all = lines.next().expect("the addresses of all ranks");
+    let mut endpoints = meshes.into_iter().enumerate();
+    let mut open: Option<(usize, Exchange, LaneSums)> = None;
+    let mut step = 0;
+    for line in lines {
+        let mut numbers = line.split(' ').map(|word| word.parse::<usize>().expect("a number"));
+        let (bytes, rounds) = (numbers.next().expect("bytes"), numbers.next().expect("rounds"));
+        if open.as_ref().is_none_or(|(size, ..)| *size != bytes) {
+            if let Some((_, exchange, _)) = open.take() {
+                exchange.close();
+            }
+            let (index, endpoint) = endpoints.next().expect("an endpoint for each size");
+            open = Some(connect(bytes, rank, endpoint, &peers(&all, index)));
+        }
+        let (_, exchange, sums) = open.as_mut().expect("opened above");
+        println!("{}", rounds_of(exchange, sums, rounds, &mut step));
+    }
+    if let Some((_, exchange, _)) = open {
+        exchange.close();
+    }
+}
+
+/// Endpoints that a rank binds before it knows how many sizes will be asked for.
+const SIZES_MAX: usize = 8;
+
+fn connect(bytes: usize, rank: Rank, endpoint: PeerEndpoint, peers: &[PeerAddress]) -> (usize, Exchange, LaneSums) {
+    let shape = Shape { values: bytes / 4, lanes: LANES };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let exchange = runtime.block_on(endpoint.connect(peers, shape)).expect("connect");
+    let owned = lanes::assign(LANES, peers.len() as u32)[rank.0 as usize].clone();
+    let mut sums = LaneSums::new(shape.values, LANES, owned.clone());
+    for lane in owned {
+        sums.begin(lane);
+        sums.push(0, &vec![lane as f32 + 1.0; shape.values]);
+    }
+    (bytes, exchange, sums)
+}
+
+/// The peers of mesh `index`, out of "address,address,... address,address,...".
+fn peers(all: &str, index: usize) -> Vec<PeerAddress> {
+    let address = |list: &str| list.split(',').nth(index).and_then(|address| address.parse::<SocketAddr>().ok());
+    all.split(' ')
+        .enumerate()
+        .map(|(rank, list)| PeerAddress { rank: Rank(rank as u32), address: address(list).expect("an address") })
+        .collect()
+}
+
+/// Rounds back to back, as gloo's side does: the CPU seconds of all, then the seconds of each.
+fn rounds_of(exchange: &mut Exchange, sums: &mut LaneSums, rounds: usize, step: &mut u64) -> String {
+    let mut sum_of = |sums: &mut LaneSums| {
+        *step += 1;
+        let start = Instant::now();
+        let sum = exchange.all_reduce(Step(*step), sums).expect("a sum");
+        (start.elapsed().as_secs_f64(), sum[0], sum[sum.len() - 1])
+    };
+    // Lines up the ranks.
+    sum_of(sums);
+    let cpu = cpu_seconds();
+    let measured: Vec<(f64, f32, f32)> = (0..rounds).map(|_| sum_of(sums)).collect();
+    let cpu = cpu_seconds() - cpu;
+    let expected = (1..=LANES).sum::<u32>() as f32;
+    assert!(measured.iter().all(|(_, first, last)| *first == expected && *last == expected), "a wrong sum");
+    let seconds = measured.iter().map(|(seconds, ..)| seconds.to_string());
+    [cpu.to_string()].into_iter().chain(seconds).collect::<Vec<_>>().join(" ")
+}
+
+/// Of all threads of this process.
+fn cpu_seconds() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("list threads");
+    let nanoseconds = |task: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(task.expect("a thread").path().join("schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|first| first.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    tasks.map(nanoseconds).sum::<f64>() / 1e9
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
+}

@@ -1,0 +1,374 @@
+//! People and programs that ask: they join machines, submit, cancel and look. A client whose answer does not come does not know what became of
+//! its question (I9), and asks again with the same key. Owns the questions; what they were told is remembered by the oracle.
+
+use std::collections::BTreeMap;
+
+use stoke_coordinator::state::Input;
+use stoke_coordinator::state::effect::Member;
+use stoke_protocol::identity::{Subject, UserRole};
+use stoke_protocol::ids::{Digest, JobId, TokenId};
+use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
+use stoke_protocol::message::join::Wants;
+
+use super::oracle::Submission;
+use super::specs;
+use super::world::{Happening, Ms, World};
+
+const PATIENCE_MS: Ms = 4_000;
+const AGAIN_MS: (Ms, Ms) = (200, 2_000);
+/// Jobs that a run may have: more make it slow and show nothing new.
+const JOBS_MAX: usize = 24;
+
+pub struct Clients {
+    subjects: Vec<Subject>,
+    asks: BTreeMap<u64, Ask>,
+    made: u64,
+    machines: usize,
+    begun: bool,
+    secrets: Vec<(TokenId, Digest)>,
+    /// Tokens that have let somebody in.
+    used: Vec<TokenId>,
+}
+
+struct Ask {
+    client: usize,
+    question: Question,
+    attempt: u32,
+    done: bool,
+    secret: Digest,
+}
+
+#[derive(Clone, Debug)]
+enum Question {
+    /// A token for a machine.
+    Token {
+        machine: usize,
+    },
+    Join {
+        machine: usize,
+        token: TokenId,
+    },
+    /// With a token that has been used.
+    Replay {
+        token: TokenId,
+    },
+    Submit {
+        key: String,
+        spec: String,
+    },
+    /// Under a key that has another job.
+    SubmitOther {
+        key: String,
+        spec: String,
+    },
+    /// By somebody who may not.
+    SubmitForbidden {
+        key: String,
+        spec: String,
+    },
+    Cancel {
+        job: JobId,
+    },
+    Look(Request),
+}
+
+/// What comes back, as the client sees it.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Reply(Box<Reply>),
+    Token(TokenId),
+    Admitted(Member),
+    Denied(String),
+}
+
+impl Clients {
+    pub fn new(count: usize, machines: usize) -> Self {
+        let user = |role, name: &str| Subject::user(role, name).expect("a good name");
+        let mut subjects = vec![user(UserRole::Admin, "root"), user(UserRole::Viewer, "vera")];
+        let more = [(UserRole::Submitter, "ada"), (UserRole::Submitter, "bob"), (UserRole::Operator, "olga")];
+        subjects.extend(more.iter().take(count).map(|(role, name)| user(*role, name)));
+        Self { subjects, asks: BTreeMap::new(), made: 0, machines, begun: false, secrets: Vec::new(), used: Vec::new() }
+    }
+
+    pub fn count(&self) -> usize {
+        self.subjects.len()
+    }
+
+    pub fn owner(&self, client: usize) -> String {
+        match &self.subjects[client] {
+            Subject::User { name, .. } => name.clone(),
+            other => other.to_string(),
+        }
+    }
+
+    /// Questions without an answer.
+    pub fn waiting(&self) -> Vec<String> {
+        self.asks.values().filter(|ask| !ask.done).map(|ask| format!("{:?}", ask.question)).collect()
+    }
+}
+
+impl World {
+    pub fn client_acts(&mut self, client: usize) {
+        if self.calm {
+            return;
+        }
+        if client == 0 && !std::mem::replace(&mut self.clients.begun, true) {
+            (0..self.clients.machines).for_each(|machine| self.ask(0, Question::Token { machine }));
+        }
+        if let Some(question) = self.question(client) {
+            self.ask(client, question);
+        }
+        let wait = self.streams.clients.between(100, 5_000);
+        self.after(wait, Happening::ClientActs { client });
+    }
+
+    fn question(&mut self, client: usize) -> Option<Question> {
+        let owner = self.clients.owner(client);
+        let jobs = self.oracle.submissions.len();
+        let acked: Vec<JobId> = self.oracle.submissions.values().filter_map(|submission| submission.acked).collect();
+        let random = &mut self.streams.clients;
+        let (kind, number) = (random.between(0, 19), random.between(1, 9));
+        let job = random.pick(&acked).copied();
+        let spec = specs::draw(&mut self.streams.specs);
+        let key = format!("key-{number}");
+        Some(match (kind, client) {
+            (0..=9, 1) => {
+                let key = format!("forbidden-{number}");
+                self.oracle.forbidden.insert(key.clone());
+                Question::SubmitForbidden { key, spec }
+            }
+            (0..=9, _) => match self.oracle.submissions.get(&(owner.clone(), key.clone())) {
+                // The same again, or the same key for another job.
+                Some(known) if kind < 3 => Question::Submit { key, spec: known.spec.clone() },
+                Some(known) if known.spec != spec => Question::SubmitOther { key, spec },
+                None if jobs < JOBS_MAX => {
+                    let submission = Submission { spec: spec.clone(), acked: None };
+                    self.oracle.submissions.insert((owner, key.clone()), submission);
+                    Question::Submit { key, spec }
+                }
+                Some(_) | None => return None,
+            },
+            (10 | 11, 2..) => Question::Cancel { job: job? },
+            (12, 0) => {
+                let token = self.streams.clients.pick(&self.clients.used).copied()?;
+                Question::Replay { token }
+            }
+            (13, _) => Question::Look(Request::Explain { job: job? }),
+            (14, _) => Question::Look(Request::Nodes),
+            (15, _) => Question::Look(Request::Cluster),
+            (16, _) => Question::Look(Request::Jobs),
+            _ => Question::Look(Request::Job { job: job? }),
+        })
+    }
+
+    fn ask(&mut self, client: usize, question: Question) {
+        let mut secret = Digest(self.streams.clients.bytes());
+        match &question {
+            Question::Join { token, .. } | Question::Replay { token } => {
+                secret =
+                    self.clients.secrets.iter().find(|(made, _)| made == token).map_or(secret, |(_, secret)| *secret);
+            }
+            _ => {}
+        }
+        self.clients.made += 1;
+        let ask = self.clients.made;
+        self.clients.asks.insert(ask, Ask { client, question, attempt: 0, done: false, secret });
+        self.send_ask(ask);
+    }
+
+    fn send_ask(&mut self, ask: u64) {
+        let Some(found) = self.clients.asks.get_mut(&ask) else { return };
+        found.attempt += 1;
+        let attempt = found.attempt;
+        if let Some(trip) = self.client_trip() {
+            self.after(trip, Happening::Asked { ask, attempt });
+        }
+        self.after(PATIENCE_MS, Happening::AskTimedOut { ask, attempt });
+    }
+
+    /// How long a message takes; none when it is lost.
+    fn client_trip(&mut self) -> Option<Ms> {
+        let rates = self.rates;
+        let net = &mut self.streams.client_net;
+        if net.chance(rates.client_loss) {
+            return None;
+        }
+        let tail = if net.chance(rates.tail) { net.between(0, rates.tail_ms) } else { 0 };
+        Some(net.between(1, 30) + tail)
+    }
+
+    pub fn ask_timed_out(&mut self, ask: u64, attempt: u32) {
+        if self.clients.asks.get(&ask).is_some_and(|found| !found.done && found.attempt == attempt) {
+            self.send_ask(ask);
+        }
+    }
+
+    /// A question arrives at the coordinator. Clients are kept off an old copy: whoever starts one loses what it answers.
+    pub fn asked(&mut self, ask: u64, attempt: u32) {
+        if self.coordinator.as_ref().is_none_or(|coordinator| coordinator.copy) {
+            return;
+        }
+        let Some(ticket) = self.client_ticket(ask) else { return };
+        let found = &self.clients.asks[&ask];
+        let caller = self.clients.subjects[found.client].clone();
+        let secret_hash = found.secret;
+        let request = match found.question.clone() {
+            Question::Token { .. } => Request::TokenCreate { scope: TokenScope::Node, ttl_seconds: 3_600 },
+            Question::Join { token, machine } => {
+                let wants = Wants::Node { name: format!("m{machine}") };
+                return self.input(Input::Join { ticket, token, secret_hash, wants });
+            }
+            Question::Replay { token } => {
+                let wants = Wants::Node { name: "replayed".into() };
+                return self.input(Input::Join { ticket, token, secret_hash, wants });
+            }
+            Question::Submit { key, spec }
+            | Question::SubmitOther { key, spec }
+            | Question::SubmitForbidden { key, spec } => Request::Submit { key, spec },
+            Question::Cancel { job } => Request::Cancel { job },
+            Question::Look(request) => request,
+        };
+        self.say(|_| format!("{caller} asks ({ask}.{attempt}): {}", short(&request)));
+        self.input(Input::Request { ticket, caller, request, secret_hash });
+    }
+
+    pub fn reply(&mut self, ask: u64, reply: Reply) {
+        if let Reply::Cancelled { job } = &reply {
+            self.oracle.cancelled.insert(*job);
+            self.changed = true;
+        }
+        self.answer(ask, Answer::Reply(Box::new(reply)));
+    }
+
+    pub fn token_made(&mut self, ask: u64, token: TokenId) {
+        self.answer(ask, Answer::Token(token));
+    }
+
+    pub fn admitted(&mut self, ask: u64, member: Member) {
+        if let Some(Question::Replay { token }) = self.clients.asks.get(&ask).map(|found| found.question.clone()) {
+            self.oracle.note("I33", || format!("{token} has let in twice"));
+            self.changed = true;
+        }
+        self.answer(ask, Answer::Admitted(member));
+    }
+
+    pub fn denied(&mut self, ask: u64, reason: &str) {
+        self.answer(ask, Answer::Denied(reason.to_owned()));
+    }
+
+    fn answer(&mut self, ask: u64, answer: Answer) {
+        if let Some(trip) = self.client_trip() {
+            self.after(trip, Happening::Answered { ask, answer });
+        }
+    }
+
+    pub fn answered(&mut self, ask: u64, answer: Answer) {
+        let Some(found) = self.clients.asks.get_mut(&ask) else { return };
+        let (question, client, secret) = (found.question.clone(), found.client, found.secret);
+        let again = match answer {
+            Answer::Reply(reply) => self.told(&question, client, *reply),
+            Answer::Token(token) => {
+                let first = !std::mem::replace(&mut found.done, true);
+                if let (Question::Token { machine }, true) = (question, first) {
+                    self.clients.secrets.push((token, secret));
+                    self.ask(0, Question::Join { machine, token });
+                }
+                return;
+            }
+            Answer::Admitted(member) => {
+                found.done = true;
+                if let (Question::Join { machine, token }, Member::Node { node }) = (question, member)
+                    && self.machines[machine].node.is_none()
+                {
+                    self.clients.used.push(token);
+                    self.machines[machine].node = Some(node);
+                    self.agent_boot(machine);
+                }
+                return;
+            }
+            Answer::Denied(reason) => {
+                let first = !std::mem::replace(&mut found.done, true);
+                if let (Question::Join { machine, .. }, true) = (question, first) {
+                    // The answer of an earlier try was lost: that member has no machine. Another token.
+                    let spent = reason.contains("used already") || reason.contains("expired");
+                    assert!(spent || !reason.is_empty(), "a refusal says why");
+                    if self.machines[machine].node.is_none() {
+                        self.ask(0, Question::Token { machine });
+                    }
+                }
+                return;
+            }
+        };
+        if again {
+            let wait = self.streams.clients.between(AGAIN_MS.0, AGAIN_MS.1);
+            let attempt = self.clients.asks[&ask].attempt;
+            self.after(wait, Happening::AskTimedOut { ask, attempt });
+        } else if let Some(found) = self.clients.asks.get_mut(&ask) {
+            found.done = true;
+        }
+    }
+
+    /// What a client learns; whether it has to ask again.
+    fn told(&mut self, question: &Question, client: usize, reply: Reply) -> bool {
+        self.changed = true;
+        if let Reply::Refused(Refusal { code: RefusalCode::Unavailable, .. }) = &reply {
+            return !matches!(question, Question::Look(_));
+        }
+        let owner = self.clients.owner(client);
+        match (question, reply) {
+            (Question::Submit { key, spec } | Question::SubmitOther { key, spec }, Reply::Submitted { job, .. }) => {
+                let known =
+                    self.oracle.submissions.get_mut(&(owner, key.clone())).expect("registered when first asked");
+                match known.acked {
+                    Some(before) if before != job || known.spec != *spec => {
+                        self.oracle.note("I7", || format!("{key:?} was {before}, this spec or another has made {job}"));
+                    }
+                    // Until one spec is known to own the key, another may have come first.
+                    Some(_) | None => (known.acked, known.spec) = (Some(job), spec.clone()),
+                }
+            }
+            (Question::SubmitOther { .. }, Reply::Refused(Refusal { code: RefusalCode::Conflict, .. })) => {}
+            (Question::Submit { key, spec }, Reply::Refused(Refusal { code: RefusalCode::Conflict, message, .. })) => {
+                let jobs = self.cluster().jobs();
+                let taken = jobs.by_key(&owner, key).is_some_and(|job| !same(&job.spec, spec));
+                if !taken {
+                    self.oracle.note("I7", || format!("{key:?} with its own spec is refused: {message}"));
+                }
+            }
+            (Question::SubmitForbidden { .. }, Reply::Refused(Refusal { code: RefusalCode::Forbidden, .. })) => {}
+            (Question::Cancel { .. }, Reply::Cancelled { .. }) => {}
+            (Question::Cancel { .. }, Reply::Refused(Refusal { code, .. })) => {
+                if code != RefusalCode::Conflict && code != RefusalCode::Forbidden {
+                    self.oracle.note("I6", || format!("a job that was acknowledged cannot be cancelled: {code:?}"));
+                }
+            }
+            (Question::Look(_), Reply::Job(view)) => {
+                if view.state.is_terminal() {
+                    self.oracle.shown.insert(view.job, view.state);
+                }
+            }
+            (Question::Look(_), Reply::Refused(refusal)) => {
+                self.oracle.note("I6", || format!("a question is refused: {}", refusal.message));
+            }
+            (Question::Look(_), _) => {}
+            (question, reply) => {
+                let (question, reply) = (format!("{question:?}"), short(&reply));
+                self.oracle.note("I32", || format!("{question} is answered by {reply}"));
+            }
+        }
+        false
+    }
+}
+
+/// Two texts of one spec.
+fn same(canonical: &str, text: &str) -> bool {
+    stoke_protocol::spec::JobSpec::parse(text).is_ok_and(|spec| spec.to_toml() == canonical)
+}
+
+fn short(what: &impl std::fmt::Debug) -> String {
+    let mut text = format!("{what:?}");
+    if let Some((at, _)) = text.char_indices().nth(120) {
+        text.truncate(at);
+    }
+    text
+}

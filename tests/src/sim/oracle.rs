@@ -1,0 +1,146 @@
+//! What was seen to happen, so that invariants can be checked that no single state shows: what clients were told, what a step changed, which
+//! coordinators were obeyed. Remembers; judges only where a fact is gone a moment later, and then notes it for the table of invariants.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stoke_coordinator::state::liveness::Liveness;
+use stoke_coordinator::state::machine::Job;
+use stoke_coordinator::state::{Cluster, Control, Event, Input, Record};
+use stoke_node::agent::state::Fence;
+use stoke_protocol::ids::{ClusterId, Digest, Epoch, JobId, LogIndex, NodeId};
+use stoke_protocol::message::client::JobState;
+use stoke_protocol::message::rank::RankId;
+
+pub const CLUSTER: ClusterId = ClusterId([5; 16]);
+
+/// What was seen to break which invariant, in one word and in many.
+pub type Noted = (&'static str, String);
+
+#[derive(Default)]
+pub struct Oracle {
+    /// The first thing that was seen to be wrong.
+    pub noted: Option<Noted>,
+    /// The highest epoch that a coordinator has had.
+    epoch: Epoch,
+    /// Submissions by owner and key.
+    pub submissions: BTreeMap<(String, String), Submission>,
+    /// Jobs whose cancel was answered.
+    pub cancelled: BTreeSet<JobId>,
+    /// Ends of jobs that clients were shown.
+    pub shown: BTreeMap<JobId, JobState>,
+    /// What must never come to be: keys of those who may not submit.
+    pub forbidden: BTreeSet<String>,
+    pub spawned: u64,
+    pub replays: u64,
+}
+
+/// What a client knows of its submission.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub spec: String,
+    /// Told to the client: the floor of what must be there (I6).
+    pub acked: Option<JobId>,
+}
+
+/// A job that an input must not change.
+pub struct Before {
+    job: Job,
+    why: &'static str,
+    report: RankId,
+}
+
+impl Oracle {
+    pub fn note(&mut self, name: &'static str, what: impl FnOnce() -> String) {
+        if self.noted.is_none() {
+            self.noted = Some((name, what()));
+        }
+    }
+
+    /// An agent has taken a coordinator for one to obey (I1).
+    pub fn obeyed(&mut self, machine: usize, before: Fence, now: Fence) {
+        if now.epoch < before.epoch || now.index < before.index {
+            self.note("I1", || format!("machine {machine} obeys {now:?} after {before:?}"));
+        }
+    }
+
+    pub fn started(&mut self, epoch: Epoch) {
+        if epoch <= self.epoch {
+            let before = self.epoch;
+            self.note("I1", || format!("a coordinator starts as {epoch} after {before}"));
+        }
+        self.epoch = epoch;
+    }
+
+    /// A restart has replayed the journal (I8).
+    pub fn replayed(&mut self, last: LogIndex, hash: Digest, shadow_last: LogIndex, shadow: Digest) {
+        self.replays += 1;
+        if last < shadow_last {
+            self.note("I6", || format!("the journal ends at {last} after a crash, {shadow_last} was durable"));
+        }
+        if hash != shadow {
+            self.note("I8", || format!("replay up to {last} gives {hash}, the fold gave {shadow}"));
+        }
+    }
+
+    pub fn spawned(&mut self, id: RankId) {
+        self.spawned += 1;
+        if self.cancelled.contains(&id.job) {
+            self.note("I10", || format!("{id} starts after its job's cancel was answered"));
+        }
+    }
+
+    /// The job that an input is about, if nothing may come of it.
+    pub fn before(&self, cluster: &Cluster, input: &Input, liveness: &Liveness) -> Option<Before> {
+        let Input::Report { session, report } = input else { return None };
+        let id = report.id;
+        let job = cluster.jobs().get(id.job)?;
+        let (node, incarnation) = liveness.node(*session)?;
+        let found = cluster.members().node(node)?;
+        let rank = job.run.as_ref().and_then(|run| run.rank(id.rank));
+        let why = if id.generation < job.generation() {
+            "an older generation"
+        } else if found.incarnation != incarnation {
+            "an older incarnation"
+        } else if report.sequence <= found.reported {
+            "a second time"
+        } else if rank.is_some_and(|rank| rank.gone) {
+            "a rank that is gone"
+        } else if rank.is_some_and(|rank| rank.node != node) {
+            "another node's rank"
+        } else {
+            return None;
+        };
+        Some(Before { job: job.clone(), why, report: id })
+    }
+
+    /// What a step has recorded and changed.
+    pub fn after(&mut self, control: &Control, before: Option<Before>, records: &[Record], graced: bool) {
+        if let Some(Before { job, why, report }) = before {
+            let now = control.cluster().jobs().get(job.id);
+            // Room that an exit has freed may let the same job be placed.
+            let placed = now.is_some_and(|now| now.generation() > job.generation());
+            if !placed && now != Some(&job) {
+                let name = if why == "an older incarnation" { "I5" } else { "I2" };
+                self.note(name, || format!("a report of {report} ({why}) has changed its job"));
+            }
+        }
+        for record in records {
+            match &record.event {
+                Event::GenerationStarted { job, placement, generation } => {
+                    let silent = |node: &&NodeId| !control.liveness().live().contains(*node);
+                    if let Some(node) = placement.iter().find(silent) {
+                        self.note("I16", || format!("{job} {generation} is placed on {node}, which is silent"));
+                    }
+                    let ask = control.cluster().jobs().get(*job).map_or(0, |job| job.ask.ranks as usize);
+                    if placement.len() != ask {
+                        self.note("I14", || format!("{job} {generation} is placed with {} of {ask}", placement.len()));
+                    }
+                }
+                Event::NodeLost { node, .. } if !graced => {
+                    self.note("I4", || format!("{node} is taken as lost within the failover grace"));
+                }
+                _ => {}
+            }
+        }
+    }
+}

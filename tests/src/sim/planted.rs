@@ -1,0 +1,55 @@
+//! Every broken defence that a run can be given: those of the coordinator's state, of its disk, and of the agent's shell. The simulator must
+//! find each.
+
+use stoke_coordinator::state::PlantedBug;
+
+/// What is broken in a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Planted {
+    #[default]
+    Nothing,
+    State(PlantedBug),
+    /// The disk says that it has synced and has not (I6).
+    LyingDisk,
+    Agent(AgentBug),
+}
+
+/// A defence of the agent or of its shell that is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AgentBug {
+    /// What was sent in a session that broke is not sent again.
+    ReportsNotResent,
+    /// The fence is neither kept nor compared: an old coordinator is obeyed (I1).
+    FenceForgotten,
+    /// A start that comes twice starts two processes (I3).
+    StartedTwice,
+    /// A rank is reported as gone when it was told to stop (I15).
+    ExitReportedEarly,
+    /// Ranks are never stopped (I10).
+    StopIgnored,
+    /// A restarted agent takes itself for the old one (I5).
+    IncarnationReused,
+}
+
+impl Planted {
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        let agents = [
+            AgentBug::ReportsNotResent,
+            AgentBug::FenceForgotten,
+            AgentBug::StartedTwice,
+            AgentBug::ExitReportedEarly,
+            AgentBug::StopIgnored,
+            AgentBug::IncarnationReused,
+        ];
+        let state = PlantedBug::ALL.into_iter().map(Self::State);
+        state.chain([Self::LyingDisk]).chain(agents.into_iter().map(Self::Agent)).collect()
+    }
+
+    pub fn state(self) -> Option<PlantedBug> {
+        match self {
+            Self::State(bug) => Some(bug),
+            Self::Nothing | Self::LyingDisk | Self::Agent(_) => None,
+        }
+    }
+}

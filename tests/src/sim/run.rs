@@ -1,0 +1,276 @@
+//! A run from its first event to its verdict: makes the faults happen and heal, calms down, waits for convergence (I37). Owns the two phases.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use stoke_coordinator::state::placement::Wait;
+use stoke_node::agent::state::Event as AgentEvent;
+use stoke_protocol::message::client::JobState;
+use stoke_protocol::message::rank::Exit;
+
+use super::faults::{Fault, Rates};
+use super::network::Side;
+use super::planted::Planted;
+use super::world::{Happening, Ms, World};
+
+/// After the faults have stopped, everything converges within this.
+const CONVERGES_MS: Ms = 300_000;
+/// How often convergence is looked for.
+const LOOK_MS: Ms = 1_000;
+/// More events than any sound run has.
+const EVENTS_MAX: u64 = 400_000;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub seed: u64,
+    pub planted: Planted,
+    /// Lines of the trace that are kept.
+    pub trace: usize,
+}
+
+/// What a run has come to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub hash: u64,
+    pub events: u64,
+    pub simulated_ms: Ms,
+    pub jobs: usize,
+    pub replays: u64,
+    pub spawned: u64,
+    pub violation: Option<Violation>,
+    pub trace: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    pub invariant: String,
+    pub what: String,
+    pub at_ms: Ms,
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs one seed.
+pub fn run(setting: Setting) -> Outcome {
+    quiet_panics();
+    let mut world = World::new(setting.seed, setting.planted, setting.trace);
+    PANIC.with_borrow_mut(|told| *told = Some(String::new()));
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let told = PANIC.take().unwrap_or_default();
+    let violation = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err((invariant, what))) => Some((invariant.to_owned(), what)),
+        Err(_) => Some(("assertion".to_owned(), told)),
+    };
+    let at_ms = world.now;
+    let trace = world.trace();
+    Outcome {
+        hash: world.hash(),
+        events: world.events,
+        simulated_ms: at_ms,
+        jobs: world.shadow.jobs().iter().len(),
+        replays: world.oracle.replays,
+        spawned: world.oracle.spawned,
+        violation: violation.map(|(invariant, what)| Violation { invariant, what, at_ms }),
+        trace,
+    }
+}
+
+/// An assertion that fails in a run is its verdict, not a message on the screen.
+fn quiet_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let running = PANIC.with_borrow_mut(|told| match told {
+                Some(told) => {
+                    *told = info.to_string();
+                    true
+                }
+                None => false,
+            });
+            if !running {
+                usual(info);
+            }
+        }));
+    });
+}
+
+impl World {
+    fn run(&mut self) -> Result<(), (&'static str, String)> {
+        let deadline = self.faults.chaos_ms + CONVERGES_MS;
+        let mut look = self.faults.chaos_ms;
+        while self.step()? {
+            if !self.calm || self.now < look {
+                continue;
+            }
+            look = self.now + LOOK_MS;
+            let open = self.unsettled();
+            if open.is_empty() {
+                return Ok(());
+            }
+            if self.now > deadline || self.events > EVENTS_MAX {
+                return Err(("I37", format!("does not converge: {}", open.join("; "))));
+            }
+        }
+        Err(("I37", "nothing happens any more".into()))
+    }
+
+    pub fn inject(&mut self, fault: Fault) {
+        if self.calm {
+            return;
+        }
+        self.say(|_| format!("FAULT {fault:?}"));
+        let heals = |lasts: Ms| Some(lasts);
+        let lasts = match fault {
+            Fault::CoordinatorCrash { down } => {
+                self.crash_coordinator();
+                heals(down)
+            }
+            Fault::CoordinatorPause { lasts } => {
+                self.paused = self.coordinator.is_some();
+                heals(lasts)
+            }
+            Fault::OldCopy { lasts } => {
+                self.crash_coordinator();
+                let booted = self.boot_copy();
+                heals(if booted { lasts } else { 100 })
+            }
+            Fault::AgentCrash { node, down } => {
+                self.agent_crash(node);
+                heals(down)
+            }
+            Fault::AgentStop { node, down } => {
+                if let Some(life) = self.machines[node].agent.as_ref().map(|agent| agent.life) {
+                    self.tell(node, life, AgentEvent::ShutDown { grace_ms: 2_000 });
+                }
+                heals(down + 4_000)
+            }
+            Fault::NodePause { node, lasts } => {
+                self.machines[node].paused = true;
+                heals(lasts)
+            }
+            Fault::CutUp { node, lasts } => {
+                self.machines[node].cut_up = true;
+                heals(lasts)
+            }
+            Fault::CutDown { node, lasts } => {
+                self.machines[node].cut_down = true;
+                heals(lasts)
+            }
+            Fault::CutBoth { node, lasts } => {
+                (self.machines[node].cut_up, self.machines[node].cut_down) = (true, true);
+                heals(lasts)
+            }
+            Fault::SessionBreak { node } => {
+                if let Some(session) = self.machines[node].agent.as_ref().and_then(|agent| agent.session) {
+                    self.lost(session, Side::Agent);
+                }
+                None
+            }
+            Fault::RankKill { signal } => {
+                let living: Vec<_> = self.processes.keys().copied().collect();
+                if let Some(process) = self.streams.faults.pick(&living).copied() {
+                    self.end_process(process, Exit::Signal(signal));
+                }
+                None
+            }
+            Fault::DiskLimit { bytes, lasts } => {
+                self.disk.limit(bytes);
+                heals(lasts)
+            }
+            Fault::WallJump { ms } => {
+                self.wall_ms += ms;
+                None
+            }
+        };
+        if let Some(lasts) = lasts {
+            self.after(lasts, Happening::Heal { fault });
+        }
+    }
+
+    pub fn heal(&mut self, fault: Fault) {
+        match fault {
+            Fault::CoordinatorCrash { .. } => self.boot(),
+            Fault::CoordinatorPause { .. } => self.resume_coordinator(),
+            Fault::OldCopy { .. } => {
+                if self.coordinator.as_ref().is_none_or(|coordinator| coordinator.copy) {
+                    self.crash_coordinator();
+                    self.boot();
+                }
+            }
+            Fault::AgentCrash { node, .. } | Fault::AgentStop { node, .. } => self.agent_boot(node),
+            Fault::NodePause { node, .. } => self.resume_machine(node),
+            Fault::CutUp { node, .. } => self.machines[node].cut_up = false,
+            Fault::CutDown { node, .. } => self.machines[node].cut_down = false,
+            Fault::CutBoth { node, .. } => (self.machines[node].cut_up, self.machines[node].cut_down) = (false, false),
+            Fault::DiskLimit { .. } => self.disk.limit(u64::MAX),
+            Fault::SessionBreak { .. } | Fault::RankKill { .. } | Fault::WallJump { .. } => {}
+        }
+    }
+
+    fn resume_coordinator(&mut self) {
+        self.paused = false;
+        for happening in std::mem::take(&mut self.deferred) {
+            self.after(0, happening);
+        }
+    }
+
+    fn resume_machine(&mut self, machine: usize) {
+        self.machines[machine].paused = false;
+        for happening in std::mem::take(&mut self.machines[machine].deferred) {
+            self.after(0, happening);
+        }
+    }
+
+    /// The faults stop, all of them.
+    pub fn calm_down(&mut self) {
+        self.say(|_| "CALM".into());
+        self.calm = true;
+        self.rates = Rates::default();
+        self.disk.limit(u64::MAX);
+        self.resume_coordinator();
+        for machine in 0..self.machines.len() {
+            (self.machines[machine].cut_up, self.machines[machine].cut_down) = (false, false);
+            self.resume_machine(machine);
+            if self.machines[machine].agent.is_none() {
+                self.agent_boot(machine);
+            }
+        }
+        if self.coordinator.as_ref().is_none_or(|coordinator| coordinator.copy) {
+            self.crash_coordinator();
+            self.boot();
+        }
+    }
+
+    /// What still stands in the way of rest.
+    fn unsettled(&self) -> Vec<String> {
+        let mut open: Vec<String> = self.clients.waiting();
+        let Some(coordinator) = &self.coordinator else { return vec!["there is no coordinator".into()] };
+        if !coordinator.is_quiet() {
+            open.push("the coordinator waits for its disk".into());
+        }
+        for (at, machine) in self.machines.iter().enumerate() {
+            match &machine.agent {
+                None => open.push(format!("machine {at} has no agent")),
+                Some(agent) if agent.session.is_none() => open.push(format!("machine {at} has no session")),
+                Some(agent) if !agent.state.is_flushed() => open.push(format!("machine {at} has reports left")),
+                Some(agent) => open.extend(agent.state.alive().map(|id| format!("{id} lives on machine {at}"))),
+            }
+        }
+        for node in self.shadow.members().nodes() {
+            open.extend(node.held.keys().map(|id| format!("{id} holds room on {}", node.id)));
+        }
+        open.extend(self.processes.values().map(|process| format!("{} has a process", process.id)));
+        for job in self.shadow.jobs().iter().filter(|job| !job.state.is_terminal()) {
+            let waits = coordinator.control.wait(job.id);
+            let blocked = matches!(waits, Some(Wait::Impossible { .. } | Wait::NoNodes));
+            if job.state != JobState::Queued || !blocked {
+                open.push(format!("{} is {:?} ({waits:?})", job.id, job.state));
+            }
+        }
+        open
+    }
+}
