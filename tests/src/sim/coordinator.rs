@@ -38,6 +38,8 @@ pub struct Coordinator {
     waiting: VecDeque<(LogIndex, Effect)>,
     durable: LogIndex,
     snapshot: LogIndex,
+    /// The disk was low when it was last looked at.
+    low: bool,
     tickets: BTreeMap<Ticket, Origin>,
     drawn: u64,
 }
@@ -148,6 +150,7 @@ impl World {
             waiting: VecDeque::new(),
             durable,
             snapshot,
+            low: false,
             tickets: BTreeMap::new(),
             drawn: 0,
         });
@@ -158,6 +161,7 @@ impl World {
     pub fn tick(&mut self, life: u64) {
         if self.coordinator.as_ref().is_some_and(|coordinator| coordinator.life == life) {
             self.input(Input::Tick);
+            self.look_at_room();
             self.after(TICK_MS, Happening::Tick { life });
         }
     }
@@ -228,12 +232,20 @@ impl World {
         while let Some((_, effect)) = coordinator.waiting.pop_front_if(|(upto, _)| *upto <= durable) {
             ready.push(effect);
         }
-        let room = coordinator.log.room().expect("the model disk tells its room");
         ready.into_iter().for_each(|effect| self.carry_out(effect));
-        let low = (!room.is_enough()).then(|| format!("the journal's disk has {} bytes left", room.free));
-        self.input(Input::Storage { low });
+        self.look_at_room();
         self.keep_snapshot();
         self.write();
+    }
+
+    /// After each commit and a few times a second: while nothing is appended nothing else would tell.
+    fn look_at_room(&mut self) {
+        let Some(coordinator) = &mut self.coordinator else { return };
+        let room = coordinator.log.room().expect("the model disk tells its room");
+        if std::mem::replace(&mut coordinator.low, !room.is_enough()) != !room.is_enough() {
+            let low = (!room.is_enough()).then(|| format!("the journal's disk has {} bytes left", room.free));
+            self.input(Input::Storage { low });
+        }
     }
 
     /// Makes records durable; false if the disk refuses.

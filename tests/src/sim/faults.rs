@@ -39,6 +39,8 @@ pub struct Rates {
     /// The journal's disk takes `slow_ms` at most, not a few milliseconds.
     pub slow_disk: f64,
     pub slow_ms: Ms,
+    /// A connection's first packets are late, and its agent does not wait for them.
+    pub flap: f64,
     /// A client's question or its answer is lost.
     pub client_loss: f64,
 }
@@ -68,6 +70,10 @@ pub enum Fault {
     NodePause {
         node: usize,
         lasts: Ms,
+    },
+    /// The agent dies and is back at once; not drawn by itself but by a connection.
+    Flap {
+        node: usize,
     },
     /// Nothing comes from the node to the coordinator.
     CutUp {
@@ -168,6 +174,7 @@ fn rates(random: &mut Stream) -> Rates {
         damaged_checkpoint: some(0.3),
         slow_disk: some(0.2),
         slow_ms: 0,
+        flap: some(0.4),
         client_loss: some(0.3),
     };
     Rates { tail_ms: random.between(200, 6_000), slow_ms: random.between(50, 4_000), ..rates }

@@ -8,6 +8,7 @@ use stoke_coordinator::state::{Input, SessionId};
 use stoke_node::agent::state::Event as AgentEvent;
 use stoke_protocol::message::node::{FromNode, Heartbeat, ToNode};
 
+use super::faults::Fault;
 use super::world::{Happening, Ms, World};
 
 /// An end that hears nothing for so long gives the connection up.
@@ -118,9 +119,28 @@ impl World {
         found.coordinator = life;
         (found.agent.heard, found.server.heard, found.server.open) = (now, now, true);
         self.say(|_| format!("{} dials {conn:?}: {} ranks, {}", hello.node, hello.ranks.len(), hello.incarnation));
+        self.flap(conn, machine);
         self.send_up(conn, FromNode::Hello(hello));
         for of in [Side::Agent, Side::Coordinator] {
             self.after(KEEP_ALIVE_MS, Happening::Check { conn, of });
+        }
+    }
+
+    /// The first packets of a connection are late, and meanwhile its agent dies or gives it up without a word: what it has said on the next
+    /// connection may be there first.
+    fn flap(&mut self, conn: SessionId, machine: usize) {
+        let (now, rates) = (self.now, self.rates);
+        let link = &mut self.streams.links[machine];
+        if !link.chance(rates.flap) {
+            return;
+        }
+        let (late, gone, crash) = (link.between(200, 5_000), link.between(5, 100), link.chance(0.5));
+        let found = self.conns.get_mut(&conn).expect("it was just made");
+        found.up.last = now + late;
+        if crash {
+            self.after(gone, Happening::Heal { fault: Fault::Flap { node: machine } });
+        } else {
+            self.after(gone, Happening::Closed { conn, to: Side::Agent });
         }
     }
 

@@ -185,6 +185,7 @@ impl World {
                 self.wall_ms += ms;
                 None
             }
+            Fault::Flap { .. } => None,
         };
         if let Some(lasts) = lasts {
             self.after(lasts, Happening::Heal { fault });
@@ -207,6 +208,10 @@ impl World {
             Fault::CutDown { node, .. } => self.machines[node].cut_down = false,
             Fault::CutBoth { node, .. } => (self.machines[node].cut_up, self.machines[node].cut_down) = (false, false),
             Fault::DiskLimit { .. } => self.disk.limit(u64::MAX),
+            Fault::Flap { node } => {
+                self.agent_crash(node);
+                self.agent_boot(node);
+            }
             Fault::SessionBreak { .. } | Fault::RankKill { .. } | Fault::WallJump { .. } => {}
         }
     }
