@@ -135,6 +135,7 @@ fn hello(cluster: ClusterId, node: NodeId) -> NodeHello {
         node,
         name: "machine".into(),
         incarnation: Incarnation(1),
+        session: 1,
         epoch_seen: Epoch(0),
         index_seen: LogIndex(0),
         capacity,
@@ -229,7 +230,7 @@ async fn a_running_rank_outlives_its_coordinator() {
     let mut hello = hello(credentials.identity().cluster, node.node);
     let rank = stoke_protocol::message::node::RankInventory { id: start_rank.id, alive: true, step: Step(3) };
     hello.ranks = vec![rank].into();
-    hello.epoch_seen = Epoch(1);
+    (hello.session, hello.epoch_seen) = (2, Epoch(1));
     sender.send(&FromNode::Hello(hello)).await.unwrap();
     assert!(matches!(receiver.expect().await.unwrap(), ToNode::Welcome { epoch: Epoch(2), .. }));
     assert!(matches!(receiver.expect().await.unwrap(), ToNode::Peers { .. }));

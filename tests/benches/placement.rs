@@ -81,6 +81,7 @@ impl Bench {
             node: NodeId(number),
             name: format!("n{number}"),
             incarnation: Incarnation(1),
+            session: 1,
             epoch_seen: Epoch(0),
             index_seen: LogIndex(0),
             capacity,

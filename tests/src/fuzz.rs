@@ -211,6 +211,7 @@ fn from_node() -> Vec<FromNode> {
         node: NodeId(3),
         name: "gpu-3".into(),
         incarnation: Incarnation(5),
+        session: 1,
         epoch_seen: Epoch(2),
         index_seen: LogIndex(90),
         capacity: capacity(),

@@ -171,9 +171,10 @@ impl Cluster {
                 }
                 self.check_wants(wants)
             }
-            Event::NodeUp { hello, .. } => {
-                self.members.check_hello(hello.node, hello.incarnation, self.bug).map_err(Refused::Stale)
-            }
+            Event::NodeUp { hello, .. } => self
+                .members
+                .check_hello(hello.node, (hello.incarnation, hello.session), self.bug)
+                .map_err(Refused::Stale),
             Event::NodeLost { node, incarnation } => match self.members.node(*node) {
                 Some(found) if found.up && found.incarnation == *incarnation => Ok(()),
                 Some(found) => Err(Refused::Stale(Stale::Incarnation { current: found.incarnation })),
@@ -323,7 +324,7 @@ impl Cluster {
         let node = hello.node;
         let restarted = self.members.node(node).is_some_and(|found| found.incarnation != hello.incarnation);
         let offer = (hello.name.clone(), address.to_owned(), hello.capacity.clone());
-        self.members.open(scene.at, node, hello.incarnation, offer);
+        self.members.open(scene.at, node, (hello.incarnation, hello.session), offer);
         self.replan = true;
         let has: BTreeMap<RankId, bool> = hello.ranks.iter().map(|rank| (rank.id, rank.alive)).collect();
         let held: BTreeSet<RankId> =

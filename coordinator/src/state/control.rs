@@ -284,7 +284,10 @@ impl Control {
             ));
         }
         let bug = self.cluster.planted_bug();
-        self.cluster.members().check_hello(node, hello.incarnation, bug).map_err(|stale| stale_words(node, &stale))
+        self.cluster
+            .members()
+            .check_hello(node, (hello.incarnation, hello.session), bug)
+            .map_err(|stale| stale_words(node, &stale))
     }
 
     fn report(&mut self, step: &mut Step, session: SessionId, report: Report) {
@@ -506,6 +509,7 @@ fn stale_words(node: NodeId, stale: &Stale) -> String {
     match stale {
         Stale::Unknown => format!("{node} is not a member of this cluster: join again with a new token"),
         Stale::Incarnation { current } => format!("a newer agent of {node} has connected (incarnation {})", current.0),
+        Stale::Session { current } => format!("a newer session of {node} has opened (session {current})"),
         Stale::Duplicate { last } => format!("{last} was the last one"),
     }
 }

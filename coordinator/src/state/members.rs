@@ -49,6 +49,8 @@ pub struct Node {
     /// Whether it may get ranks, as far as the journal knows. A node that has joined and never opened a session is not up.
     pub up: bool,
     pub incarnation: Incarnation,
+    /// The newest session of this incarnation; what an older one says comes too late.
+    pub session: u64,
     /// The last report of this incarnation that was taken in.
     pub reported: u64,
     /// How many reports of this incarnation were taken in: not more than their last number, or one counted twice.
@@ -70,6 +72,10 @@ pub enum Stale {
     Unknown,
     Incarnation {
         current: Incarnation,
+    },
+    /// A newer hello of the same incarnation came first.
+    Session {
+        current: u64,
     },
     /// The report was taken in before.
     Duplicate {
@@ -132,6 +138,7 @@ impl Members {
             address: String::new(),
             up: false,
             incarnation: Incarnation(0),
+            session: 0,
             reported: 0,
             taken: 0,
             capacity: Capacity::default(),
@@ -172,10 +179,19 @@ impl Members {
     }
 
     /// Whether a session of this incarnation may open (M1).
-    pub fn check_hello(&self, id: NodeId, incarnation: Incarnation, bug: Option<PlantedBug>) -> Result<(), Stale> {
+    pub fn check_hello(
+        &self,
+        id: NodeId,
+        (incarnation, session): (Incarnation, u64),
+        bug: Option<PlantedBug>,
+    ) -> Result<(), Stale> {
         let node = self.nodes.get(&id).ok_or(Stale::Unknown)?;
         if incarnation < node.incarnation && bug != Some(PlantedBug::IncarnationUnfenced) {
             return Err(Stale::Incarnation { current: node.incarnation });
+        }
+        let overtaken = incarnation == node.incarnation && session <= node.session;
+        if overtaken && bug != Some(PlantedBug::SessionUnfenced) {
+            return Err(Stale::Session { current: node.session });
         }
         Ok(())
     }
@@ -204,15 +220,21 @@ impl Members {
     }
 
     /// A session has opened. Room that its ranks hold stays held: the inventory is compared by the caller.
-    pub fn open(&mut self, now: Time, id: NodeId, incarnation: Incarnation, offer: (String, String, Capacity)) {
+    pub fn open(
+        &mut self,
+        now: Time,
+        id: NodeId,
+        (incarnation, session): (Incarnation, u64),
+        offer: (String, String, Capacity),
+    ) {
         let (name, address, capacity) = offer;
         self.change(id, |node| {
             if incarnation != node.incarnation {
                 (node.reported, node.taken) = (0, 0);
                 node.unstartable.clear();
             }
-            (node.name, node.address, node.incarnation, node.up, node.changed) =
-                (name, address, incarnation, true, now);
+            (node.incarnation, node.session) = (incarnation, session);
+            (node.name, node.address, node.up, node.changed) = (name, address, true, now);
             node.labels = capacity.labels.iter().cloned().collect();
             node.capacity = capacity;
             node.shrunk = !Room::of(&node.capacity).holds(&node.used);
@@ -325,7 +347,7 @@ mod tests {
         let mut members = Members::default();
         let id = members.join(Time(0), "n".into());
         let capacity = Capacity { cpus, memory_bytes: 8, ..Capacity::default() };
-        members.open(Time(0), id, Incarnation(1), ("n".into(), "a".into(), capacity));
+        members.open(Time(0), id, (Incarnation(1), 1), ("n".into(), "a".into(), capacity));
         (members, id)
     }
 
@@ -354,6 +376,6 @@ mod tests {
             members.check_report(id, Incarnation(0), 2, None),
             Err(Stale::Incarnation { current: Incarnation(1) })
         );
-        assert_eq!(members.check_hello(NodeId(9), Incarnation(1), None), Err(Stale::Unknown));
+        assert_eq!(members.check_hello(NodeId(9), (Incarnation(1), 1), None), Err(Stale::Unknown));
     }
 }

@@ -10,6 +10,8 @@ pub enum PlantedBug {
     ShardsUnfenced,
     /// Messages of an older incarnation are taken (I5).
     IncarnationUnfenced,
+    /// A hello that a newer one of the same agent has overtaken is taken (I15).
+    SessionUnfenced,
     /// A slot is free as soon as its rank is told to stop (I15).
     SlotFreedBeforeExit,
     /// A gang is placed as far as there is room (I14).
@@ -51,10 +53,11 @@ pub enum PlantedBug {
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ReportsUnfenced,
         Self::ShardsUnfenced,
         Self::IncarnationUnfenced,
+        Self::SessionUnfenced,
         Self::SlotFreedBeforeExit,
         Self::GangPlacedPartially,
         Self::MemoryOvercommitted,

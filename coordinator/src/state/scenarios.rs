@@ -152,6 +152,8 @@ impl World {
             node,
             name: "n".into(),
             incarnation: Incarnation(incarnation),
+            session: 9,
+            session: self.session,
             epoch_seen: Epoch(0),
             index_seen: LogIndex(0),
             capacity: Capacity { cpus, memory_bytes: 1 << 30, ..Capacity::default() },
@@ -453,6 +455,23 @@ fn a_finished_rank_that_comes_back_on_a_lost_node_is_stopped_when_its_generation
     assert!(matches!(world.told(back)[..], [ToNode::Welcome { .. }, ToNode::Peers { .. }]));
     world.report(first, id(job, 1, 0), exited(1));
     assert!(matches!(world.told(back)[..], [ToNode::Stop { .. }, ..]));
+}
+
+/// Found by seed 784 of the simulator: its inventory did not know the rank yet, so the rank was taken as gone and its room given away.
+#[test]
+fn a_hello_that_a_newer_one_has_overtaken_is_refused() {
+    let mut world = World::new();
+    let (node, _) = world.node(2);
+    world.session += 1;
+    let late = world.session;
+    let current = world.connect(node, 2, 1, &[]);
+    let job = world.submit("k", &spec(""));
+    world.ready(current, id(job, 1, 0));
+    world.session = late - 1;
+    world.connect(node, 2, 1, &[]);
+    assert_eq!(world.state(job), JobState::Running);
+    assert_eq!(world.control.liveness().session(node), Some(current));
+    assert_eq!(world.control.cluster().members().node(node).unwrap().used.cpus, 1, "I15");
 }
 
 #[test]

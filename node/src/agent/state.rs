@@ -122,6 +122,8 @@ pub struct AgentState {
     fence: Fence,
     /// What of it is on disk.
     durable: Fence,
+    /// Hellos so far.
+    sessions: u64,
     connected: bool,
     shutting_down: bool,
     ranks: BTreeMap<RankId, Entry>,
@@ -169,6 +171,7 @@ impl AgentState {
             own,
             fence,
             durable: fence,
+            sessions: 0,
             connected: false,
             shutting_down: false,
             ranks: BTreeMap::new(),
@@ -179,7 +182,8 @@ impl AgentState {
     }
 
     /// The first frame of a session.
-    pub fn hello(&self) -> NodeHello {
+    pub fn hello(&mut self) -> NodeHello {
+        self.sessions += 1;
         let alive = self.ranks.iter().map(|(id, rank)| RankInventory {
             id: *id,
             alive: true,
@@ -191,6 +195,7 @@ impl AgentState {
             node: self.own.node,
             name: self.own.name.clone(),
             incarnation: self.own.incarnation,
+            session: self.sessions,
             epoch_seen: self.fence.epoch,
             index_seen: self.fence.index,
             capacity: self.own.capacity.clone(),

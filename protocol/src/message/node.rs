@@ -37,6 +37,8 @@ pub struct NodeHello {
     pub node: NodeId,
     pub name: String,
     pub incarnation: Incarnation,
+    /// Grows by one with each hello of an incarnation, from 1: an older connection's may arrive late, and its inventory is out of date.
+    pub session: u64,
     /// The highest coordinator epoch and journal index that this node has seen (I1, F32).
     pub epoch_seen: Epoch,
     pub index_seen: LogIndex,

@@ -94,8 +94,8 @@ impl Machine {
         self.agent.as_ref().is_some_and(|agent| agent.life == life)
     }
 
-    pub fn hello(&self, planted: Planted) -> Option<NodeHello> {
-        let mut hello = self.agent.as_ref()?.state.hello();
+    pub fn hello(&mut self, planted: Planted) -> Option<NodeHello> {
+        let mut hello = self.agent.as_mut()?.state.hello();
         if planted == Planted::Agent(AgentBug::FenceForgotten) {
             (hello.epoch_seen, hello.index_seen) = (Epoch(0), LogIndex(0));
         }
