@@ -12,7 +12,7 @@ use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, Job
 use stoke_protocol::message::client::{JobState, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{NodeHello, Report, ToNode};
-use stoke_protocol::message::rank::{RankEvent, RankId};
+use stoke_protocol::message::rank::{Exit, RankEvent, RankId};
 
 use super::checkpoints::{Catalogue, Checkpoint, Keep};
 use super::effect::Order;
@@ -245,7 +245,7 @@ impl Cluster {
                 room.memory_bytes = 0;
             }
             match self.members.node(node) {
-                Some(found) if found.up && found.free().holds(&room) => {}
+                Some(found) if found.up && !found.is_quarantined() && found.free().holds(&room) => {}
                 Some(_) | None => return refused(format!("{node} has no room for it")),
             }
         }
@@ -385,6 +385,12 @@ impl Cluster {
             // I32: a node speaks of its own ranks only.
             self.counts.foreign_reports += 1;
             return;
+        }
+        match &report.event {
+            RankEvent::Ready { .. } => self.members.started(node, id.job, true),
+            RankEvent::Exited { exit: Exit::NotStarted(_) } => self.members.started(node, id.job, false),
+            RankEvent::Exited { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
+            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } => {}
         }
         if matches!(report.event, RankEvent::Exited { .. }) {
             self.members.release(node, id, self.bug);

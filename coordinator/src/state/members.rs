@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::{Incarnation, NodeId};
+use stoke_protocol::ids::{Incarnation, JobId, NodeId};
 use stoke_protocol::message::node::Capacity;
 use stoke_protocol::message::rank::RankId;
 
@@ -19,6 +19,9 @@ use super::time::Time;
 
 /// Members: more would make a snapshot slow and a plan longer than a heartbeat.
 pub const NODES_MAX: usize = 20_000;
+
+/// Jobs in a row whose ranks a node could not start before it gets no more.
+const UNSTARTABLE_JOBS_MAX: usize = 3;
 
 /// Processors, memory and accelerators: what a rank takes, or what is left.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
@@ -56,6 +59,8 @@ pub struct Node {
     pub used: Room,
     /// It came back with less than its ranks hold.
     pub shrunk: bool,
+    /// Jobs whose ranks could not even be started here, since one could.
+    pub unstartable: BTreeSet<JobId>,
     pub changed: Time,
 }
 
@@ -105,6 +110,12 @@ impl Room {
 }
 
 impl Node {
+    /// I11, I16: a machine that starts no process is empty, and so would draw one gang after the other. It is left alone until its agent is
+    /// restarted. One job is not enough: its program may be at fault.
+    pub fn is_quarantined(&self) -> bool {
+        self.unstartable.len() >= UNSTARTABLE_JOBS_MAX
+    }
+
     pub fn free(&self) -> Room {
         let mut free = Room::of(&self.capacity);
         free.take(&self.used);
@@ -128,6 +139,7 @@ impl Members {
             held: BTreeMap::new(),
             used: Room::default(),
             shrunk: false,
+            unstartable: BTreeSet::new(),
             changed: now,
         };
         self.nodes.insert(self.last, node);
@@ -197,12 +209,24 @@ impl Members {
         self.change(id, |node| {
             if incarnation != node.incarnation {
                 (node.reported, node.taken) = (0, 0);
+                node.unstartable.clear();
             }
             (node.name, node.address, node.incarnation, node.up, node.changed) =
                 (name, address, incarnation, true, now);
             node.labels = capacity.labels.iter().cloned().collect();
             node.capacity = capacity;
             node.shrunk = !Room::of(&node.capacity).holds(&node.used);
+        });
+    }
+
+    /// Whether a process of this job could be started here.
+    pub fn started(&mut self, id: NodeId, job: JobId, could: bool) {
+        self.change(id, |node| {
+            if could {
+                node.unstartable.clear();
+            } else if !node.is_quarantined() {
+                node.unstartable.insert(job);
+            }
         });
     }
 

@@ -105,7 +105,9 @@ impl<'a> Left<'a> {
     }
 
     pub fn is_usable(&self, node: &Node) -> bool {
-        node.up && (self.live.contains(&node.id) || self.bug == Some(PlantedBug::SilentNodePlaced))
+        node.up
+            && !node.is_quarantined()
+            && (self.live.contains(&node.id) || self.bug == Some(PlantedBug::SilentNodePlaced))
     }
 
     pub fn is_kept(&self, id: NodeId) -> bool {

@@ -405,6 +405,25 @@ fn a_generation_that_does_not_come_up_is_tried_again() {
 }
 
 #[test]
+fn a_node_that_starts_nothing_is_quarantined_until_its_agent_is_restarted() {
+    let mut world = World::new();
+    let (node, session) = world.node(4);
+    let not_started = || RankEvent::Exited { exit: Exit::NotStarted("no such file".into()) };
+    for number in 0..3 {
+        let job = world.submit(&number.to_string(), &spec("[restart]\nattempts = 1"));
+        world.report(session, id(job, 1, 0), not_started());
+        assert_eq!(world.state(job), JobState::Failed);
+    }
+    let job = world.submit("next", &spec(""));
+    assert_eq!(world.state(job), JobState::Queued);
+    let viewer = user(UserRole::Viewer, "v");
+    let Reply::Explained(explanation) = world.ask(&viewer, Request::Explain { job }) else { panic!() };
+    assert!(explanation.nodes[0].1.contains("quarantined: it could not start ranks of job-1"), "{explanation:?}");
+    world.connect(node, 4, 2, &[]);
+    assert_eq!(world.state(job), JobState::Starting);
+}
+
+#[test]
 fn a_rank_that_outlives_its_job_is_told_to_stop_again() {
     let mut world = World::new();
     let (_, session) = world.node(1);
@@ -419,6 +438,21 @@ fn a_rank_that_outlives_its_job_is_told_to_stop_again() {
     }
     assert!(matches!(world.told(session)[..], [ToNode::Stop { .. }, ..]));
     assert_eq!(world.state(job), JobState::Succeeded);
+}
+
+/// Found by seed 867 of the simulator: the rank lived for ever, and held its room.
+#[test]
+fn a_finished_rank_that_comes_back_on_a_lost_node_is_stopped_when_its_generation_fails() {
+    let (mut world, job, [first, second]) = running();
+    world.report(second, id(job, 1, 1), outcome(1));
+    world.ms = 10_000;
+    world.step(Input::Heartbeat { session: first, heartbeat: heartbeat(20) });
+    world.step(Input::Tick);
+    assert!(world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().ranks[1].gone);
+    let back = world.connect(NodeId(2), 1, 1, &[id(job, 1, 1)]);
+    assert!(matches!(world.told(back)[..], [ToNode::Welcome { .. }, ToNode::Peers { .. }]));
+    world.report(first, id(job, 1, 0), exited(1));
+    assert!(matches!(world.told(back)[..], [ToNode::Stop { .. }, ..]));
 }
 
 #[test]

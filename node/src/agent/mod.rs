@@ -83,13 +83,14 @@ impl Agent {
         let logs = LogBook::new(home.logs_dir(), config.log_bytes);
         let first = config.coordinator.first().ok_or(StartError::NoCoordinator)?;
         let peer = session::resolve(first).await.ok().and_then(|addresses| addresses.first().map(|a| a.ip()));
+        let capacity = probe::capacity(&config);
+        let has_gpu = !capacity.gpus.is_empty();
+        let spawner = Processes::new(config.worker_command.clone(), logs.clone(), has_gpu);
         let environment = Environment {
             io: Io::thread("stoke-agent-net")?,
             bind: session::any_port_towards(peer).into(),
-            spawner: Arc::new(
-                Processes::new(config.worker_command.clone(), logs.clone()).map_err(StartError::Command)?,
-            ),
-            capacity: probe::capacity(&config),
+            spawner: Arc::new(spawner.map_err(StartError::Command)?),
+            capacity,
             measure: true,
         };
         Self::begin(config, environment, (home, fence), logs).await

@@ -37,17 +37,18 @@ const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 pub struct Processes {
     command: Vec<String>,
     logs: LogBook,
+    has_gpu: bool,
 }
 
 impl Processes {
     /// `command` is the program and its arguments; empty for this executable with the argument `worker`.
-    pub fn new(mut command: Vec<String>, logs: LogBook) -> io::Result<Self> {
+    pub fn new(mut command: Vec<String>, logs: LogBook, has_gpu: bool) -> io::Result<Self> {
         if command.is_empty() {
             let own = std::env::current_exe()?;
             let own = own.to_str().ok_or_else(|| io::Error::other("the path of this executable is not UTF-8"))?;
             command = vec![own.to_owned(), "worker".to_owned()];
         }
-        Ok(Self { command, logs })
+        Ok(Self { command, logs, has_gpu })
     }
 
     fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream)> {
@@ -70,6 +71,10 @@ impl Processes {
         let kept = |name: &str| INHERITED.contains(&name) || name.starts_with("STOKE_");
         command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(kept)));
         command.env(PEER_IP, ip.to_string()).env(LINK_FD, link.as_raw_fd().to_string());
+        if !self.has_gpu {
+            // A build with GPU support looks for one at its first tensor otherwise, and fails where there is none.
+            command.env("BURN_DEVICE", "flex");
+        }
         command.stdin(Stdio::null()).stdout(prints.try_clone()?).stderr(prints);
         let fd = link.try_clone()?;
         let number = link.as_raw_fd();

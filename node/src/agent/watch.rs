@@ -100,7 +100,7 @@ mod tests {
         let start = Instant::now();
         kill.send(()).await.unwrap();
         assert_eq!(end.await.unwrap().unwrap(), Exit::Signal(9));
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         println!("seen after {:?}", start.elapsed());
         // The members are reaped by whoever inherits them, a moment later.
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -269,7 +269,7 @@ async fn a_rank_that_is_told_to_stop_ends_at_once_and_so_does_one_whose_agent_is
     stage.tell(0, ToRank::Stop { reason: "cancelled".into() }).await;
     stage.links.remove(1);
     assert_eq!(stage.ends().await, [End::Stopped, End::HungUp]);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
