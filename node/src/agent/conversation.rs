@@ -29,6 +29,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 pub(super) const SIGN_AGAIN: Duration = Duration::from_secs(1);
 /// Before a renewal that failed is tried again; a third of the certificate's life is left for that.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
+/// Between two renewals at least: certificates start in the past (clock tolerance), so that short ones are due when they are made.
+const RENEW_GAP: Duration = Duration::from_secs(10);
 /// A sleep until a time of day is cut, because clocks are set and machines are suspended.
 const RENEW_LOOK: Duration = Duration::from_secs(60);
 
@@ -172,9 +174,12 @@ async fn renew(talk: &Conversation) {
         while let Ok(left) = due.duration_since(SystemTime::now()) {
             sleep(left.min(RENEW_LOOK)).await;
         }
-        if let Err(error) = renew_once(talk).await {
-            tracing::warn!(%error, "certificate of this node was not renewed, trying again");
-            sleep(RENEW_AGAIN).await;
+        match renew_once(talk).await {
+            Ok(()) => sleep(RENEW_GAP).await,
+            Err(error) => {
+                tracing::warn!(%error, "certificate of this node was not renewed, trying again");
+                sleep(RENEW_AGAIN).await;
+            }
         }
     }
 }
