@@ -1,6 +1,7 @@
 //! Reports that the coordinator has not acknowledged. Pure. Owns their order, their numbers and their bound; never sends anything.
 //!
-//! O1: numbers grow by one from 1 within an incarnation, and reports leave in that order.
+//! O1: numbers grow by one from 1 within an incarnation, without a gap, and reports leave in that order. The coordinator refuses what comes
+//!     after a gap, so only a report that was never sent may go, and those after it move up.
 //! O2: a report stays until a number that is not lower is acknowledged.
 //! O3: at most [`REPORTS_MAX`] stay. Beyond, the oldest report about a checkpoint goes: that checkpoint is then never committed, and the next
 //!     one takes its place. What happened to a rank is never dropped (a few reports a rank, and ranks are bounded by the machine).
@@ -21,15 +22,20 @@ pub struct Outbox {
     queue: VecDeque<Report>,
     /// So many at the front were sent in this session.
     sent: usize,
+    /// The highest number that was sent in any session: the coordinator may have taken it in.
+    told: u64,
 }
 
 impl Outbox {
     /// Takes in what happened to a rank. True if an older report had to go for it (O3).
     pub fn push(&mut self, id: RankId, event: RankEvent) -> bool {
-        let shed = self.queue.len() >= REPORTS_MAX && self.shed();
+        let full = self.queue.len() >= REPORTS_MAX;
+        if full && !self.shed() && is_checkpoint(&event) {
+            return true;
+        }
         self.last += 1;
         self.queue.push_back(Report { sequence: self.last, id, event });
-        shed
+        full
     }
 
     /// Forgets everything up to `sequence`.
@@ -50,6 +56,7 @@ impl Outbox {
         let until = self.queue.len().min(WINDOW);
         let reports = self.queue.range(self.sent.min(until)..until).cloned().collect();
         self.sent = self.sent.max(until);
+        self.told = self.told.max(self.sent.checked_sub(1).map_or(0, |last| self.queue[last].sequence));
         reports
     }
 
@@ -62,16 +69,19 @@ impl Outbox {
         self.queue.iter().filter(|report| matches!(report.event, RankEvent::Exited { .. })).map(|report| report.id)
     }
 
+    /// Drops the oldest report about a checkpoint that nobody has heard yet; false if there is none.
     fn shed(&mut self) -> bool {
-        let is_checkpoint =
-            |report: &Report| matches!(report.event, RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. });
-        let Some(oldest) = self.queue.iter().position(is_checkpoint) else { return false };
+        let unheard = |report: &Report| report.sequence > self.told && is_checkpoint(&report.event);
+        let Some(oldest) = self.queue.iter().position(unheard) else { return false };
         self.queue.remove(oldest);
-        if oldest < self.sent {
-            self.sent -= 1;
-        }
+        self.queue.range_mut(oldest..).for_each(|report| report.sequence -= 1);
+        self.last -= 1;
         true
     }
+}
+
+fn is_checkpoint(event: &RankEvent) -> bool {
+    matches!(event, RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. })
 }
 
 #[cfg(test)]
@@ -124,14 +134,24 @@ mod tests {
     fn a_full_outbox_drops_checkpoints_and_never_what_happened_to_ranks() {
         let mut outbox = Outbox::default();
         outbox.push(id(0), RankEvent::Failed { error: "x".into() });
+        outbox.push(id(0), shard(0));
         outbox.take_sendable();
-        for step in 0..REPORTS_MAX as u64 + 50 {
+        for step in 1..REPORTS_MAX as u64 + 50 {
             outbox.push(id(0), shard(step));
         }
+        outbox.push(id(0), RankEvent::Exited { exit: Exit::Code(1) });
         assert_eq!(outbox.queue.len(), REPORTS_MAX);
         assert!(matches!(outbox.queue[0].event, RankEvent::Failed { .. }));
-        assert_eq!(outbox.queue[1].sequence, 53);
-        // O1 holds over the gap.
-        assert!(outbox.queue.iter().zip(outbox.queue.iter().skip(1)).all(|(a, b)| a.sequence < b.sequence));
+        // What was sent stays, and the first that was not has gone.
+        assert_eq!(outbox.queue[1].event, shard(0));
+        assert_eq!(outbox.queue[2].event, shard(53));
+        // O1: or the coordinator would refuse all that follows.
+        assert!(outbox.queue.iter().zip(1..).all(|(report, number)| report.sequence == number));
+        outbox.rewind();
+        while !outbox.take_sendable().is_empty() {
+            let last = outbox.queue[outbox.sent - 1].sequence;
+            outbox.acknowledge(last);
+        }
+        assert!(outbox.is_empty());
     }
 }

@@ -242,8 +242,9 @@ impl World {
     fn look_at_room(&mut self) {
         let Some(coordinator) = &mut self.coordinator else { return };
         let room = coordinator.log.room().expect("the model disk tells its room");
-        if std::mem::replace(&mut coordinator.low, !room.is_enough()) != !room.is_enough() {
-            let low = (!room.is_enough()).then(|| format!("the journal's disk has {} bytes left", room.free));
+        let low = !room.is_enough();
+        if std::mem::replace(&mut coordinator.low, low) != low {
+            let low = low.then(|| format!("the journal's disk has {} bytes left", room.free));
             self.input(Input::Storage { low });
         }
     }

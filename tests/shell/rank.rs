@@ -1,0 +1,142 @@
+//! Ranks without processes: tasks that say to their agent what a worker says, in simulated time. They do not talk to each other.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use stoke_node::agent::{RankEvents, RankProcess, Spawner};
+use stoke_protocol::identity::KeyRequest;
+use stoke_protocol::ids::{Digest, Rank, Step};
+use stoke_protocol::message::rank::{Exit, FromRank, Outcome, RankEvent, ShardRecord, StartRank, ToRank};
+use stoke_protocol::spec::JobSpec;
+use tokio::sync::mpsc;
+
+use super::socket::Trace;
+
+const STEP: Duration = Duration::from_millis(100);
+
+pub struct SimulatedRanks {
+    trace: Trace,
+}
+
+struct Handle {
+    frames: mpsc::UnboundedSender<Told>,
+}
+
+enum Told {
+    Frame(ToRank),
+    Kill,
+}
+
+/// The seed of one thing of a run.
+pub fn seed(run: u64, number: u64) -> [u8; 32] {
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&run.to_le_bytes());
+    seed[8..16].copy_from_slice(&number.to_le_bytes());
+    seed
+}
+
+impl SimulatedRanks {
+    pub fn new(trace: Trace) -> Self {
+        Self { trace }
+    }
+}
+
+impl Spawner for SimulatedRanks {
+    fn spawn(&self, start: StartRank, ip: IpAddr, events: RankEvents) -> Result<Box<dyn RankProcess>, String> {
+        let (frames, told) = mpsc::unbounded_channel();
+        let trace = self.trace.clone();
+        tokio::spawn(async move {
+            let id = start.id;
+            trace.note(format!("{id} starts"));
+            let exit = Life { start, ip, events: events.clone(), told }.live().await;
+            trace.note(format!("{id} ends: {exit:?}"));
+            events.exited(exit);
+        });
+        Ok(Box::new(Handle { frames }))
+    }
+}
+
+impl RankProcess for Handle {
+    fn send(&self, frame: ToRank) {
+        // A rank that is gone reads nothing.
+        let _ = self.frames.send(Told::Frame(frame));
+    }
+
+    fn kill(&self) {
+        let _ = self.frames.send(Told::Kill);
+    }
+}
+
+struct Life {
+    start: StartRank,
+    ip: IpAddr,
+    events: RankEvents,
+    told: mpsc::UnboundedReceiver<Told>,
+}
+
+impl Life {
+    async fn live(mut self) -> Exit {
+        let spec = JobSpec::parse(&self.start.spec).expect("the coordinator has parsed it");
+        let (steps, every) = (spec.train.steps.unwrap_or(1), spec.checkpoint.every.unwrap_or(u64::MAX));
+        let resumed =
+            self.start.resume.as_deref().and_then(|uri| uri.rsplit('/').next()).and_then(|name| name.get(5..13));
+        let mut at: u64 = resumed.and_then(|digits| digits.parse().ok()).unwrap_or(0);
+        let mut training = false;
+        let csr = KeyRequest::new().expect("a key").csr().to_vec().into();
+        self.events.frame(FromRank::Hello { csr }).await;
+        loop {
+            let told = tokio::select! {
+                biased;
+                told = self.told.recv() => told,
+                () = tokio::time::sleep(STEP), if training && at < steps => {
+                    at += 1;
+                    if at % every == 0 || at == steps {
+                        self.say(self.shard(at)).await;
+                    }
+                    continue;
+                }
+            };
+            match told {
+                None | Some(Told::Kill) => return Exit::Signal(9),
+                Some(Told::Frame(frame)) => match frame {
+                    ToRank::Start(_) => {}
+                    ToRank::Certificate { .. } => {
+                        let address = SocketAddr::new(self.ip, 9_000 + self.start.id.rank.0 as u16);
+                        self.say(RankEvent::Ready { address }).await;
+                    }
+                    ToRank::Peers(_) => training = true,
+                    ToRank::Commit { step, .. } => {
+                        let (uri, manifest_blake3) = (self.folder(step), Digest([2; 32]));
+                        self.say(RankEvent::ManifestStored { step, uri, manifest_blake3 }).await;
+                    }
+                    ToRank::Committed { step, .. } if step.0 == steps => self.say(finished(step)).await,
+                    ToRank::Committed { .. } => {}
+                    ToRank::Release => return Exit::Code(0),
+                    ToRank::Stop { .. } => return Exit::Code(4),
+                },
+            }
+        }
+    }
+
+    async fn say(&self, event: RankEvent) {
+        self.events.frame(FromRank::Event(event)).await;
+    }
+
+    fn folder(&self, step: Step) -> String {
+        format!("{}/step-{:08}-{}", self.start.checkpoints, step.0, self.start.id.generation)
+    }
+
+    fn shard(&self, at: u64) -> RankEvent {
+        let Rank(index) = self.start.id.rank;
+        let file = format!("shard-{index}-of-{}.safetensors", self.start.world);
+        let shard = ShardRecord { index, file, bytes: 64, blake3: Digest([3; 32]) };
+        RankEvent::ShardStored { step: Step(at), shard }
+    }
+}
+
+fn finished(step: Step) -> RankEvent {
+    let weights_blake3 = Digest([1; 32]);
+    let outcome = Outcome { step, loss: 0.5, samples: 8 * step.0, weights_blake3, metrics: BTreeMap::new() };
+    RankEvent::Finished { outcome }
+}
