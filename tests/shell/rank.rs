@@ -91,7 +91,7 @@ impl Life {
                 told = self.told.recv() => told,
                 () = tokio::time::sleep(STEP), if training && at < steps => {
                     at += 1;
-                    if at % every == 0 || at == steps {
+                    if at.is_multiple_of(every) || at == steps {
                         self.say(self.shard(at)).await;
                     }
                     continue;

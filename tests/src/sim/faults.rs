@@ -174,7 +174,7 @@ fn rates(random: &mut Stream) -> Rates {
         damaged_checkpoint: some(0.3),
         slow_disk: some(0.2),
         slow_ms: 0,
-        flap: some(0.4),
+        flap: some(0.7),
         client_loss: some(0.3),
     };
     Rates { tail_ms: random.between(200, 6_000), slow_ms: random.between(50, 4_000), ..rates }

@@ -134,7 +134,7 @@ impl World {
         if !link.chance(rates.flap) {
             return;
         }
-        let (late, gone, crash) = (link.between(200, 5_000), link.between(5, 100), link.chance(0.5));
+        let (late, gone, crash) = (link.between(200, 5_000), link.between(5, 100), link.chance(0.3));
         let found = self.conns.get_mut(&conn).expect("it was just made");
         found.up.last = now + late;
         if crash {
