@@ -34,7 +34,7 @@ pub struct SpecArgs {
 pub fn prepare(args: &SpecArgs) -> Result<JobSpec, Failure> {
     let (name, text, base) = read(&args.spec)?;
     let changed = change(&name, &text, args)?;
-    let at = |line: Option<usize>, message: &dyn Display| located(&name, line, message);
+    let at = |line: Option<usize>, message: &dyn Display| located(&name, &text, line, message);
     let parse = |text: &str| JobSpec::parse(text);
     let Some(changed) = changed else {
         let spec = parse(&text).map_err(|error| at(error.line, &error.message))?;
@@ -99,7 +99,7 @@ fn change(name: &str, text: &str, args: &SpecArgs) -> Result<Option<String>, Fai
     }
     let mut document: toml::Table = toml::from_str(text).map_err(|error| {
         let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        located(name, line, &error.message().replace('\n', ", "))
+        located(name, text, line, &error.message().replace('\n', ", "))
     })?;
     for set in &args.sets {
         let (key, value) = set.split_once('=').ok_or_else(|| {
@@ -158,10 +158,14 @@ fn finish(text: &str, trainer: &str, base: &Path) -> Result<JobSpec, (Option<usi
     JobSpec::parse(&absolute).map_err(|error| (error.line, error.message))
 }
 
-fn located(name: &str, line: Option<usize>, message: &dyn Display) -> Failure {
-    match line {
-        Some(line) => Failure::usage(format!("{name}:{line}: {message}")),
-        None => Failure::usage(format!("{name}: {message}")),
+/// Names the file, the line, and the key that stands there.
+fn located(name: &str, text: &str, line: Option<usize>, message: &dyn Display) -> Failure {
+    let Some(line) = line else { return Failure::usage(format!("{name}: {message}")) };
+    let message = message.to_string();
+    let key = text.lines().nth(line.saturating_sub(1)).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    match key.filter(|key| !message.contains(key)) {
+        Some(key) => Failure::usage(format!("{name}:{line}: {key}: {message}")),
+        None => Failure::usage(format!("{name}:{line}: {message}")),
     }
 }
 
@@ -204,6 +208,16 @@ mod tests {
         assert_eq!(parse_value("\"x\""), toml::Value::String("x".into()));
         assert_eq!(parse_value("plain text"), toml::Value::String("plain text".into()));
         assert_eq!(parse_value("1\nother = 2"), toml::Value::String("1\nother = 2".into()));
+    }
+
+    #[test]
+    fn errors_name_the_key_that_their_line_sets() {
+        let text = "a = 1\nlr = \"fast\"\n[train]\n";
+        let said = |line, message: &str| located("job.toml", text, line, &message).message();
+        assert_eq!(said(Some(2), "invalid type"), "job.toml:2: lr: invalid type");
+        assert_eq!(said(Some(2), "lr is no number"), "job.toml:2: lr is no number");
+        assert_eq!(said(Some(3), "no steps"), "job.toml:3: no steps");
+        assert_eq!((said(None, "empty"), said(Some(9), "cut")), ("job.toml: empty".into(), "job.toml:9: cut".into()));
     }
 
     #[test]

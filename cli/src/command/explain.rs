@@ -36,11 +36,11 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 
 pub fn render(explanation: &Explanation) -> String {
     let job = &explanation.job;
-    let mut text = format!("{} ({}) is {}", job.job, job.name, json::job_state(job.state));
+    let mut text = format!("{} ({}): {}", job.job, job.name, json::job_state(job.state));
     if job.reason.is_empty() {
         text.push('\n');
     } else {
-        text.push_str(&format!(": {}\n", job.reason));
+        text.push_str(&format!(", {}\n", job.reason));
     }
     if !explanation.nodes.is_empty() {
         text.push_str("\nnodes\n");

@@ -4,7 +4,7 @@
 //! S1 (I6): every effect of a step, answers to questions included, waits for the records before it: nothing that a client has seen is lost.
 //! S2: what a restart forgets (sessions, progress, tickets, reasons to wait) is made again by hellos, reports and plans.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, NodeId, TokenId};
@@ -126,8 +126,9 @@ pub struct Control {
     pub(super) storage_low: Option<String>,
     /// Generations that come up, and since when.
     starting: BTreeMap<JobId, (Generation, Mono)>,
-    /// When ranks of jobs that have ended were last told to stop.
+    /// When ranks that nobody wants any more were last told to stop, and which were there then.
     nagged: Mono,
+    unwanted: BTreeSet<RankId>,
     audited: (Mono, u32),
     unaudited: u64,
     replan: bool,
@@ -152,6 +153,7 @@ impl Control {
             storage_low: None,
             starting,
             nagged: now.mono,
+            unwanted: BTreeSet::new(),
             audited: (now.mono, 0),
             unaudited: 0,
             replan: true,
@@ -421,16 +423,20 @@ impl Control {
     }
 
     /// Ranks that outlive their job, because their process hangs, hold room that others wait for.
-    fn nag(&self, step: &mut Step) {
-        let (jobs, grace_ms) = (self.cluster.jobs(), self.options.timings.exit_max_ms);
-        let ended = |id: &RankId| match jobs.get(id.job) {
-            Some(job) => job.ended.is_some_and(|ended| ended.plus_ms(grace_ms) <= self.now.wall),
-            None => true,
+    fn nag(&mut self, step: &mut Step) {
+        let jobs = self.cluster.jobs();
+        let wanted = |id: &RankId| {
+            let job = jobs.get(id.job).filter(|job| job.generation() == id.generation && job.state != JobState::Queued);
+            job.is_some_and(|job| !job.state.is_terminal())
         };
+        let held = self.cluster.members().nodes().flat_map(|node| node.held.keys());
+        let unwanted: BTreeSet<RankId> = held.filter(|id| !wanted(id)).copied().collect();
+        // Twice in a row: since the last round at least. The wall clock may jump, so it cannot tell how long.
+        let late = std::mem::replace(&mut self.unwanted, unwanted);
         for node in self.cluster.members().nodes() {
             let Some(session) = self.liveness.session(node.id) else { continue };
-            for id in node.held.keys().filter(|id| ended(id)) {
-                let reason = "its job has ended".to_owned();
+            for id in node.held.keys().filter(|id| late.contains(id) && self.unwanted.contains(id)) {
+                let reason = "its generation is over".to_owned();
                 let message = ToNode::Stop { id: *id, reason, grace_ms: STOP_GRACE_MS };
                 step.effects.push(Effect::Send { session, message });
             }

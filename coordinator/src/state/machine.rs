@@ -404,7 +404,9 @@ impl Job {
 
     fn stop(&self, scene: &mut Scene<'_>) {
         let Some(run) = &self.run else { return };
-        for (id, rank) in run.ids(self.id).filter(|(_, rank)| !rank.gone) {
+        // A rank that has finished and whose node was lost may be back by now, waiting for a release that will not come.
+        let may_live = |rank: &RankRun| !rank.gone || rank.outcome.is_some();
+        for (id, rank) in run.ids(self.id).filter(|(_, rank)| may_live(rank)) {
             scene.orders.push(stop_order(rank.node, id, &self.reason));
         }
     }

@@ -440,6 +440,21 @@ fn a_rank_that_outlives_its_job_is_told_to_stop_again() {
     assert_eq!(world.state(job), JobState::Succeeded);
 }
 
+/// Found by seed 867 of the simulator: the rank lived for ever, and held its room.
+#[test]
+fn a_finished_rank_that_comes_back_on_a_lost_node_is_stopped_when_its_generation_fails() {
+    let (mut world, job, [first, second]) = running();
+    world.report(second, id(job, 1, 1), outcome(1));
+    world.ms = 10_000;
+    world.step(Input::Heartbeat { session: first, heartbeat: heartbeat(20) });
+    world.step(Input::Tick);
+    assert!(world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().ranks[1].gone);
+    let back = world.connect(NodeId(2), 1, 1, &[id(job, 1, 1)]);
+    assert!(matches!(world.told(back)[..], [ToNode::Welcome { .. }, ToNode::Peers { .. }]));
+    world.report(first, id(job, 1, 0), exited(1));
+    assert!(matches!(world.told(back)[..], [ToNode::Stop { .. }, ..]));
+}
+
 #[test]
 fn a_coordinator_behind_its_nodes_is_refused() {
     let mut world = World::new();

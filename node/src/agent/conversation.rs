@@ -2,6 +2,7 @@
 //! of them that fails; never dials.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ractor::ActorRef;
@@ -10,7 +11,7 @@ use stoke_protocol::message::node::{FromNode, Heartbeat, NodeReply, NodeRequest,
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::{Connection, FrameReceiver, FrameSender, Request, TransportError};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::actor::Message;
 use super::log::LogBook;
@@ -28,6 +29,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 pub(super) const SIGN_AGAIN: Duration = Duration::from_secs(1);
 /// Before a renewal that failed is tried again; a third of the certificate's life is left for that.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
+/// Between two renewals at least: certificates start in the past (clock tolerance), so that short ones are due when they are made.
+const RENEW_GAP: Duration = Duration::from_secs(10);
 /// A sleep until a time of day is cut, because clocks are set and machines are suspended.
 const RENEW_LOOK: Duration = Duration::from_secs(60);
 
@@ -37,6 +40,30 @@ pub struct Conversation {
     pub agent: ActorRef<Message>,
     pub arguments: SessionArguments,
     pub heartbeat: Duration,
+    pub awake: Awake,
+}
+
+/// Notes that this agent runs. One that was stopped for longer than its lease (SIGSTOP, a suspended machine) was given up by the coordinator
+/// meanwhile: it must not obey what still waits in its buffers, a start of a job that was cancelled since, say (I4, I10).
+pub struct Awake {
+    lease: Duration,
+    began: Instant,
+    seen_ms: AtomicU64,
+}
+
+impl Awake {
+    pub fn new(lease: Duration) -> Self {
+        Self { lease, began: Instant::now(), seen_ms: AtomicU64::new(0) }
+    }
+
+    fn note(&self) -> Result<(), TransportError> {
+        let now_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let before_ms = self.seen_ms.swap(now_ms, Ordering::Relaxed);
+        if Duration::from_millis(now_ms.saturating_sub(before_ms)) > self.lease {
+            return Err(TransportError::Deadline { what: "this agent was stopped", after: self.lease });
+        }
+        Ok(())
+    }
 }
 
 /// Returns why the session is over.
@@ -65,6 +92,7 @@ pub async fn keep_up(
 async fn read(talk: &Conversation, mut receiver: FrameReceiver) -> Result<(), TransportError> {
     let room = Arc::new(Semaphore::new(FRAMES_MAX));
     while let Some(frame) = receiver.recv::<ToNode>().await? {
+        talk.awake.note()?;
         let place = room.clone().acquire_owned().await.ok();
         let _ = talk.agent.cast(Message::Frame { session: talk.session, frame, place });
     }
@@ -84,6 +112,7 @@ async fn beat(talk: &Conversation) -> Result<(), TransportError> {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for sequence in 1.. {
         ticks.tick().await;
+        talk.awake.note()?;
         let (cpu_used, memory_used_bytes) = usage.as_mut().map_or((0.0, 0), Usage::read);
         let incarnation = talk.arguments.incarnation;
         match talk.connection.send_datagram(&Heartbeat { incarnation, sequence, cpu_used, memory_used_bytes }) {
@@ -145,9 +174,12 @@ async fn renew(talk: &Conversation) {
         while let Ok(left) = due.duration_since(SystemTime::now()) {
             sleep(left.min(RENEW_LOOK)).await;
         }
-        if let Err(error) = renew_once(talk).await {
-            tracing::warn!(%error, "certificate of this node was not renewed, trying again");
-            sleep(RENEW_AGAIN).await;
+        match renew_once(talk).await {
+            Ok(()) => sleep(RENEW_GAP).await,
+            Err(error) => {
+                tracing::warn!(%error, "certificate of this node was not renewed, trying again");
+                sleep(RENEW_AGAIN).await;
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
-//! What ranks print: one file a rank, cut in two by size, read back whole or followed while it grows. Owns the files and their bounds;
-//! never looks at what is inside beyond where lines end.
+//! What ranks print: numbered files a rank, the last two kept, read back whole or followed while they grow. Owns the files and their bounds;
+//! never looks at what is inside beyond where lines end. A file keeps its name for as long as it is there, so that a reader that asks for a
+//! number gets that part of the log or none.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -14,6 +15,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Ranks whose logs are kept; those of the oldest go first.
 const LOGS_MAX: usize = 512;
+/// Files of a rank that are kept.
+const PARTS_MAX: u64 = 2;
 /// A longer line is cut into several, or one rank could make a chunk of any size.
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// A chunk is far below the cap of a request frame (1 MiB), with room for the lengths of its lines.
@@ -33,8 +36,8 @@ pub struct LogBook {
 /// How far a log has grown. Published after the bytes are in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Written {
-    /// Times that the file was cut.
-    rotation: u64,
+    /// Number of the file that is being written.
+    part: u64,
     bytes: u64,
 }
 
@@ -44,24 +47,33 @@ impl LogBook {
         Self { dir, bytes_max, live: Arc::default() }
     }
 
-    fn path(&self, id: RankId) -> PathBuf {
-        self.dir.join(id.job.to_string()).join(id.generation.to_string()).join(format!("{}.log", id.rank))
+    fn folder(&self, id: RankId) -> PathBuf {
+        self.dir.join(id.job.to_string()).join(id.generation.to_string())
     }
 
-    fn older(&self, id: RankId) -> PathBuf {
-        self.path(id).with_extension("log.1")
+    fn path(&self, id: RankId, part: u64) -> PathBuf {
+        self.folder(id).join(format!("{}.{part}.log", id.rank))
+    }
+
+    /// The highest number among the files of a rank.
+    fn newest(&self, id: RankId) -> Option<u64> {
+        let prefix = format!("{}.", id.rank);
+        let files = fs::read_dir(self.folder(id)).into_iter().flatten().flatten();
+        let part = |file: fs::DirEntry| {
+            file.file_name().to_str()?.strip_prefix(&prefix)?.strip_suffix(".log")?.parse::<u64>().ok()
+        };
+        files.filter_map(part).max()
     }
 
     /// Writes what comes out of `pipe` until its last writer is gone, on a thread of its own: a slow disk holds up the rank and nobody else.
     pub fn record(&self, id: RankId, pipe: OwnedFd) -> io::Result<()> {
-        let path = self.path(id);
-        fs::create_dir_all(path.parent().expect("a log lies in a folder"))?;
+        fs::create_dir_all(self.folder(id))?;
         self.tidy();
-        let file = File::options().create(true).append(true).open(&path)?;
-        let bytes = file.metadata()?.len();
-        let (publish, written) = watch::channel(Written { rotation: 0, bytes });
+        let part = self.newest(id).map_or(0, |newest| newest + 1);
+        let file = File::create(self.path(id, part))?;
+        let (publish, written) = watch::channel(Written { part, bytes: 0 });
         self.lock().insert(id, written);
-        let writer = Writer { book: self.clone(), id, file, written: Written { rotation: 0, bytes }, publish };
+        let writer = Writer { book: self.clone(), id, file, written: Written { part, bytes: 0 }, publish };
         std::thread::Builder::new().name(format!("log-{}", id.rank)).spawn(move || writer.run(File::from(pipe)))?;
         Ok(())
     }
@@ -131,10 +143,12 @@ impl Writer {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.written.bytes >= self.book.bytes_max {
-            let path = self.book.path(self.id);
-            fs::rename(&path, self.book.older(self.id))?;
-            self.file = File::options().create(true).append(true).open(&path)?;
-            self.written = Written { rotation: self.written.rotation + 1, bytes: 0 };
+            let part = self.written.part + 1;
+            self.file = File::create(self.book.path(self.id, part))?;
+            self.written = Written { part, bytes: 0 };
+            if let Some(old) = part.checked_sub(PARTS_MAX) {
+                let _ = fs::remove_file(self.book.path(self.id, old));
+            }
         }
         self.file.write_all(bytes)?;
         self.written.bytes += bytes.len() as u64;
@@ -160,69 +174,58 @@ struct Gone;
 
 impl Reader {
     fn run(mut self, request: ReadLog, live: Option<watch::Receiver<Written>>) -> Result<(), Gone> {
-        let (mut file, mut rotation) = self.begin(&request, live.as_ref())?;
+        let newest = live.as_ref().map(|live| live.borrow().part).or_else(|| self.book.newest(self.id));
+        let Some(mut part) = newest else { return self.end() };
+        let older = part.checked_sub(1).and_then(|older| File::open(self.book.path(self.id, older)).ok());
+        let mut file = File::open(self.book.path(self.id, part)).ok();
+        match request.tail {
+            None => self.whole(older, file.as_mut())?,
+            Some(lines) => self.tail(lines as usize, older, file.as_mut())?,
+        }
+        self.flush()?;
         if let (true, Some(mut live)) = (request.follow, live) {
+            // The last growth is seen before the end is.
             while self.grown(&mut live)? {
-                let now = live.borrow_and_update().rotation;
+                let now = live.borrow_and_update().part;
                 self.copy(file.as_mut())?;
-                if now > rotation {
-                    if now > rotation + 1 {
+                while part < now {
+                    part += 1;
+                    file = File::open(self.book.path(self.id, part)).ok();
+                    if file.is_none() {
                         self.line("[stoke: lines were lost here, the log grew faster than it was read]".into())?;
-                        self.copy(File::open(self.book.older(self.id)).ok().as_mut())?;
                     }
-                    file = File::open(self.book.path(self.id)).ok();
-                    rotation = now;
                     self.copy(file.as_mut())?;
                 }
                 self.flush()?;
             }
-            self.copy(file.as_mut())?;
         }
         self.end()
     }
 
-    /// Sends what is there, or its last lines, and gives the open file at its end.
-    fn begin(
-        &mut self,
-        request: &ReadLog,
-        live: Option<&watch::Receiver<Written>>,
-    ) -> Result<(Option<File>, u64), Gone> {
-        let rotation = || live.map_or(0, |live| live.borrow().rotation);
-        let (older, mut file, rotation) = loop {
-            let before = rotation();
-            let opened = (File::open(self.book.older(self.id)).ok(), File::open(self.book.path(self.id)).ok());
-            if rotation() == before {
-                break (opened.0, opened.1, before);
-            }
-        };
-        match request.tail {
-            None => {
-                self.copy(older.as_ref().map(|file| file.try_clone()).and_then(Result::ok).as_mut())?;
-                self.copy(file.as_mut())?;
-            }
-            Some(tail) => {
-                let mut last = VecDeque::new();
-                let mut rest = Vec::new();
-                for file in older.iter().chain(file.iter()) {
-                    let mut file = file;
-                    let _ = file.read_to_end(&mut rest);
-                    let lines = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-                    for line in rest[..lines].split_inclusive(|byte| *byte == b'\n') {
-                        last.push_back(line.to_vec());
-                        if last.len() > tail as usize {
-                            last.pop_front();
-                        }
-                    }
-                    rest.drain(..lines);
+    fn whole(&mut self, mut older: Option<File>, newest: Option<&mut File>) -> Result<(), Gone> {
+        self.copy(older.as_mut())?;
+        self.copy(newest)
+    }
+
+    /// The last so many lines of both files.
+    fn tail(&mut self, lines: usize, mut older: Option<File>, newest: Option<&mut File>) -> Result<(), Gone> {
+        let mut last = VecDeque::new();
+        let mut rest = Vec::new();
+        for file in older.as_mut().into_iter().chain(newest) {
+            let _ = file.read_to_end(&mut rest);
+            let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            for line in rest[..whole].split_inclusive(|byte| *byte == b'\n') {
+                last.push_back(line.to_vec());
+                if last.len() > lines {
+                    last.pop_front();
                 }
-                for line in last {
-                    self.take(&line)?;
-                }
-                self.take(&rest)?;
             }
+            rest.drain(..whole);
         }
-        self.flush()?;
-        Ok((file, rotation))
+        for line in last {
+            self.take(&line)?;
+        }
+        self.take(&rest)
     }
 
     /// Waits for more. False once the rank's last writer is gone.
@@ -362,6 +365,8 @@ mod tests {
         assert_eq!(seen.last().map(String::as_str), Some("line 2999"));
         let lost = seen.iter().any(|line| line.contains("lines were lost"));
         assert!(lost || seen.len() == 3000, "{} lines", seen.len());
+        let numbers: Vec<u32> = seen.iter().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect();
+        assert!(numbers.is_sorted_by(|a, b| a < b), "a line came twice or too late");
     }
 
     #[tokio::test]

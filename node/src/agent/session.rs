@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::actor::Message;
 use super::backoff::Backoff;
-use super::conversation::{self, Conversation};
+use super::conversation::{self, Awake, Conversation};
 use super::log::LogBook;
 use super::state::{Event, Signed};
 
@@ -75,6 +75,7 @@ pub struct Dialled {
     receiver: FrameReceiver,
     welcome: ToNode,
     heartbeat: Duration,
+    lease: Duration,
 }
 
 pub struct Session;
@@ -171,6 +172,7 @@ impl Standing {
             agent: self.agent.clone(),
             arguments: self.arguments.clone(),
             heartbeat: dialled.heartbeat,
+            awake: Awake::new(dialled.lease),
         };
         let myself = myself.clone();
         let task = tokio::spawn(async move {
@@ -271,12 +273,14 @@ async fn meet(
     };
     let late = TransportError::Deadline { what: "wait for the coordinator's welcome", after: WELCOME_MAX };
     let (sender, receiver, welcome) = timeout(WELCOME_MAX, welcome).await.map_err(|_| late)??;
-    let heartbeat = match &welcome {
-        ToNode::Welcome { heartbeat_ms, .. } => Duration::from_millis((*heartbeat_ms).max(1)),
+    let (heartbeat, lease) = match &welcome {
+        ToNode::Welcome { heartbeat_ms, lease_ms, .. } => {
+            (Duration::from_millis((*heartbeat_ms).max(1)), Duration::from_millis((*lease_ms).max(1)))
+        }
         // The agent refuses it with the reason.
-        _ => WELCOME_MAX,
+        _ => (WELCOME_MAX, WELCOME_MAX),
     };
-    Ok(Dialled { connection, sender, receiver, welcome, heartbeat })
+    Ok(Dialled { connection, sender, receiver, welcome, heartbeat, lease })
 }
 
 /// The unspecified address of the family of `peer`, any port.

@@ -67,10 +67,10 @@ impl Coordinator {
     }
 
     /// Lets the next joiner in as the node.
-    async fn admit(&self) {
+    async fn admit(&self, ttl: Duration) {
         let accept = timeout(PATIENCE, self.server.as_ref().unwrap().accept());
         let Ok(Some(Accepted::Join(attempt))) = accept.await else { panic!("expected a join") };
-        let issued = self.authority.issue(&attempt.request().csr, &Subject::Node(NODE), HOUR).unwrap();
+        let issued = self.authority.issue(&attempt.request().csr, &Subject::Node(NODE), ttl).unwrap();
         attempt.reply(&JoinReply::Accepted { certificate: issued.certificate.into() }).await.unwrap();
     }
 
@@ -155,6 +155,10 @@ struct Node {
 
 impl Node {
     async fn join(coordinator: &Coordinator) -> Self {
+        Self::join_for(coordinator, HOUR).await
+    }
+
+    async fn join_for(coordinator: &Coordinator, ttl: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut csv = std::fs::File::create(dir.path().join("domains.csv")).unwrap();
         writeln!(csv, "domain,label,registered").unwrap();
@@ -173,7 +177,7 @@ impl Node {
             secret: TokenSecret::from_bytes([3; 16]),
         };
         let address = coordinator.address.to_string();
-        let (joined, ()) = tokio::join!(join(&config.dir, &address, &token, "n7"), coordinator.admit());
+        let (joined, ()) = tokio::join!(join(&config.dir, &address, &token, "n7"), coordinator.admit(ttl));
         assert_eq!(joined.unwrap(), NODE);
         // Again with the same token: it is in already, nobody is asked.
         assert_eq!(join(&config.dir, &address, &token, "n7").await.unwrap(), NODE);
@@ -325,5 +329,29 @@ async fn ranks_outlive_their_coordinator_and_an_agent_leaves_none_behind() {
     let agent = node.start().await;
     let session = coordinator.session(5, 300).await;
     assert_eq!((session.hello.incarnation.0, session.hello.ranks.len()), (2, 0));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_certificate_is_renewed_while_the_session_lives_and_kept() {
+    let coordinator = Coordinator::start();
+    // Certificates begin in the past, by the clocks' tolerance: two thirds of a life of a minute are over at once.
+    let node = Node::join_for(&coordinator, Duration::from_secs(60)).await;
+    let identity = super::identity_dir(&node.config.dir);
+    let before = Credentials::load(&identity).unwrap().expires_at();
+    let agent = node.start().await;
+    let session = coordinator.session(1, 1).await;
+    let request = timeout(PATIENCE, session.connection.accept_request()).await.expect("no renewal").unwrap();
+    let (request, reply) = request.read::<NodeRequest>().await.unwrap();
+    let NodeRequest::Renew { csr } = request else { panic!("expected a renewal, got {request:?}") };
+    let issued = coordinator.authority.issue(&csr, &Subject::Node(NODE), HOUR).unwrap();
+    reply.send(&NodeReply::Certificate { certificate: issued.certificate.into() }).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while Credentials::load(&identity).unwrap().expires_at() <= before {
+        assert!(Instant::now() < deadline, "the new certificate was not kept");
+        tokio::task::yield_now().await;
+    }
+    // The session is the same one.
+    let _: Heartbeat = session.connection.recv_datagram().await.unwrap();
     agent.stop().await;
 }

@@ -105,6 +105,9 @@ impl World {
         let Some(found) = self.conns.get(&conn) else { return };
         let machine = found.machine;
         let dialling = self.machines[machine].agent.as_ref().is_some_and(|agent| agent.dialling == Some(conn));
+        if self.paused && dialling {
+            return self.after(RETRY_MS, Happening::Handshake { conn });
+        }
         let reachable = !self.is_cut(machine, Side::Agent) && !self.is_cut(machine, Side::Coordinator);
         let life = self.coordinator.as_ref().map(|coordinator| coordinator.life);
         let (Some(life), true, true) = (life, reachable, dialling) else {
