@@ -3,10 +3,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stoke_coordinator::{Config, Coordinator, Running, StartError};
-use stoke_protocol::identity::{Credentials, JoinToken, KeyRequest, Subject};
+use stoke_coordinator::journal::ModelLog;
+use stoke_coordinator::state::Time;
+use stoke_coordinator::{Config, Coordinator, Ended, Environment, JournalMode, Running, StartError};
+use stoke_protocol::identity::{Authority, Credentials, JoinToken, KeyRequest, Subject, TokenSecret, UserRole};
 use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::client::{JobState, JobView, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
@@ -352,4 +355,72 @@ async fn metrics_and_health_answer_over_http() {
     assert!(answers[0].contains("stoke_epoch 1"), "{}", answers[0]);
     assert!(answers[1].starts_with("HTTP/1.1 200") && answers[1].ends_with("ok\n"), "{}", answers[1]);
     running.stop().await;
+}
+
+/// A coordinator on a model disk, as a simulation starts it: no folder, no thread.
+async fn start_on(log: &ModelLog, authority: &Arc<Authority>) -> Running {
+    let environment = Environment {
+        wall: Arc::new(|| Time(1_000_000)),
+        bind: any().into(),
+        io: Io::ambient().unwrap(),
+        log: Box::new(log.clone()),
+        journal: JournalMode::Inline,
+        authority: authority.clone(),
+        credentials: authority.credentials(&Subject::Coordinator, PATIENCE * 60).unwrap(),
+        secret: Arc::new(|| TokenSecret::from_bytes([7; 16])),
+    };
+    Coordinator::start_in(Config::new("/nowhere", any()), environment).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_coordinator_on_a_model_disk_recovers_from_it() {
+    let log = ModelLog::default();
+    let authority = Arc::new(Authority::in_memory(ClusterId([3; 16])).unwrap());
+    let admin = Subject::user(UserRole::Admin, "admin").unwrap();
+    let credentials = authority.credentials(&admin, PATIENCE * 60).unwrap();
+    let running = start_on(&log, &authority).await;
+    let id = submit(&dial(&credentials, running.address()).await, "k").await;
+    drop(running);
+    log.crash();
+    let running = start_on(&log, &authority).await;
+    let user = dial(&credentials, running.address()).await;
+    assert_eq!(submit(&user, "k").await, id);
+    let Reply::Cluster(view) = ask(&user, Request::Cluster).await else { panic!() };
+    assert_eq!(view.epoch, Epoch(2));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_without_room_refuses_jobs_until_there_is_room_again() {
+    let log = ModelLog::default();
+    let authority = Arc::new(Authority::in_memory(ClusterId([3; 16])).unwrap());
+    let admin = Subject::user(UserRole::Admin, "admin").unwrap();
+    let credentials = authority.credentials(&admin, PATIENCE * 60).unwrap();
+    let running = start_on(&log, &authority).await;
+    let user = dial(&credentials, running.address()).await;
+    log.limit(70 * 1024);
+    let try_submit = |number: u32| ask(&user, Request::Submit { key: number.to_string(), spec: SPEC.into() });
+    let mut number = 0;
+    let refusal = loop {
+        number += 1;
+        match try_submit(number).await {
+            Reply::Submitted { .. } => {}
+            Reply::Refused(refusal) => break refusal,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refusal.code, RefusalCode::Unavailable);
+    assert!(refusal.message.starts_with("journal disk is full: 0 MiB free at /nowhere"), "{}", refusal.message);
+    // What runs can still be ended.
+    assert_eq!(ask(&user, Request::Cancel { job: JobId(1) }).await, Reply::Cancelled { job: JobId(1) });
+    log.limit(1 << 30);
+    let deadline = Instant::now() + PATIENCE;
+    while !matches!(try_submit(number).await, Reply::Submitted { .. }) {
+        assert!(Instant::now() < deadline, "room was not noticed");
+    }
+    // A disk that fails ends the coordinator: nothing is answered that is not durable.
+    log.limit(0);
+    let lost = user.request::<_, Reply>(&Request::Submit { key: "lost".into(), spec: SPEC.into() }, PATIENCE).await;
+    assert!(!matches!(lost, Ok(Reply::Submitted { .. })), "{lost:?}");
+    assert!(matches!(running.wait().await, Err(Ended::Journal(_))));
 }
