@@ -171,7 +171,7 @@ fn rates(random: &mut Stream) -> Rates {
         spawn_fails: some(0.2),
         deaf: some(0.3),
         wrong_digest: some(0.1),
-        damaged_checkpoint: some(0.3),
+        damaged_checkpoint: some(0.8),
         slow_disk: some(0.2),
         slow_ms: 0,
         flap: some(0.7),
