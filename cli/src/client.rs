@@ -189,7 +189,10 @@ impl Client {
             Exit::Unavailable => Asked::NotSent(failure),
             _ => Asked::Failed(failure),
         })?;
-        connection.request(request, ANSWER_MAX).await.map_err(|error| {
+        let answer = tokio::time::timeout(ANSWER_MAX, whole_answer(&connection, request));
+        let answer =
+            answer.await.unwrap_or(Err(TransportError::Deadline { what: "wait for an answer", after: ANSWER_MAX }));
+        answer.map_err(|error| {
             self.connection = None;
             let failure = transport_failure(error);
             if failure.exit == Exit::Unavailable { Asked::Unknown(failure) } else { Asked::Failed(failure) }
@@ -267,6 +270,29 @@ impl Answers {
     pub async fn next(&mut self) -> Result<Option<Reply>, Failure> {
         self.receiver.recv().await.map_err(transport_failure)
     }
+}
+
+/// The answer to a question. A long list comes in several frames of its kind; any other answer is one frame.
+async fn whole_answer(connection: &Connection, request: &Request) -> Result<Reply, TransportError> {
+    let mut frames = connection.request_frames(request).await?;
+    let mut whole: Reply = frames.expect().await?;
+    while is_list(&whole)
+        && let Some(more) = frames.recv().await?
+    {
+        match (&mut whole, more) {
+            (Reply::Jobs(all), Reply::Jobs(more)) => all.extend(more),
+            (Reply::Nodes(all), Reply::Nodes(more)) => all.extend(more),
+            (Reply::Checkpoints(all), Reply::Checkpoints(more)) => all.extend(more),
+            (Reply::Tokens(all), Reply::Tokens(more)) => all.extend(more),
+            // A list that ends in something else is no answer of this protocol; the caller sees a kind it did not ask for.
+            (_, other) => return Ok(other),
+        }
+    }
+    Ok(whole)
+}
+
+fn is_list(reply: &Reply) -> bool {
+    matches!(reply, Reply::Jobs(_) | Reply::Nodes(_) | Reply::Checkpoints(_) | Reply::Tokens(_))
 }
 
 /// How far a question came.

@@ -142,3 +142,13 @@ fn roles_bound_what_a_user_may_do() {
         ["--cluster", &submitter, "login", "--join", &cluster.token("viewer"), "--coordinator", &cluster.address()];
     crate::harness::run(again).expect(6).says(&["credentials already"]);
 }
+
+#[test]
+fn a_list_that_is_longer_than_a_frame_is_whole() {
+    let cluster = Cluster::start(1);
+    let long = 201;
+    (0..long).for_each(|_| drop(cluster.token("viewer")));
+    let tokens = cluster.json(&["token", "list"]);
+    // The cluster's own nodes have joined by tokens too.
+    assert!(tokens["tokens"].as_array().expect("a list").len() > long, "{tokens:#}");
+}
