@@ -53,11 +53,9 @@ fn a_full_disk_under_the_journal_refuses_changes_and_nothing_else() {
     cluster.wait_for_state(&running, "running");
     let filler = disk.fill();
     // The journal's file has room inside: large specs use it up. They ask for what no node has, and only wait.
-    // The commit that meets the full disk ends the coordinator (J4); it is back at once on its ballast, and from then on refuses.
     let refused = poll("a refusal", || {
         let ended = cluster.run(&large_submission());
-        assert!([0, 5].contains(&ended.code()), "nothing but done or unavailable: {ended:?}");
-        (ended.code() == 5 && ended.stderr.contains("full")).then_some(ended)
+        (ended.code() != 0).then_some(ended)
     });
     let refused = refused.expect(5).says(&["full"]);
     assert_eq!(refused.json()["error"]["code"], "unavailable");

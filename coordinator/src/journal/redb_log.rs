@@ -19,7 +19,7 @@ const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapsho
 const JOURNAL_FILE: &str = "journal.redb";
 const LOCK_FILE: &str = "lock";
 const BALLAST_FILE: &str = "ballast";
-/// Given back to the disk when it is full, so that running jobs can still be ended and recorded.
+/// Given back to the disk when it runs low, so that what was taken in and the ends of running jobs can still be recorded (F19).
 const BALLAST_BYTES: u64 = 4 << 20;
 /// New work is refused when less than this is free: a few thousand records, and redb's own growth.
 const NEEDED_BYTES: u64 = 4 << 20;
@@ -50,7 +50,7 @@ impl RedbLog {
             }
             other => JournalError::Storage { action: "open", path: path.clone(), cause: other.to_string() },
         })?;
-        set_ballast(folder);
+        trim_ballast(folder);
         Ok(Self { folder: folder.to_owned(), database, last: LogIndex::default(), chain: Digest([0; 32]), _lock: lock })
     }
 
@@ -154,6 +154,7 @@ impl Log for RedbLog {
     }
 
     fn append(&mut self, payloads: &[Vec<u8>]) -> Result<LogIndex, JournalError> {
+        trim_ballast(&self.folder);
         let (mut last, mut link) = (self.last, self.chain);
         let mut records = Vec::with_capacity(payloads.len());
         for payload in payloads {
@@ -188,7 +189,10 @@ impl Log for RedbLog {
             path: self.path(),
             cause: error.to_string(),
         })?;
-        Ok(Room { free: disk.f_bavail * disk.f_frsize, needed: NEEDED_BYTES })
+        let free = disk.f_bavail * disk.f_frsize;
+        // Without its ballast the disk has to give that back first: what the ballast freed is not for new work.
+        let owed = if self.folder.join(BALLAST_FILE).exists() { 0 } else { BALLAST_BYTES };
+        Ok(Room { free: free.saturating_sub(owed), needed: NEEDED_BYTES })
     }
 }
 
@@ -214,12 +218,16 @@ fn lock(folder: &Path) -> Result<File, JournalError> {
     Ok(file)
 }
 
-/// Lays the ballast down where there is room for it and for work; a disk that has none goes without until it does.
-fn set_ballast(folder: &Path) {
+/// Lays the ballast down where there is room for it and for work, and takes it up when the disk runs low: before a commit meets the full
+/// disk, because redb cannot go on after a failed write.
+fn trim_ballast(folder: &Path) {
     let path = folder.join(BALLAST_FILE);
-    let roomy =
-        rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail * disk.f_frsize > BALLAST_BYTES + NEEDED_BYTES);
-    if path.exists() || !roomy {
+    let Ok(disk) = rustix::fs::statvfs(folder) else { return };
+    let (free, laid) = (disk.f_bavail * disk.f_frsize, path.exists());
+    if laid && free < NEEDED_BYTES {
+        drop(fs::remove_file(&path));
+    }
+    if laid || free <= BALLAST_BYTES + NEEDED_BYTES {
         return;
     }
     if let Ok(file) = File::create(&path)
