@@ -64,7 +64,7 @@ pub fn job(view: &JobView) -> Value {
         "reason": view.reason,
         "priority": view.priority,
         "generation": view.generation.0,
-        "attempts": view.attempts,
+        "failures": view.failures,
         "world_sizes": view.world_sizes.0,
         "placement": placement,
         "progress": view.progress.as_ref().map(progress),

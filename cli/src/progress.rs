@@ -129,6 +129,7 @@ mod tests {
     #[test]
     fn figures_name_what_is_left() {
         let progress = rank::Progress {
+            generation: stoke_protocol::ids::Generation(1),
             step: Step(50),
             steps: Step(100),
             loss: 0.25,

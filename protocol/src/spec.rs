@@ -76,6 +76,8 @@ pub struct Resources {
     /// World size. Left out, the command line asks for one rank a node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<u32>,
+    /// A job that has lost ranks goes on with no fewer than this, while replacements come up.
+    pub ranks_min: u32,
     pub cpus: u32,
     pub memory: Bytes,
     pub gpus: u32,
@@ -103,7 +105,7 @@ pub struct Checkpoint {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Restart {
-    /// Generations that may be tried before the job is failed (I11).
+    /// A job that fails so many times without getting further has failed for good (I11).
     pub attempts: u32,
 }
 
@@ -129,7 +131,7 @@ fn one() -> u32 {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { ranks: None, cpus: 1, memory: Bytes(1 << 30), gpus: 0, labels: BTreeMap::new() }
+        Self { ranks: None, ranks_min: 1, cpus: 1, memory: Bytes(1 << 30), gpus: 0, labels: BTreeMap::new() }
     }
 }
 
@@ -223,6 +225,10 @@ impl JobSpec {
                     ),
                 );
             }
+        }
+        if resources.ranks_min == 0 || resources.ranks_min > resources.ranks.unwrap_or(RANKS_MAX) {
+            let most = resources.ranks.unwrap_or(RANKS_MAX);
+            return fail("ranks_min", format!("ranks_min = {}: use 1 to {most}", resources.ranks_min));
         }
         if resources.cpus == 0 {
             return fail("cpus", "cpus = 0: a rank needs at least 1".into());

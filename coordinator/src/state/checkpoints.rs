@@ -102,13 +102,21 @@ impl Catalogue {
         shelf.pruned.clone()
     }
 
+    /// A folder that holds a whole checkpoint and will never be visible.
+    pub fn discard(&mut self, job: JobId, uri: &str) {
+        let shelf = self.jobs.entry(job).or_default();
+        if !shelf.visible.values().any(|visible| visible.uri == uri) && !shelf.pruned.iter().any(|old| old == uri) {
+            shelf.pruned.push(uri.to_owned());
+        }
+    }
+
     /// Folders that were taken out of sight lately: named again to a rank that may have missed it.
     pub fn pruned(&self, job: JobId) -> Vec<String> {
         self.jobs.get(&job).map(|shelf| shelf.pruned.clone()).unwrap_or_default()
     }
 
     /// C1 and C2 for one job, with what is known of its generations; the error names the step.
-    pub fn check_job(&self, job: JobId, keep: u32, generations: &[(u32, LogIndex)]) -> Result<(), String> {
+    pub fn check_job(&self, job: JobId, keep: u32, worlds: &BTreeMap<Generation, (u32, LogIndex)>) -> Result<(), String> {
         let Some(shelf) = self.jobs.get(&job) else { return Ok(()) };
         if (shelf.visible.len() as u64) < shelf.commits.min(keep.into()) {
             return Err(format!(
@@ -123,11 +131,15 @@ impl Catalogue {
                 return Err(format!("I17: {job} committed {step} at {index}, after a later step at {newest}"));
             }
             newest = *index;
-            let at = usize::try_from(generation.0).unwrap_or(0);
-            let Some((world, started)) = at.checked_sub(1).and_then(|at| generations.get(at)) else {
-                return Err(format!("I2: {job} committed {step} in {generation}, which never started"));
+            let Some((world, started)) = worlds.get(generation) else {
+                // The oldest are forgotten.
+                if worlds.first_key_value().is_none_or(|(oldest, _)| generation >= oldest) {
+                    return Err(format!("I2: {job} committed {step} in {generation}, in which nobody trained"));
+                }
+                continue;
             };
-            if index < started || generations.get(at).is_some_and(|(_, next)| next < index) {
+            let next = worlds.range(generation.next()..).next().map(|(_, (_, next))| next);
+            if index < started || next.is_some_and(|next| next < index) {
                 return Err(format!("I2: {job} committed {step} in {generation} while another generation was current"));
             }
             if shards != world {

@@ -1,7 +1,7 @@
 //! All jobs: ids, idempotency keys, the queue, and what is forgotten. Owns who is in line; what becomes of one job is `machine.rs`.
 //!
 //! Q1: the queue holds exactly the jobs that are `Queued`, by priority, then by submission. Q2 (I7): one job a key and owner.
-//! Q3: jobs that have not ended are never forgotten.
+//! Q3: jobs that have not ended are never forgotten. Q4: jobs that lack ranks are known without a search.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ pub struct Jobs {
     keys: BTreeMap<(String, String), JobId>,
     queue: BTreeSet<(Reverse<i32>, JobId)>,
     ended: BTreeSet<JobId>,
+    /// Running jobs without all their ranks.
+    lacking: BTreeSet<JobId>,
 }
 
 impl Jobs {
@@ -57,6 +59,11 @@ impl Jobs {
         self.queue.iter().map(|(_, id)| &self.jobs[id])
     }
 
+    /// Running jobs that lack ranks.
+    pub fn lacking(&self) -> impl Iterator<Item = &Job> {
+        self.lacking.iter().map(|id| &self.jobs[id])
+    }
+
     pub fn submit(&mut self, now: Time, queued_after: u64, submission: Submission) -> JobId {
         self.last = self.last.next();
         let id = self.last;
@@ -82,6 +89,11 @@ impl Jobs {
         }
         if job.state.is_terminal() {
             self.ended.insert(id);
+        }
+        if job.missing().is_empty() {
+            self.lacking.remove(&id);
+        } else {
+            self.lacking.insert(id);
         }
         Some(driven)
     }
@@ -114,6 +126,9 @@ impl Jobs {
             }
             if !keys.insert((&job.owner, &job.key)) {
                 return Err(format!("I7: {} has the key {:?} of an earlier job", job.id, job.key));
+            }
+            if job.missing().is_empty() == self.lacking.contains(&job.id) {
+                return Err(format!("Q4: {} lacks {:?}, the table says otherwise", job.id, job.missing()));
             }
             if job.state.is_terminal() != self.ended.contains(&job.id) {
                 return Err(format!("Q3: {} is {:?}, the table of ended jobs is wrong about it", job.id, job.state));

@@ -103,6 +103,7 @@ impl Control {
             keep: spec.checkpoint.keep,
             priority: spec.priority,
             attempts_max: spec.restart.attempts,
+            ranks_min: resources.ranks_min,
             ask: Ask {
                 ranks: resources.ranks.unwrap_or(1),
                 room: Room { cpus: resources.cpus, memory_bytes: resources.memory.0, gpus: resources.gpus },

@@ -1,34 +1,30 @@
 //! The actor between a rank's agent and its threads: takes frames in order, starts what they ask for, and says what happened. Owns the
 //! rank's phase; computes nothing and never blocks.
 //!
-//! Start → (load, make a key) Hello → Certificate → (bind) and (loaded) Ready → Peers → training → Finished → Release.
+//! Start → (load, make a key) Hello → Certificate → (bind) and (loaded) Ready → Membership, as often as it changes → training → Finished
+//! → Release.
 
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stoke_protocol::identity::{Credentials, KeyRequest};
-use stoke_protocol::ids::Step;
+use stoke_protocol::ids::Generation;
 use stoke_protocol::message::rank::{FromRank, Outcome, RankEvent, StartRank, ToRank};
 use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
 use tokio::sync::{mpsc as queue, oneshot};
 
 use super::failure::{Failure, catch, text_of};
-use super::trainer::{self, Assignment, Generation};
+use super::orders::Orders;
+use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
-use crate::exchange::{AbortHandle, PeerEndpoint};
-
-/// A rank that lost a peer waits so long to be stopped before it gives up by itself: longer than the coordinator needs to lose a node.
-const PEERS_LOST_MAX: Duration = Duration::from_secs(30);
+use crate::exchange::Mesh;
 
 /// How a rank's process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// The job is done.
+    /// The job is done, or goes on without this rank.
     Released,
     Failed,
     /// The agent is gone.
@@ -40,10 +36,9 @@ pub enum Message {
     Frame(ToRank),
     HungUp,
     Trainer(trainer::Told),
-    Trained(Result<Outcome, Failure>),
+    /// The compute thread has ended.
+    Ended(Result<(), Failure>),
     Vault(vault::Told),
-    /// Nobody stopped this rank after it lost a peer.
-    GiveUp(String),
 }
 
 /// What the actor is made of.
@@ -62,19 +57,17 @@ pub struct Linked {
     io: Io,
     ip: IpAddr,
     say: queue::Sender<FromRank>,
-    stop: Arc<AtomicBool>,
+    orders: Orders,
     start: Option<(StartRank, JobSpec)>,
     key: Option<KeyRequest>,
-    endpoint: Option<PeerEndpoint>,
+    /// Where peers reach this rank.
+    address: Option<SocketAddr>,
     vault: Option<Vault>,
-    /// Takes the generation to the trainer, once.
-    generation: Option<mpsc::Sender<Generation>>,
+    /// Takes the mesh to the trainer, once.
+    outside: Option<mpsc::Sender<Outside>>,
     loaded: bool,
     ready: bool,
-    abort: Option<AbortHandle>,
-    outcome: Option<Outcome>,
-    /// The highest step whose checkpoint is in the catalogue.
-    committed: Option<Step>,
+    outcome: Option<(Generation, Outcome)>,
     end: Option<oneshot::Sender<End>>,
 }
 
@@ -89,17 +82,15 @@ impl Actor for Link {
             io,
             ip,
             say,
-            stop: Arc::default(),
+            orders: Orders::new(),
             start: None,
             key: None,
-            endpoint: None,
+            address: None,
             vault: None,
-            generation: None,
+            outside: None,
             loaded: false,
             ready: false,
-            abort: None,
             outcome: None,
-            committed: None,
             end: Some(end),
         })
     }
@@ -114,14 +105,10 @@ impl Actor for Link {
             Message::Frame(frame) => rank.frame(frame, &myself),
             Message::HungUp => Err(Stop::End(End::HungUp)),
             Message::Trainer(told) => rank.trainer(told),
-            Message::Trained(Ok(outcome)) => rank.trained(outcome),
-            Message::Trained(Err(Failure::Stopped)) => Ok(()),
-            Message::Trained(Err(Failure::Peers(error))) => {
-                tracing::warn!(%error, "a peer is gone, waiting to be stopped");
-                myself.send_after(PEERS_LOST_MAX, || Message::GiveUp(error));
-                Ok(())
-            }
-            Message::Trained(Err(Failure::Error(error))) | Message::GiveUp(error) => Err(Stop::Fail(error)),
+            Message::Ended(Ok(()) | Err(Failure::Stopped)) => Ok(()),
+            Message::Ended(Err(Failure::Error(error))) => Err(Stop::Fail(error)),
+            Message::Ended(Err(Failure::Permanent(error))) => Err(Stop::FailForGood(error)),
+            Message::Ended(Err(failure)) => Err(Stop::Fail(format!("the compute thread ended: {failure:?}"))),
             Message::Vault(vault::Told::Event(event)) => rank.say(FromRank::Event(event)),
             Message::Vault(vault::Told::Failed(error)) => Err(Stop::Fail(error)),
         };
@@ -136,6 +123,8 @@ impl Actor for Link {
 /// Why the rank does not go on.
 enum Stop {
     Fail(String),
+    /// Another try would end the same way.
+    FailForGood(String),
     End(End),
 }
 
@@ -144,17 +133,16 @@ impl Linked {
         match frame {
             ToRank::Start(start) => self.begin(start, myself),
             ToRank::Certificate { certificate, authority } => self.bind(&certificate, &authority, myself),
-            ToRank::Peers(peers) => {
-                // They come again after a reconnect of the agent; once is enough.
-                if let (Some(generation), Some(endpoint)) = (self.generation.take(), self.endpoint.take()) {
-                    let vault = self.vault.clone().expect("the vault was started before the endpoint was bound");
-                    let _ = generation.send(Generation { endpoint, peers: peers.0, vault });
-                }
+            ToRank::Membership(membership) => {
+                tracing::info!(generation = %membership.generation, members = membership.members.len(), "told of a generation");
+                self.orders.membership(membership);
                 Ok(())
             }
-            ToRank::Commit { step, shards } => self.vault(Order::Commit { step, shards: shards.0 }),
+            ToRank::Commit { generation, step, shards } => {
+                self.vault(Order::Commit { generation, step, shards: shards.0 })
+            }
             ToRank::Committed { step, prune } => {
-                self.committed = self.committed.max(Some(step));
+                self.orders.committed(step);
                 self.vault(Order::Committed { step, prune: prune.0 })?;
                 self.finish()
             }
@@ -170,20 +158,20 @@ impl Linked {
         if self.start.is_some() {
             return Ok(());
         }
-        let spec = JobSpec::parse(&start.spec).map_err(|error| Stop::Fail(format!("spec: {error}")))?;
+        let spec = JobSpec::parse(&start.spec).map_err(|error| Stop::FailForGood(format!("spec: {error}")))?;
         let key = KeyRequest::new().map_err(|error| Stop::Fail(text_of(&error)))?;
         self.say(FromRank::Hello { csr: key.csr().to_vec().into() })?;
         self.key = Some(key);
         self.start = Some((start.clone(), spec.clone()));
-        let (to_trainer, generation) = mpsc::channel();
-        self.generation = Some(to_trainer);
+        let (to_trainer, outside) = mpsc::channel();
+        self.outside = Some(to_trainer);
         let runtime = tokio::runtime::Handle::current();
-        let given = Assignment { start, spec, stop: self.stop.clone(), generation, runtime };
+        let given = Assignment { start, spec, orders: self.orders.clone(), outside, runtime };
         let link = myself.clone();
         let train = move || {
             let told = link.clone();
-            let trained = catch(|| trainer::run(given, &move |say| drop(told.cast(Message::Trainer(say)))));
-            let _ = link.cast(Message::Trained(trained));
+            let ended = catch(|| trainer::run(given, &move |say| drop(told.cast(Message::Trainer(say)))));
+            let _ = link.cast(Message::Ended(ended));
         };
         let thread = std::thread::Builder::new().name("trainer".to_owned()).spawn(train);
         thread.map(drop).map_err(|error| Stop::Fail(format!("start the compute thread: {error}")))
@@ -194,11 +182,15 @@ impl Linked {
         let fail = |error: &dyn std::error::Error| Stop::Fail(text_of(error));
         let credentials: Credentials = key.accept(certificate, &[authority.to_vec()]).map_err(|error| fail(&error))?;
         let cluster = credentials.identity().cluster;
-        let endpoint = PeerEndpoint::bind(&self.io, self.ip, credentials).map_err(|error| fail(&error))?;
-        self.endpoint = Some(endpoint);
+        let mesh = Mesh::bind(&self.io, self.ip, credentials).map_err(|error| fail(&error))?;
+        self.address = Some(mesh.address());
         let link = myself.clone();
         let vault = Vault::start(Subject { cluster, start, spec }, move |told| drop(link.cast(Message::Vault(told))));
-        self.vault = Some(vault.map_err(|error| fail(&error))?);
+        let vault = self.vault.insert(vault.map_err(|error| fail(&error))?).clone();
+        if let Some(trainer) = self.outside.take() {
+            // One that has failed meanwhile says so itself.
+            let _ = trainer.send(Outside { mesh, vault });
+        }
         self.get_ready()
     }
 
@@ -208,37 +200,37 @@ impl Linked {
                 self.loaded = true;
                 self.get_ready()
             }
-            trainer::Told::Connected(abort) => {
-                self.abort = Some(abort);
-                Ok(())
-            }
             trainer::Told::Progress(progress) => {
                 // The next one makes up for it.
                 let _ = self.say.try_send(FromRank::Progress(progress));
                 Ok(())
+            }
+            trainer::Told::Event(event) => self.say(FromRank::Event(event)),
+            trainer::Told::Trained { generation, outcome } => {
+                tracing::info!(step = outcome.step.0, weights = %outcome.weights_blake3, "trained");
+                self.outcome = Some((generation, outcome));
+                self.finish()
+            }
+            trainer::Told::Left => {
+                tracing::info!("the job goes on without this rank");
+                Err(Stop::End(End::Released))
             }
         }
     }
 
     /// Ready means loaded too: peers begin to connect at once, and wait for each other only so long.
     fn get_ready(&mut self) -> Result<(), Stop> {
-        let Some(endpoint) = self.endpoint.as_ref().filter(|_| self.loaded && !self.ready) else { return Ok(()) };
-        let address = endpoint.address();
+        let Some(address) = self.address.filter(|_| self.loaded && !self.ready) else { return Ok(()) };
         self.ready = true;
         self.say(FromRank::Event(RankEvent::Ready { address }))
     }
 
-    fn trained(&mut self, outcome: Outcome) -> Result<(), Stop> {
-        tracing::info!(step = outcome.step.0, weights = %outcome.weights_blake3, "trained");
-        self.outcome = Some(outcome);
-        self.finish()
-    }
-
     /// Finished when the last step is trained and its checkpoint is in the catalogue.
     fn finish(&mut self) -> Result<(), Stop> {
-        let committed = self.committed;
-        let done = self.outcome.take_if(|outcome| Some(outcome.step) == committed);
-        done.map_or(Ok(()), |outcome| self.say(FromRank::Event(RankEvent::Finished { outcome })))
+        let committed = self.orders.highest_committed();
+        let done = self.outcome.take_if(|(_, outcome)| Some(outcome.step) == committed);
+        let Some((generation, outcome)) = done else { return Ok(()) };
+        self.say(FromRank::Event(RankEvent::Finished { generation, outcome }))
     }
 
     fn vault(&mut self, order: Order) -> Result<(), Stop> {
@@ -253,22 +245,22 @@ impl Linked {
     }
 
     fn stop(&mut self, stop: Stop) {
-        self.stop.store(true, Ordering::Relaxed);
-        let (reason, end) = match stop {
-            Stop::Fail(error) => {
-                tracing::error!(%error, "rank gives up");
-                let _ = self.say(FromRank::Event(RankEvent::Failed { error: error.clone() }));
-                (error, End::Failed)
-            }
-            Stop::End(end) => ("this rank was told to end".to_owned(), end),
+        let end = match stop {
+            Stop::Fail(error) => self.give_up(error, false),
+            Stop::FailForGood(error) => self.give_up(error, true),
+            Stop::End(end) => end,
         };
-        if let Some(abort) = &self.abort {
-            abort.abort(&reason);
-        }
-        // A trainer that waits for its generation wakes up.
-        self.generation = None;
+        // A trainer that computes, sums or waits wakes up.
+        self.orders.stop();
+        self.outside = None;
         if let Some(sender) = self.end.take() {
             let _ = sender.send(end);
         }
+    }
+
+    fn give_up(&self, error: String, permanent: bool) -> End {
+        tracing::error!(%error, permanent, "rank gives up");
+        let _ = self.say(FromRank::Event(RankEvent::Failed { error, permanent }));
+        End::Failed
     }
 }
