@@ -81,10 +81,7 @@ pub(super) async fn relay(
     }
 }
 
-async fn sources(
-    cluster: &ClusterHandle,
-    wanted: Wanted,
-) -> Result<Result<Vec<Source>, Refusal>, TransportError> {
+async fn sources(cluster: &ClusterHandle, wanted: Wanted) -> Result<Result<Vec<Source>, Refusal>, TransportError> {
     let (answer, answered) = oneshot::channel();
     cluster.send(Message::Sources { job: wanted.job, rank: wanted.rank, answer });
     answered.await.map_err(|_| TransportError::Ended)

@@ -116,7 +116,12 @@ impl Catalogue {
     }
 
     /// C1 and C2 for one job, with what is known of its generations; the error names the step.
-    pub fn check_job(&self, job: JobId, keep: u32, worlds: &BTreeMap<Generation, (u32, LogIndex)>) -> Result<(), String> {
+    pub fn check_job(
+        &self,
+        job: JobId,
+        keep: u32,
+        worlds: &BTreeMap<Generation, (u32, LogIndex)>,
+    ) -> Result<(), String> {
         let Some(shelf) = self.jobs.get(&job) else { return Ok(()) };
         if (shelf.visible.len() as u64) < shelf.commits.min(keep.into()) {
             return Err(format!(

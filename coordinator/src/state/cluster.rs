@@ -432,7 +432,8 @@ impl Cluster {
         let run = self.jobs.get(id.job).and_then(|job| job.run.as_ref());
         let known = run.is_some_and(|run| run.ranks.contains_key(&id));
         // A planted bug takes the words of an old rank for those of the one that has its slot now.
-        let mistaken = run.filter(|_| self.bug == Some(PlantedBug::ReportsUnfenced)).and_then(|run| run.of_slot(id.rank));
+        let mistaken =
+            run.filter(|_| self.bug == Some(PlantedBug::ReportsUnfenced)).and_then(|run| run.of_slot(id.rank));
         match mistaken.filter(|_| !known) {
             Some(id) => self.rank_event(scene, id, &report.event),
             None if known => self.rank_event(scene, id, &report.event),

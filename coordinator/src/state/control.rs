@@ -446,7 +446,11 @@ impl Control {
             let late = format!("was not ready within {} s", start_max_ms / 1_000);
             let starts = self.cluster.jobs().get(id.job).is_some_and(|job| job.state == JobState::Starting);
             let event = if starts {
-                Event::Stalled { job: id.job, generation: id.generation, reason: format!("{} on {node} {late}", id.rank) }
+                Event::Stalled {
+                    job: id.job,
+                    generation: id.generation,
+                    reason: format!("{} on {node} {late}", id.rank),
+                }
             } else {
                 Event::Evicted { id, reason: late }
             };

@@ -91,7 +91,9 @@ fn check_members(job: &Job, run: &Run) -> Result<(), String> {
     }
     let mut slots = std::collections::BTreeSet::new();
     for member in run.members.iter().chain(&run.joining) {
-        let Some(rank) = run.ranks.get(member) else { return Err(format!("J1: {member} is a member without a process")) };
+        let Some(rank) = run.ranks.get(member) else {
+            return Err(format!("J1: {member} is a member without a process"));
+        };
         if rank.address.is_none() || rank.leaving {
             return Err(format!("J1: {member} is a member and not ready, or on its way out"));
         }

@@ -215,7 +215,12 @@ fn shard_of(generation: u64, step: u64, index: u32) -> RankEvent {
 
 fn manifest(job: JobId, step: u64, generation: u64) -> RankEvent {
     let uri = format!("file:///c/{job}/step-{step}-g{generation}");
-    RankEvent::ManifestStored { generation: Generation(generation), step: TrainStep(step), uri, manifest_blake3: Digest([0; 32]) }
+    RankEvent::ManifestStored {
+        generation: Generation(generation),
+        step: TrainStep(step),
+        uri,
+        manifest_blake3: Digest([0; 32]),
+    }
 }
 
 fn resumed(generation: u64, step: u64) -> RankEvent {

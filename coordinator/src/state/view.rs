@@ -43,7 +43,9 @@ impl Control {
 
     pub fn job_view(&self, job: &Job) -> JobView {
         let run = job.run.as_ref();
-        let placed = |run: &Run| run.ranks.iter().filter(|(_, rank)| !rank.leaving).map(|(id, rank)| (id.rank, rank.node)).collect();
+        let placed = |run: &Run| {
+            run.ranks.iter().filter(|(_, rank)| !rank.leaving).map(|(id, rank)| (id.rank, rank.node)).collect()
+        };
         let reason = match (job.state, self.waits.get(&job.id)) {
             (JobState::Queued, Some(wait)) if job.reason.is_empty() => wait.to_string(),
             (JobState::Queued, Some(wait)) => format!("{wait}; before that: {}", job.reason),

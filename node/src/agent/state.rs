@@ -488,7 +488,9 @@ impl Said {
                 error.truncate(error.floor_char_boundary(ERROR_BYTES_MAX));
                 RankEvent::Failed { error, permanent }
             }),
-            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Finished { .. } => Some(event),
+            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Finished { .. } => {
+                Some(event)
+            }
             RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
             RankEvent::Exited { .. } => None,
         }

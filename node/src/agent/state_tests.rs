@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::node::{Capacity, FromNode, Report, ToNode};
-use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank};
+use stoke_protocol::message::rank::{
+    Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+};
 
 use super::state::{AgentState, Effect, Event, Fence, Own, Signed};
 

@@ -252,7 +252,9 @@ async fn a_rank_is_started_trains_is_logged_and_released() {
     let address = session.ready(&coordinator.authority).await;
     session.tell(alone(address)).await;
     assert!(matches!(session.report().await.event, RankEvent::Resumed { step: Step(0), .. }));
-    let RankEvent::ShardStored { generation, step: Step(4), shard } = session.report().await.event else { panic!("a shard") };
+    let RankEvent::ShardStored { generation, step: Step(4), shard } = session.report().await.event else {
+        panic!("a shard")
+    };
     session.tell(ToNode::Commit { id: RANK, generation, step: Step(4), shards: vec![shard].into() }).await;
     let RankEvent::ManifestStored { uri, .. } = session.report().await.event else { panic!("a manifest") };
     assert_eq!(crate::checkpoint::verify(&uri).unwrap().manifest.step, Step(4));

@@ -48,8 +48,7 @@ impl Mesh {
     pub async fn form(&self, membership: &Membership, own: State, shape: Shape) -> Result<Formed, ExchangeError> {
         self.enter(membership.generation);
         let (place, others) = self.place(membership)?;
-        let standing =
-            Standing { generation: membership.generation, step: own.step, has_sum: own.sum.is_some() };
+        let standing = Standing { generation: membership.generation, step: own.step, has_sum: own.sum.is_some() };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |(position, peer): (u32, Member)| async move {
             Ok::<_, ExchangeError>((position, self.meet(&peer, standing, deadline).await?))
@@ -178,11 +177,7 @@ fn header((generation, step): (Generation, Step), piece: &Range<usize>) -> Tenso
     TensorHeader { generation, step, part: Part::CatchUp, offset: piece.start as u64, count: piece.len() as u32 }
 }
 
-async fn give_sum(
-    stream: &mut BulkSender,
-    at: (Generation, Step),
-    sum: Bytes,
-) -> Result<(), TransportError> {
+async fn give_sum(stream: &mut BulkSender, at: (Generation, Step), sum: Bytes) -> Result<(), TransportError> {
     for piece in pieces(sum.len() / VALUE_BYTES) {
         stream.write_header(&header(at, &piece)).await?;
         stream.write_chunk(sum.slice(piece.start * VALUE_BYTES..piece.end * VALUE_BYTES)).await?;

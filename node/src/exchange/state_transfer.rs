@@ -94,7 +94,10 @@ impl Mesh {
                 shards.resize_with(count as usize, || None);
             }
             if count as usize != shards.len() || step != first {
-                return Err(refused(format!("shard {shard} of {count} at {step}, others give {} at {first}", shards.len())));
+                return Err(refused(format!(
+                    "shard {shard} of {count} at {step}, others give {} at {first}",
+                    shards.len()
+                )));
             }
             if expected.is_some_and(|(_, _, others)| others != weights_blake3) {
                 return Err(refused(format!("its weights at {step} hash to {weights_blake3}, those of others differ")));
@@ -109,7 +112,8 @@ async fn give(mut stream: BulkSender, shard: &Shard) -> Result<(), TransportErro
     let Shard { generation, step, index, count, loss, weights_blake3, .. } = *shard;
     let opening = Opening::State { generation, step, shard: index, shards: count, loss, weights_blake3 };
     stream.write_header(&opening).await?;
-    let runs = checkpoint::encode(&shard.tensors).map_err(|error| TransportError::Endpoint(std::io::Error::other(error)))?;
+    let runs =
+        checkpoint::encode(&shard.tensors).map_err(|error| TransportError::Endpoint(std::io::Error::other(error)))?;
     for run in runs {
         let header = StateHeader { count: run.len() as u32, blake3: Digest(*blake3::hash(&run).as_bytes()) };
         stream.write_header(&header).await?;
@@ -123,9 +127,7 @@ async fn read_shard(
     (index, peer): (u32, RankId),
 ) -> Result<(u32, RankId, Vec<NamedTensor>), ExchangeError> {
     let mut bytes = Vec::new();
-    while let Some(StateHeader { count, blake3 }) =
-        stream.read_header().await.map_err(|error| lost(peer, error))?
-    {
+    while let Some(StateHeader { count, blake3 }) = stream.read_header().await.map_err(|error| lost(peer, error))? {
         if count > RUN_BYTES_MAX {
             return Err(ExchangeError::State { peer, problem: format!("a run of {count} bytes") });
         }

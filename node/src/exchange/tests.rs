@@ -65,12 +65,8 @@ fn form(
     shape: Shape,
 ) -> Vec<Result<Formed, ExchangeError>> {
     let ids = |meshes: &[Mesh]| meshes.iter().map(member).collect();
-    let membership = Membership {
-        generation: Generation(generation),
-        members: ids(members),
-        joining: ids(joining),
-        after: None,
-    };
+    let membership =
+        Membership { generation: Generation(generation), members: ids(members), joining: ids(joining), after: None };
     let all = members.iter().chain(joining).zip(states);
     let forming = all.map(|(mesh, state)| mesh.form(&membership, state.clone(), shape));
     runtime().block_on(futures_util::future::join_all(forming))
@@ -207,9 +203,10 @@ fn ranks_with_other_models_find_out() {
     let meshes = [cluster.mesh(1, 0), cluster.mesh(1, 1)];
     let members = meshes.iter().map(member).collect();
     let membership = Membership { generation: Generation(1), members, joining: vec![].into(), after: None };
-    let forming = meshes.iter().zip([1000, 2000]).map(|(mesh, values)| {
-        mesh.form(&membership, at(0, None), Shape { values, lanes: 2 })
-    });
+    let forming = meshes
+        .iter()
+        .zip([1000, 2000])
+        .map(|(mesh, values)| mesh.form(&membership, at(0, None), Shape { values, lanes: 2 }));
     let formed = runtime().block_on(futures_util::future::try_join_all(forming)).unwrap();
     let ranks: Vec<_> = formed
         .into_iter()

@@ -229,11 +229,7 @@ impl Trainer {
                 return Ok(());
             }
         }
-        tracing::info!(
-            step = self.step,
-            samples_per_second = self.meter.samples_per_second(self.step),
-            "steps done"
-        );
+        tracing::info!(step = self.step, samples_per_second = self.meter.samples_per_second(self.step), "steps done");
         // Nothing of the exchange is needed any more; peers that evaluate must not keep it open.
         exchange.finish();
         let outcome = self.outcome(place.position == 0, &work.vault)?;
@@ -320,7 +316,11 @@ impl Trainer {
     fn settle(&mut self) -> Result<(), Failure> {
         let Some(joining) = &mut self.joining else { return Ok(()) };
         let full = joining.sums.len() >= SUMS_MAX;
-        let received = match if full { joining.state.recv().map_err(|_| TryRecvError::Disconnected) } else { joining.state.try_recv() } {
+        let received = match if full {
+            joining.state.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            joining.state.try_recv()
+        } {
             Ok(received) => received?,
             Err(TryRecvError::Empty) => return Ok(()),
             Err(TryRecvError::Disconnected) => return Err(Failure::Stopped),
@@ -330,7 +330,8 @@ impl Trainer {
         if step.0 != joining.from {
             return Err(Failure::Error(format!("the state received is of {step}, {} was expected", joining.from)));
         }
-        self.take_state(tensors, weights_blake3).map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
+        self.take_state(tensors, weights_blake3)
+            .map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
         (self.step, self.loss, self.loaded) = (step.0, loss, true);
         tracing::info!(%step, behind = joining.sums.len(), "state received");
         joining.sums.iter().try_for_each(|sum| self.apply(sum))
