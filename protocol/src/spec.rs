@@ -13,6 +13,8 @@ use crate::lanes::LANES_MAX;
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
 /// One shard record a rank must fit into a control frame when a checkpoint is committed.
 pub const RANKS_MAX: u32 = 256;
+/// The names of all that are kept travel in one control frame.
+pub const KEEP_MAX: u32 = 1_000;
 const NAME_CHARS_MAX: usize = 63;
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -238,6 +240,9 @@ impl JobSpec {
         }
         if self.checkpoint.keep == 0 {
             return fail("keep", "keep = 0: the newest checkpoint is always kept, use at least 1".into());
+        }
+        if self.checkpoint.keep > KEEP_MAX {
+            return fail("keep", format!("keep = {}: use at most {KEEP_MAX}", self.checkpoint.keep));
         }
         for (key, uri) in [("to", &self.checkpoint.to), ("resume", &self.checkpoint.resume)] {
             if let Some(uri) = uri

@@ -179,6 +179,8 @@ fn events() -> Vec<RankEvent> {
         RankEvent::Finished { generation: Generation(1), outcome },
         RankEvent::Failed { error: "loss is not finite at step-7".into(), permanent: true },
         RankEvent::Exited { exit: Exit::Signal(9) },
+        RankEvent::NotStored { generation: Generation(2), step: Step(9), error: "disk full".into() },
+        RankEvent::Damaged { uri: "file:///c/step-1".into(), error: "a bit has changed".into() },
         RankEvent::Resumed { generation: Generation(2), step: Step(9) },
         RankEvent::Joined { generation: Generation(2), step: Step(9) },
         RankEvent::PeerLost { generation: Generation(2), peer: id(), error: "silent".into() },
@@ -239,7 +241,7 @@ fn to_node() -> Vec<ToNode> {
         ToNode::Start(start()),
         ToNode::Membership { id: id(), membership: membership() },
         ToNode::Commit { id: id(), generation: Generation(4), step: Step(9), shards: vec![shard(); 3].into() },
-        ToNode::Committed { id: id(), step: Step(9), prune: vec!["file:///c/step-1".to_owned()].into() },
+        ToNode::Committed { id: id(), step: Step(9), keep: vec!["step-00000001-g1".to_owned()].into() },
         ToNode::Release { id: id() },
         ToNode::Stop { id: id(), reason: "cancelled".into(), grace_ms: 5_000 },
     ]
@@ -273,7 +275,7 @@ fn to_rank() -> Vec<ToRank> {
         ToRank::Certificate { certificate: vec![48; 500].into(), authority: vec![48; 400].into() },
         ToRank::Membership(membership()),
         ToRank::Commit { generation: Generation(4), step: Step(9), shards: vec![shard(); 3].into() },
-        ToRank::Committed { step: Step(9), prune: vec!["file:///c/step-1".to_owned()].into() },
+        ToRank::Committed { step: Step(9), keep: vec!["step-00000001-g1".to_owned()].into() },
         ToRank::Release,
         ToRank::Stop { reason: "cancelled".into() },
     ]

@@ -386,7 +386,7 @@ impl Cluster {
 
     fn remind(&self, scene: &mut Scene<'_>, node: NodeId, id: RankId) {
         match self.jobs.get(id.job) {
-            Some(job) => job.remind(scene, node, id, self.catalogue.pruned(id.job)),
+            Some(job) => job.remind(scene, node, id, self.catalogue.kept(id.job)),
             None => scene.orders.push(stop_order(node, id, "its job is forgotten")),
         }
     }
@@ -424,6 +424,7 @@ impl Cluster {
             RankEvent::Exited { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
             RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Resumed { .. } => {}
             RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => {}
+            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
         }
         if matches!(report.event, RankEvent::Exited { .. }) {
             self.members.release(node, id, self.bug);
@@ -450,13 +451,22 @@ impl Cluster {
         if let RankEvent::ManifestStored { generation, step, uri, manifest_blake3 } = event {
             return self.manifest(scene, id, (*generation, *step), (uri, *manifest_blake3));
         }
+        if let RankEvent::Damaged { uri, error } = event {
+            let mine = self.catalogue.damage(id.job, uri);
+            self.jobs.drive(id.job, self.placements, |job| job.damaged(scene, id, (uri, mine), error));
+            return;
+        }
         self.jobs.drive(id.job, self.placements, |job| match event {
             RankEvent::Ready { address } => job.ready(scene, id, *address),
             RankEvent::ShardStored { generation, step, shard } => {
                 job.shard_stored(scene, id, (*generation, *step), shard.clone());
             }
-            // What is to follow from a lost connection is decided where time is known.
-            RankEvent::ManifestStored { .. } | RankEvent::PeerLost { .. } => {}
+            RankEvent::ManifestStored { .. } | RankEvent::Damaged { .. } => {}
+            RankEvent::PeerLost { generation, peer, .. } => job.peer_lost(id, *generation, *peer),
+            RankEvent::NotStored { generation, step, error } => {
+                let words = format!("checkpoint at {step} was not written by {}: {error}", id.rank);
+                job.not_stored(scene, id, (*generation, *step), words);
+            }
             RankEvent::Finished { outcome, .. } => job.finished(scene, id, outcome.clone()),
             RankEvent::Failed { error, permanent } => job.failed(scene, id, error, *permanent),
             RankEvent::Exited { exit } => {
@@ -482,9 +492,6 @@ impl Cluster {
         let unfenced = matches!(self.bug, Some(PlantedBug::ShardsUnfenced | PlantedBug::ReportsUnfenced));
         if job.run.as_ref().is_none_or(|run| run.generation != generation) && !unfenced {
             // It came too late: the members that stored it are not the members any more, and those store it again.
-            if uri.strip_prefix(&job.checkpoints).is_some_and(|rest| rest.starts_with('/')) {
-                self.catalogue.discard(id.job, uri);
-            }
             self.counts.stale_reports += 1;
             return;
         }
@@ -498,8 +505,9 @@ impl Cluster {
         let shards = match checked.and(shards) {
             Ok(shards) => shards,
             Err(why) => {
-                let error = format!("manifest of {step} refused: {why}");
-                self.jobs.drive(id.job, self.placements, |job| job.failed(scene, id, &error, false));
+                // Its rank is no worse for it; the next checkpoint takes its place.
+                let words = format!("checkpoint at {step} not taken: {why}");
+                self.jobs.drive(id.job, self.placements, |job| job.not_stored(scene, id, (generation, step), words));
                 return;
             }
         };
@@ -516,8 +524,9 @@ impl Cluster {
         let resumed: BTreeSet<&str> =
             self.jobs.iter().filter(|job| !job.state.is_terminal()).filter_map(|job| job.resume.as_deref()).collect();
         let keep = Keep { newest: job.keep, pinned: &|uri| resumed.contains(uri), bug: self.bug };
-        let prune = self.catalogue.commit(id.job, checkpoint, &keep);
-        self.jobs.drive(id.job, self.placements, |job| job.committed(scene, step, prune));
+        self.catalogue.commit(id.job, checkpoint, &keep);
+        let kept = self.catalogue.kept(id.job);
+        self.jobs.drive(id.job, self.placements, |job| job.committed(scene, step, kept));
     }
 
     fn start(&mut self, scene: &mut Scene<'_>, id: JobId, placement: &[NodeId]) {

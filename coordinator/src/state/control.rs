@@ -11,17 +11,17 @@ use stoke_protocol::ids::{ClusterId, Digest, JobId, NodeId, Rank, TokenId};
 use stoke_protocol::message::client::{JobState, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report, ToNode};
-use stoke_protocol::message::rank::{Progress, RankEvent, RankId};
+use stoke_protocol::message::rank::{Progress, RankId};
 
 use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
-use super::machine::{Job, STOP_GRACE_MS};
+use super::machine::{Job, Run, STOP_GRACE_MS};
 use super::members::Stale;
 use super::placement::{self, View, Wait};
 use super::planted::PlantedBug;
-use super::suspicion::Suspicions;
+use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
 /// Refused joins and requests that are journalled a minute: an attacker must not fill the journal with them.
@@ -133,7 +133,7 @@ pub struct Control {
     starting: BTreeMap<RankId, Mono>,
     /// Until when a job that has failed gets no new ranks.
     held_off: BTreeMap<JobId, Mono>,
-    suspicions: Suspicions,
+    hearings: Hearings,
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     nagged: Mono,
     unwanted: BTreeSet<RankId>,
@@ -162,7 +162,7 @@ impl Control {
             storage_low: None,
             starting,
             held_off: BTreeMap::new(),
-            suspicions: Suspicions::default(),
+            hearings: Hearings::default(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
             audited: (now.mono, 0),
@@ -305,9 +305,6 @@ impl Control {
         self.replan |= self.liveness.heard(self.now.mono, session, None);
         let Some((node, incarnation)) = self.liveness.node(session) else { return };
         let sequence = report.sequence;
-        if let RankEvent::PeerLost { generation, peer, .. } = &report.event {
-            self.suspicions.add(self.now.mono, report.id, *generation, *peer);
-        }
         let (job, failures) = (report.id.job, self.failures(report.id.job));
         match self.commit(step, Event::Reported { node, incarnation, report }) {
             Ok(()) => self.hold_off(job, failures),
@@ -463,13 +460,9 @@ impl Control {
 
     /// Ranks that others cannot reach.
     fn evict(&mut self, step: &mut Step) {
-        let jobs = self.cluster.jobs();
-        let members = |job: JobId| jobs.get(job).filter(|job| job.state == JobState::Running)?.run.as_ref();
-        let silent = |id: RankId| {
-            let node = members(id.job).and_then(|run| Some(run.ranks.get(&id)?.node));
-            node.is_none_or(|node| !self.liveness.live().contains(&node))
-        };
-        for (id, accusers) in self.suspicions.due(self.now.mono, members, silent) {
+        let live = self.liveness.live();
+        let silent = |run: &Run, id: RankId| run.ranks.get(&id).is_none_or(|rank| !live.contains(&rank.node));
+        for (id, accusers) in self.hearings.due(self.now.mono, self.cluster.jobs().parted(), silent) {
             let accusers: Vec<String> = accusers.iter().map(|id| id.rank.to_string()).collect();
             let reason = format!("was given up: {} lost the connection to it", accusers.join(", "));
             let failures = self.failures(id.job);

@@ -29,7 +29,7 @@
 //! J7 (I19): success needs equal digests on all members. J8 (I21): Commit is ordered when every member's shard is stored, and a manifest
 //! counts only after that. J9: a run never goes on with fewer than `ranks_min` members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -122,10 +122,14 @@ pub struct Run {
     /// In the order of lanes; empty until every rank of the gang is ready.
     pub members: Vec<RankId>,
     pub joining: Vec<RankId>,
+    /// Who has lost the connection to whom in this generation.
+    pub lost: BTreeSet<(RankId, RankId)>,
     /// Every process that was placed and is not gone, and finished members that are.
     pub ranks: BTreeMap<RankId, RankRun>,
     /// Checkpoints in preparation by this generation: shards by step and position.
     pub prepared: BTreeMap<Step, BTreeMap<u32, ShardRecord>>,
+    /// The one whose manifest is being written. Of others that are complete meanwhile only the newest is committed after it.
+    pub committing: Option<Step>,
     pub committed: Option<Step>,
 }
 
@@ -271,8 +275,10 @@ impl Job {
             resume,
             members: Vec::new(),
             joining: Vec::new(),
+            lost: BTreeSet::new(),
             ranks: BTreeMap::new(),
             prepared: BTreeMap::new(),
+            committing: None,
             committed: None,
         });
         (self.state, self.reason) = (JobState::Starting, String::new());
@@ -373,11 +379,55 @@ impl Job {
             return;
         }
         if run.prepared.len() >= PREPARED_MAX && !run.prepared.contains_key(&step) {
-            run.prepared.pop_first();
+            let oldest = run.prepared.keys().find(|old| Some(**old) != run.committing).copied();
+            match oldest {
+                Some(oldest) if oldest < step => drop(run.prepared.remove(&oldest)),
+                Some(_) | None => return,
+            }
         }
         run.prepared.entry(step).or_default().insert(shard.index, shard);
-        if let Some(shards) = complete(run, step, scene.bug) {
-            self.order_commit(scene, step, shards);
+        self.commit_next(scene);
+    }
+
+    /// Orders the newest complete checkpoint to be committed, if none is under way.
+    fn commit_next(&mut self, scene: &mut Scene<'_>) {
+        let Some(run) = self.run.as_mut().filter(|run| run.committing.is_none()) else { return };
+        let newest = run.prepared.keys().rev().find_map(|step| Some((*step, complete(run, *step, scene.bug)?)));
+        let Some((step, shards)) = newest else { return };
+        run.committing = Some(step);
+        run.prepared.retain(|older, _| *older >= step);
+        self.order_commit(scene, step, shards);
+    }
+
+    /// A checkpoint will not be: a shard or its manifest could not be written, or is not taken.
+    pub fn not_stored(&mut self, scene: &mut Scene<'_>, id: RankId, at: (Generation, Step), words: String) {
+        let (generation, step) = at;
+        let Some(run) = self.run.as_mut().filter(|run| run.generation == generation) else { return };
+        if !run.members.contains(&id) {
+            return;
+        }
+        run.prepared.remove(&step);
+        run.committing.take_if(|committing| *committing == step);
+        self.note(scene, words.chars().take(REASON_CHARS_MAX).collect());
+        self.commit_next(scene);
+        self.changed(scene);
+    }
+
+    /// The checkpoint that a gang was to begin with cannot be used. `mine`: it was one of this job's, and the one before it is taken.
+    pub fn damaged(&mut self, scene: &mut Scene<'_>, id: RankId, (uri, mine): (&str, bool), error: &str) {
+        let first = mine || self.run.as_ref().is_some_and(|run| run.resume.as_deref() == Some(uri));
+        if !self.is_active() || !self.knows(id) || !first {
+            return;
+        }
+        let error: String = error.chars().take(REASON_CHARS_MAX).collect();
+        if !mine && self.resume.as_deref() == Some(uri) {
+            // There is no other one to take.
+            self.doomed = true;
+        }
+        if self.doomed {
+            self.recover(scene, format!("{} failed: {error}", id.rank));
+        } else if mine {
+            self.recover(scene, format!("{uri} is damaged, an earlier one is taken: {error}"));
         }
     }
 
@@ -395,15 +445,17 @@ impl Job {
     }
 
     /// The checkpoint at `step` is in the catalogue.
-    pub fn committed(&mut self, scene: &mut Scene<'_>, step: Step, prune: Vec<String>) {
+    pub fn committed(&mut self, scene: &mut Scene<'_>, step: Step, kept: Vec<String>) {
         let Some(run) = self.run.as_mut() else { return };
         run.committed = Some(step);
+        run.committing.take_if(|committing| *committing <= step);
         run.prepared.retain(|prepared, _| *prepared > step);
         for (id, rank) in run.ranks.iter().filter(|(_, rank)| !rank.gone) {
-            let prune = prune.clone().into();
-            scene.orders.push(Order::Send { node: rank.node, message: ToNode::Committed { id: *id, step, prune } });
+            let keep = kept.clone().into();
+            scene.orders.push(Order::Send { node: rank.node, message: ToNode::Committed { id: *id, step, keep } });
         }
         self.note(scene, format!("checkpoint at {step} committed"));
+        self.commit_next(scene);
         self.changed(scene);
     }
 
@@ -417,8 +469,17 @@ impl Job {
         // A later generation has no news of the outcome but the metrics of another first member.
         let known = rank.outcome.take().filter(|known| !known.metrics.is_empty() && *known != outcome);
         rank.outcome = Some(Outcome { metrics: known.map_or(outcome.metrics, |known| known.metrics), ..outcome });
+        self.conclude(scene);
+    }
+
+    /// Ends well if every member has finished.
+    fn conclude(&mut self, scene: &mut Scene<'_>) {
+        let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return };
         let outcomes = run.members.iter().map(|id| run.ranks.get(id).and_then(|rank| rank.outcome.as_ref()));
         let Some(outcomes) = outcomes.collect::<Option<Vec<&Outcome>>>() else { return };
+        if outcomes.is_empty() {
+            return;
+        }
         if let Some(difference) = differing(&run.members, &outcomes)
             && scene.bug != Some(PlantedBug::DigestsUncompared)
         {
@@ -447,6 +508,19 @@ impl Job {
         // What keeps a gang from starting keeps the next one too. A rank that was added may just be on the wrong machine.
         self.doomed |= permanent && self.state == JobState::Starting && self.expects(id);
         self.depart(scene, id, &format!("failed: {error}"));
+    }
+
+    /// A rank has lost the connection to another one. What follows is decided where time is known.
+    pub fn peer_lost(&mut self, by: RankId, generation: Generation, of: RankId) {
+        let Some(run) = self.run.as_mut().filter(|run| run.generation == generation) else { return };
+        if rank_is_known(run, by) && rank_is_known(run, of) && by != of {
+            run.lost.insert((by, of));
+        }
+    }
+
+    /// Whether a running job's ranks have lost each other.
+    pub fn is_parted(&self) -> bool {
+        self.state == JobState::Running && self.run.as_ref().is_some_and(|run| !run.lost.is_empty())
     }
 
     /// A rank is not wanted any more: it hangs, or the others cannot reach it.
@@ -533,6 +607,8 @@ impl Job {
         if known {
             self.regroup(scene, false);
         }
+        // Those that are left may all have finished.
+        self.conclude(scene);
         self.changed(scene);
     }
 
@@ -545,9 +621,11 @@ impl Job {
         self.generation = self.generation.next();
         let Some(run) = &mut self.run else { return };
         let before = std::mem::replace(&mut run.generation, self.generation);
+        run.lost.clear();
         // What was stored of a checkpoint by other members does not fit together with what these store.
         if scene.bug != Some(PlantedBug::ShardsUnfenced) {
             run.prepared.clear();
+            run.committing = None;
         }
         self.tell_membership(scene, planned.then_some(before));
     }
@@ -579,7 +657,7 @@ impl Job {
     }
 
     /// Says again what a rank that its node still has may have missed while the session was away (all of it is idempotent), or stops it.
-    pub fn remind(&self, scene: &mut Scene<'_>, node: NodeId, id: RankId, pruned: Vec<String>) {
+    pub fn remind(&self, scene: &mut Scene<'_>, node: NodeId, id: RankId, kept: Vec<String>) {
         let known = self.run.as_ref().and_then(|run| Some((run, run.ranks.get(&id)?)));
         let mut send = |message| scene.orders.push(Order::Send { node, message });
         match (self.state, known) {
@@ -589,18 +667,15 @@ impl Job {
             (JobState::Starting, Some(_)) => {}
             (JobState::Running, Some((run, rank))) if !rank.leaving => {
                 if let Some(step) = run.committed {
-                    send(ToNode::Committed { id, step, prune: pruned.into() });
+                    send(ToNode::Committed { id, step, keep: kept.into() });
                 }
                 if rank_is_known(run, id) {
                     // Whoever missed the plan missed the step at which it began.
                     send(ToNode::Membership { id, membership: run.membership(None) });
                 }
-                if run.members.first() == Some(&id) {
-                    for step in run.prepared.keys() {
-                        if let Some(shards) = complete(run, *step, None) {
-                            self.order_commit(scene, *step, shards);
-                        }
-                    }
+                let committing = run.committing.filter(|_| run.members.first() == Some(&id));
+                if let Some((step, shards)) = committing.and_then(|step| Some((step, complete(run, step, None)?))) {
+                    self.order_commit(scene, step, shards);
                 }
             }
             (JobState::Succeeded, Some(_)) => send(ToNode::Release { id }),

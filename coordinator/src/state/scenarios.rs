@@ -334,12 +334,54 @@ fn a_checkpoint_that_a_generation_did_not_finish_is_stored_again_by_the_next() {
     world.report(first, id(job, 1, 0), manifest(job, 10, 2));
     assert_eq!(world.control.cluster().catalogue().last(job).unwrap().generation, Generation(2));
     let told = world.told(first);
-    assert!(
-        matches!(&told[..], [ToNode::Committed { prune, .. }] if prune.0 == ["file:///c/job-1/step-10-g1"]),
-        "{told:?}"
-    );
+    assert!(matches!(&told[..], [ToNode::Committed { keep, .. }] if keep.0 == ["step-10-g2"]), "{told:?}");
     world.report(first, id(job, 1, 0), finished(2, 1));
     assert_eq!(world.state(job), JobState::Succeeded);
+}
+
+/// Found by killing a coordinator for longer than eight checkpoints: the manifest of one that it had forgotten ended the generation.
+#[test]
+fn checkpoints_that_come_faster_than_they_are_committed_are_passed_over() {
+    let (mut world, job, [first, second]) = running();
+    for (session, rank) in [(first, 0), (second, 1)] {
+        for step in 1..=20 {
+            world.report(session, id(job, 1, rank), shard(step, rank));
+        }
+    }
+    let commits = |told: Vec<ToNode>| -> Vec<u64> {
+        let step = |message| if let ToNode::Commit { step, .. } = message { Some(step.0) } else { None };
+        told.into_iter().filter_map(step).collect()
+    };
+    assert_eq!(commits(world.told(first)), [13]);
+    world.report(first, id(job, 1, 0), manifest(job, 9, 1));
+    world.report(first, id(job, 1, 0), manifest(job, 13, 1));
+    assert_eq!(commits(world.told(first)), [20]);
+    world.report(first, id(job, 1, 0), manifest(job, 20, 1));
+    assert_eq!(world.state(job), JobState::Running);
+    let steps: Vec<u64> = world.control.cluster().catalogue().of(job).map(|checkpoint| checkpoint.step.0).collect();
+    assert_eq!(steps, [13, 20]);
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
+    let mut world = World::new();
+    let (_, session) = world.node(1);
+    let job = world.submit("k", &spec(""));
+    world.ready(session, id(job, 1, 0));
+    for step in [4, 8] {
+        world.report(session, id(job, 1, 0), shard(step, 0));
+        world.report(session, id(job, 1, 0), manifest(job, step, 1));
+    }
+    world.report(session, id(job, 1, 0), exited(1));
+    let starts = |told: Vec<ToNode>| -> Vec<StartFrom> {
+        let from = |message| if let ToNode::Start(start) = message { Some(start.from) } else { None };
+        told.into_iter().filter_map(from).collect()
+    };
+    assert_eq!(starts(world.told(session)).last(), Some(&StartFrom::Checkpoint("file:///c/job-1/step-8-g1".into())));
+    let (uri, error) = ("file:///c/job-1/step-8-g1".to_owned(), "a bit has changed".to_owned());
+    world.report(session, id(job, 2, 0), RankEvent::Damaged { uri, error });
+    world.report(session, id(job, 2, 0), exited(1));
+    assert_eq!(starts(world.told(session)), [StartFrom::Checkpoint("file:///c/job-1/step-4-g1".into())]);
 }
 
 #[test]

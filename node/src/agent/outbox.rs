@@ -81,7 +81,13 @@ impl Outbox {
 }
 
 fn is_droppable(event: &RankEvent) -> bool {
-    matches!(event, RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::PeerLost { .. })
+    matches!(
+        event,
+        RankEvent::ShardStored { .. }
+            | RankEvent::ManifestStored { .. }
+            | RankEvent::NotStored { .. }
+            | RankEvent::PeerLost { .. }
+    )
 }
 
 #[cfg(test)]

@@ -264,7 +264,7 @@ impl AgentState {
             ToNode::Commit { id, generation, step, shards } => {
                 self.pass_on(id, ToRank::Commit { generation, step, shards }, out);
             }
-            ToNode::Committed { id, step, prune } => self.pass_on(id, ToRank::Committed { step, prune }, out),
+            ToNode::Committed { id, step, keep } => self.pass_on(id, ToRank::Committed { step, keep }, out),
             ToNode::Release { id } => self.pass_on(id, ToRank::Release, out),
             ToNode::Stop { id, reason, grace_ms } => self.stop(id, reason, grace_ms, out),
         }
@@ -492,6 +492,7 @@ impl Said {
                 Some(event)
             }
             RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
+            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
             RankEvent::Exited { .. } => None,
         }
     }

@@ -19,6 +19,8 @@ pub enum Failure {
     Error(String),
     /// The same, and another try would end the same way: the spec, the data or the checkpoint is wrong.
     Permanent(String),
+    /// The checkpoint to begin with cannot be used.
+    Damaged { uri: String, error: String },
     /// The connection to another rank is gone. The coordinator knows better why, and makes another generation.
     PeerLost { peer: RankId, error: String },
     /// Another rank has left this generation: it was told of the next one before this rank is.

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stoke_protocol::identity::{Credentials, KeyRequest};
@@ -20,6 +21,9 @@ use super::orders::Orders;
 use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
 use crate::exchange::Mesh;
+
+/// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
+const FLUSH_MAX: Duration = Duration::from_secs(3);
 
 /// How a rank's process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +112,10 @@ impl Actor for Link {
             Message::Ended(Ok(()) | Err(Failure::Stopped)) => Ok(()),
             Message::Ended(Err(Failure::Error(error))) => Err(Stop::Fail(error)),
             Message::Ended(Err(Failure::Permanent(error))) => Err(Stop::FailForGood(error)),
+            Message::Ended(Err(Failure::Damaged { uri, error })) => {
+                let said = rank.say(FromRank::Event(RankEvent::Damaged { uri, error: error.clone() }));
+                said.and(Err(Stop::Fail(error)))
+            }
             Message::Ended(Err(failure)) => Err(Stop::Fail(format!("the compute thread ended: {failure:?}"))),
             Message::Vault(vault::Told::Event(event)) => rank.say(FromRank::Event(event)),
             Message::Vault(vault::Told::Failed(error)) => Err(Stop::Fail(error)),
@@ -141,9 +149,9 @@ impl Linked {
             ToRank::Commit { generation, step, shards } => {
                 self.vault(Order::Commit { generation, step, shards: shards.0 })
             }
-            ToRank::Committed { step, prune } => {
+            ToRank::Committed { step, keep } => {
                 self.orders.committed(step);
-                self.vault(Order::Committed { step, prune: prune.0 })?;
+                self.vault(Order::Committed { step, keep: keep.0 })?;
                 self.finish()
             }
             ToRank::Release => Err(Stop::End(End::Released)),
@@ -250,6 +258,11 @@ impl Linked {
             Stop::FailForGood(error) => self.give_up(error, true),
             Stop::End(end) => end,
         };
+        if matches!(end, End::Released)
+            && let Some(vault) = &self.vault
+        {
+            vault.flush(FLUSH_MAX);
+        }
         // A trainer that computes, sums or waits wakes up.
         self.orders.stop();
         self.outside = None;

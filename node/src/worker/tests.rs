@@ -79,6 +79,8 @@ struct Stage {
     shards: BTreeMap<(Generation, Step), Vec<ShardRecord>>,
     /// Steps of committed checkpoints.
     committed: Vec<u64>,
+    /// Names of their folders.
+    kept: Vec<String>,
     /// Where generations went on.
     resumed: Vec<(u64, u64)>,
     progress: u32,
@@ -104,6 +106,7 @@ impl Stage {
             ranks: Vec::new(),
             shards: BTreeMap::new(),
             committed: Vec::new(),
+            kept: Vec::new(),
             resumed: Vec::new(),
             progress: 0,
             step: 0,
@@ -194,10 +197,12 @@ impl Stage {
             RankEvent::ManifestStored { step, uri, .. } => {
                 checkpoint::verify(&uri).unwrap();
                 self.committed.push(step.0);
-                self.tell_all(ToRank::Committed { step, prune: vec![].into() }).await;
+                self.kept.extend(uri.rsplit('/').next().map(str::to_owned));
+                self.tell_all(ToRank::Committed { step, keep: self.kept.clone().into() }).await;
             }
             RankEvent::Resumed { generation, step } => self.resumed.push((generation.0, step.0)),
             RankEvent::PeerLost { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
+            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
             RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
         }
     }

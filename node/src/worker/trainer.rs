@@ -85,7 +85,9 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
                 tracing::warn!(%peer, %error, "lost a peer, waiting for another generation");
                 tell(Told::Event(RankEvent::PeerLost { generation, peer, error }));
             }
-            Err(failure @ (Failure::Stopped | Failure::Error(_) | Failure::Permanent(_))) => return Err(failure),
+            Err(failure @ (Failure::Stopped | Failure::Error(_) | Failure::Permanent(_) | Failure::Damaged { .. })) => {
+                return Err(failure);
+            }
         }
     }
 }
@@ -144,7 +146,7 @@ impl Trainer {
         } else {
             // The schedule's length follows from the size of the data, which only a loaded trainer knows.
             plan = plan_of(spec, 1);
-            plan.steps = steps_of(spec, load(&plan)?.samples());
+            plan.steps = steps_of(spec, load(&plan)?.samples()).map_err(Failure::Permanent)?;
             train = load(&plan)?;
         }
         let (mut step, mut loss, mut restored) = (0, f32::NAN, None);
@@ -428,14 +430,19 @@ fn receive(work: &Work<'_>, generation: Generation) -> Receiver<Result<Received,
 /// Takes a checkpoint over; returns its step and its loss.
 fn restore(uri: &str, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32), Failure> {
     let failed = |what: String| Failure::Permanent(format!("continue from {uri}: {what}"));
-    let (manifest, tensors) = checkpoint::load(uri).map_err(|error| failed(text_of(&error)))?;
+    let (manifest, tensors) = checkpoint::load(uri).map_err(|error| {
+        let damaged = error.is_damage();
+        let error = format!("continue from {uri}: {}", text_of(&error));
+        if damaged { Failure::Damaged { uri: uri.to_owned(), error } } else { Failure::Error(error) }
+    })?;
     if let Some(reason) = mismatch(&manifest, spec, steps) {
         return Err(failed(reason));
     }
     train.restore(tensors).map_err(|error| failed(text_of(&error)))?;
     let restored = Digest(train.weights_blake3());
     if restored != manifest.weights_blake3 {
-        return Err(failed(format!("its weights hash to {restored}, the manifest says {}", manifest.weights_blake3)));
+        let error = format!("its weights hash to {restored}, the manifest says {}", manifest.weights_blake3);
+        return Err(Failure::Damaged { uri: uri.to_owned(), error: format!("continue from {uri}: {error}") });
     }
     Ok((manifest.step.0, manifest.loss.unwrap_or(f32::NAN)))
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::{ClusterId, Digest, Generation, Step};
@@ -32,8 +33,11 @@ pub enum Order {
     },
     Committed {
         step: Step,
-        prune: Vec<String>,
+        /// Names of the folders that stay.
+        keep: Vec<String>,
     },
+    /// Answered when everything before it is done.
+    Flush(SyncSender<()>),
 }
 
 /// A rank's part of the state after `step` steps.
@@ -89,6 +93,13 @@ impl Vault {
         }
     }
 
+    /// Waits until everything that was ordered is done, at most for `longest`.
+    pub fn flush(&self, longest: Duration) {
+        let (done, flushed) = sync_channel(1);
+        self.tell(Order::Flush(done));
+        let _ = flushed.recv_timeout(longest);
+    }
+
     /// Never waits.
     pub fn tell(&self, order: Order) {
         let _ = self.orders.send(order);
@@ -128,7 +139,8 @@ impl<F: Fn(Told)> Keeper<F> {
                     }
                 }
                 Order::Commit { generation, step, shards } => self.commit(generation, step, shards),
-                Order::Committed { step, prune } => self.committed(step, &prune),
+                Order::Committed { step, keep } => self.committed(step, &keep),
+                Order::Flush(done) => drop(done.try_send(())),
             }
         }
     }
@@ -153,7 +165,7 @@ impl<F: Fn(Told)> Keeper<F> {
                 tracing::info!(%step, %generation, bytes = shard.bytes, "shard stored");
                 (self.tell)(Told::Event(RankEvent::ShardStored { generation, step, shard }));
             }
-            Err(error) => self.failed(step, last, &error),
+            Err(error) => self.failed(generation, step, last, &error),
         }
     }
 
@@ -168,7 +180,7 @@ impl<F: Fn(Told)> Keeper<F> {
         let last = written.last;
         match self.write_manifest(generation, step, shards) {
             Ok(event) => (self.tell)(Told::Event(event)),
-            Err(error) => self.failed(step, last, &error),
+            Err(error) => self.failed(generation, step, last, &error),
         }
     }
 
@@ -205,30 +217,26 @@ impl<F: Fn(Told)> Keeper<F> {
 
     /// Old checkpoints go; so do those that were begun before this one and never got their manifest. Only the first member of the generation
     /// that committed removes.
-    fn committed(&mut self, step: Step, prune: &[String]) {
+    fn committed(&mut self, step: Step, keep: &[String]) {
         let newest = self.written.iter().rfind(|((written, _), _)| *written == step);
         let first = newest.filter(|(_, written)| written.index == 0).map(|((_, generation), _)| *generation);
         self.written.retain(|(written, _), _| *written >= step);
         let Some(generation) = first else { return };
-        let StartRank { checkpoints, .. } = &self.subject.start;
-        for uri in prune.iter().filter(|uri| uri.starts_with(checkpoints.as_str())) {
-            match checkpoint::remove(uri) {
-                Ok(()) => tracing::info!(%uri, "old checkpoint removed"),
-                Err(error) => tracing::warn!(%uri, error = text_of(&error), "old checkpoint was not removed"),
-            }
-        }
-        match checkpoint::remove_unfinished(checkpoints, step, generation) {
+        match checkpoint::remove_older(&self.subject.start.checkpoints, (step, generation), keep) {
             Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(?removed, "unfinished checkpoints removed"),
-            Err(error) => tracing::warn!(error = text_of(&error), "unfinished checkpoints were not removed"),
+            Ok(removed) => tracing::info!(?removed, "old checkpoints removed"),
+            Err(error) => {
+                tracing::warn!(error = text_of(&error), "old checkpoints were not removed, the next ones try again")
+            }
         }
     }
 
-    fn failed(&self, step: Step, last: bool, error: &CheckpointError) {
+    fn failed(&self, generation: Generation, step: Step, last: bool, error: &CheckpointError) {
         let error = text_of(error);
         if last {
             return (self.tell)(Told::Failed(format!("the last checkpoint, at {step}, was not written: {error}")));
         }
         tracing::warn!(%step, %error, "checkpoint was not written; the one before it stays, training goes on");
+        (self.tell)(Told::Event(RankEvent::NotStored { generation, step, error }));
     }
 }

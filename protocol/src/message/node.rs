@@ -98,7 +98,7 @@ pub enum ToNode {
     /// See `rank::ToRank::Commit`.
     Commit { id: RankId, generation: Generation, step: Step, shards: List<ShardRecord> },
     /// See `rank::ToRank::Committed`.
-    Committed { id: RankId, step: Step, prune: List<String> },
+    Committed { id: RankId, step: Step, keep: List<String> },
     /// See `rank::ToRank::Release`.
     Release { id: RankId },
     /// Stop the process: a polite request, then SIGKILL after `grace_ms`. Answered by the report of its exit; a rank that is not there is

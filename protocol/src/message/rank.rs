@@ -119,6 +119,10 @@ pub enum RankEvent {
     ShardStored { generation: Generation, step: Step, shard: ShardRecord },
     /// First member only: the manifest is durable. The coordinator commits it to the catalogue; only then is the checkpoint visible.
     ManifestStored { generation: Generation, step: Step, uri: String, manifest_blake3: Digest },
+    /// A shard or the manifest of the checkpoint at `step` could not be written; the one before it stays the newest.
+    NotStored { generation: Generation, step: Step, error: String },
+    /// The checkpoint (URI) that the rank was to begin with cannot be used; the rank exits next. The coordinator takes an earlier one.
+    Damaged { uri: String, error: String },
     /// The last step is done and the last checkpoint committed. The process waits for `Release`, or for another generation.
     Finished { generation: Generation, outcome: Outcome },
     /// The rank gives up; it exits next. The text is for people: what failed, where, and what to do. Permanent: the spec or the data is wrong,
@@ -163,9 +167,9 @@ pub enum ToRank {
     Membership(Membership),
     /// To the first member: all shards of `step` are durable, write the manifest. Answered by `Event(ManifestStored)`.
     Commit { generation: Generation, step: Step, shards: List<ShardRecord> },
-    /// The checkpoint at `step` is in the catalogue. To every rank; folders of the checkpoints in `prune` (URIs) may be removed by the first
-    /// member.
-    Committed { step: Step, prune: List<String> },
+    /// The checkpoint at `step` is in the catalogue. To every rank; the first member removes all folders of older checkpoints of the job but
+    /// those that `keep` names.
+    Committed { step: Step, keep: List<String> },
     /// The job is done: exit with code 0.
     Release,
     /// Stop: the job was cancelled, or this generation ended. Exit within the grace; the agent kills after it.

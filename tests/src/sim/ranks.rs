@@ -69,6 +69,8 @@ pub enum Act {
         step: Step,
     },
     Finish,
+    /// The generation that it is in is over.
+    Enter,
     LosePeer {
         generation: Generation,
         peer: RankId,
@@ -176,11 +178,12 @@ impl World {
             ToRank::Commit { generation, step, .. } => {
                 self.act_after(wait, at, Act::StoreManifest { generation, step })
             }
-            ToRank::Committed { step, prune } => {
+            ToRank::Committed { step, keep } => {
                 process.committed = process.committed.max(Some(step));
                 let first = process.newest.as_ref().is_some_and(|newest| newest.position(process.id) == Some(0));
                 if first {
-                    prune.iter().for_each(|uri| self.store.remove(uri));
+                    let (job, generation) = (process.id.job, process.entered);
+                    self.store.remove_older(job, (step, generation), &keep);
                     self.changed = true;
                 }
                 self.act_after(1, at, Act::Finish);
@@ -224,6 +227,7 @@ impl World {
                     self.says(at, FromRank::Event(RankEvent::Finished { generation, outcome }));
                 }
             }
+            Act::Enter => self.enter(at),
             Act::LosePeer { generation, peer } => {
                 if process.entered == generation {
                     let error = "silent".to_owned();
@@ -263,7 +267,7 @@ impl World {
     fn interrupt(&mut self, generation: (JobId, Generation), gone: ProcessId) {
         let Some(gang) = self.gangs.get(&generation).filter(|gang| gang.members.contains(&gone)) else { return };
         let (at, members) = (gang.at, gang.members.clone());
-        self.gangs.remove(&generation);
+        self.break_up(generation);
         let lost =
             self.processes.values().find(|process| process.id.job == generation.0).map(|process| process.plan.steps);
         let halfway = self.streams.ranks.chance(0.5) && lost.is_some_and(|steps| at < steps);
@@ -272,6 +276,15 @@ impl World {
             if let Some(process) = self.processes.get_mut(&member).filter(|_| done) {
                 process.step = Some(at.next());
             }
+        }
+    }
+
+    /// Its ranks see that it is over, and go on to what they were told of meanwhile.
+    fn break_up(&mut self, generation: (JobId, Generation)) {
+        let Some(gang) = self.gangs.remove(&generation) else { return };
+        for peer in gang.members.into_iter().chain(gang.joining) {
+            let wait = self.streams.ranks.between(1, 50);
+            self.act_after(wait, peer, Act::Enter);
         }
     }
 
@@ -301,6 +314,7 @@ impl World {
         process.entered = newest.generation;
         let listed = newest.members.iter().chain(newest.joining.iter()).any(|member| member.id == id);
         self.interrupt((id.job, before), at);
+        self.say(|_| format!("    {id} enters {}", newest.generation));
         if !listed {
             return self.act_after(1, at, Act::Exit(Exit::Code(0)));
         }
@@ -371,8 +385,7 @@ impl World {
         let (members, joining) = (gang.members.clone(), gang.joining.clone());
         let here = |member: &ProcessId| self.processes.get(member).is_some_and(|p| p.entered == generation);
         if !members.iter().all(here) {
-            self.gangs.remove(&(job, generation));
-            return;
+            return self.break_up((job, generation));
         }
         let plan = self.processes[&members[0]].plan;
         if members.iter().any(|member| self.machines[self.processes[member].machine].paused) {
@@ -401,10 +414,12 @@ impl World {
             let newest = self.processes[member].newest.as_ref();
             newest.is_some_and(|newest| newest.generation > generation)
         };
-        if members.iter().all(told) {
+        let done = self.gangs[&(job, generation)].at >= plan.steps;
+        if members.iter().all(told) || done {
+            // With nothing left to do together, everybody goes on by himself.
             self.gangs.remove(&(job, generation));
             members.iter().chain(&joining).for_each(|member| self.enter(*member));
-        } else if self.gangs[&(job, generation)].at < plan.steps {
+        } else {
             let wait = self.streams.ranks.between(30, 400);
             self.after(wait, Happening::GangStep { job, generation });
         }
@@ -412,7 +427,7 @@ impl World {
 
     /// Two members lose each other, and the others lose both.
     fn part(&mut self, job: JobId, generation: Generation, members: &[ProcessId]) {
-        self.gangs.remove(&(job, generation));
+        self.break_up((job, generation));
         let (one, other) = (members[0], members[1]);
         for (by, of) in [(one, other), (other, one)] {
             let peer = self.processes[&of].id;

@@ -53,8 +53,10 @@ impl Store {
         }
     }
 
-    pub fn remove(&mut self, uri: &str) {
-        self.folders.remove(uri);
+    /// As a first member does: all older folders of the job go, but those that are named.
+    pub fn remove_older(&mut self, job: JobId, newest: (Step, Generation), keep: &[String]) {
+        let kept = |uri: &str| uri.rsplit('/').next().is_some_and(|name| keep.iter().any(|kept| kept == name));
+        self.folders.retain(|uri, folder| folder.job != job || (folder.step, folder.generation) >= newest || kept(uri));
     }
 
     pub fn folder(&self, uri: &str) -> Option<&Folder> {
