@@ -248,6 +248,18 @@ mod tests {
     }
 
     #[test]
+    fn ranks_that_lanes_do_not_allow_are_told_of() {
+        let text = "name = \"d\"\ntrainer = \"domains\"\n[train]\nepochs = 2\nbatch = 256\nlanes = 4\n";
+        let ranks = |nodes| {
+            let mut spec = JobSpec::parse(text).unwrap();
+            let note = default_ranks(&mut spec, nodes);
+            (spec.resources.ranks, note)
+        };
+        assert_eq!((ranks(0), ranks(4)), ((Some(1), None), (Some(4), None)));
+        assert_eq!(ranks(5), (Some(4), Some("4 ranks on 5 nodes: [train] lanes = 4 allows no more".into())));
+    }
+
+    #[test]
     fn folders_become_uris() {
         assert_eq!(checkpoint_uri("/a/b").unwrap(), "file:///a/b");
         assert_eq!(checkpoint_uri("file:///a").unwrap(), "file:///a");

@@ -33,6 +33,9 @@ fn a_job_is_seen_from_every_side() {
     let nodes = cluster.json(&["nodes"]);
     let states: Vec<&Value> = nodes["nodes"].as_array().expect("a list").iter().map(|node| &node["state"]).collect();
     assert_eq!(states, ["up", "up"]);
+    for node in nodes["nodes"].as_array().expect("a list") {
+        assert_eq!(node["name"], node["node"], "agents join in the order of their names");
+    }
     let status = cluster.json(&["status"]);
     assert_eq!((&status["nodes_up"], &status["nodes"]), (&2.into(), &2.into()));
     let explained = cluster.json(&["explain", &job]);

@@ -23,7 +23,10 @@ fn a_cluster_goes_up_and_down_and_comes_back_with_its_jobs() {
     let first = run(&submit).expect(0).json();
     assert_eq!(first["state"], "succeeded");
 
-    run(["down", "--dir", dir]).expect(0);
+    let endless = ["--cluster", dir, "submit", spec, "--set", "train.steps=1000000", "--json"];
+    let endless = text(&run(endless).expect(0).json()["job"]);
+    let down = run(["down", "--dir", dir]).expect(0).says(&["1 job not over", &format!("stoke up --dir {dir}")]);
+    assert_eq!(down.stdout, "cluster is down\n");
     poll("the end of every process", || processes_naming(dir).is_empty().then_some(()));
     run(["--cluster", dir, "status"]).expect(5).says(&["is stopped", &format!("stoke up --dir {dir}")]);
     run(["down", "--dir", dir]).expect(3).says(&["no local cluster runs"]);
@@ -31,6 +34,7 @@ fn a_cluster_goes_up_and_down_and_comes_back_with_its_jobs() {
     let again = run(["up", "--dir", dir, "--json"]).expect(0).json();
     assert_eq!(again["address"], up["address"], "users know the address");
     assert_eq!(again["nodes"], 1, "as many nodes as before");
+    run(["--cluster", dir, "cancel", &endless]).expect(0);
     // The job is known still: the same key is the same job.
     let second = run(&submit).expect(0).json();
     assert_eq!(second["job"], first["job"]);
