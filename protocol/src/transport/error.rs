@@ -159,7 +159,7 @@ fn refused(code: quinn::TransportErrorCode, reason: String) -> Closed {
         Some(116) => "it demands a certificate",
         Some(120) => "it does not speak this protocol: is the address that of a stoke coordinator?",
         Some(_) => "TLS alert",
-        None if number == 2 => "it refuses connections: too many are being opened",
+        None if number == 2 => "it takes no connections now: it is busy, or going down",
         None => "transport error",
     };
     let reason = if reason.is_empty() { format!("{alert} ({code})") } else { format!("{alert} ({code}: {reason})") };
