@@ -65,6 +65,7 @@ pub fn job(view: &JobView) -> Value {
         "priority": view.priority,
         "generation": view.generation.0,
         "failures": view.failures,
+        "recoveries": view.recoveries,
         "world_sizes": view.world_sizes.0,
         "placement": placement,
         "progress": view.progress.as_ref().map(progress),

@@ -90,6 +90,8 @@ pub struct Job {
     pub doomed: bool,
     /// Failures since it last got further.
     pub failures: u32,
+    /// How often a generation ended because of a loss.
+    pub recoveries: u32,
     /// Ranks that were added in a row and did not become members. The others go on without them.
     pub turned_away: u32,
     /// The highest step at which a generation went on.
@@ -197,6 +199,7 @@ impl Job {
             state: JobState::Queued,
             doomed: false,
             failures: 0,
+            recoveries: 0,
             turned_away: 0,
             reached: None,
             reason: String::new(),
@@ -326,7 +329,7 @@ impl Job {
             self.started.get_or_insert(scene.at);
             self.tell_membership(scene, None);
             let (generation, world) = (self.generation, self.ask.ranks);
-            self.note(scene, format!("{generation} runs: {world} ranks are ready"));
+            self.note(scene, format!("{generation} runs, its world size is {world}"));
         } else if state == JobState::Running && !rank_is_known(run, id) && !run.ranks[&id].leaving {
             run.joining.push(id);
             self.note(scene, format!("{} is ready and joins", id.rank));
@@ -589,7 +592,7 @@ impl Job {
     /// Ranks that were wanted are not there any more: the others go on, if they are enough.
     fn lose(&mut self, scene: &mut Scene<'_>, lost: &[RankId], reason: &str, fault: bool) {
         let Some(run) = self.run.as_mut() else { return };
-        let running = self.state == JobState::Running;
+        let (running, run_generation) = (self.state == JobState::Running, run.generation);
         let members = lost.iter().any(|id| run.members.contains(id));
         let known = lost.iter().any(|id| rank_is_known(run, *id));
         run.members.retain(|id| !lost.contains(id));
@@ -603,9 +606,12 @@ impl Job {
         if !running || members && (!enough || self.is_spent(scene.bug)) {
             return self.recover(scene, reason.to_owned());
         }
-        self.note(scene, reason.to_owned());
         if known {
+            self.recoveries += 1;
+            self.note(scene, format!("{} ended: {reason}; the others go on", run_generation));
             self.regroup(scene, false);
+        } else {
+            self.note(scene, reason.to_owned());
         }
         // Those that are left may all have finished.
         self.conclude(scene);
@@ -695,7 +701,9 @@ impl Job {
 
     /// The run is over early: stop its other ranks; what comes next is settled when all are gone.
     fn recover(&mut self, scene: &mut Scene<'_>, reason: String) {
-        self.note(scene, format!("{} ended: {reason}", self.generation));
+        let ended = self.run.as_ref().map_or(self.generation, |run| run.generation);
+        self.recoveries += 1;
+        self.note(scene, format!("{ended} ended: {reason}"));
         (self.state, self.reason) = (JobState::Recovering, reason);
         self.stop(scene);
         self.settle(scene);

@@ -61,6 +61,7 @@ impl Control {
             priority: job.priority,
             generation: run.map_or(job.generation, |run| run.generation),
             failures: job.failures,
+            recoveries: job.recoveries,
             world_sizes: job.worlds.values().map(|(world, _)| *world).collect(),
             placement: run.map(placed).unwrap_or_default(),
             progress: self.progress.get(&job.id).copied(),

@@ -165,6 +165,8 @@ pub struct JobView {
     pub generation: Generation,
     /// Since it last got further.
     pub failures: u32,
+    /// How often it lost ranks and went on.
+    pub recoveries: u32,
     /// Members of its newest generations (at most 64), first to last.
     pub world_sizes: List<u32>,
     pub placement: List<(Rank, NodeId)>,
