@@ -208,11 +208,7 @@ impl Client {
     }
 
     /// Views skip states that pass quickly: why generations ended is asked for when no view has told of it.
-    async fn missed_ends(
-        &mut self,
-        last: Option<(u32, Generation)>,
-        view: &JobView,
-    ) -> Vec<(Generation, String)> {
+    async fn missed_ends(&mut self, last: Option<(u32, Generation)>, view: &JobView) -> Vec<(Generation, String)> {
         let Some((recoveries, seen)) = last.filter(|(recoveries, _)| *recoveries < view.recoveries) else {
             return Vec::new();
         };

@@ -79,6 +79,16 @@ fn a_rank_killed_during_training_costs_a_step_and_no_bit() {
     assert_eq!((worlds.first(), worlds.last()), (Some(&2.into()), Some(&2.into())), "{summary:#}");
 }
 
+/// A process that is stopped says nothing and does not end: its agent gives it up, and a step that waits for it is done again.
+#[test]
+fn a_rank_that_is_stopped_is_replaced() {
+    let (running, _scratch, cluster) = in_the_middle();
+    signal(rank_of(&cluster, "node-2"), Signal::STOP);
+    let summary = running.wait().expect(0).says(&["generation 1 ended: ", "stopped or hangs"]).json();
+    same_weights(&summary);
+    assert_eq!(summary["recoveries"], 1, "{summary:#}");
+}
+
 #[test]
 fn an_interrupted_run_leaves_nothing_behind() {
     for (ending, code) in [(Signal::INT, 130), (Signal::TERM, 130)] {
