@@ -17,10 +17,11 @@ use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
-use super::machine::{Job, Run, STOP_GRACE_MS};
+use super::machine::{Job, STOP_GRACE_MS};
 use super::members::Stale;
 use super::placement::{self, View, Wait};
 use super::planted::PlantedBug;
+use super::run::Run;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
