@@ -50,7 +50,11 @@ impl Job {
             let (generation, world) = (self.generation, self.ask.ranks);
             self.note(scene, format!("{generation} runs, its world size is {world}"));
         } else if state == JobState::Running && !rank_is_known(run, id) && !run.ranks[&id].leaving {
-            run.joining.push(id);
+            if scene.bug == Some(PlantedBug::ReadyOwnsLanes) {
+                run.members.push(id);
+            } else {
+                run.joining.push(id);
+            }
             self.note(scene, format!("{} is ready and joins", id.rank));
             self.regroup(scene, true);
         }
@@ -171,7 +175,8 @@ impl Job {
         let known = lost.iter().any(|id| rank_is_known(run, *id));
         run.members.retain(|id| !lost.contains(id));
         run.joining.retain(|id| !lost.contains(id));
-        let enough = run.members.iter().filter(|id| run.is_live(**id)).count() >= self.ranks_min.max(1) as usize;
+        let least = if scene.bug == Some(PlantedBug::TooFewGoOn) { 1 } else { self.ranks_min.max(1) as usize };
+        let enough = run.members.iter().filter(|id| run.is_live(**id)).count() >= least;
         if running && !members {
             self.turned_away += 1;
         } else if fault {
