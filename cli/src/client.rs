@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use stoke_protocol::identity::{Credentials, KeyRequest, Subject};
-use stoke_protocol::message::client::{JobView, Reply, Request};
+use stoke_protocol::ids::Generation;
+use stoke_protocol::message::client::{JobState, JobView, Reply, Request};
 use stoke_protocol::transport::{CloseCode, Closed, Connection, Endpoint, FrameReceiver, Io, Settings, TransportError};
 use tokio::task::JoinSet;
 
@@ -64,6 +65,19 @@ pub struct Client {
     patience: Duration,
     io: Io,
     connection: Option<Connection>,
+}
+
+/// What there is to see of a watched job.
+pub enum Sight<'a> {
+    Job(&'a JobView),
+    /// A generation ended, and no view told of it.
+    Ended {
+        generation: Generation,
+        reason: String,
+    },
+    /// The coordinator does not answer; it is asked again until the patience is spent.
+    Silent,
+    Back,
 }
 
 /// The frames of an answer that has many.
@@ -149,12 +163,8 @@ impl Client {
     }
 
     /// Every state of a job until it has ended, over any number of coordinator restarts within the patience.
-    pub async fn watch(
-        &mut self,
-        request: &Request,
-        mut each: impl FnMut(&JobView) -> Result<(), Failure>,
-    ) -> Result<JobView, Failure> {
-        let mut lost_at: Option<Instant> = None;
+    pub async fn watch(&mut self, request: &Request, mut each: impl FnMut(Sight<'_>)) -> Result<JobView, Failure> {
+        let (mut lost_at, mut last): (Option<Instant>, _) = (None, None);
         let mut wait = RETRY_WAIT;
         loop {
             let failure = match self.stream(request).await {
@@ -162,8 +172,15 @@ impl Client {
                 Ok(mut answers) => loop {
                     match answers.next().await {
                         Ok(Some(Reply::Job(view))) => {
-                            (lost_at, wait) = (None, RETRY_WAIT);
-                            each(&view)?;
+                            wait = RETRY_WAIT;
+                            if lost_at.take().is_some() {
+                                each(Sight::Back);
+                            }
+                            if let Some((generation, reason)) = self.missed_end(last, &view).await {
+                                each(Sight::Ended { generation, reason });
+                            }
+                            each(Sight::Job(&view));
+                            last = Some((view.generation, view.state));
                             if view.state.is_terminal() {
                                 return Ok(*view);
                             }
@@ -176,12 +193,37 @@ impl Client {
                 },
             };
             self.connection = None;
-            let since = *lost_at.get_or_insert_with(Instant::now);
-            if failure.exit != Exit::Unavailable || since.elapsed() + wait > self.patience {
+            if failure.exit != Exit::Unavailable {
+                return Err(failure);
+            }
+            let since = *lost_at.get_or_insert_with(|| {
+                each(Sight::Silent);
+                Instant::now()
+            });
+            if since.elapsed() + wait > self.patience {
                 return Err(failure);
             }
             pause(&mut wait).await;
         }
+    }
+
+    /// Views skip states that pass quickly: the end of a generation is asked for when no view has told of it.
+    async fn missed_end(
+        &mut self,
+        last: Option<(Generation, JobState)>,
+        view: &JobView,
+    ) -> Option<(Generation, String)> {
+        let (generation, state) = last?;
+        let told = matches!(state, JobState::Queued | JobState::Recovering);
+        if told || generation == view.generation {
+            return None;
+        }
+        let Ok(Reply::Explained(explained)) = self.ask_once(&Request::Explain { job: view.job }).await else {
+            return None;
+        };
+        let start = format!("{generation} ended: ");
+        let reason = explained.events.iter().find_map(|event| event.text.strip_prefix(&start))?;
+        Some((generation, reason.to_owned()))
     }
 
     async fn ask_once(&mut self, request: &Request) -> Result<Reply, Asked> {

@@ -5,12 +5,15 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::Access;
 use stoke_protocol::identity::{CLOCK_TOLERANCE, Credentials};
 use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::transport::{SOCKET_BUFFER_BYTES, socket_buffers};
 
 use crate::client::{Client, Repeat};
 use crate::command::DEFAULT_PORT;
+use crate::failure::Exit;
+use crate::local::folder::Folder;
 use crate::{output, place};
 
 /// QUIC needs 1,200 bytes of payload: with the headers of IPv6 and UDP that is 1,248.
@@ -59,10 +62,20 @@ pub fn machine(cluster_dir: &Path) -> Vec<Finding> {
 
 /// The certificate in the folder, and the coordinator that it belongs to.
 pub async fn cluster(dir: &Path) -> Vec<Finding> {
-    let Ok(credentials_dir) = place::credentials_dir(dir) else {
-        return vec![Finding::ok("coordinator", format!("no cluster in {}: nothing to reach", dir.display()))];
+    let credentials_dir = match place::credentials_dir(dir) {
+        Ok(found) => found,
+        Err(failure) if failure.exit == Exit::NotFound => {
+            return vec![Finding::ok("coordinator", format!("no cluster in {}: nothing to reach", dir.display()))];
+        }
+        Err(failure) => {
+            return vec![Finding::bad("certificate", Status::Fail, failure.message(), &failure.help_text())];
+        }
     };
     let mut findings = vec![certificate(&credentials_dir)];
+    if let Err(stopped) = Folder::new(dir).must_not_be_stopped() {
+        findings.push(Finding::bad("coordinator", Status::Warn, stopped.message(), &stopped.help_text()));
+        return findings;
+    }
     let reached = match Client::open(&credentials_dir).await {
         Ok(mut client) => client.ask(&Request::Cluster, Repeat::Safe).await,
         Err(failure) => Err(failure),
@@ -80,7 +93,11 @@ pub async fn cluster(dir: &Path) -> Vec<Finding> {
             "gave an answer of another kind",
             "run the same stoke release on both sides",
         ),
-        Err(failure) => Finding::bad("coordinator", Status::Warn, failure.message(), &failure.help_text()),
+        Err(failure) if failure.exit == Exit::Unavailable => {
+            let mend = "start the coordinator, or let UDP through to its port (it may be another host's firewall)";
+            Finding::bad("coordinator", Status::Fail, failure.message(), mend)
+        }
+        Err(failure) => Finding::bad("coordinator", Status::Fail, failure.message(), &failure.help_text()),
     });
     findings
 }
@@ -248,6 +265,11 @@ fn disk(cluster_dir: &Path) -> Finding {
             "name a folder with --cluster",
         );
     };
+    if let Err(error) = rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+        let detail = format!("{} cannot be written: {error}", existing.display());
+        let mend = format!("let this user write there, or name a folder with --cluster or {}", place::CLUSTER_ENV);
+        return Finding::bad("disk", Status::Fail, detail, &mend);
+    }
     let stat = match rustix::fs::statvfs(existing) {
         Ok(stat) => stat,
         Err(error) => {

@@ -67,7 +67,10 @@ pub struct Global {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error),
+    };
     let json = cli.global.json;
     dispatch(cli).unwrap_or_else(|failure| {
         failure.print();
@@ -77,6 +80,19 @@ fn main() -> ExitCode {
         }
         ExitCode::from(failure.exit.code())
     })
+}
+
+/// Help, or what is wrong with the arguments in clap's words; under `--json` that is a document too.
+fn refused(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    let json = std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    if json && error.use_stderr() {
+        let text = error.render().to_string();
+        let said: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let said = said.join(" ");
+        let _ = output::print_json(&Failure::usage(said.strip_prefix("error: ").unwrap_or(&said)).json());
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()))
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {

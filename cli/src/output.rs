@@ -74,6 +74,28 @@ pub fn bytes(count: u64) -> String {
     format!("{:.1} {}", count as f64 / (1u64 << (10 * power)) as f64, UNITS[power])
 }
 
+/// `1 rank`, `2 ranks`.
+pub fn count(number: impl Into<u64>, noun: &str) -> String {
+    let number = number.into();
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", grouped(number))
+}
+
+/// A word that a shell reads as it is.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// How this program was called, for commands that people copy: after `cargo run` it is on no path.
+pub fn program() -> String {
+    quoted(&std::env::args().next().unwrap_or_else(|| "stoke".to_owned()))
+}
+
 /// `1234567` is `1,234,567`.
 pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
@@ -137,6 +159,8 @@ mod tests {
         assert_eq!((grouped(7), grouped(1_234_567)), ("7".into(), "1,234,567".into()));
         assert_eq!((duration_ms(4_250), duration_ms(95_000)), ("4.2s".into(), "1m35s".into()));
         assert_eq!((duration_ms(3_700_000), duration_ms(90_000_000)), ("1h01m".into(), "1d01h".into()));
+        assert_eq!((count(1u32, "rank"), count(2u32, "rank")), ("1 rank".into(), "2 ranks".into()));
+        assert_eq!((quoted("/a/b-1.x"), quoted("a b's")), ("/a/b-1.x".into(), r"'a b'\''s'".into()));
         assert_eq!(moment(0), "1970-01-01T00:00:00Z");
     }
 }

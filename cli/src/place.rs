@@ -1,6 +1,7 @@
 //! Where a cluster is found on this machine: the folder of `--cluster`, `STOKE_CLUSTER`, or the default one, and the credentials in it.
 //! Owns folder names; never reads a key.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Exit, Failure};
@@ -32,13 +33,21 @@ pub fn cluster_dir(named: Option<&Path>) -> Result<PathBuf, Failure> {
 
 /// The folder with `cluster.toml`: the named one itself (`stoke login`), a coordinator's (`DIR/admin`), or a local cluster's.
 pub fn credentials_dir(cluster_dir: &Path) -> Result<PathBuf, Failure> {
-    let candidates = [cluster_dir.to_path_buf(), cluster_dir.join("admin"), cluster_dir.join("coordinator/admin")];
-    candidates.into_iter().find(|dir| dir.join(CLUSTER_FILE).is_file()).ok_or_else(|| {
-        Failure::new(Exit::NotFound, format!("no cluster in {}", cluster_dir.display())).help(format!(
-            "start one on this machine with `stoke up`, log in to one with `stoke login --join TOKEN --coordinator HOST:PORT`, \
-             or name its folder with --cluster DIR or {CLUSTER_ENV}"
-        ))
-    })
+    for dir in [cluster_dir.to_path_buf(), cluster_dir.join("admin"), cluster_dir.join("coordinator/admin")] {
+        match std::fs::metadata(dir.join(CLUSTER_FILE)) {
+            Ok(file) if file.is_file() => return Ok(dir),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Err(Failure::from_error(Exit::Denied, error)
+                    .context(format!("read the credentials in {}", dir.display()))
+                    .help("run this as the user who owns the folder, or log in to a folder of your own with --cluster DIR"));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Err(Failure::new(Exit::NotFound, format!("no cluster in {}", cluster_dir.display())).help(format!(
+        "start one on this machine with `stoke up`, log in to one with `stoke login --join TOKEN --coordinator HOST:PORT`, \
+         or name its folder with --cluster DIR or {CLUSTER_ENV}"
+    )))
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf, Failure> {

@@ -5,9 +5,11 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use stoke_protocol::ids::Generation;
 use stoke_protocol::message::client::{JobState, JobView};
 use stoke_protocol::message::rank;
 
+use crate::client::Sight;
 use crate::json::job_state;
 use crate::output;
 
@@ -31,7 +33,16 @@ impl Progress {
         Self { bar, last_line: None, last_state: None }
     }
 
-    pub fn show(&mut self, view: &JobView) {
+    pub fn show(&mut self, sight: Sight<'_>) {
+        match sight {
+            Sight::Job(view) => self.job(view),
+            Sight::Ended { generation, reason } => self.note(&ended(generation, &reason)),
+            Sight::Silent => self.note("the coordinator does not answer: trying again (ranks go on without it)"),
+            Sight::Back => self.note("the coordinator answers again"),
+        }
+    }
+
+    fn job(&mut self, view: &JobView) {
         let state = (view.state, view.generation.0, view.reason.clone());
         if self.last_state.as_ref() != Some(&state) {
             self.changed(view);
@@ -58,12 +69,12 @@ impl Progress {
     }
 
     fn changed(&mut self, view: &JobView) {
-        let ranks = view.world_sizes.last().copied().unwrap_or(0);
+        let ranks = output::count(view.world_sizes.last().copied().unwrap_or(0), "rank");
         let text = match view.state {
             JobState::Queued => format!("{} waits: {}", view.job, view.reason),
-            JobState::Starting => format!("{} starts on {ranks} ranks", view.job),
-            JobState::Running => format!("{} runs on {ranks} ranks, generation {}", view.job, view.generation.0),
-            JobState::Recovering => format!("{} recovers: {}", view.job, view.reason),
+            JobState::Starting => format!("{} starts on {ranks}", view.job),
+            JobState::Running => format!("{} runs on {ranks}, generation {}", view.job, view.generation.0),
+            JobState::Recovering => ended(view.generation, &view.reason),
             JobState::Cancelling => format!("{} is being cancelled", view.job),
             JobState::Succeeded | JobState::Failed | JobState::Cancelled => {
                 format!("{} {}", view.job, job_state(view.state))
@@ -80,7 +91,7 @@ impl Progress {
         let figures = figures(progress);
         if let Some(bar) = &self.bar {
             if bar.length().is_none() {
-                bar.set_style(style("{bar:28} {pos}/{len} {msg}, {elapsed} elapsed"));
+                bar.set_style(style("{wide_bar} {pos}/{len} {msg}"));
                 bar.set_length(progress.steps.0);
             }
             bar.set_position(progress.step.0);
@@ -99,6 +110,10 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+fn ended(generation: Generation, reason: &str) -> String {
+    format!("generation {} ended: {reason}", generation.0)
 }
 
 /// Loss, accuracy, speed and the time that is left at this speed.

@@ -52,25 +52,10 @@ impl Report {
     }
 
     fn json(&self, out: &Path) -> Value {
-        let view = &self.view;
-        let outcome = view.outcome.as_ref();
-        json!({
-            "job": view.job.to_string(),
-            "name": view.name,
-            "state": job_state(view.state),
-            "reason": view.reason,
-            "step": outcome.map(|outcome| outcome.step.0),
-            "loss": outcome.map(|outcome| float(outcome.loss)),
-            "samples": outcome.map(|outcome| outcome.samples),
-            "metrics": outcome.map(|outcome| &outcome.metrics),
-            "weights_blake3": outcome.map(|outcome| outcome.weights_blake3.to_string()),
-            "world_sizes": view.world_sizes.0,
-            "generations": view.generation.0,
-            "checkpoint": view.checkpoint.as_ref().map(|checkpoint| &checkpoint.uri),
-            "wall_seconds": (self.wall.as_secs_f64() * 1000.0).round() / 1000.0,
-            "restarts": self.restarts,
-            "out": out,
-        })
+        let mut document = document(&self.view, self.wall);
+        document["restarts"] = json!(self.restarts);
+        document["out"] = json!(out);
+        document
     }
 
     fn text(&self, out: &Path) -> String {
@@ -81,10 +66,31 @@ impl Report {
         let mut text = table.render();
         if let Some(checkpoint) = self.view.checkpoint.as_ref().filter(|_| self.view.state == JobState::Succeeded) {
             let folder = checkpoint.uri.strip_prefix("file://").unwrap_or(&checkpoint.uri);
-            text.push_str(&format!("\nuse it:  stoke predict --checkpoint {folder} < lines.txt\n"));
+            let (program, folder) = (output::program(), output::quoted(folder));
+            text.push_str(&format!("\nuse it:  {program} predict --checkpoint {folder} < lines.txt\n"));
         }
         text
     }
+}
+
+/// The end of a job as one flat object: of `stoke run`, which adds to it, and of `stoke submit --wait`.
+pub fn document(view: &JobView, wall: Duration) -> Value {
+    let outcome = view.outcome.as_ref();
+    json!({
+        "job": view.job.to_string(),
+        "name": view.name,
+        "state": job_state(view.state),
+        "reason": view.reason,
+        "step": outcome.map(|outcome| outcome.step.0),
+        "loss": outcome.map(|outcome| float(outcome.loss)),
+        "samples": outcome.map(|outcome| outcome.samples),
+        "metrics": outcome.map(|outcome| &outcome.metrics),
+        "weights_blake3": outcome.map(|outcome| outcome.weights_blake3.to_string()),
+        "world_sizes": view.world_sizes.0,
+        "generations": view.generation.0,
+        "checkpoint": view.checkpoint.as_ref().map(|checkpoint| &checkpoint.uri),
+        "wall_seconds": (wall.as_secs_f64() * 1000.0).round() / 1000.0,
+    })
 }
 
 /// The end of a job in a few lines.

@@ -9,6 +9,7 @@ use stoke_jobs::JobError;
 use stoke_protocol::spec::{JobSpec, RANKS_MAX};
 
 use crate::failure::{Exit, Failure, OrFail};
+use crate::output;
 
 /// The arguments of every command that takes a spec.
 #[derive(clap::Args, Debug)]
@@ -25,38 +26,47 @@ pub struct SpecArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
 
-    /// Continue from this checkpoint (its folder or file:// URI)
-    #[arg(long, value_name = "CHECKPOINT")]
+    /// Continue from this checkpoint: its folder, its file:// URI, or a job of the cluster (its newest checkpoint)
+    #[arg(long, value_name = "CHECKPOINT|JOB")]
     pub resume: Option<String>,
 }
 
 /// Reads, changes, completes and checks the spec.
 pub fn prepare(args: &SpecArgs) -> Result<JobSpec, Failure> {
     let (name, text, base) = read(&args.spec)?;
-    let changed = change(&name, &text, args)?;
-    let at = |line: Option<usize>, message: &dyn Display| located(&name, &text, line, message);
-    let parse = |text: &str| JobSpec::parse(text);
-    let Some(changed) = changed else {
-        let spec = parse(&text).map_err(|error| at(error.line, &error.message))?;
-        return finish(&text, &spec.trainer, &base).map_err(|(line, message)| at(line, &message));
+    let changes = changes(args)?;
+    let check = |count: usize| -> Result<JobSpec, (Option<usize>, String)> {
+        // Line numbers hold only where nothing is changed.
+        let text = if count == 0 { text.clone() } else { changed(&text, &changes[..count])? };
+        finish(&text, &base)
     };
-    let spec = parse(&changed).map_err(|error| {
-        // A mistake that stands in the file itself is shown where it stands.
-        let original = parse(&text).err().filter(|original| original.message == error.message);
-        at(original.and_then(|original| original.line), &error.message)
-    })?;
-    finish(&changed, &spec.trainer, &base).map_err(|(_, message)| {
-        let line =
-            finish(&text, &spec.trainer, &base).err().and_then(|(line, original)| line.filter(|_| original == message));
-        at(line, &message)
-    })
+    let (_, message) = match check(changes.len()) {
+        Ok(spec) => return Ok(spec),
+        Err(error) => error,
+    };
+    // A mistake is of the first change that makes it; one that the file makes itself is shown where it stands.
+    for count in 0..=changes.len() {
+        match check(count) {
+            Err((line, same)) if same == message && count == 0 => return Err(located(&name, &text, line, &message)),
+            Err((_, same)) if same == message => {
+                return Err(Failure::usage(format!("{}: {message}", changes[count - 1].typed)));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Err(Failure::usage(format!("{name}: {message}")))
 }
 
-/// One rank a node where the spec does not say, and never more ranks than lanes.
-pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) {
-    if spec.resources.ranks.is_none() {
-        spec.resources.ranks = Some(nodes_up.clamp(1, RANKS_MAX.min(spec.train.lanes)));
+/// One rank a node where the spec does not say, and never more ranks than lanes: the answer says so where that leaves nodes idle.
+pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) -> Option<String> {
+    if spec.resources.ranks.is_some() {
+        return None;
     }
+    let ranks = nodes_up.clamp(1, RANKS_MAX.min(spec.train.lanes));
+    spec.resources.ranks = Some(ranks);
+    let (ranks_text, nodes_text) = (output::count(ranks, "rank"), output::count(nodes_up, "node"));
+    let lanes = spec.train.lanes;
+    (ranks < nodes_up).then(|| format!("{ranks_text} on {nodes_text}: [train] lanes = {lanes} allows no more"))
 }
 
 /// A checkpoint's URI from what people type: a folder, or the URI itself.
@@ -92,41 +102,56 @@ fn read(path: &Path) -> Result<(String, String, PathBuf), Failure> {
     Ok((path.display().to_string(), text, base))
 }
 
-/// The document with the changes of the command line, or none when there are none (then line numbers hold).
-fn change(name: &str, text: &str, args: &SpecArgs) -> Result<Option<String>, Failure> {
-    if args.sets.is_empty() && args.ranks.is_none() && args.resume.is_none() {
-        return Ok(None);
-    }
-    let mut document: toml::Table = toml::from_str(text).map_err(|error| {
-        let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        located(name, text, line, &error.message().replace('\n', ", "))
-    })?;
+/// A key that the command line changes.
+struct Change {
+    /// As errors name it.
+    typed: String,
+    key: String,
+    value: toml::Value,
+}
+
+fn changes(args: &SpecArgs) -> Result<Vec<Change>, Failure> {
+    let mut changes = Vec::new();
     for set in &args.sets {
         let (key, value) = set.split_once('=').ok_or_else(|| {
             Failure::usage(format!("--set {set:?} has no '='")).help("write for example --set train.epochs=1")
         })?;
-        set_key(&mut document, key.trim(), value.trim())?;
+        let key = key.trim().to_owned();
+        changes.push(Change { typed: format!("--set {key}"), key, value: parse_value(value.trim()) });
     }
     if let Some(ranks) = args.ranks {
-        set_key(&mut document, "resources.ranks", &ranks.to_string())?;
+        let (typed, key) = ("--ranks".to_owned(), "resources.ranks".to_owned());
+        changes.push(Change { typed, key, value: i64::from(ranks).into() });
     }
     if let Some(resume) = &args.resume {
-        let quoted = toml::Value::String(checkpoint_uri(resume)?).to_string();
-        set_key(&mut document, "checkpoint.resume", &quoted)?;
+        let (typed, key) = ("--resume".to_owned(), "checkpoint.resume".to_owned());
+        changes.push(Change { typed, key, value: checkpoint_uri(resume)?.into() });
     }
-    toml::to_string(&document).map(Some).or_fail(Exit::Usage, "write the changed spec")
+    Ok(changes)
 }
 
-fn set_key(document: &mut toml::Table, key: &str, value: &str) -> Result<(), Failure> {
+/// The document with these changes.
+fn changed(text: &str, changes: &[Change]) -> Result<String, (Option<usize>, String)> {
+    let mut document: toml::Table = toml::from_str(text).map_err(|error| {
+        let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        (line, error.message().replace('\n', ", "))
+    })?;
+    for change in changes {
+        set_key(&mut document, &change.key, change.value.clone()).map_err(|problem| (None, problem))?;
+    }
+    toml::to_string(&document).map_err(|error| (None, error.to_string()))
+}
+
+fn set_key(document: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
     let mut path: Vec<&str> = key.split('.').collect();
     let last = path.pop().filter(|last| !last.is_empty() && path.iter().all(|part| !part.is_empty()));
     let Some(last) = last else {
-        return Err(Failure::usage(format!("--set {key}: empty key")).help("write for example --set train.epochs=1"));
+        return Err("the key has an empty part: write for example --set train.epochs=1".to_owned());
     };
     let mut table = document;
     for part in path {
         let entry = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        table = entry.as_table_mut().ok_or_else(|| Failure::usage(format!("--set {key}: {part} is not a section")))?;
+        table = entry.as_table_mut().ok_or_else(|| format!("{part} is not a section"))?;
     }
     // `steps` and `epochs` stand for each other: choosing one drops the other.
     match last {
@@ -134,7 +159,7 @@ fn set_key(document: &mut toml::Table, key: &str, value: &str) -> Result<(), Fai
         "epochs" => table.remove("steps"),
         _ => None,
     };
-    table.insert(last.to_owned(), parse_value(value));
+    table.insert(last.to_owned(), value);
     Ok(())
 }
 
@@ -147,23 +172,24 @@ fn parse_value(text: &str) -> toml::Value {
         .unwrap_or_else(|| toml::Value::String(text.to_owned()))
 }
 
-/// The trainer's own checks, then the canonical spec.
-fn finish(text: &str, trainer: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
+/// The checks of the cluster, then the trainer's own, then the canonical spec.
+fn finish(text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
+    let parse = |text: &str| JobSpec::parse(text).map_err(|error| (error.line, error.message));
     let problem = |error: JobError| match error {
         JobError::Config { line, problem, mend } => (Some(line), format!("{problem} ({mend})")),
         other => (None, other.to_string()),
     };
-    stoke_jobs::check(text, trainer).map_err(problem)?;
+    stoke_jobs::check(text, &parse(text)?.trainer).map_err(problem)?;
     let absolute = stoke_jobs::absolute_paths(text, base).map_err(problem)?;
-    JobSpec::parse(&absolute).map_err(|error| (error.line, error.message))
+    parse(&absolute)
 }
 
-/// Names the file, the line, and the key that stands there.
+/// Names the file, the line, and the key that stands there. What is missing stands nowhere: its line is where its section begins.
 fn located(name: &str, text: &str, line: Option<usize>, message: &dyn Display) -> Failure {
     let Some(line) = line else { return Failure::usage(format!("{name}: {message}")) };
     let message = message.to_string();
     let key = text.lines().nth(line.saturating_sub(1)).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
-    match key.filter(|key| !message.contains(key)) {
+    match key.filter(|key| !message.contains(key) && !message.starts_with("missing field")) {
         Some(key) => Failure::usage(format!("{name}:{line}: {key}: {message}")),
         None => Failure::usage(format!("{name}:{line}: {message}")),
     }
@@ -176,7 +202,7 @@ mod tests {
     fn changed(text: &str, sets: &[(&str, &str)]) -> toml::Table {
         let mut document: toml::Table = toml::from_str(text).unwrap();
         for (key, value) in sets {
-            set_key(&mut document, key, value).unwrap();
+            set_key(&mut document, key, parse_value(value)).unwrap();
         }
         document
     }
@@ -197,9 +223,9 @@ mod tests {
     fn set_refuses_keys_that_lead_nowhere() {
         let mut document = toml::Table::new();
         document.insert("name".into(), "a".into());
-        assert!(set_key(&mut document, "name.deep", "1").is_err());
-        assert!(set_key(&mut document, "train.", "1").is_err());
-        assert!(set_key(&mut document, "", "1").is_err());
+        assert!(set_key(&mut document, "name.deep", 1.into()).is_err());
+        assert!(set_key(&mut document, "train.", 1.into()).is_err());
+        assert!(set_key(&mut document, "", 1.into()).is_err());
     }
 
     #[test]
@@ -216,8 +242,21 @@ mod tests {
         let said = |line, message: &str| located("job.toml", text, line, &message).message();
         assert_eq!(said(Some(2), "invalid type"), "job.toml:2: lr: invalid type");
         assert_eq!(said(Some(2), "lr is no number"), "job.toml:2: lr is no number");
+        assert_eq!(said(Some(1), "missing field `trainer`"), "job.toml:1: missing field `trainer`");
         assert_eq!(said(Some(3), "no steps"), "job.toml:3: no steps");
         assert_eq!((said(None, "empty"), said(Some(9), "cut")), ("job.toml: empty".into(), "job.toml:9: cut".into()));
+    }
+
+    #[test]
+    fn ranks_that_lanes_do_not_allow_are_told_of() {
+        let text = "name = \"d\"\ntrainer = \"domains\"\n[train]\nepochs = 2\nbatch = 256\nlanes = 4\n";
+        let ranks = |nodes| {
+            let mut spec = JobSpec::parse(text).unwrap();
+            let note = default_ranks(&mut spec, nodes);
+            (spec.resources.ranks, note)
+        };
+        assert_eq!((ranks(0), ranks(4)), ((Some(1), None), (Some(4), None)));
+        assert_eq!(ranks(5), (Some(4), Some("4 ranks on 5 nodes: [train] lanes = 4 allows no more".into())));
     }
 
     #[test]

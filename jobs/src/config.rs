@@ -1,7 +1,7 @@
 //! Reads this crate's sections of a job spec: `[data] [model] [optimizer] [schedule]`. The others belong to the
 //! cluster and are passed over. Every mistake is reported with its key, its line and what to write instead.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -198,6 +198,14 @@ impl<'a> Spec<'a> {
         JobError::Config { line, problem: format!("unknown trainer \"{name}\""), mend }
     }
 
+    /// The files that `[data]` names.
+    pub fn data_paths(&self) -> Result<Vec<PathBuf>, JobError> {
+        let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
+        let data = table.get_ref().get("data").and_then(|data| data.get_ref().as_table());
+        let path = |key: &&str| data?.get(*key)?.get_ref().as_str().map(PathBuf::from);
+        Ok(PATHS.iter().filter_map(path).collect())
+    }
+
     fn line(&self, byte: usize) -> usize {
         1 + self.text.as_bytes().iter().take(byte).filter(|&&byte| byte == b'\n').count()
     }
@@ -206,7 +214,7 @@ impl<'a> Spec<'a> {
         let line = error.span().map_or(1, |span| self.line(span.start));
         let message = error.message().lines().next().unwrap_or_default();
         let (problem, mend) = match message.split_once(", expected ") {
-            Some((problem, expected)) => (problem.to_owned(), format!("write {expected}")),
+            Some((problem, expected)) => (problem.to_owned(), format!("write {}", plain(expected))),
             None if message.starts_with("missing field `data`") => {
                 ("no [data] section".to_owned(), "add [data] with train = \"FILE\"".to_owned())
             }
@@ -214,6 +222,15 @@ impl<'a> Spec<'a> {
             None => (message.to_owned(), "mend the TOML at this line".to_owned()),
         };
         JobError::Config { line, problem, mend }
+    }
+}
+
+/// What serde expects, for people who do not write Rust.
+fn plain(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
+        "f32" | "f64" => "a number",
+        other => other,
     }
 }
 
@@ -276,7 +293,10 @@ mod tests {
             error(&format!("{rest}[schedule]\nlr = 2.0")),
             "line 4: [schedule] lr must be above 0 and at most 1 (write a rate such as 1e-3)"
         );
-        assert_eq!(error(&format!("{rest}[model]\nhidden = 'x'")), "line 4: invalid type: string \"x\" (write usize)");
+        assert_eq!(
+            error(&format!("{rest}[model]\nhidden = 'x'")),
+            "line 4: invalid type: string \"x\" (write a whole number)"
+        );
         assert_eq!(
             error(&format!("{rest}[optimizer]\nname = 'adamx'")),
             "line 4: unknown variant `adamx` (write one of `adamw`, `adam`, `sgd`)"

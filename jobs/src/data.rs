@@ -1,6 +1,7 @@
 //! Reads rows of CSV and JSONL files, plain or gzip, and decides which rows are held out.
 //! Errors name the file and the line. It knows nothing of models: a trainer turns rows into numbers.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use crate::config::Spec;
 
 /// Longest line of a JSONL file. Without it a file without newlines would be read into memory whole.
 const LINE_BYTES_MAX: u64 = 16 << 20;
+/// Columns of a header that an error names: a file with a column a pixel has hundreds.
+const COLUMNS_NAMED_MAX: usize = 8;
 
 /// One value of a row, as the file holds it.
 pub(crate) enum Field<'a> {
@@ -21,11 +24,15 @@ pub(crate) enum Field<'a> {
 }
 
 impl Field<'_> {
-    pub fn text(&self) -> Result<&str, String> {
+    /// A number or a boolean of JSON as it is written: a CSV file does not tell them from text either.
+    pub fn text(&self) -> Result<Cow<'_, str>, String> {
         match self {
-            Field::Text(text) => Ok(text),
-            Field::Json(Value::String(text)) => Ok(text),
-            Field::Json(other) => Err(format!("expected a string, found {}", kind(other))),
+            Field::Text(text) => Ok(Cow::Borrowed(text)),
+            Field::Json(Value::String(text)) => Ok(Cow::Borrowed(text)),
+            Field::Json(other @ (Value::Number(_) | Value::Bool(_))) => Ok(Cow::Owned(other.to_string())),
+            Field::Json(other @ (Value::Null | Value::Array(_) | Value::Object(_))) => {
+                Err(format!("expected a string, found {}", kind(other)))
+            }
         }
     }
 
@@ -73,23 +80,48 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// Names the column of a value that is not as it should be.
+pub(crate) fn in_column<T>(column: &str, value: Result<T, String>) -> Result<T, String> {
+    value.map_err(|problem| format!("{column}: {problem}"))
+}
+
 /// One row's values in the order of the asked columns. An error of `each` is a problem of that row.
 type Each<'a> = dyn FnMut(&[Field<'_>]) -> Result<(), String> + 'a;
 
 /// Calls `each` with the named columns of every row of a `.csv` or `.jsonl` file (`.gz` after either), in file order.
 fn read_rows(path: &Path, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
-    let file = File::open(path).map_err(|source| JobError::File { path: path.into(), source })?;
+    let (kind, bytes) = open(path)?;
+    match kind {
+        Kind::Csv => read_csv(path, bytes, columns, each),
+        Kind::Jsonl => read_jsonl(path, bytes, columns, each),
+    }
+}
+
+enum Kind {
+    Csv,
+    Jsonl,
+}
+
+/// What kind of file it is by its name, and its unpacked bytes.
+fn open(path: &Path) -> Result<(Kind, Box<dyn Read>), JobError> {
     let name = path.to_string_lossy().to_ascii_lowercase();
     let (stem, packed) = name.strip_suffix(".gz").map_or((name.as_str(), false), |stem| (stem, true));
-    let bytes: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    if stem.ends_with(".csv") {
-        read_csv(path, bytes, columns, each)
+    let kind = if stem.ends_with(".csv") {
+        Kind::Csv
     } else if stem.ends_with(".jsonl") {
-        read_jsonl(path, bytes, columns, each)
+        Kind::Jsonl
     } else {
         let problem = "unknown kind of file: the name must end in .csv, .csv.gz, .jsonl or .jsonl.gz".to_owned();
-        Err(JobError::Data { path: path.into(), problem })
-    }
+        return Err(JobError::Data { path: path.into(), problem });
+    };
+    let file = File::open(path).map_err(|source| JobError::File { path: path.into(), source })?;
+    Ok((kind, if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) }))
+}
+
+/// Whether the file is there and can be read; looks at no row.
+pub(crate) fn check_file(path: &Path) -> Result<(), JobError> {
+    let (_, mut bytes) = open(path)?;
+    bytes.read(&mut [0]).map(drop).map_err(|source| JobError::File { path: path.into(), source })
 }
 
 fn read_csv(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
@@ -97,19 +129,43 @@ fn read_csv(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each
     let header = reader.headers().map_err(|error| csv_error(path, error))?.clone();
     let mut wanted = Vec::new();
     for column in columns {
-        let index = header.iter().position(|name| name == *column).ok_or_else(|| {
-            let names = header.iter().collect::<Vec<_>>().join(", ");
-            row(path, 1, format!("no column \"{column}\" in the header ({names})"))
-        })?;
+        let index = header
+            .iter()
+            .position(|name| name == *column)
+            .ok_or_else(|| row(path, 1, format!("no column \"{column}\" in the header ({})", few(&header))))?;
         wanted.push(index);
     }
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(|error| csv_error(path, error))? {
-        let line = record.position().map_or(0, csv::Position::line);
         let fields: Vec<Field<'_>> = wanted.iter().map(|&index| Field::Text(&record[index])).collect();
-        each(&fields).map_err(|problem| row(path, line, problem))?;
+        each(&fields).map_err(|problem| row(path, csv_line(path, record.position()), problem))?;
     }
     Ok(())
+}
+
+/// The first names of a header.
+fn few(header: &csv::StringRecord) -> String {
+    let names = header.iter().take(COLUMNS_NAMED_MAX).collect::<Vec<_>>().join(", ");
+    match header.len().saturating_sub(COLUMNS_NAMED_MAX) {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    }
+}
+
+/// The line that a record starts on. The reader's own count is taken before it passes the end of the line before (the second half of CRLF,
+/// empty lines), so the lines are counted again up to the record's first byte: only an error needs it.
+fn csv_line(path: &Path, position: Option<&csv::Position>) -> u64 {
+    let Some(position) = position else { return 1 };
+    let count = || -> Option<u64> {
+        let (_, bytes) = open(path).ok()?;
+        let mut bytes = BufReader::with_capacity(1 << 16, bytes).bytes();
+        let ended = |byte: &u8| *byte == b'\n';
+        let before = bytes.by_ref().take(position.byte() as usize).map_while(Result::ok).filter(ended).count();
+        let skipped =
+            bytes.map_while(Result::ok).take_while(|byte| matches!(byte, b'\r' | b'\n')).filter(ended).count();
+        Some(1 + (before + skipped) as u64)
+    };
+    count().unwrap_or(position.line())
 }
 
 fn read_jsonl(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
@@ -147,7 +203,7 @@ fn row(path: &Path, line: u64, problem: String) -> JobError {
 }
 
 fn csv_error(path: &Path, error: csv::Error) -> JobError {
-    let line = error.position().map_or(1, csv::Position::line);
+    let line = csv_line(path, error.position());
     let problem = match error.kind() {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             format!("expected {expected_len} columns as in the header, found {len}")
@@ -294,6 +350,10 @@ mod tests {
             "FILE, line 1: no column \"label\" in the header (name, kind)"
         );
         assert_eq!(message("a.csv", b"name,label\n\xff,1\n"), "FILE, line 2: not UTF-8");
+        let many: String = (0..785).map(|column| format!("p{column},")).collect();
+        assert!(
+            message("a.csv", format!("{many}\n").as_bytes()).ends_with("(p0, p1, p2, p3, p4, p5, p6, p7 and 778 more)")
+        );
         assert_eq!(
             message("a.jsonl", b"{\"label\":1}\n{\"label\":12}\n"),
             "FILE, line 2: expected a whole number from 0 to 9, found 12"
@@ -305,6 +365,31 @@ mod tests {
         );
         assert!(message("a.txt", b"").contains("must end in .csv"));
         assert!(message("a.csv.gz", &gzip(b"label\n1\n2\n")[..20]).starts_with("read data file FILE: "));
+    }
+
+    #[test]
+    fn csv_errors_name_the_line_whatever_ends_the_lines_before() {
+        for (bytes, line) in [
+            (&b"name,label\r\na,x\r\nb,2\r\n"[..], 2),
+            (b"name,label\r\na,1\r\nb,x\r\n", 3),
+            (b"name,label\r\na,1\r\nb\r\n", 3),
+            (b"name,label\r\na,1\r\n\xff,2\r\n", 3),
+            (b"name,label\na,1\n\n\nb,x\n", 5),
+            (b"name,label\r\n\"a\r\nb\",1\r\nc,x\r\n", 4),
+            (b"\xef\xbb\xbfname,label\r\na,1\r\nb,x\r\n", 3),
+        ] {
+            let plain = message("a.csv", bytes);
+            assert!(plain.starts_with(&format!("FILE, line {line}: ")), "{plain} {}", bytes.escape_ascii());
+            assert_eq!(message("a.csv.gz", &gzip(bytes)), plain);
+        }
+    }
+
+    #[test]
+    fn json_scalars_are_text_as_in_csv() {
+        let text = |value: Value| Field::Json(&value).text().map(Cow::into_owned);
+        assert_eq!(text(Value::from(1)), Ok("1".to_owned()));
+        assert_eq!(text(Value::from(true)), Ok("true".to_owned()));
+        assert_eq!(in_column("kind", text(Value::Null)), Err("kind: expected a string, found null".to_owned()));
     }
 
     #[test]

@@ -14,9 +14,6 @@ pub enum JobError {
     /// A row of a data file that is not what the trainer needs.
     #[error("{}, line {line}: {problem}", path.display())]
     Row { path: PathBuf, line: u64, problem: String },
-    /// A line of input to a classifier that is not what it reads.
-    #[error("input line {line}: {problem}")]
-    Line { line: u64, problem: String },
     /// The data as a whole cannot be trained on (empty, one class only, ...).
     #[error("data {}: {problem}", path.display())]
     Data { path: PathBuf, problem: String },

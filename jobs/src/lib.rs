@@ -13,5 +13,5 @@ pub use error::JobError;
 pub use order::order;
 pub use train::{
     Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, TRAINERS, Train,
-    check, classifier, load,
+    check, check_files, classifier, load,
 };

@@ -14,8 +14,8 @@ mod parameters;
 
 use std::collections::BTreeMap;
 
-use crate::JobError;
 use crate::config::Spec;
+use crate::{JobError, data};
 
 /// Figures at the tail of the flat vector, summed over lanes as the gradients are: loss sum, correct predictions, samples.
 pub const STATS: usize = 3;
@@ -157,7 +157,8 @@ pub struct Prediction {
 
 /// A trained classifier, for lines of text.
 pub trait Predict: Send {
-    fn predict(&mut self, lines: &[String]) -> Result<Vec<Prediction>, JobError>;
+    /// An answer for each line in order, or what is wrong with the line.
+    fn predict(&mut self, lines: &[&str]) -> Vec<Result<Prediction, String>>;
 }
 
 /// Names of the built-in trainers.
@@ -183,6 +184,11 @@ pub fn check(config_toml: &str, trainer: &str) -> Result<(), JobError> {
     }
 }
 
+/// Whether the files that `[data]` names are there and can be read. Looks at no row.
+pub fn check_files(config_toml: &str) -> Result<(), JobError> {
+    Spec::new(config_toml).data_paths()?.iter().try_for_each(|path| data::check_file(path))
+}
+
 /// A classifier from a checkpoint's `model.*` tensors (others are passed over).
 pub fn classifier(
     config_toml: &str,
@@ -196,6 +202,30 @@ pub fn classifier(
         "digits" => digits::classifier(&spec, tensors),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
+}
+
+/// Answers of a model that takes batches, in the order of the lines: `forward` sees only what could be read.
+fn answers<T>(
+    read: Vec<Result<T, String>>,
+    batch: usize,
+    forward: impl FnMut(&[T]) -> Vec<Prediction>,
+) -> Vec<Result<Prediction, String>> {
+    let (mut good, mut problems) = (Vec::new(), Vec::new());
+    for line in read {
+        match line {
+            Ok(line) => {
+                good.push(line);
+                problems.push(None);
+            }
+            Err(problem) => problems.push(Some(problem)),
+        }
+    }
+    let mut predictions = good.chunks(batch).flat_map(forward);
+    let answer = |problem: Option<String>| match problem {
+        None => Ok(predictions.next().expect("a prediction for each line that was read")),
+        Some(problem) => Err(problem),
+    };
+    problems.into_iter().map(answer).collect()
 }
 
 /// The labels with the softmax of a row of logits, most probable first.

@@ -289,6 +289,15 @@ fn check_uri(uri: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// What serde expects, for people who do not write Rust.
+fn plain(expected: &str) -> &str {
+    match expected {
+        "u32" | "u64" | "i32" => "a whole number",
+        "f32" => "a number",
+        other => other,
+    }
+}
+
 fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=NAME_CHARS_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.')
@@ -313,7 +322,12 @@ impl SpecError {
     fn from_toml(text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map(|Range { start, .. }| 1 + text[..start.min(text.len())].matches('\n').count());
         // The parser's own words name the key and what was expected.
-        Self { line, message: error.message().replace('\n', ", ") }
+        let message = error.message().replace('\n', ", ");
+        let message = match message.rsplit_once(", expected ") {
+            Some((problem, expected)) => format!("{problem}, expected {}", plain(expected)),
+            None => message,
+        };
+        Self { line, message }
     }
 }
 
@@ -408,6 +422,7 @@ mod tests {
         assert!(unknown.message.contains("epoch"), "{unknown}");
         let wrong_type = error(&GOOD.replace("256", "\"many\""));
         assert_eq!(wrong_type.line, Some(5));
+        assert_eq!(wrong_type.message, "invalid type: string \"many\", expected a whole number");
         let uneven = error(&GOOD.replace("256", "250"));
         assert_eq!(uneven.line, Some(5));
         assert!(uneven.message.contains("multiple of 8"), "{uneven}");

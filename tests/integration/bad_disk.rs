@@ -104,6 +104,14 @@ fn a_second_coordinator_on_a_folder_is_refused() {
 }
 
 #[test]
+fn a_second_agent_on_a_folder_is_refused() {
+    let cluster = Cluster::shared();
+    let dir = cluster.dir().join("node-1");
+    let dir = dir.to_str().expect("UTF-8");
+    run(["node", "--dir", dir, "--coordinator", &cluster.address()]).expect(6).says(&["is used by another agent"]);
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let cluster = Cluster::shared();
     let parent = tempfile::tempdir().expect("a temporary folder");

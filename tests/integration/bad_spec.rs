@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::harness::{Run, run, spec, text};
+use crate::harness::{Cluster, Run, run, spec, text};
 
 /// A copy of a spec with one change, and absolute data.
 fn changed(from: &str, to: &str) -> (TempDir, PathBuf) {
@@ -45,7 +45,7 @@ fn an_unknown_key_of_the_trainer_is_named_with_its_line() {
 #[test]
 fn a_wrong_type_is_named_with_its_line() {
     let (_dir, path) = changed("batch = 128", "batch = \"many\"");
-    refused(&path, "batch =", &["invalid type", "expected u32"]);
+    refused(&path, "batch =", &["invalid type", "expected a whole number"]);
     let (_dir, path) = changed("lr = 3e-3", "lr = \"fast\"");
     refused(&path, "lr =", &["lr"]);
 }
@@ -64,13 +64,66 @@ fn a_value_out_of_bounds_is_named_with_its_mend() {
 }
 
 #[test]
-fn a_missing_data_file_is_named() {
-    let run = Run::new("digits.toml", 1).set("data.train", "\"/no/such/digits.jsonl\"").set("restart.attempts", 1);
-    let (running, _scratch) = run.start();
-    let ended = running.wait().expect(1).says(&["/no/such/digits.jsonl"]);
-    let summary = ended.json();
-    assert_eq!(summary["state"], "failed");
-    assert!(text(&summary["reason"]).contains("/no/such/digits.jsonl"), "{summary:#}");
+fn a_missing_data_file_is_named_before_anything_starts() {
+    let (running, _scratch) = Run::new("digits.toml", 1).set("data.train", "\"/no/such/digits.jsonl\"").start();
+    let ended = running.wait().expect(2).says(&["/no/such/digits.jsonl", "relative to the spec's folder"]);
+    assert!(!ended.stderr.contains("starting"), "{ended:#?}");
+}
+
+#[test]
+fn a_data_file_that_no_node_has_fails_the_job_with_its_name() {
+    let cluster = Cluster::shared();
+    let missing = ["--set", "data.train=\"/no/such/digits.jsonl\"", "--set", "restart.attempts=1"];
+    let job = cluster.submit(1, &missing);
+    let view = cluster.wait_for_state(&job, "failed");
+    assert!(text(&view["reason"]).contains("/no/such/digits.jsonl"), "{view:#}");
+}
+
+#[test]
+fn a_change_on_the_command_line_is_blamed_and_not_the_file() {
+    let digits = spec("digits.toml");
+    let digits = digits.to_str().expect("UTF-8");
+    for (change, says) in [
+        ("train.epochs=abc", "--set train.epochs: invalid type: string \"abc\", expected a whole number"),
+        ("optimizer.name=foo", "--set optimizer.name: unknown variant `foo`"),
+        ("model.channels=\"a\"", "--set model.channels: invalid type"),
+        ("train.batch=130", "--set train.batch: batch = 130 does not divide into 8 lanes"),
+        ("name.deep=1", "--set name.deep: name is not a section"),
+    ] {
+        let ended = run(["run", digits, "--set", "train.seed=1", "--set", change]).expect(2).says(&[says]);
+        assert!(!ended.stderr.contains("digits.toml"), "{ended:#?}");
+    }
+    // What the file itself has wrong is shown where it stands, whatever is changed beside it.
+    let (_dir, path) = changed("batch = 128", "batch = \"many\"");
+    let place = format!("{}:{}: batch: invalid type", path.display(), line_of(&path, "batch ="));
+    run(["run", path.to_str().expect("UTF-8"), "--set", "train.seed=1"]).expect(2).says(&[&place]);
+}
+
+#[test]
+fn a_missing_key_is_not_blamed_on_the_key_that_stands_there() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("job.toml");
+    std::fs::write(&path, "name = \"x\"\n").expect("written");
+    let ended = run(["run", path.to_str().expect("UTF-8")]).expect(2);
+    assert!(ended.stderr.contains("job.toml:1: missing field `trainer`"), "{ended:#?}");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_resumed_is_refused_before_anything_starts() {
+    for nowhere in ["/no/such/checkpoint", "no-such-checkpoint", "file:///no/such/checkpoint"] {
+        let (running, _scratch) = Run::new("digits.toml", 1).with(&["--resume", nowhere]).start();
+        let ended = running.wait().expect(2).says(&["such", "manifest.json is missing", "--resume takes"]);
+        assert!(!ended.stderr.contains("starting"), "{ended:#?}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_a_document_too() {
+    let ended = run(["token", "create", "--json"]).expect(2).says(&["--role", "Usage"]);
+    let error = &ended.json()["error"];
+    assert_eq!(error["code"], "invalid");
+    assert!(text(&error["message"]).contains("--role"), "{error}");
+    assert!(run(["run", "--help", "--json"]).expect(0).stdout.contains("Usage"));
 }
 
 #[test]

@@ -26,7 +26,8 @@ fn a_token_is_used_once() {
     let cluster = Cluster::shared();
     let token = cluster.token("viewer");
     login(&cluster.address(), &token).expect(0);
-    login(&cluster.address(), &token).expect(4).says(&["used", "stoke token create"]);
+    let used = login(&cluster.address(), &token).expect(4).says(&["used", "stoke token create"]);
+    assert!(!used.stderr.contains("--name"), "{used:#?}");
 }
 
 #[test]

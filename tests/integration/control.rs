@@ -1,8 +1,9 @@
 //! The control plane as people use it: submissions, cancels, logs, explanations, tokens, roles.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Background, Cluster, run_with_input, spec, stoke, text};
+use crate::harness::{Background, Cluster, poll, run_with_input, signal, spec, stoke, text};
 
 #[test]
 fn a_key_is_one_job_however_often_it_is_submitted() {
@@ -32,6 +33,9 @@ fn a_job_is_seen_from_every_side() {
     let nodes = cluster.json(&["nodes"]);
     let states: Vec<&Value> = nodes["nodes"].as_array().expect("a list").iter().map(|node| &node["state"]).collect();
     assert_eq!(states, ["up", "up"]);
+    for node in nodes["nodes"].as_array().expect("a list") {
+        assert_eq!(node["name"], node["node"], "agents join in the order of their names");
+    }
     let status = cluster.json(&["status"]);
     assert_eq!((&status["nodes_up"], &status["nodes"]), (&2.into(), &2.into()));
     let explained = cluster.json(&["explain", &job]);
@@ -57,6 +61,39 @@ fn logs_are_followed_to_the_end_of_the_job() {
     let tail = cluster.run(&["logs", &job, "--rank", "1", "--tail", "1"]).expect(0);
     assert_eq!(tail.stdout.lines().count(), 1, "{tail:#?}");
     assert!(tail.stdout.starts_with("[rank-1] "));
+    cluster.run(&["logs", &job, "--rank", "7"]).expect(3).says(&["no rank-7", "2 ranks"]);
+}
+
+#[test]
+fn an_interrupted_wait_leaves_the_job_and_says_so() {
+    let cluster = Cluster::shared();
+    let digits = spec("digits.toml");
+    let arguments =
+        ["submit", digits.to_str().expect("UTF-8"), "--set", "train.steps=1000000", "--set", "name=goes-on"];
+    let waiting = Background::start(cluster.command(&[&arguments[..], &["--wait"]].concat()));
+    let job = poll("the job", || {
+        let jobs = cluster.json(&["jobs"]);
+        let job = jobs["jobs"].as_array()?.iter().find(|job| job["name"] == "goes-on")?.clone();
+        (job["state"] == "running").then(|| text(&job["job"]))
+    });
+    signal(waiting.pid(), Signal::INT);
+    waiting.wait().expect(130).says(&[&format!("{job} goes on"), &format!("stoke cancel {job}")]);
+    assert_eq!(cluster.job(&job)["state"], "running");
+    cluster.run(&["cancel", &job]).expect(0);
+}
+
+#[test]
+fn a_job_stands_for_its_newest_checkpoint_in_a_resume() {
+    let cluster = Cluster::shared();
+    let first = cluster.submit(2, &[]);
+    cluster.wait_for_state(&first, "succeeded");
+    let second = cluster.submit(3, &["--resume", &first]);
+    assert_eq!(cluster.wait_for_state(&second, "succeeded")["outcome"]["step"], 3);
+    let never = cluster.submit(1, &["--set", "resources.gpus=16"]);
+    let digits = spec("digits.toml");
+    let resume = ["submit", digits.to_str().expect("UTF-8"), "--resume", &never];
+    cluster.run(&resume).expect(3).says(&["no committed checkpoint"]);
+    cluster.run(&["cancel", &never]).expect(0);
 }
 
 #[test]
@@ -136,7 +173,7 @@ fn roles_bound_what_a_user_may_do() {
     as_user(&viewer, &["token", "create", "--role", "node"]).expect(4);
     let submitter = login("submitter");
     as_user(&submitter, &submit).expect(0);
-    as_user(&submitter, &["token", "list"]).expect(4);
+    as_user(&submitter, &["token", "list"]).expect(4).says(&["may not manage tokens"]);
     // Credentials are not replaced by accident.
     let again =
         ["--cluster", &submitter, "login", "--join", &cluster.token("viewer"), "--coordinator", &cluster.address()];

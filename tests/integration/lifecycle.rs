@@ -23,20 +23,27 @@ fn a_cluster_goes_up_and_down_and_comes_back_with_its_jobs() {
     let first = run(&submit).expect(0).json();
     assert_eq!(first["state"], "succeeded");
 
-    run(["down", "--dir", dir]).expect(0);
+    let endless = ["--cluster", dir, "submit", spec, "--set", "train.steps=1000000", "--json"];
+    let endless = text(&run(endless).expect(0).json()["job"]);
+    let down = run(["down", "--dir", dir]).expect(0).says(&["1 job not over", &format!("stoke up --dir {dir}")]);
+    assert_eq!(down.stdout, "cluster is down\n");
     poll("the end of every process", || processes_naming(dir).is_empty().then_some(()));
-    run(["--cluster", dir, "status"]).expect(5).says(&["no answer"]);
+    run(["--cluster", dir, "status"]).expect(5).says(&["is stopped", &format!("stoke up --dir {dir}")]);
     run(["down", "--dir", dir]).expect(3).says(&["no local cluster runs"]);
 
     let again = run(["up", "--dir", dir, "--json"]).expect(0).json();
     assert_eq!(again["address"], up["address"], "users know the address");
     assert_eq!(again["nodes"], 1, "as many nodes as before");
+    run(["--cluster", dir, "cancel", &endless]).expect(0);
     // The job is known still: the same key is the same job.
     let second = run(&submit).expect(0).json();
     assert_eq!(second["job"], first["job"]);
-    assert_eq!(second["outcome"], first["outcome"]);
+    for key in ["weights_blake3", "loss", "samples", "step", "metrics", "checkpoint"] {
+        assert!(!first[key].is_null(), "the flat object of `run` has {key}: {first:#}");
+        assert_eq!(second[key], first[key]);
+    }
     let verified = run(["--cluster", dir, "checkpoint", "verify", &text(&first["job"]), "--json"]).expect(0).json();
-    assert_eq!(verified["weights_blake3"], first["outcome"]["weights_blake3"]);
+    assert_eq!(verified["weights_blake3"], first["weights_blake3"]);
 
     drop(guard);
     run(["down", "--dir", dir, "--remove"]).expect(0);

@@ -68,7 +68,7 @@ fn a_rank_killed_during_training_costs_a_generation_and_no_bit() {
         workers.map(|(pid, _)| pid).find(|pid| parent_of(*pid) == Some(agent))
     });
     signal(rank, Signal::KILL);
-    let summary = running.wait().expect(0).json();
+    let summary = running.wait().expect(0).says(&["generation 1 ended: ", "killed by signal 9"]).json();
     same_weights(&summary);
     assert_eq!(summary["generations"], 2, "{summary:#}");
 }

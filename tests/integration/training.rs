@@ -98,6 +98,15 @@ fn predict_classifies_lines_from_standard_input() {
     let first: Value = serde_json::from_str(json.stdout.lines().next().expect("a line")).expect("JSON");
     assert_eq!(first["label"], columns[0][0]);
     assert_eq!(first["scores"].as_object().map(serde_json::Map::len), Some(2));
+    // More lines than a batch, blank ones between, and two that are no names.
+    let many = format!("{}\nhttp://bad\r\n\n{lines}/\n", "example.org\n".repeat(300));
+    let plain = run_with_input(["predict", "--checkpoint", &uri], &many).expect(1);
+    let plain = plain.says(&["error: input line 302: expected a domain name", "error: input line 306: "]);
+    assert_eq!(plain.stdout.lines().count(), 302);
+    let json = run_with_input(["predict", "--checkpoint", &uri, "--json"], &many).expect(1);
+    let documents: Vec<Value> = json.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(documents.len(), 304, "one for each line that is not blank");
+    assert_eq!((&documents[300]["line"], &documents[300]["error"]["input_line"]), (&"http://bad".into(), &302.into()));
 }
 
 #[test]

@@ -88,11 +88,10 @@ async fn verify(args: Verify, global: &Global) -> Result<Exit, Failure> {
             "bytes": verified.bytes, "weights_blake3": manifest.weights_blake3.to_string(),
         }))?;
     } else {
-        let (shards, size) = (manifest.shards.len(), output::bytes(verified.bytes));
-        output::print(&format!(
-            "{uri} is whole: {} at step {}, {shards} shard(s), {} tensors, {size}\n",
-            manifest.name, manifest.step.0, verified.tensors
-        ))?;
+        let count = |number: usize, noun: &str| output::count(number as u64, noun);
+        let (shards, tensors) = (count(manifest.shards.len(), "shard"), count(verified.tensors, "tensor"));
+        let (name, step, size) = (&manifest.name, manifest.step.0, output::bytes(verified.bytes));
+        output::print(&format!("{uri} is whole: {name} at step {step}, {shards}, {tensors}, {size}\n"))?;
     }
     Ok(Exit::Ok)
 }
@@ -107,6 +106,14 @@ pub async fn locate(what: &str, global: &Global) -> Result<String, Failure> {
         Failure::new(Exit::NotFound, format!("{job} has no committed checkpoint"))
             .help(format!("see how far it came with `stoke explain {job}`"))
     })
+}
+
+/// The same for `--resume`, where there is one.
+pub async fn locate_resume(resume: Option<String>, global: &Global) -> Result<Option<String>, Failure> {
+    match resume {
+        Some(what) => locate(&what, global).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// A missing checkpoint is not found, a damaged one is a negative answer.

@@ -13,7 +13,7 @@ Examples:
   stoke doctor
   stoke doctor --json | jq '.checks[] | select(.status != \"ok\")'";
 
-/// Check this machine: UDP buffers, MTU, clock, ports, GPU, memory, disk; exit code 1 if something must be mended
+/// Check this machine: UDP buffers, MTU, clock, ports, GPU, memory, disk, coordinator; exit code 1 if a check fails, 0 if there are only warnings
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {}
@@ -46,7 +46,9 @@ fn render(findings: &[Finding]) -> String {
     for finding in findings {
         table.row([word(finding.status).to_owned(), finding.check.to_owned(), finding.detail.clone()]);
         if let Some(mend) = &finding.mend {
-            table.row([String::new(), String::new(), format!("mend: {mend}")]);
+            // A warning can be lived with.
+            let word = if finding.status == Status::Fail { "mend" } else { "better" };
+            table.row([String::new(), String::new(), format!("{word}: {mend}")]);
         }
     }
     table.render()

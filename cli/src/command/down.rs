@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use stoke_protocol::message::client::{Reply, Request};
 
 use crate::Global;
+use crate::client::{Client, Repeat};
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::folder::Folder;
 use crate::{output, place};
@@ -19,6 +21,8 @@ Examples:
 
 /// Agents and coordinator have 10 s each.
 const STOP_MAX: Duration = Duration::from_secs(30);
+/// Of a coordinator that is well, on this machine.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Stop the local cluster that `stoke up` started; its folder stays, and `stoke up` continues from it
 #[derive(clap::Args, Debug)]
@@ -37,8 +41,12 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let dir = place::cluster_dir(args.dir.as_deref().or(global.cluster.as_deref()))?;
     let folder = Folder::new(&dir);
     let holder = folder.holder();
+    let mut open = 0;
     match holder {
-        Some(pid) => stop(&folder, pid)?,
+        Some(pid) => {
+            open = open_jobs(&folder).await;
+            stop(&folder, pid)?;
+        }
         None if args.remove && folder.read_state().is_some() => {}
         None => {
             return Err(Failure::new(Exit::NotFound, format!("no local cluster runs in {}", dir.display()))
@@ -53,12 +61,30 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         std::fs::remove_dir_all(&dir).or_fail(Exit::Negative, format!("remove {}", dir.display()))?;
     }
     if global.json {
-        output::print_json(&serde_json::json!({ "dir": dir, "stopped": holder.is_some(), "removed": args.remove }))?;
+        output::print_json(&serde_json::json!({
+            "dir": dir, "stopped": holder.is_some(), "removed": args.remove, "open_jobs": open,
+        }))?;
+    } else if args.remove {
+        output::print("cluster is down, its folder removed\n")?;
     } else {
-        let text = if args.remove { "cluster is down, its folder removed\n" } else { "cluster is down\n" };
-        output::print(text)?;
+        output::print("cluster is down\n")?;
+        if open > 0 {
+            eprintln!("{} not over: `{}` goes on with what is left", output::count(open, "job"), folder.up_command());
+        }
     }
     Ok(Exit::Ok)
+}
+
+/// Jobs that are not over, as far as the coordinator says so in time: stopping must not depend on it.
+async fn open_jobs(folder: &Folder) -> u32 {
+    let ask = async {
+        let mut client = Client::open(&folder.coordinator().join("admin")).await?;
+        client.ask(&Request::Cluster, Repeat::Safe).await
+    };
+    match tokio::time::timeout(ANSWER_MAX, ask).await {
+        Ok(Ok(Reply::Cluster(view))) => view.jobs_running + view.jobs_queued,
+        Ok(Ok(_) | Err(_)) | Err(_) => 0,
+    }
 }
 
 fn stop(folder: &Folder, pid: u32) -> Result<(), Failure> {

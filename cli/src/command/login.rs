@@ -15,7 +15,9 @@ use crate::place::{self, CLUSTER_FILE};
 const EXAMPLES: &str = "\
 Examples:
   stoke login --join - --coordinator head.example.org:7878 < token.txt
-  stoke --cluster ~/prod login --join TOKEN --coordinator 10.0.0.1:7878 && STOKE_CLUSTER=~/prod stoke status";
+  export STOKE_CLUSTER=~/prod && stoke login --join TOKEN --coordinator 10.0.0.1:7878 && stoke status
+
+The second form is for a machine that has a local cluster of `stoke up` too: credentials go to the folder of --cluster or STOKE_CLUSTER.";
 
 /// Exchange a join token for credentials of your own
 #[derive(clap::Args, Debug)]
@@ -80,14 +82,9 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 }
 
 fn join_failure(error: TransportError) -> Failure {
-    let refused = matches!(error, TransportError::JoinRefused { .. });
+    let taken = matches!(&error, TransportError::JoinRefused { reason } if reason.contains("has joined already"));
     let failure = transport_failure(error);
-    if !refused {
-        return failure;
-    }
-    failure.help(
-        "ask an admin for a new token (`stoke token create --role ...`); a name that is taken is changed with --name",
-    )
+    if taken { failure.help("give another name with --name") } else { failure }
 }
 
 /// The token itself, or the first line of standard input for `-`.
@@ -113,5 +110,5 @@ fn must_be_free(dir: &Path) -> Result<(), Failure> {
         return Ok(());
     };
     Err(Failure::new(Exit::Conflict, format!("{} holds {taken}", dir.display()))
-        .help("name another folder with --cluster DIR, and use it with the same option or STOKE_CLUSTER"))
+        .help("keep these credentials in another folder: `stoke --cluster ~/prod login ...`, then `export STOKE_CLUSTER=~/prod`"))
 }

@@ -5,7 +5,7 @@ use stoke_protocol::message::client::{Reply, Request};
 
 use super::connect;
 use crate::Global;
-use crate::client::unexpected;
+use crate::client::{Client, Repeat, unexpected};
 use crate::failure::{Exit, Failure};
 use crate::{json, output};
 
@@ -34,9 +34,24 @@ pub struct Args {
     tail: Option<u32>,
 }
 
+/// A job that was never placed has no ranks yet: any may come.
+async fn must_be_a_rank(client: &mut Client, job: JobId, rank: Rank) -> Result<(), Failure> {
+    let Reply::Job(view) = client.ask(&Request::Job { job }, Repeat::Safe).await? else { return Err(unexpected()) };
+    match view.world_sizes.last() {
+        Some(world) if rank.0 >= *world => {
+            let ranks = output::count(*world, "rank");
+            Err(Failure::new(Exit::NotFound, format!("{job} has no {rank}: it has {ranks}, counted from 0")))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut client = connect(global).await?;
     let Args { job, follow, rank, tail } = args;
+    if let Some(rank) = rank {
+        must_be_a_rank(&mut client, job, rank).await?;
+    }
     let mut answers = client.stream(&Request::Logs { job, rank, tail, follow }).await?;
     while let Some(reply) = answers.next().await? {
         let chunk = match reply {

@@ -29,6 +29,7 @@ use serde::de::DeserializeOwned;
 use crate::Global;
 use crate::client::Client;
 use crate::failure::{Exit, Failure, OrFail};
+use crate::local::folder::Folder;
 use crate::place;
 
 /// Where a coordinator listens unless it is told otherwise.
@@ -124,6 +125,7 @@ fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
 /// A connection to the cluster that the global arguments name.
 async fn connect(global: &Global) -> Result<Client, Failure> {
     let dir = place::cluster_dir(global.cluster.as_deref())?;
+    Folder::new(&dir).must_not_be_stopped()?;
     Client::open(&place::credentials_dir(&dir)?).await
 }
 

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use stoke_node::Config;
-use stoke_node::agent::{self, Agent, JoinError};
+use stoke_node::agent::{self, Agent, HomeError, JoinError, StartError};
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::spec::Bytes;
 
 use super::{login, read_config, stop_signal};
 use crate::Global;
 use crate::client::transport_failure;
-use crate::failure::{Exit, Failure, OrFail};
+use crate::failure::{Exit, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,7 +88,7 @@ pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
         None => must_have_identity(&config)?,
     }
     let name = config.name.clone();
-    let running = Agent::start(config).await.or_fail(Exit::Negative, format!("start the agent of {name}"))?;
+    let running = Agent::start(config).await.map_err(|error| start_failure(error, &name))?;
     tokio::select! {
         () = stop => {}
         reason = running.wait() => {
@@ -97,6 +97,15 @@ pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
     }
     running.stop().await;
     Ok(Exit::Ok)
+}
+
+/// Another agent on the folder is a conflict: nothing is wrong with the arguments.
+fn start_failure(error: StartError, name: &str) -> Failure {
+    let exit = match &error {
+        StartError::Home(HomeError::InUse { .. }) => Exit::Conflict,
+        _ => Exit::Negative,
+    };
+    Failure::from_error(exit, error).context(format!("start the agent of {name}"))
 }
 
 fn must_have_identity(config: &Config) -> Result<(), Failure> {
@@ -110,6 +119,9 @@ fn must_have_identity(config: &Config) -> Result<(), Failure> {
 /// Does nothing in a folder that holds an identity of the token's cluster: a service may be started with its token again and again.
 async fn join(config: &Config, text: &str) -> Result<(), Failure> {
     let token = login::read_token(text)?;
+    if Credentials::load(&agent::identity_dir(&config.dir)).is_ok() {
+        tracing::info!("{} has joined before: the token is not used", config.dir.display());
+    }
     let mut refused = None;
     for coordinator in &config.coordinator {
         match agent::join(&config.dir, coordinator, &token, &config.name).await {

@@ -4,7 +4,7 @@ use std::io::BufRead;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
-use stoke_jobs::{Predict, Prediction};
+use stoke_jobs::Prediction;
 use stoke_node::checkpoint as store;
 
 use super::checkpoint;
@@ -15,12 +15,17 @@ use crate::{json, output};
 const EXAMPLES: &str = "\
 Examples:
   echo secure-login-paypa1.com | stoke predict --checkpoint FOLDER
-  stoke predict --checkpoint job-3 --json < domains.txt";
+  stoke predict --checkpoint job-3 --json < domains.txt
+  zcat jobs/data/digits.jsonl.gz | head -3 | stoke predict --checkpoint FOLDER | cut -f1,2";
 
 /// Lines that wait for the model; more would only cost memory.
 const BATCH_LINES: usize = 256;
 
 /// Classify lines from standard input: label, probability and the line, tab-separated
+///
+/// What a line is depends on the trainer: for domains a domain name, for digits a JSON array of 784 values of 0..255 or a row of a JSONL file
+/// to train on. Blank lines are passed over. A line that cannot be read is named on standard error (with --json also in its place on standard
+/// output), the others are answered, and the exit code is 1.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -36,22 +41,32 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     tokio::task::spawn_blocking(move || classify(&uri, as_json)).await.or_fail(Exit::Negative, "predict")?
 }
 
+/// A line that cannot be classified is told of, and costs no other line its answer.
 fn classify(uri: &str, as_json: bool) -> Result<Exit, Failure> {
     let (manifest, tensors) = store::load(uri).map_err(|error| checkpoint::failure(error, uri))?;
     let mut classifier = stoke_jobs::classifier(&manifest.spec, &manifest.trainer, tensors)
         .or_fail(Exit::Negative, format!("build the {} model of {uri}", manifest.trainer))?;
-    let lines = stdin_lines();
+    let (lines, mut bad) = (stdin_lines(), 0u64);
     while let Some(batch) = next_batch(&lines)? {
-        let predictions = answer(&mut *classifier, &batch)?;
-        let text: String =
-            batch.iter().zip(&predictions).map(|(line, prediction)| render(line, prediction, as_json)).collect();
-        output::print(&text)?;
+        let texts: Vec<&str> = batch.iter().map(|(_, text)| text.as_str()).collect();
+        let (mut answers, mut problems) = (String::new(), String::new());
+        for ((number, text), answer) in batch.iter().zip(classifier.predict(&texts)) {
+            match answer {
+                Ok(prediction) => answers.push_str(&render(text, &prediction, as_json)),
+                Err(problem) => {
+                    bad += 1;
+                    problems.push_str(&format!("error: input line {number}: {problem}\n"));
+                    if as_json {
+                        let error = serde_json::json!({ "input_line": number, "message": problem });
+                        answers.push_str(&format!("{}\n", serde_json::json!({ "line": text, "error": error })));
+                    }
+                }
+            }
+        }
+        output::print(&answers)?;
+        eprint!("{problems}");
     }
-    Ok(Exit::Ok)
-}
-
-fn answer(classifier: &mut dyn Predict, batch: &[String]) -> Result<Vec<Prediction>, Failure> {
-    classifier.predict(batch).or_fail(Exit::Negative, "classify")
+    Ok(if bad == 0 { Exit::Ok } else { Exit::Negative })
 }
 
 fn render(line: &str, prediction: &Prediction, as_json: bool) -> String {
@@ -65,12 +80,16 @@ fn render(line: &str, prediction: &Prediction, as_json: bool) -> String {
     format!("{document}\n")
 }
 
-/// Lines as they come: a person at a terminal gets each answer at once, a file is read ahead.
-fn stdin_lines() -> Receiver<std::io::Result<String>> {
+/// A line with its number, from 1.
+type Line = (u64, std::io::Result<String>);
+
+/// Lines as they come: a person at a terminal gets each answer at once, a file is read ahead. Blank lines are counted and passed over.
+fn stdin_lines() -> Receiver<Line> {
     let (lines, received) = sync_channel(BATCH_LINES);
     thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            if lines.send(line).is_err() {
+        for (number, line) in (1..).zip(std::io::stdin().lock().lines()) {
+            let blank = line.as_ref().is_ok_and(|line| line.trim().is_empty());
+            if !blank && lines.send((number, line)).is_err() {
                 return;
             }
         }
@@ -79,9 +98,9 @@ fn stdin_lines() -> Receiver<std::io::Result<String>> {
 }
 
 /// At least one line, and whatever else has come; none at the end.
-fn next_batch(lines: &Receiver<std::io::Result<String>>) -> Result<Option<Vec<String>>, Failure> {
+fn next_batch(lines: &Receiver<Line>) -> Result<Option<Vec<(u64, String)>>, Failure> {
     let Ok(first) = lines.recv() else { return Ok(None) };
-    let batch: Result<Vec<String>, std::io::Error> =
-        std::iter::once(first).chain(lines.try_iter().take(BATCH_LINES - 1)).collect();
-    batch.map(Some).or_fail(Exit::Usage, "read standard input as UTF-8 lines")
+    let batch = std::iter::once(first).chain(lines.try_iter().take(BATCH_LINES - 1));
+    let read = |(number, line): Line| Ok((number, line.or_fail(Exit::Usage, format!("read input line {number}"))?));
+    batch.map(read).collect::<Result<_, Failure>>().map(Some)
 }

@@ -10,13 +10,14 @@ use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
 use stoke_protocol::spec::JobSpec;
 
-use super::{explain, stop_signal, submit, up};
+use super::{checkpoint, explain, stop_signal, submit, up};
 use crate::Global;
-use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
+use crate::client::{Client, PATIENCE_WATCHING, Repeat, Sight, unexpected};
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::folder::Folder;
 use crate::local::handle::{Life, LocalCluster, Wish, failed};
 use crate::local::notice::Notice;
+use crate::output;
 use crate::progress::Progress;
 use crate::report::{Report, failed_logs};
 use crate::spec::{self, SpecArgs};
@@ -26,6 +27,7 @@ Examples:
   stoke run jobs/specs/domains.toml
   stoke run jobs/specs/digits.toml --nodes 3 --set train.epochs=1
   stoke run SPEC --json | jq -r .weights_blake3
+  stoke run SPEC --resume stoke-runs/NAME/TIME/JOB/step-00000100-g1     continue an interrupted run
 
 Checkpoints go to [checkpoint] to of the spec, else to --out, else to ./stoke-runs/NAME/TIME/.
 One coordinator and N agents run as separate processes on the loopback, and are gone when this command is.";
@@ -59,12 +61,19 @@ struct Scene {
     out: PathBuf,
     nodes: u32,
     began: Instant,
+    /// URI of the newest committed checkpoint.
+    newest: RefCell<Option<String>>,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let began = Instant::now();
-    let mut job_spec = spec::prepare(&args.spec)?;
-    spec::default_ranks(&mut job_spec, args.nodes);
+    let mut spec_args = args.spec;
+    spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;
+    let mut job_spec = spec::prepare(&spec_args)?;
+    check_inputs(&job_spec)?;
+    if let Some(note) = spec::default_ranks(&mut job_spec, args.nodes) {
+        eprintln!("{note}");
+    }
     let interrupted = stop_signal()?;
     let out = make_out(args.out.as_deref(), &job_spec.name)?;
     if job_spec.checkpoint.to.is_none() {
@@ -74,7 +83,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         tempfile::Builder::new().prefix("stoke-run-").tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
     // The supervisor removes it too, for the case that nobody is left here to do so.
     let life = if args.keep { Life::OursKeepFolder } else { Life::Ours };
-    let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began };
+    let newest = RefCell::new(None);
+    let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began, newest };
     let ended = live(&scene, life, &job_spec, interrupted).await;
     if args.keep {
         eprintln!("the cluster's folder is kept: {}", dir.keep().display());
@@ -86,6 +96,34 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     ended
 }
 
+impl Scene {
+    fn interrupted(&self) -> Failure {
+        match &*self.newest.borrow() {
+            Some(uri) => Failure::new(Exit::Interrupted, format!("interrupted; the newest checkpoint is {uri}"))
+                .help(format!("go on from it with --resume {}", output::quoted(uri))),
+            None => Failure::new(Exit::Interrupted, "interrupted; no checkpoint was committed yet"),
+        }
+    }
+}
+
+/// What can be known before anything is started: here the ranks read the files that this process can read.
+fn check_inputs(job_spec: &JobSpec) -> Result<(), Failure> {
+    stoke_jobs::check_files(&job_spec.to_toml()).map_err(|error| {
+        Failure::from_error(Exit::Usage, error).help("paths in [data] are relative to the spec's folder")
+    })?;
+    let Some(uri) = &job_spec.checkpoint.resume else { return Ok(()) };
+    let manifest = stoke_node::checkpoint::open(uri).map_err(|error| {
+        Failure::from_error(Exit::Usage, error)
+            .context(format!("resume from {uri}"))
+            .help("--resume takes a checkpoint's folder, its file:// URI, or a job (its newest checkpoint)")
+    })?;
+    if manifest.trainer != job_spec.trainer {
+        let (theirs, ours) = (&manifest.trainer, &job_spec.trainer);
+        return Err(Failure::usage(format!("checkpoint {uri} is of trainer {theirs}, the spec names {ours}")));
+    }
+    Ok(())
+}
+
 async fn live(
     scene: &Scene,
     life: Life,
@@ -95,10 +133,7 @@ async fn live(
     let wish = Wish { nodes: scene.nodes, listen: up::any_port(), metrics: None, life };
     let mut cluster = LocalCluster::start(&scene.folder, &wish)?;
     let ended = tokio::select! {
-        () = interrupted => {
-            let message = format!("interrupted; checkpoints that were committed are in {}", scene.out.display());
-            Err(Failure::new(Exit::Interrupted, message))
-        }
+        () = interrupted => Err(scene.interrupted()),
         ended = drive(scene, job_spec, &mut cluster) => ended,
     };
     cluster.end().await;
@@ -107,7 +142,9 @@ async fn live(
 
 async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) -> Result<Report, Failure> {
     let progress = RefCell::new(Progress::new());
-    progress.borrow().note(&format!("starting a coordinator and {} node(s) on this machine", scene.nodes));
+    progress
+        .borrow()
+        .note(&format!("starting a coordinator and {} on this machine", output::count(scene.nodes, "node")));
     cluster.ready(&scene.folder).await?;
     let admin = scene.folder.coordinator().join("admin");
     let mut client = Client::open_patiently(&admin, PATIENCE_WATCHING).await?;
@@ -115,9 +152,11 @@ async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) ->
     let request = Request::Watch { job };
     let restarts = RefCell::new(0);
     let view = tokio::select! {
-        view = client.watch(&request, |view| {
-            progress.borrow_mut().show(view);
-            Ok(())
+        view = client.watch(&request, |sight| {
+            if let Sight::Job(view) = &sight && let Some(checkpoint) = &view.checkpoint {
+                *scene.newest.borrow_mut() = Some(checkpoint.uri.clone());
+            }
+            progress.borrow_mut().show(sight);
         }) => view?,
         failure = hear(cluster, &progress, &restarts) => return Err(failure),
         failure = never_placed(&admin, job) => return Err(failure),

@@ -1,16 +1,18 @@
 //! `stoke submit`: hand a job to the cluster.
 
+use std::time::Instant;
+
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{JobState, NodeState, Reply, Request};
 use stoke_protocol::spec::JobSpec;
 
-use super::connect;
+use super::{checkpoint, connect, stop_signal};
 use crate::Global;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::spec::{self, SpecArgs};
-use crate::{json, output, report};
+use crate::{output, report};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,10 +37,15 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
-    let mut job_spec = spec::prepare(&args.spec)?;
+    let began = Instant::now();
+    let mut spec_args = args.spec;
+    spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;
+    let mut job_spec = spec::prepare(&spec_args)?;
     let mut client = connect(global).await?;
-    if job_spec.resources.ranks.is_none() {
-        spec::default_ranks(&mut job_spec, nodes_up(&mut client).await?);
+    if job_spec.resources.ranks.is_none()
+        && let Some(note) = spec::default_ranks(&mut job_spec, nodes_up(&mut client).await?)
+    {
+        eprintln!("{note}");
     }
     let key = args.key.unwrap_or_else(fresh_key);
     let (job, created) = submit(&mut client, &key, &job_spec).await?;
@@ -54,16 +61,19 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     let mut client = client.with_patience(PATIENCE_WATCHING);
+    let interrupted = stop_signal()?;
     let mut progress = Progress::new();
-    let view = client
-        .watch(&Request::Watch { job }, |view| {
-            progress.show(view);
-            Ok(())
-        })
-        .await?;
+    let request = Request::Watch { job };
+    let view = tokio::select! {
+        view = client.watch(&request, |sight| progress.show(sight)) => view?,
+        () = interrupted => {
+            return Err(Failure::new(Exit::Interrupted, format!("interrupted; {job} goes on"))
+                .help(format!("watch it with `stoke logs {job} -f`, end it with `stoke cancel {job}`")));
+        }
+    };
     drop(progress);
     if global.json {
-        output::print_json(&json::job(&view))?;
+        output::print_json(&report::document(&view, began.elapsed()))?;
     } else {
         output::print(&report::summary(&view))?;
     }

@@ -70,7 +70,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     let mut table = output::Table::bare();
-    table.row(["cluster".into(), format!("up, {nodes} nodes, in {}", dir.display())]);
+    table.row(["cluster".into(), format!("up, {}, in {}", output::count(nodes, "node"), dir.display())]);
     table.row(["coordinator".into(), address]);
     if let Some(metrics) = metrics {
         table.row(["metrics".into(), format!("http://{metrics}/metrics")]);

@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure, OrFail};
+use crate::{output, place};
 
 #[derive(Clone, Debug)]
 pub struct Folder {
@@ -108,6 +109,23 @@ impl Folder {
         serde_json::from_slice(&text).ok()
     }
 
+    /// A local cluster that was stopped answers nobody: there is nothing to wait for. Any other folder passes.
+    pub fn must_not_be_stopped(&self) -> Result<(), Failure> {
+        if self.holder().is_some() || self.read_state().is_none() {
+            return Ok(());
+        }
+        Err(Failure::new(Exit::Unavailable, format!("the local cluster in {} is stopped", self.dir.display()))
+            .help(format!("start it again with `{}`", self.up_command())))
+    }
+
+    /// What starts it again.
+    pub fn up_command(&self) -> String {
+        match place::cluster_dir(None) {
+            Ok(default) if default == self.dir => "stoke up".to_owned(),
+            Ok(_) | Err(_) => format!("stoke up --dir {}", output::quoted(&self.dir.to_string_lossy())),
+        }
+    }
+
     /// Replaced in one step, so that a reader never sees half of it.
     pub fn write_state(&self, state: &State) -> Result<(), Failure> {
         let path = self.dir.join("local.json");
@@ -175,8 +193,12 @@ mod tests {
         folder.create().unwrap();
         let process = Process { name: "coordinator".into(), pid: 7, restarts: 1 };
         let state = State { supervisor: 1, address: "127.0.0.1:1".into(), metrics: None, processes: vec![process] };
+        folder.must_not_be_stopped().expect("no cluster was here");
         folder.write_state(&state).unwrap();
         assert_eq!(folder.read_state(), Some(state));
+        let stopped = folder.must_not_be_stopped().unwrap_err();
+        assert_eq!(stopped.exit, Exit::Unavailable);
+        assert!(stopped.help_text().contains("stoke up --dir "), "{}", stopped.help_text());
         std::fs::write(folder.log("coordinator"), "a\nb\nc\n").unwrap();
         assert_eq!(folder.log_tail("coordinator", 2), ["b", "c"]);
     }

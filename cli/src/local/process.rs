@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 /// After SIGTERM a process has this long: an agent stops its ranks in it. Then SIGKILL.
@@ -20,8 +20,6 @@ pub struct Launch {
     pub name: String,
     pub arguments: Vec<String>,
     pub log: PathBuf,
-    /// Written to standard input, then closed: a join token, which must not be seen in the process list.
-    pub input: Option<String>,
 }
 
 pub struct Running {
@@ -37,19 +35,14 @@ impl Launch {
     /// Must be called on the main thread: the kernel ties a parent-death signal to the thread that forks.
     pub async fn start(&self) -> io::Result<Running> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let stdin = if self.input.is_some() { Stdio::piped() } else { Stdio::null() };
         let mut child = Command::new(std::env::current_exe()?)
             .args(&self.arguments)
             .args(["--parent", &std::process::id().to_string()])
-            .stdin(stdin)
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)
             .spawn()?;
-        if let (Some(input), Some(mut stdin)) = (&self.input, child.stdin.take()) {
-            // A process that dies before it reads says why in its log.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        }
         let pid = child.id().ok_or_else(|| io::Error::other("the process ended before it was seen"))?;
         let stdout = child.stdout.take().ok_or_else(|| io::Error::other("standard output was not piped"))?;
         Ok(Running { child, pid, lines: BufReader::new(stdout).lines() })

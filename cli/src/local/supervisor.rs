@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
-use stoke_node::agent::identity_dir;
-use stoke_protocol::identity::Credentials;
+use stoke_node::agent;
+use stoke_protocol::identity::{Credentials, JoinToken};
 use stoke_protocol::message::client::{NodeState, Reply, Request, TokenScope};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -118,12 +118,11 @@ impl Supervisor {
         let admin = self.folder.coordinator().join("admin");
         let mut client = Client::open_patiently(&admin, START_MAX).await?;
         for index in 1..=self.options.nodes {
-            let input = if Credentials::load(&identity_dir(&self.folder.node(index))).is_ok() {
-                None
-            } else {
-                Some(node_token(&mut client).await?)
-            };
-            let launch = self.node_launch(index, input);
+            // One after the other, so that the agent called node-1 becomes the node with that id.
+            self.join(&mut client, index).await?;
+        }
+        for index in 1..=self.options.nodes {
+            let launch = self.node_launch(index);
             self.keep(launch, index as usize);
         }
         self.all_up(&mut client, deadline).await?;
@@ -135,6 +134,20 @@ impl Supervisor {
             nodes: self.options.nodes,
         });
         Ok(())
+    }
+
+    /// Gives an agent its identity, once.
+    async fn join(&self, client: &mut Client, index: u32) -> Result<(), Failure> {
+        let (dir, name) = (self.folder.node(index), node_name(index));
+        if Credentials::load(&agent::identity_dir(&dir)).is_ok() {
+            return Ok(());
+        }
+        let token: JoinToken = node_token(client).await?.parse().or_fail(Exit::Negative, "read a join token")?;
+        let joined = agent::join(&dir, &self.state.address, &token, &name).await;
+        joined.map(drop).map_err(|error| {
+            let causes = anyhow::Error::from(error);
+            Failure::new(Exit::Negative, format!("{name} cannot join: {causes:#}"))
+        })
     }
 
     async fn all_up(&mut self, client: &mut Client, deadline: Instant) -> Result<(), Failure> {
@@ -238,12 +251,12 @@ impl Supervisor {
         if let Some(metrics) = metrics {
             arguments.extend(strings(&["--metrics", &metrics]));
         }
-        Launch { name: "coordinator".into(), arguments, log: self.folder.log("coordinator"), input: None }
+        Launch { name: "coordinator".into(), arguments, log: self.folder.log("coordinator") }
     }
 
-    fn node_launch(&self, index: u32, input: Option<String>) -> Launch {
+    fn node_launch(&self, index: u32) -> Launch {
         let (name, dir) = (node_name(index), self.folder.node(index).display().to_string());
-        let mut arguments = strings(&[
+        let arguments = strings(&[
             "node",
             "--dir",
             &dir,
@@ -254,10 +267,7 @@ impl Supervisor {
             "--ip",
             "127.0.0.1",
         ]);
-        if input.is_some() {
-            arguments.extend(strings(&["--join", "-"]));
-        }
-        Launch { log: self.folder.log(&name), name, arguments, input }
+        Launch { log: self.folder.log(&name), name, arguments }
     }
 
     /// The log of the process that made the start fail.

@@ -35,6 +35,19 @@ impl Verb {
         }
     }
 
+    /// As a refusal says it.
+    fn phrase(self) -> &'static str {
+        match self {
+            Self::Look => "look at the cluster",
+            Self::Submit => "submit jobs",
+            Self::CancelOwn => "cancel jobs",
+            Self::CancelAny => "cancel another user's job",
+            Self::Tokens => "manage tokens",
+            Self::Renew => "renew its certificate",
+            Self::Session => "open a node's session",
+        }
+    }
+
     /// Whether it changes something; refusals of these are audited.
     pub fn is_changing(self) -> bool {
         !matches!(self, Self::Look)
@@ -81,7 +94,7 @@ pub fn authorise(subject: &Subject, verb: Verb) -> Result<(), Refusal> {
     };
     Err(Refusal {
         code: RefusalCode::Forbidden,
-        message: format!("{subject} may not {}", verb.word()),
+        message: format!("{subject} may not {}", verb.phrase()),
         mend: mend.to_owned(),
     })
 }

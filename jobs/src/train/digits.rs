@@ -7,14 +7,15 @@ use burn::module::Module;
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::engine::{Engine, Loss, Task, cross_entropy};
 use super::layers::{Init, Linear};
 use super::parameters::{check_model, layout, load_model};
-use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, prediction};
+use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{Field, Group, HeldOut, read_split};
+use crate::data::{Field, Group, HeldOut, in_column, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -90,8 +91,8 @@ struct Sample {
 /// Training and held-out samples. A held-out share is taken by the hash of the pixels: copies of an image stay together.
 fn read(data: &Data) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
     let (train, held) = read_split(&data.train, &data.held_out, &[&data.label, &data.pixels], &|fields| {
-        let label = fields[0].integer(DIGITS as u64 - 1)? as u8;
-        let pixels = fields[1].bytes(PIXELS)?;
+        let label = in_column(&data.label, fields[0].integer(DIGITS as u64 - 1))? as u8;
+        let pixels = in_column(&data.pixels, fields[1].bytes(PIXELS))?;
         let group = Group::of(&pixels);
         Ok((Sample { pixels, label }, group))
     })?;
@@ -244,6 +245,8 @@ const BATCH: usize = 64;
 
 struct Classifier {
     config: Model,
+    /// Key of the pixels, where a line is a row of a training file.
+    pixels: String,
     labels: Vec<String>,
     net: Net,
     device: Device,
@@ -256,23 +259,25 @@ pub(crate) fn classifier(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<B
     let weights = check_model(&layout(&net), tensors)?;
     let net = load_model(net, weights);
     let labels = (0..DIGITS).map(|digit| digit.to_string()).collect();
-    Ok(Box::new(Classifier { config: sections.model, labels, net, device }))
+    Ok(Box::new(Classifier { config: sections.model, pixels: sections.data.pixels, labels, net, device }))
 }
 
 impl Predict for Classifier {
-    /// A line is a JSON array of 784 values of 0..255.
-    fn predict(&mut self, lines: &[String]) -> Result<Vec<Prediction>, JobError> {
-        let image = |(at, line): (usize, &String)| {
-            Field::Text(line).bytes(PIXELS).map_err(|problem| JobError::Line { line: at as u64 + 1, problem })
-        };
-        let images: Vec<Vec<u8>> = lines.iter().enumerate().map(image).collect::<Result<_, _>>()?;
-        let mut out = Vec::new();
-        for batch in images.chunks(BATCH) {
+    fn predict(&mut self, lines: &[&str]) -> Vec<Result<Prediction, String>> {
+        let images = lines.iter().map(|line| image(line, &self.pixels)).collect();
+        answers(images, BATCH, |batch| {
             let batch: Vec<&[u8]> = batch.iter().map(|image| &image[..]).collect();
             let logits = self.net.forward(&self.config, &batch, &self.device).into_data();
             let logits = logits.try_into_vec::<f32>().expect("logits are f32");
-            out.extend(logits.chunks(DIGITS).map(|row| prediction(&self.labels, row)));
-        }
-        Ok(out)
+            logits.chunks(DIGITS).map(|row| prediction(&self.labels, row)).collect()
+        })
     }
+}
+
+/// A line is a JSON array of 784 values of 0..255, or a row of a JSONL file to train on.
+fn image(line: &str, pixels: &str) -> Result<Vec<u8>, String> {
+    let expected = || format!("expected a JSON array of {PIXELS} numbers, or an object with \"{pixels}\"");
+    let value: Value = serde_json::from_str(line).map_err(|_| expected())?;
+    let array = if value.is_object() { value.get(pixels).ok_or_else(expected)? } else { &value };
+    Field::Json(array).bytes(PIXELS)
 }

@@ -15,10 +15,10 @@ use super::engine::{Engine, Loss, Task, cross_entropy};
 use super::layers::{Embedding, Init, Linear};
 use super::metrics::{at_false_positives, roc_auc};
 use super::parameters::{check_model, layout, load_model};
-use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, prediction};
+use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{Group, HeldOut, read_split};
+use crate::data::{Group, HeldOut, in_column, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -149,10 +149,15 @@ fn registered(name: &str) -> &str {
 fn read(data: &Data, length: usize) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
     let group = data.registered.as_ref().unwrap_or(&data.domain);
     let (train, held) = read_split(&data.train, &data.held_out, &[&data.domain, &data.label, group], &|fields| {
-        let (name, label) = (normal(fields[0].text()?)?, fields[1].text()?);
-        let known = data.labels.iter().position(|known| known == label);
-        let label = known.ok_or_else(|| format!("expected {}, found \"{label}\"", data.labels.join(" or ")))? as u8;
-        let group = if data.registered.is_some() { fields[2].text()? } else { registered(&name) };
+        let name = in_column(&data.domain, fields[0].text().and_then(|name| normal(&name)))?;
+        let label = in_column(&data.label, fields[1].text())?;
+        let known = data.labels.iter().position(|known| *known == label);
+        let unknown = || format!("{}: expected {}, found \"{label}\"", data.label, data.labels.join(" or "));
+        let label = known.ok_or_else(unknown)? as u8;
+        let group = match &data.registered {
+            Some(column) => in_column(column, fields[2].text())?,
+            None => registered(&name).into(),
+        };
         Ok((Sample { symbols: encode(&name, length), label }, Group::of(group.as_bytes())))
     })?;
     for (samples, which) in [(&train, "training"), (&held, "held-out")] {
@@ -297,23 +302,14 @@ pub(crate) fn classifier(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<B
 
 impl Predict for Classifier {
     /// A line is a domain name.
-    fn predict(&mut self, lines: &[String]) -> Result<Vec<Prediction>, JobError> {
-        let mut out = Vec::new();
-        let encoded: Result<Vec<_>, JobError> = lines
-            .iter()
-            .enumerate()
-            .map(|(at, line)| {
-                let name = normal(line).map_err(|problem| JobError::Line { line: at as u64 + 1, problem })?;
-                Ok(encode(&name, self.config.length))
-            })
-            .collect();
-        for batch in encoded?.chunks(BATCH) {
+    fn predict(&mut self, lines: &[&str]) -> Vec<Result<Prediction, String>> {
+        let encoded = lines.iter().map(|line| Ok(encode(&normal(line)?, self.config.length))).collect();
+        answers(encoded, BATCH, |batch| {
             let names: Vec<&[u8]> = batch.iter().map(|symbols| &symbols[..]).collect();
             let logits = self.net.forward(&self.config, &names, &self.device).into_data();
             let logits = logits.try_into_vec::<f32>().expect("logits are f32");
-            out.extend(logits.chunks(2).map(|row| prediction(&self.labels, row)));
-        }
-        Ok(out)
+            logits.chunks(2).map(|row| prediction(&self.labels, row)).collect()
+        })
     }
 }
 

@@ -199,15 +199,14 @@ fn trained_weights_classify() {
     assert!(metrics.contains_key("precision_at_1pct_fpr") && metrics.contains_key("recall_at_1pct_fpr"));
     let mut classifier =
         stoke_jobs::classifier(&spec, "domains", train.save().expect("a state")).expect("the same model");
-    let lines = ["myetherwallet-login.com", "wikipedia.org"].map(str::to_owned);
-    let answers = classifier.predict(&lines).expect("two names");
-    assert_eq!(answers[0].label, "phishing");
-    assert_eq!(answers[1].label, "benign");
-    assert!((answers[0].scores.iter().map(|(_, score)| score).sum::<f32>() - 1.0).abs() < 1e-6);
-    let alone = classifier.predict(&lines[1..]).expect("one name");
-    assert!((alone[0].scores[0].1 - answers[1].scores[0].1).abs() < 1e-6, "an answer depends on its neighbours");
-    let error = classifier.predict(&["a.com".to_owned(), "not a domain".to_owned()]).expect_err("a bad line");
-    assert_eq!(error.to_string(), "input line 2: expected a domain name, found \"not a domain\"");
+    let lines = ["myetherwallet-login.com", "not a domain", "wikipedia.org"];
+    let [phishing, bad, benign] = &classifier.predict(&lines)[..] else { panic!("an answer for each line") };
+    let (phishing, benign) = (phishing.as_ref().expect("a name"), benign.as_ref().expect("a name"));
+    assert_eq!((phishing.label.as_str(), benign.label.as_str()), ("phishing", "benign"));
+    assert!((phishing.scores.iter().map(|(_, score)| score).sum::<f32>() - 1.0).abs() < 1e-6);
+    let alone = classifier.predict(&lines[2..]).remove(0).expect("one name");
+    assert!((alone.scores[0].1 - benign.scores[0].1).abs() < 1e-6, "an answer depends on its neighbours");
+    assert_eq!(*bad, Err("expected a domain name, found \"not a domain\"".to_owned()));
 }
 
 #[test]
@@ -217,9 +216,13 @@ fn digits_are_read_from_lines() {
     let mut classifier =
         stoke_jobs::classifier(&spec, "digits", train.save().expect("a state")).expect("the same model");
     let blank = format!("[{}0]", "0,".repeat(783));
-    assert_eq!(classifier.predict(&[blank]).expect("an image")[0].scores.len(), 10);
-    let error = classifier.predict(&["[1,2]".to_owned()]).expect_err("a short image").to_string();
-    assert_eq!(error, "input line 1: expected 784 values, found 2");
+    let row = format!("{{\"label\": 0, \"pixels\": {blank}}}");
+    let answers = classifier.predict(&[&blank, &row, "[1,2]", "0 0 0", "{}"]);
+    assert_eq!(answers[0].as_ref().expect("an image").scores.len(), 10);
+    assert_eq!(answers[1], answers[0], "a row to train on is its image");
+    assert_eq!(answers[2], Err("expected 784 values, found 2".to_owned()));
+    let expected = "expected a JSON array of 784 numbers, or an object with \"pixels\"";
+    assert_eq!(&answers[3..], [Err(expected.to_owned()), Err(expected.to_owned())]);
 }
 
 #[test]
@@ -263,11 +266,11 @@ fn bad_rows_and_missing_files_are_named() {
     };
     assert_eq!(
         load("domain,label\na.com,benign\nb.com,odd\n"),
-        "FILE, line 3: expected benign or phishing, found \"odd\""
+        "FILE, line 3: label: expected benign or phishing, found \"odd\""
     );
     assert_eq!(
         load("domain,label\nhttp://a.com/,benign\n"),
-        "FILE, line 2: expected a domain name, found \"http://a.com/\""
+        "FILE, line 2: domain: expected a domain name, found \"http://a.com/\""
     );
     assert_eq!(load("domain,label\na.com,benign\n"), "data FILE: no training row is labelled phishing");
     std::fs::remove_file(&file).expect("remove the rows");
