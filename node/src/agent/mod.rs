@@ -25,7 +25,6 @@ use std::time::SystemTime;
 
 use ractor::{Actor, ActorRef};
 use stoke_protocol::ids::{Incarnation, NodeId};
-use stoke_protocol::label::{check_labels, check_node_name};
 use stoke_protocol::message::node::Capacity;
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch as channel};
@@ -83,8 +82,7 @@ impl Agent {
     /// Starts an agent on this machine; `join` must have been called on its folder. Returns before the coordinator is reached: an agent
     /// waits for its coordinator for as long as it takes. Needs a tokio runtime with time and I/O.
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        let labels = config.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        check_node_name(&config.name).and_then(|()| check_labels(labels)).map_err(StartError::Offer)?;
+        config.check().map_err(StartError::Offer)?;
         // An agent whose folder has lost its count, or comes from a backup, is still newer than every one before.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let clock = Incarnation(u64::try_from(since.as_millis()).unwrap_or(0));
