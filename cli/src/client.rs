@@ -176,11 +176,11 @@ impl Client {
                             if lost_at.take().is_some() {
                                 each(Sight::Back);
                             }
-                            if let Some((generation, reason)) = self.missed_end(last, &view).await {
+                            for (generation, reason) in self.missed_ends(last, &view).await {
                                 each(Sight::Ended { generation, reason });
                             }
                             each(Sight::Job(&view));
-                            last = Some((view.generation, view.state));
+                            last = Some((view.recoveries, view.generation));
                             if view.state.is_terminal() {
                                 return Ok(*view);
                             }
@@ -207,23 +207,25 @@ impl Client {
         }
     }
 
-    /// Views skip states that pass quickly: the end of a generation is asked for when no view has told of it.
-    async fn missed_end(
-        &mut self,
-        last: Option<(Generation, JobState)>,
-        view: &JobView,
-    ) -> Option<(Generation, String)> {
-        let (generation, state) = last?;
-        let told = matches!(state, JobState::Queued | JobState::Recovering);
-        if told || generation == view.generation {
-            return None;
+    /// Views skip states that pass quickly: why generations ended is asked for when no view has told of it.
+    async fn missed_ends(&mut self, last: Option<(u32, Generation)>, view: &JobView) -> Vec<(Generation, String)> {
+        let Some((recoveries, seen)) = last.filter(|(recoveries, _)| *recoveries < view.recoveries) else {
+            return Vec::new();
+        };
+        // A view of a job that recovers tells of the newest end itself.
+        let told = u32::from(view.state == JobState::Recovering);
+        if recoveries + told == view.recoveries {
+            return Vec::new();
         }
         let Ok(Reply::Explained(explained)) = self.ask_once(&Request::Explain { job: view.job }).await else {
-            return None;
+            return Vec::new();
         };
-        let start = format!("{generation} ended: ");
-        let reason = explained.events.iter().find_map(|event| event.text.strip_prefix(&start))?;
-        Some((generation, reason.to_owned()))
+        let end = |text: &str| {
+            let (generation, reason) = text.split_once(" ended: ")?;
+            Some((generation.parse::<Generation>().ok()?, reason.to_owned()))
+        };
+        let ends = explained.events.iter().filter_map(|event| end(&event.text));
+        ends.filter(|(generation, _)| *generation >= seen && *generation < view.generation).collect()
     }
 
     async fn ask_once(&mut self, request: &Request) -> Result<Reply, Asked> {

@@ -19,7 +19,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub struct Progress {
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
-    last_state: Option<(JobState, u64, String)>,
+    last_state: Option<(JobState, u32, u32, String)>,
 }
 
 impl Progress {
@@ -43,7 +43,9 @@ impl Progress {
     }
 
     fn job(&mut self, view: &JobView) {
-        let state = (view.state, view.generation.0, view.reason.clone());
+        // A rank that joins begins a generation too, and is news when it has joined.
+        let world = view.world_sizes.last().copied().unwrap_or(0);
+        let state = (view.state, world, view.recoveries, view.reason.clone());
         if self.last_state.as_ref() != Some(&state) {
             self.changed(view);
             self.last_state = Some(state);
@@ -69,11 +71,15 @@ impl Progress {
     }
 
     fn changed(&mut self, view: &JobView) {
-        let ranks = output::count(view.world_sizes.last().copied().unwrap_or(0), "rank");
+        let world = match view.state {
+            JobState::Starting => view.placement.len() as u32,
+            _ => view.world_sizes.last().copied().unwrap_or(0),
+        };
+        let ranks = output::count(world, "rank");
         let text = match view.state {
             JobState::Queued => format!("{} waits: {}", view.job, view.reason),
             JobState::Starting => format!("{} starts on {ranks}", view.job),
-            JobState::Running => format!("{} runs on {ranks}, generation {}", view.job, view.generation.0),
+            JobState::Running => format!("{} runs on {ranks}", view.job),
             JobState::Recovering => ended(view.generation, &view.reason),
             JobState::Cancelling => format!("{} is being cancelled", view.job),
             JobState::Succeeded | JobState::Failed | JobState::Cancelled => {
@@ -144,6 +150,7 @@ mod tests {
     #[test]
     fn figures_name_what_is_left() {
         let progress = rank::Progress {
+            generation: stoke_protocol::ids::Generation(1),
             step: Step(50),
             steps: Step(100),
             loss: 0.25,

@@ -15,6 +15,9 @@ use crate::failure::{Exit, Failure, OrFail};
 use crate::json::{float, job_state};
 use crate::output;
 
+/// Changes of the world size in a summary.
+const WORLDS_SHOWN_MAX: usize = 8;
+
 /// Of each rank that may tell why.
 const LOG_LINES: u32 = 20;
 /// Logs come from agents that may be in trouble.
@@ -88,6 +91,7 @@ pub fn document(view: &JobView, wall: Duration) -> Value {
         "weights_blake3": outcome.map(|outcome| outcome.weights_blake3.to_string()),
         "world_sizes": view.world_sizes.0,
         "generations": view.generation.0,
+        "recoveries": view.recoveries,
         "checkpoint": view.checkpoint.as_ref().map(|checkpoint| &checkpoint.uri),
         "wall_seconds": (wall.as_secs_f64() * 1000.0).round() / 1000.0,
     })
@@ -117,16 +121,29 @@ fn summary_table(view: &JobView) -> output::Table {
         }
         table.row(["weights_blake3".into(), outcome.weights_blake3.to_string()]);
     }
-    let worlds: Vec<String> = view.world_sizes.iter().map(ToString::to_string).collect();
-    table.row(["ranks".into(), format!("{} ({})", worlds.join(", then "), generations(view.world_sizes.len()))]);
+    table.row(["ranks".into(), format!("{} ({})", worlds(&view.world_sizes), recoveries(view.recoveries))]);
     if let Some(checkpoint) = &view.checkpoint {
         table.row(["checkpoint".into(), checkpoint.uri.clone()]);
     }
     table
 }
 
-fn generations(count: usize) -> String {
-    if count == 1 { "one generation".to_owned() } else { format!("{count} generations") }
+/// World sizes as they changed, the last few of many.
+fn worlds(sizes: &[u32]) -> String {
+    let mut changes: Vec<u32> = sizes.to_vec();
+    changes.dedup();
+    let from = changes.len().saturating_sub(WORLDS_SHOWN_MAX);
+    let shown: Vec<String> = changes[from..].iter().map(ToString::to_string).collect();
+    let before = if from > 0 { "..., then " } else { "" };
+    format!("{before}{}", shown.join(", then "))
+}
+
+fn recoveries(count: u32) -> String {
+    match count {
+        0 => "no rank was lost".to_owned(),
+        1 => "lost ranks once and went on".to_owned(),
+        count => format!("lost ranks {count} times and went on"),
+    }
 }
 
 /// The last lines of the rank that the reason names, or of all ranks. What cannot be had is left out: the reason is known already.

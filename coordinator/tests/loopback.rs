@@ -154,7 +154,7 @@ fn outcome() -> RankEvent {
         weights_blake3: Digest([7; 32]),
         metrics: [("accuracy".to_owned(), 0.5)].into(),
     };
-    RankEvent::Finished { outcome }
+    RankEvent::Finished { generation: Generation(1), outcome }
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_node_joins_gets_a_rank_and_the_job_succeeds() {
     let other = RankId { rank: Rank(1), ..start.id };
     assert!(matches!(node.sign(other).await, NodeReply::Refused { .. }), "I32: not placed here");
     node.report(start.id, RankEvent::Ready { address: any() }).await;
-    assert!(matches!(node.next().await, ToNode::Peers { .. }));
+    assert!(matches!(node.next().await, ToNode::Membership { .. }));
     node.report(start.id, outcome()).await;
     assert!(matches!(node.next().await, ToNode::Release { .. }));
 
@@ -222,7 +222,7 @@ async fn a_running_rank_outlives_its_coordinator() {
     let id = submit(&user, "k").await;
     let ToNode::Start(start_rank) = node.next().await else { panic!("no start") };
     node.report(start_rank.id, RankEvent::Ready { address: any() }).await;
-    assert!(matches!(node.next().await, ToNode::Peers { .. }));
+    assert!(matches!(node.next().await, ToNode::Membership { .. }));
     drop(running);
 
     let running = start(&config(dir.path())).await;
@@ -236,7 +236,7 @@ async fn a_running_rank_outlives_its_coordinator() {
     (hello.session, hello.epoch_seen) = (2, Epoch(1));
     sender.send(&FromNode::Hello(hello)).await.unwrap();
     assert!(matches!(receiver.expect().await.unwrap(), ToNode::Welcome { epoch: Epoch(2), .. }));
-    assert!(matches!(receiver.expect().await.unwrap(), ToNode::Peers { .. }));
+    assert!(matches!(receiver.expect().await.unwrap(), ToNode::Membership { .. }));
     // The first report of this incarnation was acknowledged by the coordinator that died; the next one ends the job.
     sender.send(&FromNode::Report(Report { sequence: 2, id: start_rank.id, event: outcome() })).await.unwrap();
     assert!(matches!(receiver.expect().await.unwrap(), ToNode::Acknowledge { sequence: 2, .. }));

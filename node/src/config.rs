@@ -37,6 +37,9 @@ pub struct Config {
     /// Ranks that are stopped because the agent ends have this long before they are killed.
     #[serde(default = "stop_grace_ms")]
     pub stop_grace_ms: u64,
+    /// A rank's process that has said nothing for so long is killed, and its job goes on without it.
+    #[serde(default = "rank_silence_ms")]
+    pub rank_silence_ms: u64,
     /// A rank's log is cut into two files of at most so many bytes; older lines go.
     #[serde(default = "log_bytes")]
     pub log_bytes: u64,
@@ -55,6 +58,7 @@ impl Config {
             listen_ip: None,
             worker_command: Vec::new(),
             stop_grace_ms: stop_grace_ms(),
+            rank_silence_ms: rank_silence_ms(),
             log_bytes: log_bytes(),
         }
     }
@@ -86,6 +90,10 @@ fn host_name() -> String {
 }
 
 fn stop_grace_ms() -> u64 {
+    5_000
+}
+
+fn rank_silence_ms() -> u64 {
     5_000
 }
 

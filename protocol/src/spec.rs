@@ -14,6 +14,8 @@ use crate::lanes::LANES_MAX;
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
 /// One shard record a rank must fit into a control frame when a checkpoint is committed.
 pub const RANKS_MAX: u32 = 256;
+/// The names of all that are kept travel in one control frame.
+pub const KEEP_MAX: u32 = 1_000;
 const NAME_CHARS_MAX: usize = 63;
 /// More than the processors of any machine: a rank starts so many threads at once.
 const THREADS_MAX: u32 = 256;
@@ -81,6 +83,8 @@ pub struct Resources {
     /// World size. Left out, it is the number of nodes that are up when the job is taken in, and at most one rank a lane.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<u32>,
+    /// A job that has lost ranks goes on with no fewer than this, while replacements come up.
+    pub ranks_min: u32,
     pub cpus: u32,
     pub memory: Bytes,
     pub gpus: u32,
@@ -108,7 +112,7 @@ pub struct Checkpoint {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Restart {
-    /// Generations that may be tried before the job is failed (I11).
+    /// A job that fails so many times without getting further has failed for good (I11).
     pub attempts: u32,
 }
 
@@ -134,7 +138,7 @@ fn one() -> u32 {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { ranks: None, cpus: 1, memory: Bytes(1 << 30), gpus: 0, labels: BTreeMap::new() }
+        Self { ranks: None, ranks_min: 1, cpus: 1, memory: Bytes(1 << 30), gpus: 0, labels: BTreeMap::new() }
     }
 }
 
@@ -247,6 +251,10 @@ impl JobSpec {
                 );
             }
         }
+        if resources.ranks_min == 0 || resources.ranks_min > resources.ranks.unwrap_or(RANKS_MAX) {
+            let most = resources.ranks.unwrap_or(RANKS_MAX);
+            return fail("ranks_min", format!("ranks_min = {}: use 1 to {most}", resources.ranks_min));
+        }
         if resources.cpus == 0 {
             return fail("cpus", "cpus = 0: a rank needs at least 1".into());
         }
@@ -259,6 +267,9 @@ impl JobSpec {
         }
         if self.checkpoint.keep == 0 {
             return fail("keep", "keep = 0: the newest checkpoint is always kept, use at least 1".into());
+        }
+        if self.checkpoint.keep > KEEP_MAX {
+            return fail("keep", format!("keep = {}: use at most {KEEP_MAX}", self.checkpoint.keep));
         }
         for (key, uri) in [("to", &self.checkpoint.to), ("resume", &self.checkpoint.resume)] {
             if let Some(uri) = uri

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stoke_node::exchange::{Exchange, LaneSums, PeerEndpoint, Shape};
+use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State};
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::lanes;
-use stoke_protocol::message::rank::PeerAddress;
+use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::Io;
 
 /// As in the `stoke` binary: glibc's allocator returns packet buffers to the kernel and pays a third more.
@@ -204,55 +204,59 @@ fn rank(dir: &Path) {
     let credentials = Credentials::load(dir).expect("load credentials");
     let Subject::Rank { rank, .. } = credentials.identity().subject else { panic!("a rank's credentials") };
     let io = Io::thread("stoke-net").expect("start the network thread");
-    let meshes: Vec<PeerEndpoint> =
-        (0..SIZES_MAX).map(|_| PeerEndpoint::bind(&io, LOOPBACK, credentials.clone()).expect("bind")).collect();
+    let meshes: Vec<Mesh> =
+        (0..SIZES_MAX).map(|_| Mesh::bind(&io, LOOPBACK, credentials.clone()).expect("bind")).collect();
     let addresses: Vec<String> = meshes.iter().map(|mesh| mesh.address().to_string()).collect();
     println!("{}", addresses.join(","));
     let mut lines = std::io::stdin().lines().map(|line| line.expect("read stdin"));
     let all = lines.next().expect("the addresses of all ranks");
     let mut endpoints = meshes.into_iter().enumerate();
-    let mut open: Option<(usize, Exchange, LaneSums)> = None;
+    let mut open: Option<(usize, Mesh, Exchange, LaneSums)> = None;
     let mut step = 0;
     for line in lines {
         let mut numbers = line.split(' ').map(|word| word.parse::<usize>().expect("a number"));
         let (bytes, rounds) = (numbers.next().expect("bytes"), numbers.next().expect("rounds"));
         if open.as_ref().is_none_or(|(size, ..)| *size != bytes) {
-            if let Some((_, exchange, _)) = open.take() {
-                exchange.close();
+            if let Some((.., mut exchange, _)) = open.take() {
+                exchange.finish();
             }
-            let (index, endpoint) = endpoints.next().expect("an endpoint for each size");
-            open = Some(connect(bytes, rank, endpoint, &peers(&all, index)));
+            let (index, mesh) = endpoints.next().expect("an endpoint for each size");
+            open = Some(connect(bytes, rank, mesh, members(&all, index)));
         }
-        let (_, exchange, sums) = open.as_mut().expect("opened above");
+        let (.., exchange, sums) = open.as_mut().expect("opened above");
         println!("{}", rounds_of(exchange, sums, rounds, &mut step));
     }
-    if let Some((_, exchange, _)) = open {
-        exchange.close();
+    if let Some((.., mut exchange, _)) = open {
+        exchange.finish();
     }
 }
 
 /// Endpoints that a rank binds before it knows how many sizes will be asked for.
 const SIZES_MAX: usize = 8;
 
-fn connect(bytes: usize, rank: Rank, endpoint: PeerEndpoint, peers: &[PeerAddress]) -> (usize, Exchange, LaneSums) {
+fn connect(bytes: usize, rank: Rank, mesh: Mesh, members: Vec<Member>) -> (usize, Mesh, Exchange, LaneSums) {
     let shape = Shape { values: bytes / 4, lanes: LANES };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let exchange = runtime.block_on(endpoint.connect(peers, shape)).expect("connect");
-    let owned = lanes::assign(LANES, peers.len() as u32)[rank.0 as usize].clone();
+    let owned = lanes::assign(LANES, members.len() as u32)[rank.0 as usize].clone();
+    let (members, joining) = (members.into(), Vec::new().into());
+    let membership = Membership { generation: Generation(1), members, joining, after: None };
+    let begun = State { step: Some(Step(0)), sum: None };
+    let exchange = runtime.block_on(mesh.form(&membership, begun, shape)).expect("connect").exchange;
     let mut sums = LaneSums::new(shape.values, LANES, owned.clone());
     for lane in owned {
         sums.begin(lane);
         sums.push(0, &vec![lane as f32 + 1.0; shape.values]);
     }
-    (bytes, exchange, sums)
+    (bytes, mesh, exchange, sums)
 }
 
-/// The peers of mesh `index`, out of "address,address,... address,address,...".
-fn peers(all: &str, index: usize) -> Vec<PeerAddress> {
+/// The ranks of mesh `index`, out of "address,address,... address,address,...".
+fn members(all: &str, index: usize) -> Vec<Member> {
     let address = |list: &str| list.split(',').nth(index).and_then(|address| address.parse::<SocketAddr>().ok());
-    all.split(' ')
-        .enumerate()
-        .map(|(rank, list)| PeerAddress { rank: Rank(rank as u32), address: address(list).expect("an address") })
+    let id = |rank| RankId { job: JobId(1), generation: Generation(1), rank: Rank(rank) };
+    (0..)
+        .zip(all.split(' '))
+        .map(|(rank, list)| Member { id: id(rank), address: address(list).expect("an address") })
         .collect()
 }
 

@@ -46,7 +46,7 @@ fn a_coordinator_killed_during_training_costs_no_step() {
     let ended = running.wait().expect(0).says(&["the coordinator was killed by signal 9", "the coordinator is back"]);
     let summary = ended.json();
     same_weights(&summary);
-    assert_eq!(summary["generations"], 1, "ranks went on while it was away: {summary:#}");
+    assert_eq!(summary["recoveries"], 0, "ranks went on while it was away: {summary:#}");
     assert_eq!(summary["restarts"], 1);
 }
 
@@ -56,7 +56,7 @@ fn a_coordinator_stopped_during_training_costs_no_step() {
     signal(process_of(&cluster, "coordinator"), Signal::TERM);
     let summary = running.wait().expect(0).says(&["the coordinator is back"]).json();
     same_weights(&summary);
-    assert_eq!(summary["generations"], 1, "ranks went on while it was away: {summary:#}");
+    assert_eq!(summary["recoveries"], 0, "ranks went on while it was away: {summary:#}");
 }
 
 #[test]
@@ -78,26 +78,42 @@ fn a_run_that_nobody_reads_trains_to_its_end() {
 }
 
 #[test]
-fn an_agent_killed_during_training_costs_a_generation_and_no_bit() {
+fn an_agent_killed_during_training_costs_a_step_and_no_bit() {
     let (running, _scratch, cluster) = in_the_middle();
     signal(process_of(&cluster, "node-2"), Signal::KILL);
     let summary = running.wait().expect(0).says(&["the node-2 was killed by signal 9"]).json();
     same_weights(&summary);
-    assert_eq!(summary["generations"], 2, "{summary:#}");
+    assert_eq!(summary["recoveries"], 1, "{summary:#}");
 }
 
+/// The other rank keeps its process, and the one that takes the dead one's place trains to the end.
 #[test]
-fn a_rank_killed_during_training_costs_a_generation_and_no_bit() {
+fn a_rank_killed_during_training_costs_a_step_and_no_bit() {
     let (running, _scratch, cluster) = in_the_middle();
-    let agent = process_of(&cluster, "node-1");
-    let rank = poll("a rank of node-1", || {
-        let workers = processes_naming("worker").into_iter();
-        workers.map(|(pid, _)| pid).find(|pid| parent_of(*pid) == Some(agent))
+    let (killed, survivor) = (rank_of(&cluster, "node-1"), rank_of(&cluster, "node-2"));
+    signal(killed, Signal::KILL);
+    let step = step_of(&cluster).unwrap_or_default();
+    let successor = poll("another process in its place", || {
+        let found = try_rank_of(&cluster, "node-1").filter(|pid| *pid != killed);
+        found.filter(|_| step_of(&cluster).is_some_and(|now| now > step))
     });
-    signal(rank, Signal::KILL);
+    assert_eq!(try_rank_of(&cluster, "node-2"), Some(survivor), "the survivor was restarted");
+    assert_ne!(successor, killed);
     let summary = running.wait().expect(0).says(&["generation 1 ended: ", "killed by signal 9"]).json();
     same_weights(&summary);
-    assert_eq!(summary["generations"], 2, "{summary:#}");
+    assert_eq!(summary["recoveries"], 1, "{summary:#}");
+    let worlds = summary["world_sizes"].as_array().expect("world sizes");
+    assert_eq!((worlds.first(), worlds.last()), (Some(&2.into()), Some(&2.into())), "{summary:#}");
+}
+
+/// A process that is stopped says nothing and does not end: its agent gives it up, and a step that waits for it is done again.
+#[test]
+fn a_rank_that_is_stopped_is_replaced() {
+    let (running, _scratch, cluster) = in_the_middle();
+    signal(rank_of(&cluster, "node-2"), Signal::STOP);
+    let summary = running.wait().expect(0).says(&["generation 1 ended: ", "stopped or hangs"]).json();
+    same_weights(&summary);
+    assert_eq!(summary["recoveries"], 1, "{summary:#}");
 }
 
 #[test]
@@ -135,6 +151,17 @@ fn nothing_left(scratch: &TempDir, cluster: &Path) {
     poll("the end of every process", || processes_naming(&word).is_empty().then_some(()));
     let left: Vec<_> = std::fs::read_dir(scratch.path().join("tmp")).expect("read").flatten().collect();
     assert!(left.is_empty(), "{left:?} is left in the temporary folder");
+}
+
+/// The process of the rank on a node.
+fn rank_of(cluster: &Path, node: &str) -> u32 {
+    poll("a rank on the node", || try_rank_of(cluster, node))
+}
+
+fn try_rank_of(cluster: &Path, node: &str) -> Option<u32> {
+    let agent = process_of(cluster, node);
+    let workers = processes_naming("worker").into_iter();
+    workers.map(|(pid, _)| pid).find(|pid| parent_of(*pid) == Some(agent))
 }
 
 fn parent_of(pid: u32) -> Option<u32> {

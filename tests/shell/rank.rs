@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use stoke_node::agent::{RankEvents, RankProcess, Spawner};
 use stoke_protocol::identity::KeyRequest;
-use stoke_protocol::ids::{Digest, Rank, Step};
-use stoke_protocol::message::rank::{Exit, FromRank, Outcome, RankEvent, ShardRecord, StartRank, ToRank};
+use stoke_protocol::ids::{Digest, Generation, Step};
+use stoke_protocol::message::rank::{
+    Exit, FromRank, Membership, Outcome, RankEvent, ShardRecord, StartFrom, StartRank, ToRank,
+};
 use stoke_protocol::spec::JobSpec;
 use tokio::sync::mpsc;
 
@@ -49,7 +51,9 @@ impl Spawner for SimulatedRanks {
         tokio::spawn(async move {
             let id = start.id;
             trace.note(format!("{id} starts"));
-            let exit = Life { start, ip, events: events.clone(), told }.live().await;
+            let events_of_life = events.clone();
+            let life = Life { start, membership: None, committed: 0, ip, events: events_of_life, told };
+            let exit = life.live().await;
             trace.note(format!("{id} ends: {exit:?}"));
             events.exited(exit);
         });
@@ -70,6 +74,9 @@ impl RankProcess for Handle {
 
 struct Life {
     start: StartRank,
+    membership: Option<Membership>,
+    /// The highest step whose checkpoint is in the catalogue.
+    committed: u64,
     ip: IpAddr,
     events: RankEvents,
     told: mpsc::UnboundedReceiver<Told>,
@@ -79,20 +86,21 @@ impl Life {
     async fn live(mut self) -> Exit {
         let spec = JobSpec::parse(&self.start.spec).expect("the coordinator has parsed it");
         let (steps, every) = (spec.train.steps.unwrap_or(1), spec.checkpoint.every.unwrap_or(u64::MAX));
-        let resumed =
-            self.start.resume.as_deref().and_then(|uri| uri.rsplit('/').next()).and_then(|name| name.get(5..13));
+        let resumed = match &self.start.from {
+            StartFrom::Checkpoint(uri) => uri.rsplit('/').next().and_then(|name| name.get(5..13)),
+            StartFrom::Seed | StartFrom::Peers => None,
+        };
         let mut at: u64 = resumed.and_then(|digits| digits.parse().ok()).unwrap_or(0);
-        let mut training = false;
         let csr = KeyRequest::new().expect("a key").csr().to_vec().into();
         self.events.frame(FromRank::Hello { csr }).await;
         loop {
             let told = tokio::select! {
                 biased;
                 told = self.told.recv() => told,
-                () = tokio::time::sleep(STEP), if training && at < steps => {
+                () = tokio::time::sleep(STEP), if self.is_member() && at < steps => {
                     at += 1;
                     if at.is_multiple_of(every) || at == steps {
-                        self.say(self.shard(at)).await;
+                        self.store(at).await;
                     }
                     continue;
                 }
@@ -105,13 +113,17 @@ impl Life {
                         let address = SocketAddr::new(self.ip, 9_000 + self.start.id.rank.0 as u16);
                         self.say(RankEvent::Ready { address }).await;
                     }
-                    ToRank::Peers(_) => training = true,
-                    ToRank::Commit { step, .. } => {
-                        let (uri, manifest_blake3) = (self.folder(step), Digest([2; 32]));
-                        self.say(RankEvent::ManifestStored { step, uri, manifest_blake3 }).await;
+                    ToRank::Membership(membership) => at = self.enter(membership, at, steps).await,
+                    ToRank::Commit { generation, step, .. } => {
+                        let (uri, manifest_blake3) = (self.folder(generation, step), Digest([2; 32]));
+                        self.say(RankEvent::ManifestStored { generation, step, uri, manifest_blake3 }).await;
                     }
-                    ToRank::Committed { step, .. } if step.0 == steps => self.say(finished(step)).await,
-                    ToRank::Committed { .. } => {}
+                    ToRank::Committed { step, .. } => {
+                        self.committed = self.committed.max(step.0);
+                        if step.0 == steps {
+                            self.say(finished(self.generation(), step)).await;
+                        }
+                    }
                     ToRank::Release => return Exit::Code(0),
                     ToRank::Stop { .. } => return Exit::Code(4),
                 },
@@ -123,20 +135,53 @@ impl Life {
         self.events.frame(FromRank::Event(event)).await;
     }
 
-    fn folder(&self, step: Step) -> String {
-        format!("{}/step-{:08}-{}", self.start.checkpoints, step.0, self.start.id.generation)
+    fn generation(&self) -> Generation {
+        self.membership.as_ref().map(|membership| membership.generation).unwrap_or_default()
     }
 
-    fn shard(&self, at: u64) -> RankEvent {
-        let Rank(index) = self.start.id.rank;
-        let file = format!("shard-{index}-of-{}.safetensors", self.start.world);
+    fn is_member(&self) -> bool {
+        self.membership.as_ref().is_some_and(|membership| membership.position(self.start.id).is_some())
+    }
+
+    /// Says what a rank says when a generation begins; one that joins takes the last step, for these ranks have no state.
+    async fn enter(&mut self, membership: Membership, at: u64, steps: u64) -> u64 {
+        let (generation, position) = (membership.generation, membership.position(self.start.id));
+        if self.membership.as_ref().is_some_and(|before| before.generation >= generation) {
+            return at;
+        }
+        self.membership = Some(membership);
+        let step = Step(at);
+        match position {
+            None => {
+                self.say(RankEvent::Joined { generation, step: Step(steps) }).await;
+                return steps;
+            }
+            Some(0) => self.say(RankEvent::Resumed { generation, step }).await,
+            Some(_) => {}
+        }
+        if at == steps && self.committed < steps {
+            self.store(at).await;
+        } else if at == steps {
+            self.say(finished(generation, step)).await;
+        }
+        at
+    }
+
+    fn folder(&self, generation: Generation, step: Step) -> String {
+        format!("{}/step-{:08}-{generation}", self.start.checkpoints, step.0)
+    }
+
+    async fn store(&self, at: u64) {
+        let Some(membership) = &self.membership else { return };
+        let Some(index) = membership.position(self.start.id) else { return };
+        let file = format!("shard-{index}-of-{}.safetensors", membership.members.len());
         let shard = ShardRecord { index, file, bytes: 64, blake3: Digest([3; 32]) };
-        RankEvent::ShardStored { step: Step(at), shard }
+        self.say(RankEvent::ShardStored { generation: membership.generation, step: Step(at), shard }).await;
     }
 }
 
-fn finished(step: Step) -> RankEvent {
+fn finished(generation: Generation, step: Step) -> RankEvent {
     let weights_blake3 = Digest([1; 32]);
     let outcome = Outcome { step, loss: 0.5, samples: 8 * step.0, weights_blake3, metrics: BTreeMap::new() };
-    RankEvent::Finished { outcome }
+    RankEvent::Finished { generation, outcome }
 }

@@ -21,7 +21,7 @@ use stoke_protocol::message::node::{
 };
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Outcome, PeerAddress, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank,
+    Exit, FromRank, Member, Membership, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 
@@ -141,6 +141,7 @@ fn id() -> RankId {
 
 fn progress() -> Progress {
     Progress {
+        generation: Generation(1),
         step: Step(120),
         steps: Step(1_000),
         loss: 0.25,
@@ -168,30 +169,41 @@ fn events() -> Vec<RankEvent> {
     };
     vec![
         RankEvent::Ready { address: "127.0.0.1:4433".parse().expect("an address") },
-        RankEvent::ShardStored { step: Step(100), shard: shard() },
+        RankEvent::ShardStored { generation: Generation(1), step: Step(100), shard: shard() },
         RankEvent::ManifestStored {
+            generation: Generation(1),
             step: Step(100),
             uri: "file:///c/step-100".into(),
             manifest_blake3: Digest([4; 32]),
         },
-        RankEvent::Finished { outcome },
-        RankEvent::Failed { error: "loss is not finite at step-7".into() },
+        RankEvent::Finished { generation: Generation(1), outcome },
+        RankEvent::Failed { error: "loss is not finite at step-7".into(), permanent: true },
         RankEvent::Exited { exit: Exit::Signal(9) },
+        RankEvent::NotStored { generation: Generation(2), step: Step(9), error: "disk full".into() },
+        RankEvent::Damaged { uri: "file:///c/step-1".into(), error: "a bit has changed".into() },
+        RankEvent::Resumed { generation: Generation(2), step: Step(9) },
+        RankEvent::Joined { generation: Generation(2), step: Step(9) },
+        RankEvent::PeerLost { generation: Generation(2), peer: id(), error: "silent".into() },
     ]
 }
 
 fn start() -> StartRank {
     StartRank {
         id: id(),
-        world: 2,
         spec: SPEC.into(),
         checkpoints: "file:///c".into(),
-        resume: Some("file:///c/step-1".into()),
+        from: StartFrom::Checkpoint("file:///c/step-1".into()),
     }
 }
 
-fn peers() -> Vec<PeerAddress> {
-    vec![PeerAddress { rank: Rank(0), address: "[::1]:9".parse().expect("an address") }; 3]
+fn membership() -> Membership {
+    let members = vec![Member { id: id(), address: "[::1]:9".parse().expect("an address") }; 3];
+    Membership {
+        generation: Generation(4),
+        joining: members.clone().into(),
+        members: members.into(),
+        after: Some(Generation(3)),
+    }
 }
 
 fn capacity() -> Capacity {
@@ -227,9 +239,9 @@ fn to_node() -> Vec<ToNode> {
         ToNode::Welcome { epoch: Epoch(1), index: LogIndex(4), heartbeat_ms: 500, lease_ms: 3_000 },
         ToNode::Acknowledge { sequence: 1, index: LogIndex(5) },
         ToNode::Start(start()),
-        ToNode::Peers { id: id(), peers: peers().into() },
-        ToNode::Commit { id: id(), step: Step(9), shards: vec![shard(); 3].into() },
-        ToNode::Committed { id: id(), step: Step(9), prune: vec!["file:///c/step-1".to_owned()].into() },
+        ToNode::Membership { id: id(), membership: membership() },
+        ToNode::Commit { id: id(), generation: Generation(4), step: Step(9), shards: vec![shard(); 3].into() },
+        ToNode::Committed { id: id(), step: Step(9), keep: vec!["step-00000001-g1".to_owned()].into() },
         ToNode::Release { id: id() },
         ToNode::Stop { id: id(), reason: "cancelled".into(), grace_ms: 5_000 },
     ]
@@ -261,16 +273,17 @@ fn to_rank() -> Vec<ToRank> {
     vec![
         ToRank::Start(start()),
         ToRank::Certificate { certificate: vec![48; 500].into(), authority: vec![48; 400].into() },
-        ToRank::Peers(peers().into()),
-        ToRank::Commit { step: Step(9), shards: vec![shard(); 3].into() },
-        ToRank::Committed { step: Step(9), prune: vec!["file:///c/step-1".to_owned()].into() },
+        ToRank::Membership(membership()),
+        ToRank::Commit { generation: Generation(4), step: Step(9), shards: vec![shard(); 3].into() },
+        ToRank::Committed { step: Step(9), keep: vec!["step-00000001-g1".to_owned()].into() },
         ToRank::Release,
         ToRank::Stop { reason: "cancelled".into() },
     ]
 }
 
 fn from_rank() -> Vec<FromRank> {
-    let mut messages = vec![FromRank::Hello { csr: vec![48; 300].into() }, FromRank::Progress(progress())];
+    let mut messages =
+        vec![FromRank::Hello { csr: vec![48; 300].into() }, FromRank::Progress(progress()), FromRank::Alive];
     messages.extend(events().into_iter().map(FromRank::Event));
     messages
 }

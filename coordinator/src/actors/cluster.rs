@@ -13,7 +13,7 @@ use stoke_protocol::ids::{ClusterId, JobId, LogIndex};
 use stoke_protocol::message::client::{JobState, JobView, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::messages::{Answer, Link, Message, Question, Sources, Words};
+use super::messages::{Answer, Link, Message, Question, Source, Words};
 use super::outbox::Outbox;
 use super::session;
 use super::watchers::Watchers;
@@ -79,8 +79,8 @@ enum Outgoing {
     Effect(Effect),
     View(Box<JobView>),
     Sources(
-        oneshot::Sender<Result<Sources, stoke_protocol::message::client::Refusal>>,
-        Result<Sources, stoke_protocol::message::client::Refusal>,
+        oneshot::Sender<Result<Vec<Source>, stoke_protocol::message::client::Refusal>>,
+        Result<Vec<Source>, stoke_protocol::message::client::Refusal>,
     ),
 }
 
@@ -297,12 +297,11 @@ impl State {
         &self,
         id: JobId,
         rank: Option<stoke_protocol::ids::Rank>,
-    ) -> Result<Sources, stoke_protocol::message::client::Refusal> {
+    ) -> Result<Vec<Source>, stoke_protocol::message::client::Refusal> {
         let job = self.control.cluster().jobs().get(id).ok_or_else(|| not_found(id))?;
         let connection = |session: Option<SessionId>| Some(self.links.get(&session?)?.connection.clone());
         let ranks = self.control.log_sources(job, rank).into_iter();
-        let ranks = ranks.map(|(id, node, session)| (id, node, connection(session))).collect();
-        Ok(Sources { generation: job.generation(), ranks })
+        Ok(ranks.map(|(id, node, session)| (id, node, connection(session))).collect())
     }
 
     fn committed(&mut self, durable: &Durable) {

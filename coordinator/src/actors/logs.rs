@@ -1,11 +1,12 @@
 //! Logs: lines of ranks, relayed from their nodes to a user. The coordinator keeps none of them and holds a bounded number of chunks; a
 //! reader that is slow slows the nodes' reading down, not the cluster.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use stoke_protocol::ids::{Generation, JobId, NodeId, Rank};
+use stoke_protocol::ids::{JobId, NodeId, Rank};
 use stoke_protocol::list::List;
-use stoke_protocol::message::client::Reply;
+use stoke_protocol::message::client::{Refusal, Reply};
 use stoke_protocol::message::node::{LogChunk, ReadLog};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::{Connection, FrameSender, TransportError};
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 
 use super::gateway::send;
 use super::handle::ClusterHandle;
-use super::messages::{Message, Sources};
+use super::messages::{Message, Source};
 
 /// Chunks between the nodes and one reader.
 const CHUNKS_WAITING_MAX: usize = 16;
@@ -33,52 +34,57 @@ pub(super) struct Wanted {
     pub follow: bool,
 }
 
-/// Relays until the last chunk. A followed job is followed through its generations.
+/// Relays until the last chunk. A followed job is followed to its end, with every rank that is added to it.
 pub(super) async fn relay(
     cluster: &ClusterHandle,
     mut frames: FrameSender,
     wanted: Wanted,
 ) -> Result<(), TransportError> {
-    let mut seen = Generation(0);
+    let (chunks, mut arriving) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let (views, mut changes) = mpsc::channel(VIEWS_WAITING_MAX);
+    if wanted.follow {
+        cluster.send(Message::Watch { job: wanted.job, views });
+    }
+    // Dropped at the end of this function, whatever ends it: the nodes are told to stop.
+    let mut readers = JoinSet::new();
+    let mut seen = BTreeSet::new();
+    let (mut stale, mut ended, mut generation) = (true, !wanted.follow, None);
     loop {
-        let (answer, answered) = oneshot::channel();
-        cluster.send(Message::Sources { job: wanted.job, rank: wanted.rank, answer });
-        let sources = match answered.await {
-            Ok(Ok(sources)) => sources,
-            Ok(Err(refusal)) => return send(frames, vec![Reply::Refused(refusal)]).await,
-            Err(_) => return Err(TransportError::Ended),
-        };
-        if sources.generation > seen {
-            seen = sources.generation;
-            read_all(&mut frames, sources, wanted).await?;
+        if std::mem::take(&mut stale) {
+            let ranks = match sources(cluster, wanted).await? {
+                Ok(ranks) => ranks,
+                Err(refusal) => return send(frames, vec![Reply::Refused(refusal)]).await,
+            };
+            for (id, node, connection) in ranks.into_iter().filter(|(id, ..)| seen.insert(*id)) {
+                readers.spawn(read(id, node, connection, wanted, chunks.clone()));
+            }
         }
-        if !wanted.follow || !next_generation(cluster, &mut frames, wanted.job, seen).await {
-            let id = RankId { job: wanted.job, generation: seen, rank: wanted.rank.unwrap_or_default() };
+        if ended && readers.is_empty() && arriving.is_empty() {
+            let rank = wanted.rank.unwrap_or_default();
+            let id = RankId { job: wanted.job, generation: generation.unwrap_or_default(), rank };
             return send(frames, vec![Reply::Log(LogChunk { id, lines: List::default(), last: true })]).await;
+        }
+        tokio::select! {
+            biased;
+            Some(chunk) = arriving.recv() => frames.send(&Reply::Log(chunk)).await?,
+            () = frames.stopped() => return Err(TransportError::Ended),
+            Some(_) = readers.join_next(), if !readers.is_empty() => {}
+            view = changes.recv(), if !ended => match view {
+                Some(view) => {
+                    ended = view.state.is_terminal();
+                    // Ranks are added in a generation of their own.
+                    stale = generation.replace(view.generation) != Some(view.generation) || ended;
+                }
+                None => ended = true,
+            },
         }
     }
 }
 
-/// Reads all ranks at the same time; their chunks come as they come.
-async fn read_all(frames: &mut FrameSender, sources: Sources, wanted: Wanted) -> Result<(), TransportError> {
-    let (chunks, mut arriving) = mpsc::channel(CHUNKS_WAITING_MAX);
-    // Dropped at the end of this function, whatever ends it: the nodes are told to stop.
-    let mut readers = JoinSet::new();
-    for (id, node, connection) in sources.ranks {
-        readers.spawn(read(id, node, connection, wanted, chunks.clone()));
-    }
-    drop(chunks);
-    loop {
-        let chunk = tokio::select! {
-            biased;
-            chunk = arriving.recv() => chunk,
-            () = frames.stopped() => return Err(TransportError::Ended),
-        };
-        match chunk {
-            Some(chunk) => frames.send(&Reply::Log(chunk)).await?,
-            None => return Ok(()),
-        }
-    }
+async fn sources(cluster: &ClusterHandle, wanted: Wanted) -> Result<Result<Vec<Source>, Refusal>, TransportError> {
+    let (answer, answered) = oneshot::channel();
+    cluster.send(Message::Sources { job: wanted.job, rank: wanted.rank, answer });
+    answered.await.map_err(|_| TransportError::Ended)
 }
 
 async fn read(
@@ -122,25 +128,6 @@ async fn read_node(
         }
         if last {
             return Ok(());
-        }
-    }
-}
-
-/// Waits until the job has a newer generation; false when it has ended, or the reader is gone.
-async fn next_generation(cluster: &ClusterHandle, frames: &mut FrameSender, job: JobId, seen: Generation) -> bool {
-    let (views, mut changes) = mpsc::channel(VIEWS_WAITING_MAX);
-    cluster.send(Message::Watch { job, views });
-    loop {
-        let view = tokio::select! {
-            biased;
-            view = changes.recv() => view,
-            () = frames.stopped() => None,
-        };
-        match view {
-            Some(view) if view.generation > seen => return true,
-            Some(view) if view.state.is_terminal() => return false,
-            Some(_) => {}
-            None => return false,
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) enum Message {
     /// From a gateway: tell of each change of a job until it has ended.
     Watch { job: JobId, views: mpsc::Sender<JobView> },
     /// From a gateway: where a job's logs are.
-    Sources { job: JobId, rank: Option<Rank>, answer: oneshot::Sender<Result<Sources, Refusal>> },
+    Sources { job: JobId, rank: Option<Rank>, answer: oneshot::Sender<Result<Vec<Source>, Refusal>> },
     /// From the journal: what is durable now, or why nothing will be any more.
     Committed(Result<Durable, JournalError>),
     /// From the clock.
@@ -67,8 +67,5 @@ pub(crate) struct Link {
     pub connection: Connection,
 }
 
-/// The ranks of a job's newest generation and the connections to their nodes.
-pub(crate) struct Sources {
-    pub generation: stoke_protocol::ids::Generation,
-    pub ranks: Vec<(RankId, NodeId, Option<Connection>)>,
-}
+/// A rank whose log is wanted, its node, and the way to it.
+pub(crate) type Source = (RankId, NodeId, Option<Connection>);

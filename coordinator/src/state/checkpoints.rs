@@ -2,6 +2,7 @@
 //! `machine.rs`) and visible from the entry on that carries its manifest. Owns visibility and pruning; never touches a file.
 //!
 //! C1 (I17): the steps of a job's visible checkpoints never go back; at one step only a newer generation replaces an older.
+//!   A damaged one goes, and the newest before it takes its place (I22).
 //! C2 (I23): the newest `keep` of a job stay visible, and so does any that a job which has not ended continues from.
 
 use std::collections::BTreeMap;
@@ -13,8 +14,8 @@ use stoke_protocol::message::client::CheckpointView;
 use super::planted::PlantedBug;
 use super::time::Time;
 
-/// Removed folders that are named again with each commit, because the order to remove them may have been lost.
-const PRUNED_REPEATED: usize = 8;
+/// Damaged checkpoints whose folders are kept for those who look into it.
+const DAMAGED_MAX: usize = 4;
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Catalogue {
@@ -26,7 +27,7 @@ struct Shelf {
     visible: BTreeMap<Step, Checkpoint>,
     /// Steps that were ever committed; a step that is replaced counts once.
     commits: u64,
-    pruned: Vec<String>,
+    damaged: Vec<Checkpoint>,
 }
 
 /// A visible checkpoint.
@@ -80,12 +81,11 @@ impl Catalogue {
         }
     }
 
-    /// Makes a checkpoint visible and takes older ones out of sight; gives the folders that may be removed now.
-    pub fn commit(&mut self, job: JobId, checkpoint: Checkpoint, keep: &Keep<'_>) -> Vec<String> {
+    /// Makes a checkpoint visible and takes older ones out of sight.
+    pub fn commit(&mut self, job: JobId, checkpoint: Checkpoint, keep: &Keep<'_>) {
         let shelf = self.jobs.entry(job).or_default();
-        match shelf.visible.insert(checkpoint.step, checkpoint) {
-            Some(replaced) => shelf.pruned.push(replaced.uri),
-            None => shelf.commits += 1,
+        if shelf.visible.insert(checkpoint.step, checkpoint).is_none() {
+            shelf.commits += 1;
         }
         let newest = match keep.bug {
             Some(PlantedBug::PrunedOneMore) => (keep.newest as usize).saturating_sub(1),
@@ -95,20 +95,36 @@ impl Catalogue {
         let old = shelf.visible.iter().take(surplus).filter(|(_, old)| !(keep.pinned)(&old.uri));
         let old: Vec<Step> = old.map(|(step, _)| *step).collect();
         for step in old {
-            shelf.pruned.extend(shelf.visible.remove(&step).map(|old| old.uri));
+            shelf.visible.remove(&step);
         }
-        let repeated = shelf.pruned.len().saturating_sub(PRUNED_REPEATED);
-        shelf.pruned.drain(..repeated);
-        shelf.pruned.clone()
     }
 
-    /// Folders that were taken out of sight lately: named again to a rank that may have missed it.
-    pub fn pruned(&self, job: JobId) -> Vec<String> {
-        self.jobs.get(&job).map(|shelf| shelf.pruned.clone()).unwrap_or_default()
+    /// A checkpoint cannot be used: it is not visible any more. Gives whether it was.
+    pub fn damage(&mut self, job: JobId, uri: &str) -> bool {
+        let Some(shelf) = self.jobs.get_mut(&job) else { return false };
+        let Some(step) = shelf.visible.values().find(|visible| visible.uri == uri).map(|visible| visible.step) else {
+            return false;
+        };
+        shelf.damaged.extend(shelf.visible.remove(&step));
+        shelf.damaged.drain(..shelf.damaged.len().saturating_sub(DAMAGED_MAX));
+        shelf.commits -= 1;
+        true
+    }
+
+    /// Names of the folders that stay: all others of the job that are older than its newest checkpoint may go.
+    pub fn kept(&self, job: JobId) -> Vec<String> {
+        let shelf = self.jobs.get(&job).into_iter();
+        let stay = shelf.flat_map(|shelf| shelf.visible.values().chain(&shelf.damaged));
+        stay.filter_map(|checkpoint| checkpoint.uri.rsplit('/').next().map(str::to_owned)).collect()
     }
 
     /// C1 and C2 for one job, with what is known of its generations; the error names the step.
-    pub fn check_job(&self, job: JobId, keep: u32, generations: &[(u32, LogIndex)]) -> Result<(), String> {
+    pub fn check_job(
+        &self,
+        job: JobId,
+        keep: u32,
+        worlds: &BTreeMap<Generation, (u32, LogIndex)>,
+    ) -> Result<(), String> {
         let Some(shelf) = self.jobs.get(&job) else { return Ok(()) };
         if (shelf.visible.len() as u64) < shelf.commits.min(keep.into()) {
             return Err(format!(
@@ -123,11 +139,15 @@ impl Catalogue {
                 return Err(format!("I17: {job} committed {step} at {index}, after a later step at {newest}"));
             }
             newest = *index;
-            let at = usize::try_from(generation.0).unwrap_or(0);
-            let Some((world, started)) = at.checked_sub(1).and_then(|at| generations.get(at)) else {
-                return Err(format!("I2: {job} committed {step} in {generation}, which never started"));
+            let Some((world, started)) = worlds.get(generation) else {
+                // The oldest are forgotten.
+                if worlds.first_key_value().is_none_or(|(oldest, _)| generation >= oldest) {
+                    return Err(format!("I2: {job} committed {step} in {generation}, in which nobody trained"));
+                }
+                continue;
             };
-            if index < started || generations.get(at).is_some_and(|(_, next)| next < index) {
+            let next = worlds.range(generation.next()..).next().map(|(_, (_, next))| next);
+            if index < started || next.is_some_and(|next| next < index) {
                 return Err(format!("I2: {job} committed {step} in {generation} while another generation was current"));
             }
             if shards != world {
@@ -179,20 +199,22 @@ mod tests {
         }
     }
 
+    /// What stays.
     fn commit(catalogue: &mut Catalogue, generation: u64, step: u64, pinned: &str) -> Vec<String> {
         let keep = Keep { newest: 2, pinned: &|uri| uri == pinned, bug: None };
         catalogue.check(JOB, Generation(generation), Step(step)).unwrap();
-        catalogue.commit(JOB, checkpoint(generation, step), &keep)
+        catalogue.commit(JOB, checkpoint(generation, step), &keep);
+        catalogue.kept(JOB)
     }
 
     #[test]
     fn the_newest_and_the_pinned_stay_visible() {
         let mut catalogue = Catalogue::default();
         let pinned = "file:///c/step-10-g1";
-        assert!(commit(&mut catalogue, 1, 10, pinned).is_empty());
-        assert!(commit(&mut catalogue, 1, 20, pinned).is_empty());
-        assert!(commit(&mut catalogue, 1, 30, pinned).is_empty());
-        assert_eq!(commit(&mut catalogue, 1, 40, pinned), ["file:///c/step-20-g1"]);
+        for step in [10, 20, 30] {
+            commit(&mut catalogue, 1, step, pinned);
+        }
+        assert_eq!(commit(&mut catalogue, 1, 40, pinned), ["step-10-g1", "step-30-g1", "step-40-g1"]);
         let steps: Vec<u64> = catalogue.of(JOB).map(|checkpoint| checkpoint.step.0).collect();
         assert_eq!(steps, [10, 30, 40]);
     }
@@ -203,7 +225,17 @@ mod tests {
         commit(&mut catalogue, 1, 20, "");
         assert!(catalogue.check(JOB, Generation(2), Step(10)).is_err());
         assert!(catalogue.check(JOB, Generation(1), Step(20)).is_err());
-        assert_eq!(commit(&mut catalogue, 2, 20, ""), ["file:///c/step-20-g1"]);
+        assert_eq!(commit(&mut catalogue, 2, 20, ""), ["step-20-g2"]);
         assert_eq!(catalogue.last(JOB).unwrap().generation, Generation(2));
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
+        let mut catalogue = Catalogue::default();
+        commit(&mut catalogue, 1, 20, "");
+        commit(&mut catalogue, 1, 30, "");
+        assert!(catalogue.damage(JOB, "file:///c/step-30-g1") && !catalogue.damage(JOB, "file:///c/step-30-g1"));
+        assert_eq!(catalogue.last(JOB).unwrap().step, Step(20));
+        assert_eq!(commit(&mut catalogue, 2, 30, ""), ["step-20-g1", "step-30-g2", "step-30-g1"]);
     }
 }

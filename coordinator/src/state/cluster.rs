@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId};
+use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank};
 use stoke_protocol::message::client::{JobState, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{NodeHello, Report, ToNode};
@@ -191,8 +191,13 @@ impl Cluster {
             },
             Event::CancelAsked { job, .. } => self.check_cancel(*job),
             Event::Stalled { job, generation, .. } => match self.jobs.get(*job) {
-                Some(found) if found.is_active() && found.generation() == *generation => Ok(()),
+                Some(found) if found.state == JobState::Starting && found.generation == *generation => Ok(()),
                 Some(_) | None => Err(Refused::Conflict(format!("{job} {generation} is over"))),
+            },
+            Event::RanksPlaced { job, generation, places } => self.check_add(*job, *generation, places),
+            Event::Evicted { id, .. } => match self.jobs.get(id.job) {
+                Some(found) if found.expects(*id) => Ok(()),
+                Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
             },
             Event::GenerationStarted { job, generation, placement } => self.check_start(*job, *generation, placement),
         }
@@ -231,15 +236,34 @@ impl Cluster {
         let refused = |why: String| Err(Refused::Conflict(format!("{id} {generation}: {why}")));
         let Some(job) = self.jobs.get(id) else { return refused("there is no such job".into()) };
         let lenient = self.bug == Some(PlantedBug::CancelledStaysQueued);
-        if (job.state != JobState::Queued && !lenient) || generation != job.generation().next() {
-            return refused(format!("the job is {:?} in {}", job.state, job.generation()));
+        if (job.state != JobState::Queued && !lenient) || generation != job.generation.next() {
+            return refused(format!("the job is {:?} in {}", job.state, job.generation));
         }
         if placement.len() != job.ask.ranks as usize && self.bug != Some(PlantedBug::GangPlacedPartially) {
             return refused(format!("{} ranks are placed of {}", placement.len(), job.ask.ranks));
         }
+        self.check_room(job, placement.iter().copied()).or_else(refused)
+    }
+
+    /// K3 for ranks that are added: the slots are empty, and every node has the room.
+    fn check_add(&self, id: JobId, generation: Generation, places: &[(Rank, NodeId)]) -> Result<(), Refused> {
+        let refused = |why: String| Err(Refused::Conflict(format!("{id} {generation}: {why}")));
+        let Some(job) = self.jobs.get(id) else { return refused("there is no such job".into()) };
+        if generation != job.generation.next() {
+            return refused(format!("the job is {:?} in {}", job.state, job.generation));
+        }
+        let missing = job.missing();
+        let mut slots: BTreeSet<Rank> = BTreeSet::new();
+        if let Some((slot, _)) = places.iter().find(|(slot, _)| !missing.contains(slot) || !slots.insert(*slot)) {
+            return refused(format!("{slot} is not missing"));
+        }
+        self.check_room(job, places.iter().map(|(_, node)| *node)).or_else(refused)
+    }
+
+    fn check_room(&self, job: &super::machine::Job, nodes: impl Iterator<Item = NodeId>) -> Result<(), String> {
         let mut asked: BTreeMap<NodeId, Room> = BTreeMap::new();
-        for node in placement {
-            asked.entry(*node).or_default().add(&job.ask.room);
+        for node in nodes {
+            asked.entry(node).or_default().add(&job.ask.room);
         }
         for (node, mut room) in asked {
             if self.bug == Some(PlantedBug::MemoryOvercommitted) {
@@ -247,7 +271,7 @@ impl Cluster {
             }
             match self.members.node(node) {
                 Some(found) if found.up && !found.is_quarantined() && found.free().holds(&room) => {}
-                Some(_) | None => return refused(format!("{node} has no room for it")),
+                Some(_) | None => return Err(format!("{node} has no room for it")),
             }
         }
         Ok(())
@@ -301,6 +325,11 @@ impl Cluster {
             Event::Stalled { job, reason, .. } => {
                 self.jobs.drive(*job, self.placements, |job| job.stalled(&mut scene, reason));
             }
+            Event::RanksPlaced { job, places, .. } => self.add(&mut scene, *job, places),
+            Event::Evicted { id, reason } => {
+                self.replan = true;
+                self.jobs.drive(id.job, self.placements, |job| job.evicted(&mut scene, *id, reason));
+            }
         }
         self.free_early(&mut orders);
         orders
@@ -329,6 +358,7 @@ impl Cluster {
         let has: BTreeMap<RankId, bool> = hello.ranks.iter().map(|rank| (rank.id, rank.alive)).collect();
         let held: BTreeSet<RankId> =
             self.members.node(node).map(|node| node.held.keys().copied().collect()).unwrap_or_default();
+        let mut gone: BTreeMap<JobId, Vec<RankId>> = BTreeMap::new();
         for id in held.iter().copied() {
             match has.get(&id) {
                 Some(true) => self.remind(scene, node, id),
@@ -337,9 +367,12 @@ impl Cluster {
                 None if !restarted && self.never_started(id) => self.remind(scene, node, id),
                 None => {
                     self.members.release(node, id, self.bug);
-                    self.gone(scene, id, "went with its agent, which was restarted");
+                    gone.entry(id.job).or_default().push(id);
                 }
             }
+        }
+        for (job, ids) in gone {
+            self.gone(scene, job, &ids, "went with its agent, which was restarted");
         }
         for (id, _) in has.iter().filter(|(id, alive)| **alive && !held.contains(*id)) {
             scene.orders.push(stop_order(node, *id, "this coordinator does not know it"));
@@ -348,32 +381,30 @@ impl Cluster {
 
     /// Expected, and the order to start it may not have arrived.
     fn never_started(&self, id: RankId) -> bool {
-        let Some(job) = self.jobs.get(id.job).filter(|job| job.expects(id)) else { return false };
-        job.run.as_ref().and_then(|run| run.rank(id.rank)).is_some_and(|rank| rank.address.is_none())
+        self.jobs.get(id.job).is_some_and(|job| job.unready(id).is_some())
     }
 
     fn remind(&self, scene: &mut Scene<'_>, node: NodeId, id: RankId) {
         match self.jobs.get(id.job) {
-            Some(job) => job.remind(scene, node, id, self.catalogue.pruned(id.job)),
+            Some(job) => job.remind(scene, node, id, self.catalogue.kept(id.job)),
             None => scene.orders.push(stop_order(node, id, "its job is forgotten")),
         }
     }
 
-    fn gone(&mut self, scene: &mut Scene<'_>, id: RankId, how: &str) {
+    fn gone(&mut self, scene: &mut Scene<'_>, job: JobId, ids: &[RankId], how: &str) {
         self.replan = true;
-        let current = self.jobs.get(id.job).is_some_and(|job| job.generation() == id.generation);
-        if current {
-            self.jobs.drive(id.job, self.placements, |job| job.gone(scene, id.rank, how));
-        }
+        self.jobs.drive(job, self.placements, |job| job.gone(scene, ids, how, false));
     }
 
     /// Its ranks are gone as far as their jobs go; their room on the node stays held until the node tells (K4).
     fn node_lost(&mut self, scene: &mut Scene<'_>, node: NodeId) {
         self.members.lose(scene.at, node);
-        let held: Vec<RankId> =
-            self.members.node(node).map(|node| node.held.keys().copied().collect()).unwrap_or_default();
-        for id in held {
-            self.gone(scene, id, "is lost: its node fell silent");
+        let mut held: BTreeMap<JobId, Vec<RankId>> = BTreeMap::new();
+        for id in self.members.node(node).into_iter().flat_map(|node| node.held.keys()) {
+            held.entry(id.job).or_default().push(*id);
+        }
+        for (job, ids) in held {
+            self.gone(scene, job, &ids, "is lost: its node fell silent");
         }
     }
 
@@ -391,42 +422,61 @@ impl Cluster {
             RankEvent::Ready { .. } => self.members.started(node, id.job, true),
             RankEvent::Exited { exit: Exit::NotStarted(_) } => self.members.started(node, id.job, false),
             RankEvent::Exited { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
-            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } => {}
+            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Resumed { .. } => {}
+            RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => {}
+            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
         }
         if matches!(report.event, RankEvent::Exited { .. }) {
             self.members.release(node, id, self.bug);
             self.replan = true;
         }
-        let current = self.jobs.get(id.job).map(|job| job.generation());
-        let shard = matches!(report.event, RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. });
-        let unfenced = match self.bug {
-            Some(PlantedBug::ReportsUnfenced) => true,
-            Some(PlantedBug::ShardsUnfenced) => shard,
-            Some(_) | None => false,
-        };
-        if current != Some(id.generation) && !(unfenced && current.is_some()) {
-            self.counts.stale_reports += 1;
-            if !matches!(report.event, RankEvent::Exited { .. }) {
-                scene.orders.push(stop_order(node, id, "its generation is over"));
+        let run = self.jobs.get(id.job).and_then(|job| job.run.as_ref());
+        let known = run.is_some_and(|run| run.ranks.contains_key(&id));
+        // A planted bug takes the words of an old rank for those of the one that has its slot now.
+        let mistaken =
+            run.filter(|_| self.bug == Some(PlantedBug::ReportsUnfenced)).and_then(|run| run.of_slot(id.rank));
+        match mistaken.filter(|_| !known) {
+            Some(id) => self.rank_event(scene, id, &report.event),
+            None if known => self.rank_event(scene, id, &report.event),
+            None => {
+                self.counts.stale_reports += 1;
+                if !matches!(report.event, RankEvent::Exited { .. }) {
+                    scene.orders.push(stop_order(node, id, "the job goes on without it"));
+                }
             }
-            return;
         }
-        self.rank_event(scene, id, &report.event);
     }
 
     fn rank_event(&mut self, scene: &mut Scene<'_>, id: RankId, event: &RankEvent) {
-        let rank = id.rank;
-        if let RankEvent::ManifestStored { step, uri, manifest_blake3 } = event {
-            return self.manifest(scene, id, *step, (uri, *manifest_blake3));
+        if let RankEvent::ManifestStored { generation, step, uri, manifest_blake3 } = event {
+            return self.manifest(scene, id, (*generation, *step), (uri, *manifest_blake3));
+        }
+        if let RankEvent::Damaged { uri, error } = event {
+            let mine = self.catalogue.damage(id.job, uri);
+            self.jobs.drive(id.job, self.placements, |job| job.damaged(scene, id, (uri, mine), error));
+            return;
         }
         self.jobs.drive(id.job, self.placements, |job| match event {
-            RankEvent::Ready { address } => job.ready(scene, rank, *address),
-            RankEvent::ShardStored { step, shard } => job.shard_stored(scene, rank, *step, shard.clone()),
-            RankEvent::ManifestStored { .. } => {}
-            RankEvent::Finished { outcome } => job.finished(scene, rank, outcome.clone()),
-            RankEvent::Failed { error } => job.failed(scene, rank, error),
-            RankEvent::Exited { exit } => job.gone(scene, rank, &exit_words(exit)),
+            RankEvent::Ready { address } => job.ready(scene, id, *address),
+            RankEvent::ShardStored { generation, step, shard } => {
+                job.shard_stored(scene, id, (*generation, *step), shard.clone());
+            }
+            RankEvent::ManifestStored { .. } | RankEvent::Damaged { .. } => {}
+            RankEvent::PeerLost { generation, peer, .. } => job.peer_lost(id, *generation, *peer),
+            RankEvent::NotStored { generation, step, error } => {
+                let words = format!("checkpoint at {step} was not written by {}: {error}", id.rank);
+                job.not_stored(scene, id, (*generation, *step), words);
+            }
+            RankEvent::Finished { outcome, .. } => job.finished(scene, id, outcome.clone()),
+            RankEvent::Failed { error, permanent } => job.failed(scene, id, error, *permanent),
+            RankEvent::Exited { exit } => {
+                let fault = !matches!(exit, Exit::AgentRestarted | Exit::AgentStopped);
+                job.gone(scene, &[id], &exit_words(exit), fault);
+            }
+            RankEvent::Resumed { generation, step } => job.resumed(scene, id, *generation, *step),
+            RankEvent::Joined { generation, step } => job.joined(scene, id, *generation, *step),
         });
+        self.replan |= matches!(event, RankEvent::Failed { .. });
     }
 
     /// The second phase of a checkpoint: it becomes visible, or its generation fails with the reason.
@@ -434,28 +484,35 @@ impl Cluster {
         &mut self,
         scene: &mut Scene<'_>,
         id: RankId,
-        step: stoke_protocol::ids::Step,
+        (generation, step): (Generation, stoke_protocol::ids::Step),
         manifest: (&str, Digest),
     ) {
         let Some(job) = self.jobs.get(id.job).filter(|job| job.is_active()) else { return };
         let (uri, manifest_blake3) = manifest;
+        let unfenced = matches!(self.bug, Some(PlantedBug::ShardsUnfenced | PlantedBug::ReportsUnfenced));
+        if job.run.as_ref().is_none_or(|run| run.generation != generation) && !unfenced {
+            // It came too late: the members that stored it are not the members any more, and those store it again.
+            self.counts.stale_reports += 1;
+            return;
+        }
         let outside = || Err(format!("{uri} is not in the job's folder {}", job.checkpoints));
-        let checked = match self.catalogue.check(id.job, id.generation, step) {
+        let checked = match self.catalogue.check(id.job, generation, step) {
             _ if self.bug == Some(PlantedBug::CommittedStepBack) => Ok(()),
             Ok(()) if !uri.strip_prefix(&job.checkpoints).is_some_and(|rest| rest.starts_with('/')) => outside(),
             checked => checked,
         };
-        let shards = job.prepared(id.rank, step, self.bug).ok_or("its shards were not all stored".to_owned());
+        let shards = job.prepared(id, step, self.bug).ok_or("its shards were not all stored".to_owned());
         let shards = match checked.and(shards) {
             Ok(shards) => shards,
             Err(why) => {
-                let error = format!("manifest of {step} refused: {why}");
-                self.jobs.drive(id.job, self.placements, |job| job.failed(scene, id.rank, &error));
+                // Its rank is no worse for it; the next checkpoint takes its place.
+                let words = format!("checkpoint at {step} not taken: {why}");
+                self.jobs.drive(id.job, self.placements, |job| job.not_stored(scene, id, (generation, step), words));
                 return;
             }
         };
         let checkpoint = Checkpoint {
-            generation: id.generation,
+            generation,
             step,
             uri: uri.to_owned(),
             shards: shards.len() as u32,
@@ -467,21 +524,35 @@ impl Cluster {
         let resumed: BTreeSet<&str> =
             self.jobs.iter().filter(|job| !job.state.is_terminal()).filter_map(|job| job.resume.as_deref()).collect();
         let keep = Keep { newest: job.keep, pinned: &|uri| resumed.contains(uri), bug: self.bug };
-        let prune = self.catalogue.commit(id.job, checkpoint, &keep);
-        self.jobs.drive(id.job, self.placements, |job| job.committed(scene, step, prune));
+        self.catalogue.commit(id.job, checkpoint, &keep);
+        let kept = self.catalogue.kept(id.job);
+        self.jobs.drive(id.job, self.placements, |job| job.committed(scene, step, kept));
     }
 
     fn start(&mut self, scene: &mut Scene<'_>, id: JobId, placement: &[NodeId]) {
         let Some(job) = self.jobs.get(id) else { return };
         let resume = self.catalogue.last(id).map(|last| last.uri.clone()).or_else(|| job.resume.clone());
-        let (room, generation) = (job.ask.room, job.generation().next());
-        for (rank, node) in (0..).map(stoke_protocol::ids::Rank).zip(placement) {
-            self.members.hold(*node, RankId { job: id, generation, rank }, room);
-            let fits = self.members.node(*node).is_some_and(|node| Room::of(&node.capacity).holds(&node.used));
-            assert!(fits || self.bug.is_some(), "I13: {node} has no room for {id} {generation}");
+        let (room, generation) = (job.ask.room, job.generation.next());
+        for (rank, node) in (0..).map(Rank).zip(placement) {
+            self.hold(*node, RankId { job: id, generation, rank }, room);
         }
         self.placements += 1;
         self.jobs.drive(id, self.placements, |job| job.start(scene, placement, resume));
+    }
+
+    fn add(&mut self, scene: &mut Scene<'_>, id: JobId, places: &[(Rank, NodeId)]) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let (room, generation) = (job.ask.room, job.generation.next());
+        for (rank, node) in places {
+            self.hold(*node, RankId { job: id, generation, rank: *rank }, room);
+        }
+        self.jobs.drive(id, self.placements, |job| job.add(scene, places));
+    }
+
+    fn hold(&mut self, node: NodeId, id: RankId, room: Room) {
+        self.members.hold(node, id, room);
+        let fits = self.members.node(node).is_some_and(|node| Room::of(&node.capacity).holds(&node.used));
+        assert!(fits || self.bug.is_some(), "I13: {node} has no room for {id}");
     }
 
     /// Only for `PlantedBug::SlotFreedBeforeExit`.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stoke_protocol::identity::Subject;
-use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, NodeId, TokenId};
+use stoke_protocol::ids::{ClusterId, Digest, JobId, NodeId, Rank, TokenId};
 use stoke_protocol::message::client::{JobState, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report, ToNode};
@@ -17,14 +17,19 @@ use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
-use super::machine::{Job, STOP_GRACE_MS};
+use super::machine::{Job, Run, STOP_GRACE_MS};
 use super::members::Stale;
 use super::placement::{self, View, Wait};
 use super::planted::PlantedBug;
+use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
 /// Refused joins and requests that are journalled a minute: an attacker must not fill the journal with them.
 const AUDITED_A_MINUTE_MAX: u32 = 60;
+/// Before a job that failed for the second time without getting further gets new ranks; doubled with each failure after it.
+const BACK_OFF_MS: u64 = 1_000;
+/// At most a minute.
+const BACK_OFF_DOUBLINGS: u32 = 6;
 /// Cancels that wait for ranks, of all clients.
 const CANCELS_WAITING_MAX: usize = 1_024;
 
@@ -124,8 +129,11 @@ pub struct Control {
     pub(super) progress: BTreeMap<JobId, Progress>,
     cancels: BTreeMap<JobId, Vec<Ticket>>,
     pub(super) storage_low: Option<String>,
-    /// Generations that come up, and since when.
-    starting: BTreeMap<JobId, (Generation, Mono)>,
+    /// Ranks that were placed, and since when they come up.
+    starting: BTreeMap<RankId, Mono>,
+    /// Until when a job that has failed gets no new ranks.
+    held_off: BTreeMap<JobId, Mono>,
+    hearings: Hearings,
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     nagged: Mono,
     unwanted: BTreeSet<RankId>,
@@ -141,8 +149,9 @@ impl Control {
         let expected = cluster.members().nodes().filter(|node| node.up).map(|node| (node.id, node.incarnation));
         let mut liveness = Liveness::new(options.timings, now.mono, expected);
         liveness.plant(cluster.planted_bug());
-        let starting = cluster.jobs().iter().filter(|job| job.state == JobState::Starting);
-        let starting = starting.map(|job| (job.id, (job.generation(), now.mono))).collect();
+        let placed = cluster.jobs().iter().filter_map(|job| Some((job, job.run.as_ref()?)));
+        let placed = placed.flat_map(|(job, run)| run.ranks.keys().filter(|id| job.unready(**id).is_some()));
+        let starting = placed.map(|id| (*id, now.mono)).collect();
         Self {
             cluster,
             liveness,
@@ -152,6 +161,8 @@ impl Control {
             cancels: BTreeMap::new(),
             storage_low: None,
             starting,
+            held_off: BTreeMap::new(),
+            hearings: Hearings::default(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
             audited: (now.mono, 0),
@@ -294,8 +305,9 @@ impl Control {
         self.replan |= self.liveness.heard(self.now.mono, session, None);
         let Some((node, incarnation)) = self.liveness.node(session) else { return };
         let sequence = report.sequence;
+        let (job, failures) = (report.id.job, self.failures(report.id.job));
         match self.commit(step, Event::Reported { node, incarnation, report }) {
-            Ok(()) => {}
+            Ok(()) => self.hold_off(job, failures),
             Err(Refused::Stale(Stale::Duplicate { last })) => {
                 let message = ToNode::Acknowledge { sequence: last, index: self.cluster.index() };
                 step.effects.push(Effect::Send { session, message });
@@ -312,6 +324,19 @@ impl Control {
         }
     }
 
+    fn failures(&self, job: JobId) -> u32 {
+        self.cluster.jobs().get(job).map_or(0, |job| job.failures + job.turned_away)
+    }
+
+    /// A job that has failed again without getting further gets new ranks later and later; the first time at once (I11).
+    fn hold_off(&mut self, job: JobId, before: u32) {
+        let failures = self.failures(job);
+        if failures > before && failures > 1 {
+            let wait_ms = BACK_OFF_MS << (failures - 2).min(BACK_OFF_DOUBLINGS);
+            self.held_off.insert(job, self.now.mono.plus_ms(wait_ms));
+        }
+    }
+
     fn close(&mut self, step: &mut Step, session: SessionId, reason: String) {
         self.liveness.close(session);
         step.effects.push(Effect::Close { session, reason });
@@ -321,8 +346,7 @@ impl Control {
         self.replan |= self.liveness.heard(self.now.mono, session, None);
         let Some((node, _)) = self.liveness.node(session) else { return };
         let Some(job) = self.cluster.jobs().get(id.job) else { return };
-        let placed = job.run.as_ref().and_then(|run| run.rank(id.rank)).is_some_and(|rank| rank.node == node);
-        if !placed || !job.expects(id) {
+        if !job.is_on(id, node) || !job.expects(id) {
             return;
         }
         let newest = self.progress.entry(id.job).or_insert(progress);
@@ -398,30 +422,52 @@ impl Control {
         }
         self.replan |= self.liveness.live().len() != live;
         self.end_stalled(step);
+        self.evict(step);
         if self.now.mono.since_ms(self.nagged) >= self.options.timings.exit_max_ms {
             self.nagged = self.now.mono;
             self.nag(step);
             self.progress.retain(|job, _| self.cluster.jobs().get(*job).is_some());
+            self.held_off.retain(|job, _| self.cluster.jobs().get(*job).is_some_and(|job| !job.state.is_terminal()));
         }
     }
 
-    /// Ends generations whose ranks do not come up.
+    /// Ranks that do not come up: a gang is ended, a rank that was added is given up.
     fn end_stalled(&mut self, step: &mut Step) {
         let (now, start_max_ms) = (self.now.mono, self.options.timings.start_max_ms);
-        let late: Vec<(JobId, Generation)> = self
-            .starting
-            .iter()
-            .filter(|(_, (_, since))| now.since_ms(*since) >= start_max_ms)
-            .map(|(job, (generation, _))| (*job, *generation))
-            .collect();
-        for (job, generation) in late {
-            self.starting.remove(&job);
-            let unready = self.cluster.jobs().get(job).map(Job::unready).unwrap_or_default();
-            if let Some((rank, node)) = unready.first() {
-                let reason = format!("{rank} on {node} was not ready within {} s", start_max_ms / 1_000);
-                // A generation that is over by now changes nothing.
-                let _unchanged = self.commit(step, Event::Stalled { job, generation, reason });
-            }
+        let jobs = self.cluster.jobs();
+        self.starting.retain(|id, _| jobs.get(id.job).is_some_and(|job| job.unready(*id).is_some()));
+        let late = self.starting.iter().filter(|(_, since)| now.since_ms(**since) >= start_max_ms);
+        let late: Vec<RankId> = late.map(|(id, _)| *id).collect();
+        for id in late {
+            let Some(node) = self.cluster.jobs().get(id.job).and_then(|job| job.unready(id)) else { continue };
+            let late = format!("was not ready within {} s", start_max_ms / 1_000);
+            let starts = self.cluster.jobs().get(id.job).is_some_and(|job| job.state == JobState::Starting);
+            let event = if starts {
+                Event::Stalled {
+                    job: id.job,
+                    generation: id.generation,
+                    reason: format!("{} on {node} {late}", id.rank),
+                }
+            } else {
+                Event::Evicted { id, reason: late }
+            };
+            let failures = self.failures(id.job);
+            // One that is over by now changes nothing.
+            let _unchanged = self.commit(step, event);
+            self.hold_off(id.job, failures);
+        }
+    }
+
+    /// Ranks that others cannot reach.
+    fn evict(&mut self, step: &mut Step) {
+        let live = self.liveness.live();
+        let silent = |run: &Run, id: RankId| run.ranks.get(&id).is_none_or(|rank| !live.contains(&rank.node));
+        for (id, accusers) in self.hearings.due(self.now.mono, self.cluster.jobs().parted(), silent) {
+            let accusers: Vec<String> = accusers.iter().map(|id| id.rank.to_string()).collect();
+            let reason = format!("was given up: {} lost the connection to it", accusers.join(", "));
+            let failures = self.failures(id.job);
+            let _unchanged = self.commit(step, Event::Evicted { id, reason });
+            self.hold_off(id.job, failures);
         }
     }
 
@@ -429,8 +475,9 @@ impl Control {
     fn nag(&mut self, step: &mut Step) {
         let jobs = self.cluster.jobs();
         let wanted = |id: &RankId| {
-            let job = jobs.get(id.job).filter(|job| job.generation() == id.generation && job.state != JobState::Queued);
-            job.is_some_and(|job| !job.state.is_terminal())
+            // While a job recovers or is cancelled its ranks were told already.
+            let job = jobs.get(id.job).filter(|job| !job.state.is_terminal() && job.state != JobState::Queued);
+            job.is_some_and(|job| job.expects(*id) || !job.is_active() && job.knows(*id))
         };
         let held = self.cluster.members().nodes().flat_map(|node| node.held.keys());
         let unwanted: BTreeSet<RankId> = held.filter(|id| !wanted(id)).copied().collect();
@@ -453,14 +500,30 @@ impl Control {
         }
         let plan = placement::plan(&self.view(), &self.options.placement);
         self.waits = plan.waits;
+        for (job, places) in plan.added {
+            let Some(generation) = self.cluster.jobs().get(job).map(|job| job.generation.next()) else { continue };
+            let ids = places.iter().map(|(rank, _)| RankId { job, generation, rank: *rank });
+            self.starting.extend(ids.map(|id| (id, self.now.mono)));
+            let committed = self.commit(step, Event::RanksPlaced { job, generation, places });
+            assert!(committed.is_ok() || self.cluster.planted_bug().is_some(), "K3: a plan fits: {committed:?}");
+        }
         for (job, placement) in plan.placed {
-            let Some(found) = self.cluster.jobs().get(job) else { continue };
-            let generation = found.generation().next();
+            let Some(generation) = self.cluster.jobs().get(job).map(|job| job.generation.next()) else { continue };
             self.progress.remove(&job);
-            self.starting.insert(job, (generation, self.now.mono));
+            let ids = (0..placement.len() as u32).map(|rank| RankId { job, generation, rank: Rank(rank) });
+            self.starting.extend(ids.map(|id| (id, self.now.mono)));
             let committed = self.commit(step, Event::GenerationStarted { job, generation, placement });
             assert!(committed.is_ok() || self.cluster.planted_bug().is_some(), "K3: a plan fits: {committed:?}");
         }
+    }
+
+    /// Running jobs that lack ranks, the most urgent first.
+    fn missing(&self) -> Vec<(JobId, Vec<Rank>)> {
+        let waits = |job: &Job| self.held_off.get(&job.id).is_some_and(|until| self.now.mono < *until);
+        let lacking = self.cluster.jobs().lacking().filter(|job| !waits(job));
+        let mut missing: Vec<(&Job, Vec<Rank>)> = lacking.map(|job| (job, job.missing())).collect();
+        missing.sort_by_key(|(job, _)| (std::cmp::Reverse(job.priority), job.id));
+        missing.into_iter().map(|(job, missing)| (job.id, missing)).collect()
     }
 
     /// What a plan or an explanation looks at.
@@ -469,6 +532,7 @@ impl Control {
             members: self.cluster.members(),
             live: self.liveness.live(),
             jobs: self.cluster.jobs(),
+            missing: self.missing(),
             placements: self.cluster.placements(),
             bug: self.cluster.planted_bug(),
         }

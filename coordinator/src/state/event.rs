@@ -2,10 +2,11 @@
 //! variant bumps `journal::FORMAT`.
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::{ClusterId, Digest, Generation, Incarnation, JobId, NodeId, TokenId};
+use stoke_protocol::ids::{ClusterId, Digest, Generation, Incarnation, JobId, NodeId, Rank, TokenId};
 use stoke_protocol::message::client::TokenScope;
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{NodeHello, Report};
+use stoke_protocol::message::rank::RankId;
 
 use super::machine::Ask;
 use super::time::Time;
@@ -78,10 +79,21 @@ pub enum Event {
         verb: String,
         reason: String,
     },
-    /// A generation makes no progress: it is ended like one whose rank has failed.
+    /// A gang does not come up: it is ended like one whose rank has failed.
     Stalled {
         job: JobId,
         generation: Generation,
+        reason: String,
+    },
+    /// Missing ranks of a running job were placed.
+    RanksPlaced {
+        job: JobId,
+        generation: Generation,
+        places: Vec<(Rank, NodeId)>,
+    },
+    /// A rank is not to be one of its job any more, though its process may live.
+    Evicted {
+        id: RankId,
         reason: String,
     },
 }
@@ -103,5 +115,6 @@ pub struct Submission {
     pub keep: u32,
     pub priority: i32,
     pub attempts_max: u32,
+    pub ranks_min: u32,
     pub ask: Ask,
 }

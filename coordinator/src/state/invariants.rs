@@ -15,7 +15,7 @@ impl Cluster {
         self.jobs.check()?;
         for job in self.jobs.iter() {
             self.check_job(job)?;
-            self.catalogue.check_job(job.id, job.keep, &job.generations)?;
+            self.catalogue.check_job(job.id, job.keep, &job.worlds)?;
         }
         let joined = self.members.nodes().len() + self.users.len().saturating_sub(1);
         if joined as u64 != self.tokens.spent() {
@@ -25,9 +25,8 @@ impl Cluster {
     }
 
     fn check_job(&self, job: &Job) -> Result<(), String> {
-        let generations = job.generations.len() as u32;
-        if generations > job.attempts_max {
-            return Err(format!("I11: {} used {generations} of {} attempts", job.id, job.attempts_max));
+        if job.failures > job.attempts_max {
+            return Err(format!("I11: {} has failed {} times of {}", job.id, job.failures, job.attempts_max));
         }
         let Some(run) = &job.run else {
             return match job.state {
@@ -38,24 +37,19 @@ impl Cluster {
                 JobState::Succeeded | JobState::Failed => Err(format!("J3: {} has ended without ranks", job.id)),
             };
         };
-        if run.ranks.len() != job.ask.ranks as usize {
-            return Err(format!("I14: {} runs with {} of {} ranks", job.id, run.ranks.len(), job.ask.ranks));
+        if job.state == JobState::Starting && run.ranks.len() != job.ask.ranks as usize {
+            return Err(format!("I14: {} starts with {} of {} ranks", job.id, run.ranks.len(), job.ask.ranks));
         }
-        if run.generation != job.generation() {
-            return Err(format!(
-                "I2: {} keeps the run of {}, its newest is {}",
-                job.id,
-                run.generation,
-                job.generation()
-            ));
+        if run.generation > job.generation {
+            return Err(format!("I2: {} runs in {}, its newest is {}", job.id, run.generation, job.generation));
+        }
+        if job.state == JobState::Running {
+            check_members(job, run)?;
         }
         match job.state {
             JobState::Queued if !run.is_over() => Err(format!("I3: {} is queued while its ranks live", job.id)),
             JobState::Recovering | JobState::Cancelling if run.is_over() => {
                 Err(format!("I37: {} waits for ranks that are all gone", job.id))
-            }
-            JobState::Running if run.ranks.iter().any(|rank| rank.address.is_none()) => {
-                Err(format!("J1: {} runs while a rank is not ready", job.id))
             }
             JobState::Succeeded => check_digests(job, run),
             JobState::Queued | JobState::Starting | JobState::Running | JobState::Recovering => Ok(()),
@@ -68,9 +62,8 @@ impl Cluster {
         let held = |node: NodeId, id: RankId| self.members.node(node).is_some_and(|node| node.held.contains_key(&id));
         for job in self.jobs.iter() {
             let Some(run) = &job.run else { continue };
-            for (rank, place) in (0..).map(stoke_protocol::ids::Rank).zip(&run.ranks) {
-                let id = RankId { job: job.id, generation: run.generation, rank };
-                if !place.gone && !held(place.node, id) {
+            for (id, place) in &run.ranks {
+                if !place.gone && !held(place.node, *id) {
                     return Err(format!("I15: {id} is alive and its room on {} is free", place.node));
                 }
             }
@@ -78,7 +71,7 @@ impl Cluster {
         for node in self.members.nodes() {
             for id in node.held.keys() {
                 let run = self.jobs.get(id.job).and_then(|job| job.run.as_ref());
-                let place = run.filter(|run| run.generation == id.generation).and_then(|run| run.rank(id.rank));
+                let place = run.and_then(|run| run.ranks.get(id));
                 if place.is_some_and(|place| place.node != node.id) {
                     return Err(format!("I3: {id} holds room on {} and was placed elsewhere", node.id));
                 }
@@ -88,8 +81,32 @@ impl Cluster {
     }
 }
 
+/// J1, I3 and J9: who trains is there, is ready, and has its slot for itself.
+fn check_members(job: &Job, run: &Run) -> Result<(), String> {
+    let id = job.id;
+    let live = run.members.iter().filter(|id| run.ranks.get(id).is_some_and(|rank| !rank.gone)).count();
+    let done = run.members.iter().filter(|id| run.ranks.get(id).is_some_and(|rank| rank.gone)).count();
+    if live == 0 || live + done < job.ranks_min as usize {
+        return Err(format!("J9: {id} goes on with {live} ranks, its least is {}", job.ranks_min));
+    }
+    let mut slots = std::collections::BTreeSet::new();
+    for member in run.members.iter().chain(&run.joining) {
+        let Some(rank) = run.ranks.get(member) else {
+            return Err(format!("J1: {member} is a member without a process"));
+        };
+        if rank.address.is_none() || rank.leaving {
+            return Err(format!("J1: {member} is a member and not ready, or on its way out"));
+        }
+        if !slots.insert(member.rank) {
+            return Err(format!("I3: two ranks of {id} have the slot {}", member.rank));
+        }
+    }
+    Ok(())
+}
+
 fn check_digests(job: &Job, run: &Run) -> Result<(), String> {
-    let mut digests = run.ranks.iter().map(|rank| rank.outcome.as_ref().map(|outcome| outcome.weights_blake3));
+    let outcome = |id| run.ranks.get(id).and_then(|rank| rank.outcome.as_ref());
+    let mut digests = run.members.iter().map(|id| outcome(id).map(|outcome| outcome.weights_blake3));
     let first = digests.next().flatten();
     if first.is_none() || digests.any(|digest| digest != first) {
         return Err(format!("I19: {} succeeded with different weights", job.id));

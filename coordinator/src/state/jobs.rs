@@ -1,7 +1,8 @@
 //! All jobs: ids, idempotency keys, the queue, and what is forgotten. Owns who is in line; what becomes of one job is `machine.rs`.
 //!
 //! Q1: the queue holds exactly the jobs that are `Queued`, by priority, then by submission. Q2 (I7): one job a key and owner.
-//! Q3: jobs that have not ended are never forgotten.
+//! Q3: jobs that have not ended are never forgotten. Q4: jobs that lack ranks, or whose ranks lost each other, are known
+//! without a search.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,10 @@ pub struct Jobs {
     keys: BTreeMap<(String, String), JobId>,
     queue: BTreeSet<(Reverse<i32>, JobId)>,
     ended: BTreeSet<JobId>,
+    /// Running jobs without all their ranks.
+    lacking: BTreeSet<JobId>,
+    /// Running jobs whose ranks have lost each other.
+    parted: BTreeSet<JobId>,
 }
 
 impl Jobs {
@@ -57,6 +62,16 @@ impl Jobs {
         self.queue.iter().map(|(_, id)| &self.jobs[id])
     }
 
+    /// Running jobs that lack ranks.
+    pub fn lacking(&self) -> impl Iterator<Item = &Job> {
+        self.lacking.iter().map(|id| &self.jobs[id])
+    }
+
+    /// Running jobs whose ranks have lost each other.
+    pub fn parted(&self) -> impl Iterator<Item = &Job> {
+        self.parted.iter().map(|id| &self.jobs[id])
+    }
+
     pub fn submit(&mut self, now: Time, queued_after: u64, submission: Submission) -> JobId {
         self.last = self.last.next();
         let id = self.last;
@@ -82,6 +97,13 @@ impl Jobs {
         }
         if job.state.is_terminal() {
             self.ended.insert(id);
+        }
+        for (table, belongs) in [(&mut self.lacking, !job.missing().is_empty()), (&mut self.parted, job.is_parted())] {
+            if belongs {
+                table.insert(id);
+            } else {
+                table.remove(&id);
+            }
         }
         Some(driven)
     }
@@ -114,6 +136,12 @@ impl Jobs {
             }
             if !keys.insert((&job.owner, &job.key)) {
                 return Err(format!("I7: {} has the key {:?} of an earlier job", job.id, job.key));
+            }
+            if job.missing().is_empty() == self.lacking.contains(&job.id) {
+                return Err(format!("Q4: {} lacks {:?}, the table says otherwise", job.id, job.missing()));
+            }
+            if job.is_parted() != self.parted.contains(&job.id) {
+                return Err(format!("Q4: the table is wrong about ranks of {} that lost each other", job.id));
             }
             if job.state.is_terminal() != self.ended.contains(&job.id) {
                 return Err(format!("Q3: {} is {:?}, the table of ended jobs is wrong about it", job.id, job.state));

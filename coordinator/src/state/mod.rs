@@ -22,6 +22,7 @@ pub mod requests;
 pub mod room;
 #[cfg(test)]
 mod scenarios;
+pub mod suspicion;
 pub mod time;
 pub mod timeline;
 pub mod tokens;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use stoke_protocol::ids::{JobId, NodeId};
+use stoke_protocol::ids::{JobId, NodeId, Rank};
 
 use super::jobs::Jobs;
 use super::machine::Ask;
@@ -23,6 +23,8 @@ pub struct View<'a> {
     /// Nodes with a session and a lease.
     pub live: &'a BTreeSet<NodeId>,
     pub jobs: &'a Jobs,
+    /// Running jobs that lack ranks and may have new ones.
+    pub missing: Vec<(JobId, Vec<Rank>)>,
     /// Gangs placed in the cluster so far.
     pub placements: u64,
     pub bug: Option<PlantedBug>,
@@ -47,6 +49,8 @@ impl Default for Options {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Plan {
     pub placed: Vec<(JobId, Vec<NodeId>)>,
+    /// Ranks for running jobs.
+    pub added: Vec<(JobId, Vec<(Rank, NodeId)>)>,
     pub waits: BTreeMap<JobId, Wait>,
 }
 
@@ -78,10 +82,11 @@ pub enum Wait {
 
 pub fn plan(view: &View<'_>, options: &Options) -> Plan {
     let mut plan = Plan::default();
-    if view.jobs.queue().len() == 0 {
+    if view.jobs.queue().len() == 0 && view.missing.is_empty() {
         return plan;
     }
     let mut left = Left::new(view.members, view.live, view.bug);
+    plan.added = add(view, &mut left);
     // Room only shrinks while a plan is made: an ask of the same shape that found less room before finds no more now.
     let mut tried: BTreeMap<Shape<'_>, Found> = BTreeMap::new();
     let mut kept: Vec<JobId> = Vec::new();
@@ -123,6 +128,25 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
         plan.waits.insert(job.id, wait);
     }
     plan
+}
+
+/// P4: ranks that a running job lacks come before the queue, one by one: its other ranks hold their room already.
+fn add(view: &View<'_>, left: &mut Left<'_>) -> Vec<(JobId, Vec<(Rank, NodeId)>)> {
+    let mut added = Vec::new();
+    for (id, missing) in &view.missing {
+        let Some(job) = view.jobs.get(*id) else { continue };
+        let ask = Ask { ranks: 1, ..job.ask.clone() };
+        let mut places = Vec::new();
+        for slot in missing {
+            let Ok(node) = left.find(&ask) else { break };
+            left.give(&node, &ask);
+            places.extend(node.first().map(|node| (*slot, *node)));
+        }
+        if !places.is_empty() {
+            added.push((*id, places));
+        }
+    }
+    added
 }
 
 type Shape<'a> = (super::members::Room, &'a BTreeMap<String, String>);
@@ -216,6 +240,7 @@ mod tests {
                 keep: 1,
                 priority,
                 attempts_max: 1,
+                ranks_min: 1,
                 ask,
             };
             self.jobs.submit(Time(0), self.placements, submission)
@@ -226,6 +251,7 @@ mod tests {
                 members: &self.members,
                 live: &self.live,
                 jobs: &self.jobs,
+                missing: Vec::new(),
                 placements: self.placements,
                 bug: None,
             };

@@ -103,6 +103,7 @@ impl Control {
             keep: spec.checkpoint.keep,
             priority: spec.priority,
             attempts_max: spec.restart.attempts,
+            ranks_min: resources.ranks_min,
             ask: Ask {
                 // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
                 ranks: resources.ranks.unwrap_or_else(|| self.cluster.members().up().clamp(1, spec.ranks_max())),

@@ -9,7 +9,7 @@ use stoke_protocol::ids::{
 use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Capacity, Heartbeat, NodeHello, RankInventory, Report, ToNode};
-use stoke_protocol::message::rank::{Exit, Outcome, RankEvent, RankId, ShardRecord};
+use stoke_protocol::message::rank::{Exit, Membership, Outcome, RankEvent, RankId, ShardRecord, StartFrom};
 
 use super::cluster::Cluster;
 use super::control::{Control, Input, Options, SessionId, Step, Ticket};
@@ -189,7 +189,7 @@ fn id(job: JobId, generation: u64, rank: u32) -> RankId {
     RankId { job, generation: Generation(generation), rank: Rank(rank) }
 }
 
-fn outcome(weights: u8) -> RankEvent {
+fn finished(generation: u64, weights: u8) -> RankEvent {
     let outcome = Outcome {
         step: TrainStep(10),
         loss: 0.5,
@@ -197,17 +197,34 @@ fn outcome(weights: u8) -> RankEvent {
         weights_blake3: Digest([weights; 32]),
         metrics: std::collections::BTreeMap::new(),
     };
-    RankEvent::Finished { outcome }
+    RankEvent::Finished { generation: Generation(generation), outcome }
+}
+
+fn outcome(weights: u8) -> RankEvent {
+    finished(1, weights)
 }
 
 fn shard(step: u64, index: u32) -> RankEvent {
+    shard_of(1, step, index)
+}
+
+fn shard_of(generation: u64, step: u64, index: u32) -> RankEvent {
     let shard = ShardRecord { index, file: format!("shard-{index}"), bytes: 8, blake3: Digest([0; 32]) };
-    RankEvent::ShardStored { step: TrainStep(step), shard }
+    RankEvent::ShardStored { generation: Generation(generation), step: TrainStep(step), shard }
 }
 
 fn manifest(job: JobId, step: u64, generation: u64) -> RankEvent {
     let uri = format!("file:///c/{job}/step-{step}-g{generation}");
-    RankEvent::ManifestStored { step: TrainStep(step), uri, manifest_blake3: Digest([0; 32]) }
+    RankEvent::ManifestStored {
+        generation: Generation(generation),
+        step: TrainStep(step),
+        uri,
+        manifest_blake3: Digest([0; 32]),
+    }
+}
+
+fn resumed(generation: u64, step: u64) -> RankEvent {
+    RankEvent::Resumed { generation: Generation(generation), step: TrainStep(step) }
 }
 
 fn heartbeat(sequence: u64) -> Heartbeat {
@@ -235,7 +252,7 @@ fn running() -> (World, JobId, [SessionId; 2]) {
 #[test]
 fn a_job_runs_commits_a_checkpoint_and_succeeds() {
     let (mut world, job, [first, second]) = running();
-    assert!(matches!(world.told(second)[..], [ToNode::Welcome { .. }, ToNode::Start(_), ToNode::Peers { .. }]));
+    assert!(matches!(world.told(second)[..], [ToNode::Welcome { .. }, ToNode::Start(_), ToNode::Membership { .. }]));
     world.report(first, id(job, 1, 0), shard(10, 0));
     world.told(first);
     world.report(second, id(job, 1, 1), shard(10, 1));
@@ -267,9 +284,114 @@ fn replicas_that_differ_fail_the_job_and_are_named() {
     assert!(reason.contains("replicas differ: rank-"), "{reason}");
 }
 
+fn membership(message: &ToNode) -> Option<(u64, usize, usize, Option<u64>)> {
+    let ToNode::Membership { membership, .. } = message else { return None };
+    let Membership { generation, members, joining, after } = membership;
+    Some((generation.0, members.len(), joining.len(), after.map(|after| after.0)))
+}
+
 #[test]
-fn a_rank_that_dies_ends_its_generation_and_the_next_continues_from_the_checkpoint() {
+fn the_others_go_on_without_a_rank_that_dies_and_its_successor_joins_between_two_steps() {
     let (mut world, job, [first, second]) = running();
+    world.report(first, id(job, 1, 0), resumed(1, 0));
+    world.told(first);
+    world.report(second, id(job, 1, 1), RankEvent::Exited { exit: Exit::Signal(9) });
+    assert_eq!(world.state(job), JobState::Running);
+    assert_eq!(world.told(first).iter().filter_map(membership).collect::<Vec<_>>(), [(2, 1, 0, None)]);
+    // Its slot is free again, so another process takes it.
+    let told = world.told(second);
+    assert!(
+        matches!(&told[..], [.., ToNode::Start(start)] if start.id == id(job, 3, 1) && start.from == StartFrom::Peers),
+        "{told:?}"
+    );
+    world.ready(second, id(job, 3, 1));
+    assert_eq!(world.told(first).iter().filter_map(membership).collect::<Vec<_>>(), [(4, 1, 1, Some(2))]);
+    // What it says of another generation does not count.
+    world.report(second, id(job, 3, 1), RankEvent::Joined { generation: Generation(3), step: TrainStep(5) });
+    assert!(world.told(first).is_empty());
+    world.report(second, id(job, 3, 1), RankEvent::Joined { generation: Generation(4), step: TrainStep(5) });
+    assert_eq!(world.told(first).iter().filter_map(membership).collect::<Vec<_>>(), [(5, 2, 0, Some(4))]);
+    // A late shard of the dead rank changes nothing (I2).
+    world.report(second, id(job, 1, 1), shard(7, 1));
+    assert_eq!(world.control.cluster().counts().foreign_reports, 1);
+    world.restart();
+    let back = world.connect(NodeId(1), 2, 1, &[id(job, 1, 0)]);
+    assert_eq!(world.told(back).iter().filter_map(membership).collect::<Vec<_>>(), [(5, 2, 0, None)]);
+}
+
+#[test]
+fn a_checkpoint_that_a_generation_did_not_finish_is_stored_again_by_the_next() {
+    let (mut world, job, [first, second]) = running();
+    world.report(first, id(job, 1, 0), shard(10, 0));
+    world.report(second, id(job, 1, 1), shard(10, 1));
+    world.report(second, id(job, 1, 1), exited(1));
+    world.told(first);
+    // The manifest was on its way: too late, and its folder is to be removed.
+    world.report(first, id(job, 1, 0), manifest(job, 10, 1));
+    assert!(world.control.cluster().catalogue().last(job).is_none());
+    world.report(first, id(job, 1, 0), shard_of(2, 10, 0));
+    assert!(matches!(&world.told(first)[..], [ToNode::Commit { shards, .. }] if shards.len() == 1));
+    world.report(first, id(job, 1, 0), manifest(job, 10, 2));
+    assert_eq!(world.control.cluster().catalogue().last(job).unwrap().generation, Generation(2));
+    let told = world.told(first);
+    assert!(matches!(&told[..], [ToNode::Committed { keep, .. }] if keep.0 == ["step-10-g2"]), "{told:?}");
+    world.report(first, id(job, 1, 0), finished(2, 1));
+    assert_eq!(world.state(job), JobState::Succeeded);
+}
+
+/// Found by killing a coordinator for longer than eight checkpoints: the manifest of one that it had forgotten ended the generation.
+#[test]
+fn checkpoints_that_come_faster_than_they_are_committed_are_passed_over() {
+    let (mut world, job, [first, second]) = running();
+    for (session, rank) in [(first, 0), (second, 1)] {
+        for step in 1..=20 {
+            world.report(session, id(job, 1, rank), shard(step, rank));
+        }
+    }
+    let commits = |told: Vec<ToNode>| -> Vec<u64> {
+        let step = |message| if let ToNode::Commit { step, .. } = message { Some(step.0) } else { None };
+        told.into_iter().filter_map(step).collect()
+    };
+    assert_eq!(commits(world.told(first)), [13]);
+    world.report(first, id(job, 1, 0), manifest(job, 9, 1));
+    world.report(first, id(job, 1, 0), manifest(job, 13, 1));
+    assert_eq!(commits(world.told(first)), [20]);
+    world.report(first, id(job, 1, 0), manifest(job, 20, 1));
+    assert_eq!(world.state(job), JobState::Running);
+    let steps: Vec<u64> = world.control.cluster().catalogue().of(job).map(|checkpoint| checkpoint.step.0).collect();
+    assert_eq!(steps, [13, 20]);
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
+    let mut world = World::new();
+    let (_, session) = world.node(1);
+    let job = world.submit("k", &spec(""));
+    world.ready(session, id(job, 1, 0));
+    for step in [4, 8] {
+        world.report(session, id(job, 1, 0), shard(step, 0));
+        world.report(session, id(job, 1, 0), manifest(job, step, 1));
+    }
+    world.report(session, id(job, 1, 0), exited(1));
+    let starts = |told: Vec<ToNode>| -> Vec<StartFrom> {
+        let from = |message| if let ToNode::Start(start) = message { Some(start.from) } else { None };
+        told.into_iter().filter_map(from).collect()
+    };
+    assert_eq!(starts(world.told(session)).last(), Some(&StartFrom::Checkpoint("file:///c/job-1/step-8-g1".into())));
+    let (uri, error) = ("file:///c/job-1/step-8-g1".to_owned(), "a bit has changed".to_owned());
+    world.report(session, id(job, 2, 0), RankEvent::Damaged { uri, error });
+    world.report(session, id(job, 2, 0), exited(1));
+    assert_eq!(starts(world.told(session)), [StartFrom::Checkpoint("file:///c/job-1/step-4-g1".into())]);
+}
+
+#[test]
+fn too_few_ranks_end_the_run_and_the_next_continues_from_the_checkpoint() {
+    let mut world = World::new();
+    let (_, first) = world.node(2);
+    let (_, second) = world.node(1);
+    let job = world.submit("k", &spec("ranks = 2\nranks_min = 2"));
+    world.ready(first, id(job, 1, 0));
+    world.ready(second, id(job, 1, 1));
     world.report(first, id(job, 1, 0), shard(5, 0));
     world.report(second, id(job, 1, 1), shard(5, 1));
     world.report(first, id(job, 1, 0), manifest(job, 5, 1));
@@ -277,31 +399,84 @@ fn a_rank_that_dies_ends_its_generation_and_the_next_continues_from_the_checkpoi
     world.report(second, id(job, 1, 1), RankEvent::Exited { exit: Exit::Signal(9) });
     assert_eq!(world.state(job), JobState::Recovering);
     assert!(matches!(world.told(first)[..], [ToNode::Stop { .. }]));
-    world.report(first, id(job, 1, 0), exited(0));
-    // Both slots are free again, so the second generation starts at once.
+    world.report(first, id(job, 1, 0), exited(4));
+    // Both slots are free again, so the next gang starts at once.
     assert_eq!(world.state(job), JobState::Starting);
     let told = world.told(first);
     let start = told.iter().find_map(|message| match message {
         ToNode::Start(start) => Some(start),
         _ => None,
     });
-    assert_eq!(start.unwrap().resume.as_deref(), Some("file:///c/job-1/step-5-g1"));
-    // A late shard of the first generation changes nothing (I2).
-    world.report(second, id(job, 1, 1), shard(7, 1));
-    assert_eq!(world.control.cluster().counts().foreign_reports, 1);
+    assert_eq!(start.unwrap().from, StartFrom::Checkpoint("file:///c/job-1/step-5-g1".into()));
 }
 
 #[test]
-fn attempts_are_bounded() {
+fn failures_without_getting_further_are_bounded() {
     let (mut world, job, [first, second]) = running();
-    for generation in 1..=3 {
-        world.report(first, id(job, generation, 0), RankEvent::Failed { error: "no data".into() });
+    world.report(first, id(job, 1, 0), resumed(1, 3));
+    world.report(second, id(job, 1, 1), exited(1));
+    world.report(first, id(job, 1, 0), resumed(2, 9));
+    world.report(second, id(job, 3, 1), exited(1));
+    let failed = |world: &World| {
+        let job = world.control.cluster().jobs().get(job).unwrap();
+        (job.failures, job.turned_away)
+    };
+    assert_eq!(failed(&world), (0, 1), "what was never a member does not end a job that runs");
+    world.report(first, id(job, 1, 0), exited(1));
+    world.report(second, id(job, 4, 1), exited(4));
+    assert_eq!((world.state(job), failed(&world).0), (JobState::Starting, 1));
+    for generation in [5, 6] {
+        world.report(first, id(job, generation, 0), RankEvent::Failed { error: "no data".into(), permanent: false });
         world.report(first, id(job, generation, 0), exited(1));
-        world.report(second, id(job, generation, 1), exited(1));
+        world.report(second, id(job, generation, 1), exited(4));
     }
     assert_eq!(world.state(job), JobState::Failed);
     let reason = &world.control.cluster().jobs().get(job).unwrap().reason;
     assert!(reason.contains("no data") && reason.contains("attempt 3 of 3"), "{reason}");
+}
+
+#[test]
+fn a_gang_that_cannot_start_for_good_is_not_tried_again() {
+    let mut world = World::new();
+    let (_, session) = world.node(1);
+    let job = world.submit("k", &spec(""));
+    let error = "domains.csv is missing".to_owned();
+    world.report(session, id(job, 1, 0), RankEvent::Failed { error, permanent: true });
+    world.report(session, id(job, 1, 0), exited(1));
+    assert_eq!(world.state(job), JobState::Failed);
+}
+
+#[test]
+fn a_node_that_is_stopped_in_order_costs_its_jobs_no_attempt() {
+    let mut world = World::new();
+    let (node, mut session) = world.node(1);
+    let job = world.submit("k", &spec(""));
+    for number in 1..=5 {
+        world.ready(session, id(job, number, 0));
+        world.report(session, id(job, number, 0), RankEvent::Exited { exit: Exit::AgentStopped });
+        world.step(Input::Closed { session });
+        session = world.connect(node, 1, number + 1, &[id(job, number + 1, 0)]);
+    }
+    assert_ne!(world.state(job), JobState::Failed);
+}
+
+#[test]
+fn of_two_ranks_that_lost_each_other_one_is_given_up() {
+    let (mut world, job, [first, second]) = running();
+    let lost = |peer| RankEvent::PeerLost { generation: Generation(1), peer, error: "silent".into() };
+    world.report(first, id(job, 1, 0), lost(id(job, 1, 1)));
+    world.report(second, id(job, 1, 1), lost(id(job, 1, 0)));
+    world.step(Input::Tick);
+    assert_eq!(world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().members.len(), 2);
+    world.told(second);
+    world.ms += 600;
+    for session in [first, second] {
+        world.step(Input::Heartbeat { session, heartbeat: heartbeat(5) });
+    }
+    world.step(Input::Tick);
+    let run = world.control.cluster().jobs().get(job).unwrap().run.clone().unwrap();
+    assert_eq!(run.members, [id(job, 1, 0)]);
+    assert!(world.told(second).iter().any(|message| matches!(message, ToNode::Stop { .. })));
 }
 
 #[test]
@@ -354,7 +529,8 @@ fn a_silent_node_is_lost_and_its_job_goes_elsewhere_while_its_slot_stays_held() 
     world.connect(NodeId(2), 1, 1, &[]);
     world.step(Input::Tick);
     assert_eq!(world.state(job), JobState::Starting);
-    assert_eq!(world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().ranks[0].node, NodeId(2));
+    let run = world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap();
+    assert_eq!(run.ranks[&id(job, 2, 0)].node, NodeId(2));
     assert_eq!(world.control.cluster().members().node(node).unwrap().used.cpus, 1, "I15");
     // It comes back with the old rank alive: the rank is stopped, and its room is free when it is gone.
     let back = world.connect(node, 2, 1, &[id(job, 1, 0)]);
@@ -370,10 +546,11 @@ fn a_restarted_coordinator_adopts_running_ranks_and_repeats_what_they_may_have_m
     assert_eq!(world.control.cluster().epoch(), Epoch(2));
     let first = world.connect(NodeId(1), 2, 1, &[id(job, 1, 0)]);
     assert_eq!(world.state(job), JobState::Running);
-    assert!(matches!(world.told(first)[..], [ToNode::Welcome { epoch: Epoch(2), .. }, ToNode::Peers { .. }]));
+    assert!(matches!(world.told(first)[..], [ToNode::Welcome { epoch: Epoch(2), .. }, ToNode::Membership { .. }]));
     // The agent of the second node was restarted: its rank went with it.
     world.connect(NodeId(2), 1, 2, &[]);
-    assert_eq!(world.state(job), JobState::Recovering);
+    assert_eq!(world.state(job), JobState::Running);
+    assert_eq!(world.told(first).iter().filter_map(membership).collect::<Vec<_>>(), [(2, 1, 0, None)]);
 }
 
 #[test]
@@ -449,9 +626,9 @@ fn a_finished_rank_that_comes_back_on_a_lost_node_is_stopped_when_its_generation
     world.ms = 10_000;
     world.step(Input::Heartbeat { session: first, heartbeat: heartbeat(20) });
     world.step(Input::Tick);
-    assert!(world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().ranks[1].gone);
+    assert!(world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().ranks[&id(job, 1, 1)].gone);
     let back = world.connect(NodeId(2), 1, 1, &[id(job, 1, 1)]);
-    assert!(matches!(world.told(back)[..], [ToNode::Welcome { .. }, ToNode::Peers { .. }]));
+    assert!(matches!(world.told(back)[..], [ToNode::Welcome { .. }, ToNode::Membership { .. }]));
     world.report(first, id(job, 1, 0), exited(1));
     assert!(matches!(world.told(back)[..], [ToNode::Stop { .. }, ..]));
 }

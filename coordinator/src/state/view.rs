@@ -1,5 +1,7 @@
 //! What clients see: the durable state and the volatile rest, put together for one answer. Changes nothing.
 
+use std::collections::BTreeMap;
+
 use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{NodeId, Rank};
 use stoke_protocol::list::List;
@@ -8,7 +10,7 @@ use stoke_protocol::message::rank::RankId;
 
 use super::control::{Control, SessionId};
 use super::explain::explain;
-use super::machine::Job;
+use super::machine::{Job, Run};
 use super::members::Node;
 
 /// Jobs in one answer, the newest: the rest is asked for by id.
@@ -41,7 +43,9 @@ impl Control {
 
     pub fn job_view(&self, job: &Job) -> JobView {
         let run = job.run.as_ref();
-        let ranks = run.map(|run| (0..).map(Rank).zip(&run.ranks).map(|(rank, place)| (rank, place.node)).collect());
+        let placed = |run: &Run| {
+            run.ranks.iter().filter(|(_, rank)| !rank.leaving).map(|(id, rank)| (id.rank, rank.node)).collect()
+        };
         let reason = match (job.state, self.waits.get(&job.id)) {
             (JobState::Queued, Some(wait)) if job.reason.is_empty() => wait.to_string(),
             (JobState::Queued, Some(wait)) => format!("{wait}; before that: {}", job.reason),
@@ -55,10 +59,11 @@ impl Control {
             state: job.state,
             reason,
             priority: job.priority,
-            generation: job.generation(),
-            attempts: job.generations.len() as u32,
-            world_sizes: job.generations.iter().map(|(world, _)| *world).collect(),
-            placement: ranks.unwrap_or_default(),
+            generation: run.map_or(job.generation, |run| run.generation),
+            failures: job.failures,
+            recoveries: job.recoveries,
+            world_sizes: job.worlds.values().map(|(world, _)| *world).collect(),
+            placement: run.map(placed).unwrap_or_default(),
             progress: self.progress.get(&job.id).copied(),
             checkpoint: self.cluster.catalogue().last(job.id).map(|last| last.view(job.id)),
             outcome: job.outcome.clone(),
@@ -106,17 +111,13 @@ impl Control {
         Explanation { job: Box::new(self.job_view(job)), nodes: nodes.into(), events: job.timeline.lines().into() }
     }
 
-    /// Where the logs of the newest run's ranks are, of those nodes that have a session.
+    /// Where the logs of a job's ranks are, of the last ones that are gone too; with the session of the node, if it has one.
     pub fn log_sources(&self, job: &Job, rank: Option<Rank>) -> Vec<(RankId, NodeId, Option<SessionId>)> {
-        let Some(run) = &job.run else { return Vec::new() };
-        let generation = run.generation;
-        (0..)
-            .map(Rank)
-            .zip(&run.ranks)
-            .filter(|(found, _)| rank.is_none_or(|rank| rank == *found))
-            .map(|(rank, place)| {
-                (RankId { job: job.id, generation, rank }, place.node, self.liveness.session(place.node))
-            })
+        let run = job.run.iter().flat_map(|run| run.ranks.iter().map(|(id, place)| (*id, place.node)));
+        let all: BTreeMap<RankId, NodeId> = job.past.iter().copied().chain(run).collect();
+        all.into_iter()
+            .filter(|(id, _)| rank.is_none_or(|rank| rank == id.rank))
+            .map(|(id, node)| (id, node, self.liveness.session(node)))
             .collect()
     }
 }

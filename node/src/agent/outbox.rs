@@ -3,8 +3,8 @@
 //! O1: numbers grow by one from 1 within an incarnation, without a gap, and reports leave in that order. The coordinator refuses what comes
 //!     after a gap, so only a report that was never sent may go, and those after it move up.
 //! O2: a report stays until a number that is not lower is acknowledged.
-//! O3: at most [`REPORTS_MAX`] stay. Beyond, the oldest report about a checkpoint goes: that checkpoint is then never committed, and the next
-//!     one takes its place. What happened to a rank is never dropped (a few reports a rank, and ranks are bounded by the machine).
+//! O3: at most [`REPORTS_MAX`] stay. Beyond, the oldest report about a checkpoint or a lost connection goes: that checkpoint is then never
+//!     committed, and the next one takes its place. What happened to a rank is never dropped (a few reports a rank, and ranks are bounded by the machine).
 
 use std::collections::VecDeque;
 
@@ -30,7 +30,7 @@ impl Outbox {
     /// Takes in what happened to a rank. True if an older report had to go for it (O3).
     pub fn push(&mut self, id: RankId, event: RankEvent) -> bool {
         let full = self.queue.len() >= REPORTS_MAX;
-        if full && !self.shed() && is_checkpoint(&event) {
+        if full && !self.shed() && is_droppable(&event) {
             return true;
         }
         self.last += 1;
@@ -71,7 +71,7 @@ impl Outbox {
 
     /// Drops the oldest report about a checkpoint that nobody has heard yet; false if there is none.
     fn shed(&mut self) -> bool {
-        let unheard = |report: &Report| report.sequence > self.told && is_checkpoint(&report.event);
+        let unheard = |report: &Report| report.sequence > self.told && is_droppable(&report.event);
         let Some(oldest) = self.queue.iter().position(unheard) else { return false };
         self.queue.remove(oldest);
         self.queue.range_mut(oldest..).for_each(|report| report.sequence -= 1);
@@ -80,8 +80,14 @@ impl Outbox {
     }
 }
 
-fn is_checkpoint(event: &RankEvent) -> bool {
-    matches!(event, RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. })
+fn is_droppable(event: &RankEvent) -> bool {
+    matches!(
+        event,
+        RankEvent::ShardStored { .. }
+            | RankEvent::ManifestStored { .. }
+            | RankEvent::NotStored { .. }
+            | RankEvent::PeerLost { .. }
+    )
 }
 
 #[cfg(test)]
@@ -97,7 +103,7 @@ mod tests {
 
     fn shard(step: u64) -> RankEvent {
         let shard = ShardRecord { index: 0, file: "shard".into(), bytes: 1, blake3: Digest([0; 32]) };
-        RankEvent::ShardStored { step: Step(step), shard }
+        RankEvent::ShardStored { generation: Generation(1), step: Step(step), shard }
     }
 
     fn numbers(reports: &[Report]) -> Vec<u64> {
@@ -133,7 +139,7 @@ mod tests {
     #[test]
     fn a_full_outbox_drops_checkpoints_and_never_what_happened_to_ranks() {
         let mut outbox = Outbox::default();
-        outbox.push(id(0), RankEvent::Failed { error: "x".into() });
+        outbox.push(id(0), RankEvent::Failed { error: "x".into(), permanent: false });
         outbox.push(id(0), shard(0));
         outbox.take_sendable();
         for step in 1..REPORTS_MAX as u64 + 50 {

@@ -7,12 +7,13 @@
 //! | Starting   | Hello of the process         | Signing    | ask for a certificate                      |
 //! | Signing    | certificate                  | Up         | pass it on                                 |
 //! | any alive  | Stop, or the process hangs up| Stopping   | tell it, kill after the grace              |
+//! | any alive  | nothing heard of it for long | Stopping   | report Failed, kill                        |
 //! | any alive  | process gone                 | (absent)   | report Exited, remember the end            |
 //!
 //! A1 (I1): frames of a coordinator of a lower epoch, or with a shorter journal, than was seen are never obeyed.
 //! A2 (I3): a rank id is started at most once here; a generation that is lower than one that was started is never started.
 //! A3 (I13): the claims of the ranks that are alive never exceed the machine's capacity.
-//! A4: the last report of a rank is Exited, once; before it, Ready, Finished and Failed at most once each.
+//! A4: the last report of a rank is Exited, once; before it, Ready and Failed at most once each.
 //! A5: everything that the coordinator says may come twice.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -64,6 +65,8 @@ pub enum Event {
     NotStarted { id: RankId, error: String },
     /// The process closed its link.
     HungUp { id: RankId },
+    /// The process has said nothing for so long: it is stopped, or hangs.
+    Silent { id: RankId, for_ms: u64 },
     /// The process is gone, and everything that it said was taken in.
     Exited { id: RankId, exit: Exit },
     /// The agent is to end.
@@ -153,7 +156,6 @@ enum Phase {
 #[derive(Debug, Default)]
 struct Said {
     ready: bool,
-    finished: bool,
     failed: bool,
 }
 
@@ -239,6 +241,7 @@ impl AgentState {
                     out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
                 }
             }
+            Event::Silent { id, for_ms } => self.silent(id, for_ms, &mut out),
             Event::Exited { id, exit } => self.ended(id, exit, &mut out),
             Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
         }
@@ -261,9 +264,11 @@ impl AgentState {
                 self.outbox.acknowledge(sequence);
             }
             ToNode::Start(start) => self.start(start, out),
-            ToNode::Peers { id, peers } => self.pass_on(id, ToRank::Peers(peers), out),
-            ToNode::Commit { id, step, shards } => self.pass_on(id, ToRank::Commit { step, shards }, out),
-            ToNode::Committed { id, step, prune } => self.pass_on(id, ToRank::Committed { step, prune }, out),
+            ToNode::Membership { id, membership } => self.pass_on(id, ToRank::Membership(membership), out),
+            ToNode::Commit { id, generation, step, shards } => {
+                self.pass_on(id, ToRank::Commit { generation, step, shards }, out);
+            }
+            ToNode::Committed { id, step, keep } => self.pass_on(id, ToRank::Committed { step, keep }, out),
             ToNode::Release { id } => self.pass_on(id, ToRank::Release, out),
             ToNode::Stop { id, reason, grace_ms } => self.stop(id, reason, grace_ms, out),
         }
@@ -375,6 +380,7 @@ impl AgentState {
                     }
                 }
             }
+            FromRank::Alive => {}
             FromRank::Progress(progress) => {
                 rank.progress = Some(progress);
                 if self.connected {
@@ -403,13 +409,24 @@ impl AgentState {
             Signed::Refused { reason } => {
                 rank.phase = Phase::Stopping;
                 let error = format!("the coordinator refused a certificate: {reason}");
-                if let Some(failed) = rank.said.once(RankEvent::Failed { error: error.clone() }) {
+                if let Some(failed) = rank.said.once(RankEvent::Failed { error: error.clone(), permanent: false }) {
                     self.report(id, failed, out);
                 }
                 out.push(Effect::ToRank { id, frame: ToRank::Stop { reason: error } });
                 out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
             }
         }
+    }
+
+    /// The others are told before the process is gone: it may take a while to die.
+    fn silent(&mut self, id: RankId, for_ms: u64, out: &mut Vec<Effect>) {
+        let Some(rank) = self.ranks.get_mut(&id).filter(|rank| rank.phase != Phase::Stopping) else { return };
+        rank.phase = Phase::Stopping;
+        let error = format!("its process said nothing for {for_ms} ms: it is stopped or hangs, and is killed");
+        if let Some(failed) = rank.said.once(RankEvent::Failed { error, permanent: false }) {
+            self.report(id, failed, out);
+        }
+        out.push(Effect::KillAfter { id, grace_ms: 0 });
     }
 
     fn shut_down(&mut self, grace_ms: u64, out: &mut Vec<Effect>) {
@@ -425,7 +442,9 @@ impl AgentState {
 
     /// The process of a rank is gone.
     fn ended(&mut self, id: RankId, exit: Exit, out: &mut Vec<Effect>) {
-        if self.ranks.remove(&id).is_some() {
+        if let Some(rank) = self.ranks.remove(&id) {
+            // It was not the rank's fault, nor the job's.
+            let exit = if self.shutting_down && rank.phase == Phase::Stopping { Exit::AgentStopped } else { exit };
             self.gone(id, exit, out);
         }
     }
@@ -481,12 +500,15 @@ impl Said {
         let first = |said: &mut bool| !std::mem::replace(said, true);
         match event {
             RankEvent::Ready { .. } => first(&mut self.ready).then_some(event),
-            RankEvent::Finished { .. } => first(&mut self.finished).then_some(event),
-            RankEvent::Failed { mut error } => first(&mut self.failed).then(|| {
+            RankEvent::Failed { mut error, permanent } => first(&mut self.failed).then(|| {
                 error.truncate(error.floor_char_boundary(ERROR_BYTES_MAX));
-                RankEvent::Failed { error }
+                RankEvent::Failed { error, permanent }
             }),
-            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } => Some(event),
+            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Finished { .. } => {
+                Some(event)
+            }
+            RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
+            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
             RankEvent::Exited { .. } => None,
         }
     }

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::node::{Capacity, FromNode, Report, ToNode};
-use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank};
+use stoke_protocol::message::rank::{
+    Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+};
 
 use super::state::{AgentState, Effect, Event, Fence, Own, Signed};
 
@@ -23,7 +25,7 @@ fn start(id: RankId, cpus: u32) -> ToNode {
     let spec = format!(
         "name = \"t\"\ntrainer = \"digits\"\n[train]\nsteps = 1\nbatch = 8\n[resources]\ncpus = {cpus}\nmemory = \"1GiB\"\n"
     );
-    ToNode::Start(StartRank { id, world: 1, spec, checkpoints: "file:///c".into(), resume: None })
+    ToNode::Start(StartRank { id, spec, checkpoints: "file:///c".into(), from: StartFrom::Seed })
 }
 
 fn welcome(epoch: u64, index: u64) -> ToNode {
@@ -68,11 +70,12 @@ fn reports(effects: &[Effect]) -> Vec<&Report> {
 
 fn shard(step: u64) -> RankEvent {
     let shard = ShardRecord { index: 0, file: "s".into(), bytes: 1, blake3: Digest([0; 32]) };
-    RankEvent::ShardStored { step: Step(step), shard }
+    RankEvent::ShardStored { generation: Generation(1), step: Step(step), shard }
 }
 
 fn progress(step: u64) -> Progress {
     Progress {
+        generation: Generation(1),
         step: Step(step),
         steps: Step(9),
         loss: 0.0,
@@ -161,7 +164,7 @@ fn a_refused_certificate_ends_the_rank_with_the_reason() {
     agent.told(start(id(1, 0), 1));
     agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into() } });
     let effects = agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Refused { reason: "not placed".into() } });
-    assert!(matches!(&reports(&effects)[0].event, RankEvent::Failed { error } if error.contains("not placed")));
+    assert!(matches!(&reports(&effects)[0].event, RankEvent::Failed { error, .. } if error.contains("not placed")));
     assert!(effects.iter().any(|effect| matches!(effect, Effect::KillAfter { .. })));
 }
 
@@ -201,9 +204,9 @@ fn an_end_is_in_the_inventory_until_it_is_acknowledged() {
 fn a_rank_cannot_report_its_own_end_nor_repeat_what_comes_once() {
     let mut agent = running();
     assert!(agent.says(id(1, 0), RankEvent::Exited { exit: Exit::Code(0) }).is_empty());
-    let failed = || RankEvent::Failed { error: "é".repeat(4000) };
+    let failed = || RankEvent::Failed { error: "é".repeat(4000), permanent: false };
     let effects = agent.says(id(1, 0), failed());
-    assert!(matches!(&reports(&effects)[0].event, RankEvent::Failed { error } if error.len() == 4096));
+    assert!(matches!(&reports(&effects)[0].event, RankEvent::Failed { error, .. } if error.len() == 4096));
     assert!(agent.says(id(1, 0), failed()).is_empty());
     assert_eq!(agent.says(id(1, 0), shard(1)).len() + agent.says(id(1, 0), shard(2)).len(), 2);
 }
@@ -216,7 +219,7 @@ fn stop_is_polite_first_and_comes_once_to_the_rank() {
     assert_eq!(agent.told(stop(100)), [polite, Effect::KillAfter { id: id(1, 0), grace_ms: 100 }]);
     assert_eq!(agent.told(stop(1 << 40)), [Effect::KillAfter { id: id(1, 0), grace_ms: 60_000 }]);
     // Orders for training come too late.
-    assert!(agent.told(ToNode::Peers { id: id(1, 0), peers: vec![].into() }).is_empty());
+    assert!(agent.told(ToNode::Release { id: id(1, 0) }).is_empty());
 }
 
 #[test]

@@ -31,6 +31,11 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// Whether the checkpoint itself is at fault: another one may be whole.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::Manifest { .. } | Self::Shard { .. })
+    }
+
     /// Names what was being done, and tells a full disk from other failures.
     pub(super) fn store(verb: &'static str, object: impl ToString, source: object_store::Error) -> Self {
         let object = object.to_string();

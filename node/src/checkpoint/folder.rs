@@ -131,7 +131,15 @@ impl Folder {
 
     /// Removes the folder itself if it is empty; object stores have none, so that a failure means nothing.
     pub(super) fn forget(&self) {
-        let _ = std::fs::remove_dir(PathBuf::from(format!("/{}", self.path)));
+        let folder = PathBuf::from(format!("/{}", self.path));
+        // What a writer that was killed had begun; the store does not list it.
+        let staged = |name: &str| name.rsplit_once('#').is_some_and(|(_, number)| number.parse::<u64>().is_ok());
+        for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if file.file_name().to_str().is_some_and(staged) {
+                let _ = std::fs::remove_file(file.path());
+            }
+        }
+        let _ = std::fs::remove_dir(folder);
     }
 
     fn child(&self, file: &str) -> Path {

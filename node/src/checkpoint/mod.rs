@@ -17,4 +17,5 @@ pub use folder::Folder;
 pub use manifest::{FORMAT, MANIFEST_FILE, Manifest, Shard};
 pub use plan::{folder_name, plan_shards, shard_file};
 pub use read::{Verified, load, open, verify};
-pub use write::{abandon, remove, remove_unfinished, write_manifest, write_shard};
+pub use shard::{decode, encode};
+pub use write::{abandon, remove, remove_older, write_manifest, write_shard};

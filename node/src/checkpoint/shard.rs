@@ -79,6 +79,22 @@ impl Iterator for Parts<'_> {
     }
 }
 
+/// A shard's bytes, run by run.
+pub fn encode(tensors: &[NamedTensor]) -> Result<impl Iterator<Item = Vec<u8>>, String> {
+    Parts::new(&tensors.iter().collect::<Vec<_>>())
+}
+
+/// The tensors of a whole shard.
+pub fn decode(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
+    let words = |Damage { offset, problem }| format!("at byte {offset}: {problem}");
+    let Some((prefix, rest)) = bytes.split_first_chunk::<{ PREFIX_BYTES as usize }>() else {
+        return Err(format!("{} bytes are too few for a header", bytes.len()));
+    };
+    let len = header_len(*prefix, bytes.len() as u64).map_err(words)? as usize;
+    let (json, values) = rest.split_at(len);
+    Ok(Header::parse(json, bytes.len() as u64).map_err(words)?.tensors(values))
+}
+
 fn append_le(bytes: &mut Vec<u8>, values: &[f32]) {
     let start = bytes.len();
     bytes.resize(start + size_of_val(values), 0);

@@ -183,23 +183,28 @@ fn removal_takes_the_manifest_first_and_leaves_what_is_not_ours() {
 }
 
 #[test]
-fn unfinished_checkpoints_of_the_past_are_removed_and_finished_ones_are_not() {
+fn older_checkpoints_go_but_those_that_are_named_and_what_killed_writers_left_goes_with_them() {
     let dir = tempfile::tempdir().unwrap();
     let job = format!("file://{}/job-1", dir.path().display());
     write(&uri(dir.path()), &tensors(), 1);
     let begun = |step, generation| {
-        let uri = format!("{job}/{}", folder_name(Step(step), Generation(generation)));
-        write_shard(&Folder::at(&uri).unwrap(), 0, 2, &tensors()).unwrap();
-        uri
+        let name = folder_name(Step(step), Generation(generation));
+        write_shard(&Folder::at(&format!("{job}/{name}")).unwrap(), 0, 2, &tensors()).unwrap();
+        name
     };
-    let (past, older_generation) = (begun(60, 2), begun(300, 1));
-    begun(130, 2);
-    begun(50, 3);
-    let mut removed = remove_unfinished(&job, Step(130), Generation(2)).unwrap();
-    removed.sort();
-    assert_eq!(removed, [past, older_generation]);
-    assert_eq!(fs::read_dir(dir.path().join("job-1")).unwrap().count(), 3);
-    open(&uri(dir.path())).unwrap();
+    let (past, named, newest, later) = (begun(60, 2), begun(70, 2), begun(130, 2), begun(130, 3));
+    fs::write(dir.path().join("job-1").join(&past).join("manifest.json#1"), "begun").unwrap();
+    let whole = uri(dir.path()).rsplit('/').next().unwrap().to_owned();
+    let removed = remove_older(&job, (Step(130), Generation(2)), &[named.clone(), whole.clone()]).unwrap();
+    assert_eq!(removed, [past]);
+    let mut left: Vec<String> = fs::read_dir(dir.path().join("job-1"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    let mut expected = vec![named, newest, later, whole];
+    expected.sort();
+    assert_eq!(left, expected);
 }
 
 #[test]

@@ -64,21 +64,20 @@ pub fn abandon(folder: &Folder, index: u32, world: u32) -> Result<(), Checkpoint
     Ok(())
 }
 
-/// Removes the folders of a job's checkpoints that were begun before (`step`, `generation`) and never got a manifest. Safe once the
-/// checkpoint at `step` is committed: every rank wrote its shards in order, so that no earlier one is still being written.
-pub fn remove_unfinished(job_uri: &str, step: Step, generation: Generation) -> Result<Vec<String>, CheckpointError> {
+/// Removes the folders of a job's checkpoints that are older than (`step`, `generation`), whole or never finished, but those that `keep`
+/// names. Safe once that one is committed: every rank wrote its shards in order, so that no earlier one is still being written.
+pub fn remove_older(
+    job_uri: &str,
+    newest: (Step, Generation),
+    keep: &[String],
+) -> Result<Vec<String>, CheckpointError> {
     let (_, folders) = Folder::at(job_uri)?.list()?;
     let mut removed = Vec::new();
     for name in folders {
-        let Some((begun, by)) = parse_folder_name(&name) else { continue };
-        if by > generation || (by == generation && begun >= step) {
-            continue;
-        }
-        let uri = format!("{job_uri}/{name}");
-        let folder = Folder::at(&uri)?;
-        if folder.size(MANIFEST_FILE)?.is_none() {
-            remove(&uri)?;
-            removed.push(uri);
+        let older = parse_folder_name(&name).is_some_and(|begun| begun < newest);
+        if older && !keep.contains(&name) {
+            remove(&format!("{job_uri}/{name}"))?;
+            removed.push(name);
         }
     }
     Ok(removed)

@@ -1,17 +1,17 @@
 //! The exchange as the compute thread uses it: one call a step that gives the partial sums and returns the complete one. Owns the buffers
-//! and the order of operations; waits while the driver works on the network thread.
+//! and the order of operations; waits while the driver works on the network thread. It lives for one generation.
 //!
-//! X9: after an error every later call fails with the same one: a membership that lost a rank is over.
+//! X9: after an error every later call fails with the same one: a generation that lost a rank is over.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
-use stoke_protocol::ids::{Rank, Step};
+use bytes::Bytes;
+use stoke_protocol::ids::{Generation, Step};
 use stoke_protocol::message::rank::RankId;
-use stoke_protocol::transport::{CloseCode, Connection, Endpoint};
+use stoke_protocol::transport::Io;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle as TaskHandle;
 
@@ -20,12 +20,9 @@ use super::driver::{Driver, Input, Output};
 use super::error::ExchangeError;
 use super::lane_sum::LaneSums;
 use super::link::{Counters, Link};
+use super::mesh::Pair;
 use super::operation::Operation;
 use super::plan::Plan;
-
-/// How long a close waits for the peers to say that they have all they need. Until then the last sums may still be on their way over a slow
-/// network; a dead peer is noticed long before by its connection.
-const CLOSE_MAX: Duration = Duration::from_secs(60);
 
 /// What is summed: equal on every rank, or frames are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +34,8 @@ pub struct Shape {
 
 /// All ranks of one generation, connected.
 pub struct Exchange {
-    endpoint: Endpoint,
-    own: RankId,
     shape: Shape,
-    world: u32,
+    place: Place,
     driver: UnboundedSender<Input>,
     outputs: Receiver<Output>,
     sums: Pool,
@@ -48,11 +43,25 @@ pub struct Exchange {
     sum: Option<Buffer>,
     last: Option<Step>,
     /// Peers from which nothing more comes.
-    gone: BTreeMap<Rank, ExchangeError>,
+    gone: BTreeMap<u32, ExchangeError>,
     failed: Option<ExchangeError>,
     abort: AbortHandle,
     counters: Arc<Counters>,
     tasks: Vec<TaskHandle>,
+}
+
+/// A rank's place in a generation: `position` below `world` owns lanes, one above observes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub world: u32,
+    pub observers: u32,
+    pub position: u32,
+}
+
+impl Place {
+    pub fn is_observer(self) -> bool {
+        self.position >= self.world
+    }
 }
 
 /// Stops an exchange from any thread: a blocked call returns at once, later ones fail.
@@ -80,33 +89,30 @@ impl AbortHandle {
 }
 
 impl Exchange {
-    /// `connections` are all other ranks of the generation.
+    /// `ranks` are all of the generation in order, `pairs` the connected others by their place.
     pub(super) fn new(
-        endpoint: Endpoint,
-        own: RankId,
-        connections: BTreeMap<Rank, Connection>,
-        shape: Shape,
+        io: &Io,
+        (generation, ranks): (Generation, Vec<RankId>),
+        pairs: Vec<(u32, Pair)>,
+        (shape, place): (Shape, Place),
         counters: Arc<Counters>,
     ) -> Self {
-        let world = connections.len() as u32 + 1;
-        let plan = Plan::new(shape.values, shape.lanes, world, own.rank.0);
+        let plan = Plan::new(shape.values, shape.lanes, (place.world, place.observers), place.position);
         let (wake, outputs) = channel();
         let (driver, inputs) = unbounded_channel();
-        let (mut links, mut tasks): (Vec<Option<Link>>, Vec<TaskHandle>) =
-            ((0..world).map(|_| None).collect(), Vec::new());
-        for (rank, connection) in connections {
-            let peer = (connection, rank, plan.leaves_of[rank.0 as usize].len());
-            let (link, running) = Link::start(endpoint.io(), peer, own.generation, &counters, &driver);
-            links[rank.0 as usize] = Some(link);
+        let mut links: Vec<Option<Link>> = ranks.iter().map(|_| None).collect();
+        let mut tasks: Vec<TaskHandle> = Vec::new();
+        for (position, pair) in pairs {
+            let pair = (pair, position, plan.leaves_of(position).len());
+            let (link, running) = Link::start(io, pair, generation, &counters, &driver);
+            links[position as usize] = Some(link);
             tasks.extend(running);
         }
-        let operations = Driver::new(Operation::new(plan, own.generation), links, wake.clone());
-        tasks.push(endpoint.io().spawn(operations.run(inputs)).abort_handle());
+        let operations = Driver::new(Operation::new(plan, generation), (ranks, links), wake.clone());
+        tasks.push(io.spawn(operations.run(inputs)).abort_handle());
         Self {
-            endpoint,
-            own,
             shape,
-            world,
+            place,
             driver,
             outputs,
             // The last sum stays with the caller while the next is made, and one more may wait for acknowledgements.
@@ -121,14 +127,8 @@ impl Exchange {
         }
     }
 
-    /// Keeps a task of the endpoint for as long as the exchange lives.
-    pub(super) fn with_task(mut self, task: TaskHandle) -> Self {
-        self.tasks.push(task);
-        self
-    }
-
-    pub fn world(&self) -> u32 {
-        self.world
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     pub fn abort_handle(&self) -> AbortHandle {
@@ -147,14 +147,27 @@ impl Exchange {
     /// The sum over all lanes of all ranks, in tree order: the same bits on every rank and for every world. Blocks until it is complete.
     /// All ranks call it for the same steps, in growing order; `sums` holds all owned lanes of the step. Not for the network thread.
     pub fn all_reduce<'a>(&'a mut self, step: Step, sums: &'a mut LaneSums) -> Result<&'a [f32], ExchangeError> {
+        assert!(!self.place.is_observer(), "X6: an observer has no lanes");
         assert_eq!(sums.values(), self.shape.values, "X6: vectors of the exchange's length");
         self.check_open(step)?;
-        if self.world == 1 {
+        if self.place.world + self.place.observers == 1 {
             self.last = Some(step);
             return Ok(sums.finish()[0].values.read());
         }
+        let partials = sums.freeze();
+        self.sum(step, partials)
+    }
+
+    /// The same sum at a rank that observes.
+    pub fn observe(&mut self, step: Step) -> Result<&[f32], ExchangeError> {
+        assert!(self.place.is_observer(), "X6: a rank with lanes gives them");
+        self.check_open(step)?;
+        self.sum(step, Vec::new())
+    }
+
+    fn sum(&mut self, step: Step, partials: Vec<Bytes>) -> Result<&[f32], ExchangeError> {
         self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
-        let begin = Input::Begin { step, partials: sums.freeze(), sum: self.sums.take() };
+        let begin = Input::Begin { step, partials, sum: self.sums.take() };
         match self.driver.send(begin).map_err(|_| ExchangeError::EndpointClosed).and_then(|()| self.wait()) {
             Ok(sum) => {
                 self.last = Some(step);
@@ -164,26 +177,27 @@ impl Exchange {
         }
     }
 
-    /// Ends in order: waits until every peer has ended too, because until then it may lack values of ours. Blocks; not for the network
-    /// thread. Dropping an exchange instead ends it at once.
-    pub fn close(mut self) {
+    /// No more steps in this generation: waits until no member lacks anything of ours, that is until each has ended its stream too, or the
+    /// exchange is aborted. Blocks; not for the network thread. Dropping an exchange instead ends it at once.
+    pub fn finish(&mut self) {
         let _ = self.driver.send(Input::Finish);
-        let deadline = Instant::now() + CLOSE_MAX;
-        let peers = self.world as usize - 1;
-        while self.failed.is_none() && self.gone.len() < peers && self.abort.reason.get().is_none() {
-            match self.outputs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Output::Gone { rank, why }) => {
-                    self.gone.insert(rank, why);
+        let Place { world, position, .. } = self.place;
+        let left = |gone: &BTreeMap<u32, ExchangeError>| {
+            (0..world).any(|member| member != position && !gone.contains_key(&member))
+        };
+        while self.failed.is_none() && left(&self.gone) && self.abort.reason.get().is_none() {
+            match self.outputs.recv().expect("X9: this exchange holds a sender itself") {
+                Output::Gone { position, why } => {
+                    self.gone.insert(position, why);
                 }
-                Ok(Output::Complete(_) | Output::Failed(_) | Output::Aborted) => {}
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    tracing::warn!(own = %self.own, "peers did not end their streams in time");
-                    break;
-                }
+                Output::Complete(_) | Output::Failed(_) | Output::Aborted => {}
             }
         }
-        let endpoint = self.endpoint.clone();
-        self.endpoint.io().spawn(async move { endpoint.close(CloseCode::Done, "exchange is over").await });
+    }
+
+    /// Ends at once. The last complete sum, with its step, for those who lack it in the next generation; none where nobody can lack it.
+    pub fn into_last_sum(mut self) -> Option<(Step, Bytes)> {
+        self.last.zip(self.sum.take().map(Buffer::share))
     }
 
     fn check_open(&self, step: Step) -> Result<(), ExchangeError> {
@@ -209,8 +223,8 @@ impl Exchange {
             match output {
                 Output::Complete(sum) => return Ok(sum),
                 Output::Failed(error) => return Err(error),
-                Output::Gone { rank, why } => {
-                    self.gone.insert(rank, why);
+                Output::Gone { position, why } => {
+                    self.gone.insert(position, why);
                 }
                 Output::Aborted => {}
             }

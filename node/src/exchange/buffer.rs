@@ -86,6 +86,12 @@ impl Buffer {
         Bytes::from_owner(Frozen { slab: self.slab.clone(), range })
     }
 
+    /// All values as bytes, never to be written again.
+    pub fn share(self) -> Bytes {
+        let range = 0..self.len();
+        Bytes::from_owner(Frozen { slab: self.slab, range })
+    }
+
     /// Makes the whole buffer writable if nobody reads it any more.
     pub fn thaw(&mut self) -> bool {
         let free = Arc::get_mut(&mut self.slab).is_some();

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
-use stoke_protocol::ids::{Rank, Step};
+use stoke_protocol::ids::Step;
+use stoke_protocol::message::rank::RankId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::buffer::Buffer;
@@ -21,9 +22,9 @@ pub enum Input {
     /// From the caller: sum this step. Answered by `Complete` or `Failed`.
     Begin { step: Step, partials: Vec<Bytes>, sum: Buffer },
     /// From a link.
-    Frame { from: Rank, frame: Frame },
+    Frame { from: u32, frame: Frame },
     /// From a link: nothing more comes from the peer. It ended its stream (`PeerLeft`), or something went wrong.
-    Gone { rank: Rank, why: ExchangeError },
+    Gone { position: u32, why: ExchangeError },
     /// From the caller: no more steps. The own streams end after what is queued.
     Finish,
 }
@@ -34,7 +35,7 @@ pub enum Output {
     Complete(Buffer),
     Failed(ExchangeError),
     Gone {
-        rank: Rank,
+        position: u32,
         why: ExchangeError,
     },
     /// From an abort handle: look at the reason that was set.
@@ -43,17 +44,23 @@ pub enum Output {
 
 pub struct Driver {
     operation: Operation,
-    /// By rank; none for this one, nor after `Finish`.
+    /// By place in the generation.
+    peers: Vec<RankId>,
+    /// None for this rank, for pairs that have nothing to say to each other, and after `Finish`.
     links: Vec<Option<Link>>,
     /// Frames of the next operation, from peers that were faster. At most a receive window a peer.
-    early: VecDeque<(Rank, Frame)>,
-    gone: BTreeMap<Rank, ExchangeError>,
+    early: VecDeque<(u32, Frame)>,
+    gone: BTreeMap<u32, ExchangeError>,
     outputs: Sender<Output>,
 }
 
 impl Driver {
-    pub fn new(operation: Operation, links: Vec<Option<Link>>, outputs: Sender<Output>) -> Self {
-        Self { operation, links, early: VecDeque::new(), gone: BTreeMap::new(), outputs }
+    pub fn new(
+        operation: Operation,
+        (peers, links): (Vec<RankId>, Vec<Option<Link>>),
+        outputs: Sender<Output>,
+    ) -> Self {
+        Self { operation, peers, links, early: VecDeque::new(), gone: BTreeMap::new(), outputs }
     }
 
     /// Runs until the exchange is dropped.
@@ -71,7 +78,7 @@ impl Driver {
         match input {
             Input::Begin { step, partials, sum } => self.begin(step, partials, sum),
             Input::Frame { from, frame } => self.receive(from, frame),
-            Input::Gone { rank, why } => self.lose(rank, why),
+            Input::Gone { position, why } => self.lose(position, why),
             Input::Finish => {
                 self.links.iter_mut().for_each(|link| drop(link.take()));
                 Ok(())
@@ -84,27 +91,28 @@ impl Driver {
         for (from, frame) in std::mem::take(&mut self.early) {
             self.receive(from, frame)?;
         }
-        let missed = self.gone.iter().find(|(rank, _)| self.operation.is_owed_by(rank.0));
+        let missed = self.gone.iter().find(|(position, _)| self.operation.is_owed_by(**position));
         missed.map_or(Ok(()), |(_, why)| Err(why.clone()))
     }
 
-    fn receive(&mut self, from: Rank, frame: Frame) -> Result<(), ExchangeError> {
+    fn receive(&mut self, from: u32, frame: Frame) -> Result<(), ExchangeError> {
         if !self.operation.is_active() || frame.header.step > self.operation.step() {
             self.early.push_back((from, frame));
             return Ok(());
         }
-        let refused = |source| ExchangeError::Refused { rank: from, source };
-        self.operation.receive(from.0, frame, &mut sender(&self.links)).map_err(refused)
+        let peer = self.peers[from as usize];
+        let refused = |source| ExchangeError::Refused { peer, source };
+        self.operation.receive(from, frame, &mut sender(&self.links)).map_err(refused)
     }
 
     /// Who already gave everything may go: this step stands without it, the next one cannot.
-    fn lose(&mut self, rank: Rank, why: ExchangeError) -> Result<(), ExchangeError> {
-        if self.gone.contains_key(&rank) {
+    fn lose(&mut self, position: u32, why: ExchangeError) -> Result<(), ExchangeError> {
+        if self.gone.contains_key(&position) {
             return Ok(());
         }
-        self.gone.insert(rank, why.clone());
-        self.tell(Output::Gone { rank, why: why.clone() });
-        if self.operation.is_active() && self.operation.is_owed_by(rank.0) { Err(why) } else { Ok(()) }
+        self.gone.insert(position, why.clone());
+        self.tell(Output::Gone { position, why: why.clone() });
+        if self.operation.is_active() && self.operation.is_owed_by(position) { Err(why) } else { Ok(()) }
     }
 
     /// Nobody listens any more once the exchange is dropped.

@@ -1,11 +1,12 @@
-//! Why an exchange cannot go on. Every variant names the rank at fault where there is one; all but `Aborted` end the membership: the
-//! coordinator decides what comes next.
+//! Why an exchange cannot go on. Every variant names the rank at fault where there is one. The generation is over then; the coordinator
+//! decides what comes next.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoke_protocol::ids::{Generation, Rank, Step};
+use stoke_protocol::ids::{Generation, Step};
+use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::TransportError;
 
 use super::operation::Unexpected;
@@ -18,37 +19,41 @@ pub enum ExchangeError {
     #[error("these credentials are not of a rank: {found}")]
     NotARank { found: String },
     #[error("peers of {own}: {reason}")]
-    Membership { own: Rank, reason: String },
-    #[error("connect to {rank} at {address} within {} s", within.as_secs())]
+    Membership { own: RankId, reason: String },
+    #[error("connect to {peer} at {address} within {} s", within.as_secs())]
     Unreachable {
-        rank: Rank,
+        peer: RankId,
         address: SocketAddr,
         within: Duration,
         #[source]
         source: Arc<TransportError>,
     },
-    #[error("wait for {rank} to connect: nothing in {} s; can its machine reach UDP {own}?", within.as_secs())]
-    Absent { rank: Rank, own: SocketAddr, within: Duration },
+    #[error("wait for {peer} to connect: nothing in {} s; can its machine reach UDP {own}?", within.as_secs())]
+    Absent { peer: RankId, own: SocketAddr, within: Duration },
     #[error("the endpoint for peers was closed")]
     EndpointClosed,
-    #[error("lost {rank}")]
+    #[error("lost {peer}")]
     PeerLost {
-        rank: Rank,
+        peer: RankId,
         #[source]
         source: Arc<TransportError>,
     },
-    #[error("{rank} left before the sum was complete")]
-    PeerLeft { rank: Rank },
-    #[error("{rank} speaks for {theirs}, this is {ours}")]
-    StaleGeneration { rank: Rank, theirs: Generation, ours: Generation },
-    #[error("refuse a frame of {rank}")]
+    #[error("{peer} left before the sum was complete")]
+    PeerLeft { peer: RankId },
+    #[error("{peer} speaks for {theirs}, this is {ours}")]
+    StaleGeneration { peer: RankId, theirs: Generation, ours: Generation },
+    #[error("refuse a frame of {peer}")]
     Refused {
-        rank: Rank,
+        peer: RankId,
         #[source]
         source: Unexpected,
     },
-    #[error("{rank} sent {count} values at once, more than the cap of {cap}")]
-    TooLarge { rank: Rank, count: u32, cap: usize },
+    #[error("{peer} sent {count} values at once, more than the cap of {cap}")]
+    TooLarge { peer: RankId, count: u32, cap: usize },
+    #[error("state of {peer} is refused: {problem}")]
+    State { peer: RankId, problem: String },
+    #[error("this rank is at {own}, others of {generation} are at {others}: its state is too old to catch up")]
+    Behind { generation: Generation, own: Step, others: Step },
     #[error("sum of {step} after {last}: steps must grow")]
     StepOrder { step: Step, last: Step },
     #[error("exchange was stopped: {reason}")]

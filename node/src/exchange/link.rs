@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use stoke_protocol::ids::{Generation, Rank};
+use stoke_protocol::ids::Generation;
 use stoke_protocol::message::peer::{Part, TensorHeader};
-use stoke_protocol::transport::{BulkReceiver, Connection, Io, TransportError};
+use stoke_protocol::message::rank::RankId;
+use stoke_protocol::transport::{BulkReceiver, BulkSender, Io, TransportError};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
@@ -17,6 +18,7 @@ use tokio::task::AbortHandle;
 use super::driver::Input;
 use super::error::ExchangeError;
 use super::frame::{Frame, Rope};
+use super::mesh::Pair;
 use super::operation::Outgoing;
 use super::plan::PIECE_VALUES_MAX;
 use super::sum::VALUE_BYTES;
@@ -46,27 +48,30 @@ pub struct Link {
 /// What both tasks know.
 #[derive(Clone)]
 struct Side {
-    rank: Rank,
+    peer: RankId,
+    /// The peer's place in the generation.
+    position: u32,
     generation: Generation,
     counters: Arc<Counters>,
     inputs: UnboundedSender<Input>,
 }
 
 impl Link {
-    /// Starts the tasks of `connection`, whose peer was checked to be `rank` of `generation`. `subtrees` is how many the peer sends.
+    /// Starts the tasks of a pair; the peer has this place in `generation` and sends the sums of so many subtrees.
     pub fn start(
         io: &Io,
-        (connection, rank, subtrees): (Connection, Rank, usize),
+        (pair, position, subtrees): (Pair, u32, usize),
         generation: Generation,
         counters: &Arc<Counters>,
         inputs: &UnboundedSender<Input>,
     ) -> (Self, [AbortHandle; 2]) {
-        let side = Side { rank, generation, counters: counters.clone(), inputs: inputs.clone() };
+        let Pair { peer, sender, receiver, .. } = pair;
+        let side = Side { peer, position, generation, counters: counters.clone(), inputs: inputs.clone() };
         let window = Arc::new(Semaphore::new(WINDOW_FRAMES + 2 * subtrees));
         let (partials, partials_out) = unbounded_channel();
         let (sums, sums_out) = unbounded_channel();
-        let send = io.spawn(side.clone().send(connection.clone(), sums_out, partials_out));
-        let receive = io.spawn(side.receive(connection, window));
+        let send = io.spawn(side.clone().send(sender, sums_out, partials_out));
+        let receive = io.spawn(side.receive(receiver, window));
         (Self { partials, sums }, [send.abort_handle(), receive.abort_handle()])
     }
 
@@ -74,7 +79,7 @@ impl Link {
     pub fn send(&self, out: Outgoing) {
         let _ = match out.header.part {
             Part::Partial(_) => self.partials.send(out),
-            Part::Sum => self.sums.send(out),
+            Part::Sum | Part::CatchUp => self.sums.send(out),
         };
     }
 }
@@ -82,12 +87,11 @@ impl Link {
 impl Side {
     async fn send(
         self,
-        connection: Connection,
+        mut stream: BulkSender,
         mut sums: UnboundedReceiver<Outgoing>,
         mut partials: UnboundedReceiver<Outgoing>,
     ) {
         let written = async {
-            let mut stream = connection.open_bulk().await?;
             loop {
                 // Sums first: they were just computed and lie in the cache, and the peer needs no memory for them.
                 let out = tokio::select! {
@@ -106,9 +110,8 @@ impl Side {
         }
     }
 
-    async fn receive(self, connection: Connection, window: Arc<Semaphore>) {
+    async fn receive(self, mut stream: BulkReceiver, window: Arc<Semaphore>) {
         let read = async {
-            let mut stream = connection.accept_bulk().await?;
             while let Some(header) = stream.read_header::<TensorHeader>().await? {
                 if let Some(refused) = self.refusal(&header) {
                     return Ok(Some(refused));
@@ -116,12 +119,12 @@ impl Side {
                 let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
                 let values = read_values(&mut stream, header.count as usize * VALUE_BYTES).await?;
                 self.counters.received_bytes.fetch_add(u64::from(header.count) * VALUE_BYTES as u64, Ordering::Relaxed);
-                self.tell(Input::Frame { from: self.rank, frame: Frame { header, values, _place: Some(place) } });
+                self.tell(Input::Frame { from: self.position, frame: Frame { header, values, _place: Some(place) } });
             }
             Ok(None)
         };
         match read.await {
-            Ok(None) => self.gone(ExchangeError::PeerLeft { rank: self.rank }),
+            Ok(None) => self.gone(ExchangeError::PeerLeft { peer: self.peer }),
             Ok(Some(refused)) => self.gone(refused),
             Err(error) => self.lost(error),
         }
@@ -129,21 +132,26 @@ impl Side {
 
     /// L4.
     fn refusal(&self, header: &TensorHeader) -> Option<ExchangeError> {
-        let rank = self.rank;
+        let peer = self.peer;
         if header.generation != self.generation {
             self.counters.stale_refused.fetch_add(1, Ordering::Relaxed);
-            return Some(ExchangeError::StaleGeneration { rank, theirs: header.generation, ours: self.generation });
+            return Some(ExchangeError::StaleGeneration { peer, theirs: header.generation, ours: self.generation });
         }
         let (count, cap) = (header.count, PIECE_VALUES_MAX);
-        (count as usize > cap).then_some(ExchangeError::TooLarge { rank, count, cap })
+        (count as usize > cap).then_some(ExchangeError::TooLarge { peer, count, cap })
     }
 
+    /// A stream that its sender gave up is of a peer that has left this generation; a connection that is over is of one that is lost.
     fn lost(&self, error: TransportError) {
-        self.gone(ExchangeError::PeerLost { rank: self.rank, source: Arc::new(error) });
+        self.gone(if error.is_given_up() {
+            ExchangeError::PeerLeft { peer: self.peer }
+        } else {
+            ExchangeError::PeerLost { peer: self.peer, source: Arc::new(error) }
+        });
     }
 
     fn gone(&self, why: ExchangeError) {
-        self.tell(Input::Gone { rank: self.rank, why });
+        self.tell(Input::Gone { position: self.position, why });
     }
 
     /// Nobody listens any more once the exchange is dropped.
@@ -152,7 +160,7 @@ impl Side {
     }
 }
 
-async fn read_values(stream: &mut BulkReceiver, mut missing: usize) -> Result<Rope, TransportError> {
+pub(super) async fn read_values(stream: &mut BulkReceiver, mut missing: usize) -> Result<Rope, TransportError> {
     let mut values = Rope::default();
     while missing > 0 {
         let chunk = stream.read_chunk(missing).await?;

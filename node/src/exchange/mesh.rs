@@ -1,41 +1,89 @@
-//! How the ranks of one generation find each other: every pair has one connection, the lower rank dials. Owns the endpoint and the admission
-//! of peers; moves no values.
+//! How ranks find each other: every pair that needs one has one connection, which stays over generations; the lower rank dials. Owns the
+//! endpoint, the connections and the streams that peers open before this rank has heard of their generation; moves no values.
 //!
-//! M1: a connection is used only if its certificate names exactly the expected job, generation and rank.
-//! M2: whoever else connects is refused with a code, and counted if it is of another generation.
+//! M1: a connection is used only for the rank that its certificate names, and that rank is of this job.
+//! M2: whoever else connects is refused with a code, and counted. M3: a stream of a generation that is over here is stopped and counted.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stoke_protocol::identity::{Credentials, Subject};
-use stoke_protocol::ids::Rank;
-use stoke_protocol::message::rank::{PeerAddress, RankId};
-use stoke_protocol::transport::{Accepted, CloseCode, Connection, Endpoint, Io, Settings, TransportError};
+use stoke_protocol::ids::Generation;
+use stoke_protocol::message::peer::{Opening, Standing};
+use stoke_protocol::message::rank::{Member, RankId};
+use stoke_protocol::spec::RANKS_MAX;
+use stoke_protocol::transport::{
+    Accepted, BulkReceiver, BulkSender, CloseCode, Connection, Endpoint, Io, Settings, TransportError,
+};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::all_reduce::{Exchange, Shape};
 use super::error::ExchangeError;
 use super::link::Counters;
 
-/// From the peers' addresses to a whole mesh. A rank that is slower than this to answer its first packet is broken; the coordinator starts
-/// another generation.
+/// From a membership to its mesh. A rank that is slower than this to answer its first packet is broken; the coordinator replaces it.
 pub const CONNECT_MAX: Duration = Duration::from_secs(30);
 
 /// Between two attempts to reach a peer that refused or was silent.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A rank's endpoint, bound before the peers are known: its address goes to the coordinator, the peers' addresses come back.
-pub struct PeerEndpoint {
-    endpoint: Endpoint,
-    own: RankId,
+/// Ranks that may be connected at a time: those of a generation, and the replaced ones that are still on their way out.
+const PEERS_MAX: usize = 4 * RANKS_MAX as usize;
+
+/// A rank's endpoint with its connections. It listens from the bind on: its address goes to the coordinator, memberships come back.
+pub struct Mesh {
+    shared: Arc<Shared>,
     address: SocketAddr,
-    counters: Arc<Counters>,
+    accepting: AbortHandle,
 }
 
-impl PeerEndpoint {
+struct Shared {
+    endpoint: Endpoint,
+    own: RankId,
+    counters: Arc<Counters>,
+    known: Mutex<Known>,
+    /// A connection or a stream has come, or one is gone.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Known {
+    peers: BTreeMap<RankId, Peer>,
+    /// The newest generation that this rank has entered (M3).
+    entered: Generation,
+}
+
+/// Another rank.
+struct Peer {
+    connection: Connection,
+    /// Its stream of the newest generation that it has opened one for.
+    stream: Option<(Standing, BulkReceiver)>,
+    /// Shards of its state that it gives to this rank.
+    states: Vec<Incoming>,
+    reading: AbortHandle,
+}
+
+/// A shard of a peer's state that is about to arrive.
+pub struct Incoming {
+    pub from: RankId,
+    pub opening: Opening,
+    pub stream: BulkReceiver,
+}
+
+/// Both directions of a pair in one generation.
+pub struct Pair {
+    pub peer: RankId,
+    /// Where the peer stands.
+    pub standing: Standing,
+    pub sender: BulkSender,
+    pub receiver: BulkReceiver,
+}
+
+impl Mesh {
     /// Binds a port of `ip` for the rank that the credentials name.
     pub fn bind(io: &Io, ip: IpAddr, credentials: Credentials) -> Result<Self, ExchangeError> {
         let bind_error = |error| ExchangeError::Bind(Arc::new(error));
@@ -46,7 +94,10 @@ impl PeerEndpoint {
             Endpoint::server(io, SocketAddr::new(ip, 0), Settings::bulk(), credentials).map_err(bind_error)?;
         let address = endpoint.local_addr().map_err(bind_error)?;
         let own = RankId { job, generation, rank };
-        Ok(Self { endpoint, own, address, counters: Arc::default() })
+        let (known, changed) = (Mutex::default(), Notify::new());
+        let shared = Arc::new(Shared { endpoint, own, counters: Arc::default(), known, changed });
+        let accepting = shared.endpoint.io().spawn(shared.clone().accept()).abort_handle();
+        Ok(Self { shared, address, accepting })
     }
 
     /// Where peers reach this rank.
@@ -54,114 +105,255 @@ impl PeerEndpoint {
         self.address
     }
 
-    /// Connects to all other ranks: `peers` lists every rank of the generation once, in any order. Done when every pair has its connection,
-    /// or with the first rank that could not be reached within [`CONNECT_MAX`]. Run it on any runtime.
-    pub async fn connect(self, peers: &[PeerAddress], shape: Shape) -> Result<Exchange, ExchangeError> {
-        let addresses = self.membership(peers)?;
-        let deadline = Instant::now() + CONNECT_MAX;
-        let (dialled, accepted) = tokio::try_join!(self.dial(&addresses, deadline), self.accept(deadline))?;
-        let connections: BTreeMap<Rank, Connection> = dialled.into_iter().chain(accepted).collect();
-        let refusing = self.endpoint.io().spawn(refuse_all(self.endpoint.clone(), self.own, self.counters.clone()));
-        let exchange = Exchange::new(self.endpoint, self.own, connections, shape, self.counters);
-        Ok(exchange.with_task(refusing.abort_handle()))
+    pub fn own(&self) -> RankId {
+        self.shared.own
     }
 
-    fn membership(&self, peers: &[PeerAddress]) -> Result<BTreeMap<Rank, SocketAddr>, ExchangeError> {
-        let addresses: BTreeMap<Rank, SocketAddr> = peers.iter().map(|peer| (peer.rank, peer.address)).collect();
-        let wrong = |reason: &str| ExchangeError::Membership { own: self.own.rank, reason: reason.to_owned() };
-        if addresses.len() != peers.len() {
-            return Err(wrong("a rank is listed twice"));
-        }
-        if addresses.keys().enumerate().any(|(index, rank)| rank.0 as usize != index) {
-            return Err(wrong("ranks are not 0, 1, 2, ..."));
-        }
-        if !addresses.contains_key(&self.own.rank) {
-            return Err(wrong("this rank is not among them"));
-        }
-        Ok(addresses)
+    pub(super) fn io(&self) -> &Io {
+        self.shared.endpoint.io()
     }
 
-    /// Connects to every higher rank, all at once.
-    async fn dial(
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
+    }
+
+    /// From here on streams of older generations are stopped.
+    pub(super) fn enter(&self, generation: Generation) {
+        let mut known = self.shared.known();
+        known.entered = known.entered.max(generation);
+        let entered = known.entered;
+        for peer in known.peers.values_mut() {
+            let stale = peer.stream.take_if(|(standing, _)| standing.generation < entered);
+            stale.into_iter().for_each(|(_, stream)| self.shared.stale(stream));
+        }
+    }
+
+    /// Meets one rank of the generation: a connection, a stream each way. Tries until `deadline`.
+    pub(super) async fn meet(
         &self,
-        addresses: &BTreeMap<Rank, SocketAddr>,
+        peer: &Member,
+        standing: Standing,
         deadline: Instant,
-    ) -> Result<Vec<(Rank, Connection)>, ExchangeError> {
-        let higher = addresses.iter().filter(|(rank, _)| **rank > self.own.rank);
-        futures_util::future::try_join_all(higher.map(|(rank, address)| self.dial_one(*rank, *address, deadline))).await
+    ) -> Result<Pair, ExchangeError> {
+        loop {
+            let connection = self.shared.connection(peer, deadline).await?;
+            let met = self.shared.open(peer, &connection, standing);
+            match timeout_at(deadline, met).await {
+                Ok(Ok((sender, standing, receiver))) => {
+                    return Ok(Pair { peer: peer.id, standing, sender, receiver });
+                }
+                Ok(Err(error)) => tracing::debug!(own = %self.own(), peer = %peer.id, %error, "peer not met yet"),
+                Err(_) => return Err(ExchangeError::Absent { peer: peer.id, own: self.address, within: CONNECT_MAX }),
+            }
+            // The connection broke: the pair makes another one.
+            sleep(RETRY).await;
+        }
     }
 
-    async fn dial_one(
-        &self,
-        rank: Rank,
-        address: SocketAddr,
-        deadline: Instant,
-    ) -> Result<(Rank, Connection), ExchangeError> {
+    /// The connection to a rank that was met.
+    pub(super) fn connection(&self, peer: RankId) -> Option<Connection> {
+        self.shared.known().peers.get(&peer).map(|peer| peer.connection.clone())
+    }
+
+    /// The next shard of a peer's state in a generation; those of other generations are stopped.
+    pub(super) async fn next_state(&self, generation: Generation) -> Incoming {
+        loop {
+            let changed = self.shared.changed.notified();
+            if let Some(incoming) = self.shared.take_state(generation) {
+                return incoming;
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends every connection in order; what was sent and not yet received is lost.
+    pub async fn close(self) {
+        self.accepting.abort();
+        self.shared.endpoint.close(CloseCode::Done, "this rank has ended").await;
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.shared.known().peers.values().for_each(|peer| peer.reading.abort());
+    }
+}
+
+impl Shared {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stale(&self, stream: BulkReceiver) {
+        self.counters.stale_refused.fetch_add(1, Ordering::Relaxed);
+        stream.stop(CloseCode::Superseded);
+    }
+
+    /// Whoever connects, for as long as the mesh lives.
+    async fn accept(self: Arc<Self>) {
+        while let Some(accepted) = self.endpoint.accept().await {
+            let Accepted::Session(connection) = accepted else { continue };
+            if let Some(peer) = self.admit(&connection) {
+                self.keep(peer, connection);
+            }
+        }
+    }
+
+    /// The rank behind a connection if it may dial this one; otherwise it is closed (M1, M2).
+    fn admit(&self, connection: &Connection) -> Option<RankId> {
+        let Subject::Rank { job, generation, rank } = connection.peer().subject else {
+            connection.close(CloseCode::WrongRole, "ranks only");
+            return None;
+        };
+        let theirs = RankId { job, generation, rank };
+        if job != self.own.job {
+            self.counters.stale_refused.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(own = %self.own, %theirs, "refused a rank of another job");
+            connection.close(CloseCode::WrongRole, &format!("this is {}, you are {theirs}", self.own));
+            return None;
+        }
+        if theirs >= self.own {
+            connection.close(CloseCode::WrongRole, "the lower rank dials the higher one");
+            return None;
+        }
+        let known = self.known();
+        if known.peers.len() >= PEERS_MAX && !known.peers.contains_key(&theirs) {
+            connection.close(CloseCode::TooSlow, "too many ranks are connected");
+            return None;
+        }
+        Some(theirs)
+    }
+
+    /// A newer connection of a rank replaces the one before: it dials again only when it gave that one up.
+    fn keep(self: &Arc<Self>, peer: RankId, connection: Connection) {
+        let reading = self.endpoint.io().spawn(self.clone().read(peer, connection.clone())).abort_handle();
+        let (stream, states) = (None, Vec::new());
+        if let Some(before) = self.known().peers.insert(peer, Peer { connection, stream, states, reading }) {
+            before.reading.abort();
+            before.connection.close(CloseCode::Superseded, "another connection of yours has come");
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Takes the streams that a peer opens, until its connection is over.
+    async fn read(self: Arc<Self>, peer: RankId, connection: Connection) {
+        let error = loop {
+            let opened = async {
+                let mut stream = connection.accept_bulk().await?;
+                let opening = stream.read_header::<Opening>().await?.ok_or(TransportError::Truncated)?;
+                Ok::<_, TransportError>((opening, stream))
+            };
+            match opened.await {
+                Ok((opening, stream)) => self.opened(peer, opening, stream),
+                // A stream that was given up at once; the connection lives.
+                Err(_) if connection.close_reason().is_none() => {}
+                Err(error) => break error,
+            }
+        };
+        tracing::debug!(own = %self.own, %peer, %error, "connection of a peer is over");
+        let mut known = self.known();
+        if known.peers.get(&peer).is_some_and(|found| found.connection.close_reason().is_some()) {
+            known.peers.remove(&peer);
+        }
+        drop(known);
+        self.changed.notify_waiters();
+    }
+
+    fn opened(&self, from: RankId, opening: Opening, stream: BulkReceiver) {
+        let mut known = self.known();
+        let entered = known.entered;
+        let Some(peer) = known.peers.get_mut(&from) else { return };
+        match opening {
+            Opening::Exchange(standing) if standing.generation < entered => self.stale(stream),
+            Opening::Exchange(standing) => {
+                let before = peer.stream.replace((standing, stream));
+                before.into_iter().for_each(|(_, stream)| self.stale(stream));
+            }
+            Opening::State { generation, .. } if generation < entered => self.stale(stream),
+            Opening::State { .. } => {
+                peer.states.retain(|state| state.opening.generation() >= entered);
+                peer.states.push(Incoming { from, opening, stream });
+            }
+        }
+        drop(known);
+        self.changed.notify_waiters();
+    }
+
+    /// The connection to a rank: this one's to dial, or to wait for.
+    async fn connection(self: &Arc<Self>, peer: &Member, deadline: Instant) -> Result<Connection, ExchangeError> {
+        let within = CONNECT_MAX;
+        loop {
+            let changed = self.changed.notified();
+            let found = self.known().peers.get(&peer.id).map(|found| found.connection.clone());
+            if let Some(connection) = found.filter(|connection| connection.close_reason().is_none()) {
+                return Ok(connection);
+            }
+            if self.own < peer.id {
+                let connection = self.dial(peer, deadline).await?;
+                self.keep(peer.id, connection);
+                continue;
+            }
+            let absent = || ExchangeError::Absent { peer: peer.id, own: self.own_address(), within };
+            timeout_at(deadline, changed).await.map_err(|_| absent())?;
+        }
+    }
+
+    fn own_address(&self) -> SocketAddr {
+        self.endpoint.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+
+    async fn dial(&self, peer: &Member, deadline: Instant) -> Result<Connection, ExchangeError> {
+        let Member { id, address } = *peer;
         // TLS compares the peer's certificate with this subject (M1).
-        let expected = Subject::Rank { job: self.own.job, generation: self.own.generation, rank };
+        let expected = Subject::Rank { job: id.job, generation: id.generation, rank: id.rank };
         let mut last = TransportError::NoAnswer { address, after: CONNECT_MAX };
         loop {
             match timeout_at(deadline, self.endpoint.connect(address, &expected)).await {
-                Ok(Ok(connection)) => return Ok((rank, connection)),
+                Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => {
-                    tracing::debug!(own = %self.own, %rank, %address, %error, "peer not reached yet");
+                    tracing::debug!(own = %self.own, peer = %id, %address, %error, "peer not reached yet");
                     last = error;
                 }
                 Err(_) => {
                     let source = Arc::new(last);
-                    return Err(ExchangeError::Unreachable { rank, address, within: CONNECT_MAX, source });
+                    return Err(ExchangeError::Unreachable { peer: id, address, within: CONNECT_MAX, source });
                 }
             }
             sleep(RETRY).await;
         }
     }
 
-    /// Waits for every lower rank. A rank that dials again, because it gave up on its first attempt, replaces that attempt.
-    async fn accept(&self, deadline: Instant) -> Result<BTreeMap<Rank, Connection>, ExchangeError> {
-        let mut accepted = BTreeMap::new();
-        while let Some(missing) = (0..self.own.rank.0).map(Rank).find(|rank| !accepted.contains_key(rank)) {
-            let within = CONNECT_MAX;
-            let absent = ExchangeError::Absent { rank: missing, own: self.address, within };
-            let next = timeout_at(deadline, self.endpoint.accept()).await.map_err(|_| absent)?;
-            match next.ok_or(ExchangeError::EndpointClosed)? {
-                Accepted::Session(connection) => {
-                    if let Some(rank) = admit(&connection, self.own, &self.counters) {
-                        accepted.insert(rank, connection);
-                    }
-                }
-                Accepted::Join(_) => tracing::debug!(own = %self.own, "a join attempt at a rank was dropped"),
+    /// Opens this rank's stream of a generation and waits for the peer's. A peer that has not heard of the generation yet opens it then.
+    async fn open(
+        &self,
+        peer: &Member,
+        connection: &Connection,
+        standing: Standing,
+    ) -> Result<(BulkSender, Standing, BulkReceiver), TransportError> {
+        let mut sender = connection.open_bulk().await?;
+        sender.write_header(&Opening::Exchange(standing)).await?;
+        loop {
+            let changed = self.changed.notified();
+            if let Some((theirs, receiver)) = self.take_stream(peer.id, standing.generation) {
+                return Ok((sender, theirs, receiver));
             }
+            if connection.close_reason().is_some() {
+                return Err(TransportError::Ended);
+            }
+            changed.await;
         }
-        Ok(accepted)
     }
-}
 
-/// The rank behind a connection if it is a lower rank of this generation; otherwise it is closed (M1, M2).
-fn admit(connection: &Connection, own: RankId, counters: &Counters) -> Option<Rank> {
-    let Subject::Rank { job, generation, rank } = connection.peer().subject else {
-        connection.close(CloseCode::WrongRole, "ranks only");
-        return None;
-    };
-    if job != own.job || generation != own.generation {
-        counters.stale_refused.fetch_add(1, Ordering::Relaxed);
-        let theirs = RankId { job, generation, rank };
-        tracing::info!(%own, %theirs, "refused a peer of another generation");
-        connection.close(CloseCode::Superseded, &format!("this is {own}, you are {theirs}"));
-        return None;
+    fn take_stream(&self, peer: RankId, generation: Generation) -> Option<(Standing, BulkReceiver)> {
+        self.known().peers.get_mut(&peer)?.stream.take_if(|(standing, _)| standing.generation == generation)
     }
-    if rank >= own.rank {
-        connection.close(CloseCode::WrongRole, "the lower rank dials the higher one");
-        return None;
-    }
-    Some(rank)
-}
 
-/// Once the mesh stands nobody else belongs to it.
-async fn refuse_all(endpoint: Endpoint, own: RankId, counters: Arc<Counters>) {
-    while let Some(accepted) = endpoint.accept().await {
-        let Accepted::Session(connection) = accepted else { continue };
-        if admit(&connection, own, &counters).is_some() {
-            connection.close(CloseCode::Superseded, "this rank is connected already");
-        }
+    fn take_state(&self, generation: Generation) -> Option<Incoming> {
+        let mut known = self.known();
+        known.peers.values_mut().find_map(|peer| {
+            let at = peer.states.iter().position(|state| state.opening.generation() == generation)?;
+            Some(peer.states.swap_remove(at))
+        })
     }
 }

@@ -1,21 +1,25 @@
-//! The sum of all ranks' gradients, with the same bits on any number of ranks.
+//! The sum of all ranks' gradients, with the same bits on any number of ranks, and how ranks come together for it.
 
 mod all_reduce;
 mod buffer;
 mod driver;
 mod error;
 mod fold;
+mod form;
 mod frame;
 mod lane_sum;
 mod link;
 mod mesh;
 mod operation;
 mod plan;
+mod state_transfer;
 mod sum;
 #[cfg(test)]
 mod tests;
 
-pub use all_reduce::{AbortHandle, Exchange, ExchangeStats, Shape};
+pub use all_reduce::{AbortHandle, Exchange, ExchangeStats, Place, Shape};
 pub use error::ExchangeError;
+pub use form::{Formed, State};
 pub use lane_sum::{LaneSums, Partial};
-pub use mesh::{CONNECT_MAX, PeerEndpoint};
+pub use mesh::{CONNECT_MAX, Mesh};
+pub use state_transfer::{Received, Shard};

@@ -89,13 +89,14 @@ impl Operation {
     /// Begins the sum of a step: `partials` are the bytes of this rank's partial sums, left to right; `sum` takes the result. Sends what can
     /// go out at once.
     pub fn begin(&mut self, step: Step, partials: Vec<Bytes>, sum: Buffer, send: &mut dyn FnMut(Outgoing)) {
-        let own = self.plan.leaves_of[self.plan.rank as usize].len();
+        let own = self.plan.leaves_of(self.plan.rank).len();
         assert!(self.sum.is_none() && self.open.is_empty(), "X8: one operation at a time");
         assert_eq!(partials.len(), own, "X6: a partial sum for each subtree of this rank");
         (self.step, self.partials, self.sum, self.folded) = (step, partials, Some(sum), 0);
         self.peers.fill(Received::default());
         self.sums_missing = self.plan.peers().map(|peer| self.plan.pieces(peer)).sum();
         self.send_partials(send);
+        self.fold_ready(send);
     }
 
     /// Whether a sum is under way, complete or not.
@@ -116,6 +117,7 @@ impl Operation {
             && match part {
                 Part::Partial(_) => self.is_next_partial(from, &frame.header),
                 Part::Sum => self.is_next_sum(from, &frame.header),
+                Part::CatchUp => false,
             };
         if !known {
             return Err(Unexpected { step, part, offset, count });
@@ -123,6 +125,7 @@ impl Operation {
         match part {
             Part::Partial(_) => self.take_partial(from, frame, send),
             Part::Sum => self.take_sum(from, &frame.values),
+            Part::CatchUp => unreachable!("X7: refused above"),
         }
         Ok(())
     }
@@ -138,14 +141,14 @@ impl Operation {
 
     /// Whether frames of `peer` are still missing.
     pub fn is_owed_by(&self, peer: u32) -> bool {
-        let received = self.peers[peer as usize];
-        let subtrees = self.plan.leaves_of[peer as usize].len();
+        let Some(received) = self.peers.get(peer as usize) else { return false };
+        let subtrees = self.plan.leaves_of(peer).len();
         received.partials < self.plan.pieces(self.plan.rank) * subtrees || received.sums < self.plan.pieces(peer)
     }
 
     /// Piece by piece, in the order in which the owner folds.
     fn send_partials(&self, send: &mut dyn FnMut(Outgoing)) {
-        let own = self.plan.leaves_of[self.plan.rank as usize].clone();
+        let own = self.plan.leaves_of(self.plan.rank);
         for peer in self.plan.peers() {
             for index in 0..self.plan.pieces(peer) {
                 let piece = self.plan.piece(peer, index);
@@ -158,7 +161,10 @@ impl Operation {
     }
 
     fn is_next_partial(&self, from: u32, header: &TensorHeader) -> bool {
-        let leaves = &self.plan.leaves_of[from as usize];
+        let leaves = self.plan.leaves_of(from);
+        if leaves.is_empty() {
+            return false;
+        }
         let received = self.peers[from as usize].partials;
         let (index, leaf) = (received / leaves.len(), received % leaves.len());
         index < self.plan.pieces(self.plan.rank)
@@ -167,12 +173,12 @@ impl Operation {
     }
 
     fn is_next_sum(&self, from: u32, header: &TensorHeader) -> bool {
-        let index = self.peers[from as usize].sums;
+        let Some(index) = self.peers.get(from as usize).map(|received| received.sums) else { return false };
         index < self.plan.pieces(from) && is_of(header, &self.plan.piece(from, index))
     }
 
     fn take_partial(&mut self, from: u32, frame: Frame, send: &mut dyn FnMut(Outgoing)) {
-        let leaves = self.plan.leaves_of[from as usize].clone();
+        let leaves = self.plan.leaves_of(from);
         let count = self.peers[from as usize].partials;
         self.peers[from as usize].partials += 1;
         // A piece is folded only when this peer's partials for it are there, so the index is not behind.
@@ -196,18 +202,22 @@ impl Operation {
 
     fn open_piece(&self) -> OpenPiece {
         let leaves = self.plan.leaves.len();
-        let own = self.plan.leaves_of[self.plan.rank as usize].len();
+        let own = self.plan.leaves_of(self.plan.rank).len();
         OpenPiece { leaves: (0..leaves).map(|_| None).collect(), missing: leaves - own }
     }
 
     /// Folds every piece that lacks nothing and sends its sum to all.
     fn fold_ready(&mut self, send: &mut dyn FnMut(Outgoing)) {
+        // Nobody else gives partials to the only rank that has lanes.
+        while self.plan.world == 1 && self.folded + self.open.len() < self.plan.pieces(self.plan.rank) {
+            self.open.push_back(self.open_piece());
+        }
         while let Some(ready) = self.open.pop_front_if(|piece| piece.missing == 0) {
             let piece = self.plan.piece(self.plan.rank, self.folded);
             self.folded += 1;
             let header = self.header(Part::Sum, &piece);
             let values = self.fold_piece(&ready, piece);
-            for to in self.plan.peers() {
+            for to in self.plan.listeners() {
                 send(Outgoing { to, header, values: values.clone() });
             }
         }
@@ -266,14 +276,16 @@ mod tests {
 
     struct RankSide {
         operation: Operation,
-        sums: LaneSums,
+        /// None for an observer.
+        sums: Option<LaneSums>,
         sum: Option<Buffer>,
     }
 
     impl RankSide {
-        fn new(values: usize, lanes: u32, world: u32, rank: u32) -> Self {
-            let operation = Operation::new(Plan::new(values, lanes, world, rank), GENERATION);
-            let sums = LaneSums::new(values, lanes, lanes::assign(lanes, world)[rank as usize].clone());
+        fn new(values: usize, lanes: u32, (world, observers): (u32, u32), rank: u32) -> Self {
+            let operation = Operation::new(Plan::new(values, lanes, (world, observers), rank), GENERATION);
+            let owned = lanes::assign(lanes, world).get(rank as usize).cloned();
+            let sums = owned.map(|owned| LaneSums::new(values, lanes, owned));
             Self { operation, sums, sum: Some(Buffer::new(values)) }
         }
     }
@@ -283,14 +295,18 @@ mod tests {
         let world = ranks.len();
         let mut links: Vec<VecDeque<Outgoing>> = (0..world * world).map(|_| VecDeque::new()).collect();
         for (from, side) in ranks.iter_mut().enumerate() {
-            for lane in side.sums.owned() {
-                side.sums.begin(lane);
-                side.sums.push(0, &gradients[lane as usize]);
+            let mut partials = Vec::new();
+            if let Some(sums) = &mut side.sums {
+                for lane in sums.owned() {
+                    sums.begin(lane);
+                    sums.push(0, &gradients[lane as usize]);
+                }
+                partials = sums.freeze();
             }
             let mut sum = side.sum.take().expect("the last operation is complete");
             assert!(sum.thaw(), "the last operation's frames are all gone");
             let mut send = |out: Outgoing| links[from * world + out.to as usize].push_back(out);
-            side.operation.begin(step, side.sums.freeze(), sum, &mut send);
+            side.operation.begin(step, partials, sum, &mut send);
         }
         loop {
             let busy: Vec<usize> = (0..links.len()).filter(|link| !links[*link].is_empty()).collect();
@@ -312,10 +328,12 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(11);
         for round in 0..100 {
             let lanes = rng.random_range(2..=12);
-            let world = rng.random_range(2..=lanes);
+            let world = rng.random_range(1..=lanes);
+            let observers = rng.random_range(0..3);
             // Mostly tiny vectors, some of several pieces a chunk.
             let values = if round % 10 == 0 { rng.random_range(0..150_000) } else { rng.random_range(0..200) };
-            let mut ranks: Vec<RankSide> = (0..world).map(|rank| RankSide::new(values, lanes, world, rank)).collect();
+            let side = |rank| RankSide::new(values, lanes, (world, observers), rank);
+            let mut ranks: Vec<RankSide> = (0..world + observers).map(side).collect();
             for step in 0..2 {
                 let gradients: Vec<Vec<f32>> = (0..lanes)
                     .map(|_| {
@@ -336,10 +354,10 @@ mod tests {
 
     #[test]
     fn frames_that_the_plan_does_not_foresee_are_refused() {
-        let mut side = RankSide::new(64, 2, 2, 0);
-        side.sums.begin(0);
-        side.sums.push(0, &[1.0; 64]);
-        let RankSide { mut operation, mut sums, sum } = side;
+        let RankSide { mut operation, sums, sum } = RankSide::new(64, 2, (2, 1), 0);
+        let mut sums = sums.unwrap();
+        sums.begin(0);
+        sums.push(0, &[1.0; 64]);
         operation.begin(Step(5), sums.freeze(), sum.unwrap(), &mut |_| ());
         let good = TensorHeader {
             generation: GENERATION,
@@ -358,6 +376,9 @@ mod tests {
         let frame = |header| Frame { header, values: Rope::whole(Bytes::from(vec![0; 128])), _place: None };
         for header in bad {
             assert!(operation.receive(1, frame(header), &mut |_| ()).is_err(), "{header:?}");
+        }
+        for header in [good, TensorHeader { part: Part::Sum, count: 0, ..good }] {
+            assert!(operation.receive(2, frame(header), &mut |_| ()).is_err(), "an observer gives nothing");
         }
         operation.receive(1, frame(good), &mut |_| ()).unwrap();
         assert!(operation.receive(1, frame(good), &mut |_| ()).is_err(), "once is enough");

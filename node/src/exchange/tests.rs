@@ -1,4 +1,4 @@
-//! Ranks of one generation in one process, over real connections on the loopback.
+//! Ranks of a job in one process, over real connections on the loopback.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
@@ -9,8 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::lanes::{self, Subtree};
-use stoke_protocol::message::peer::{Part, TensorHeader};
-use stoke_protocol::message::rank::PeerAddress;
+use stoke_protocol::message::peer::{Opening, Part, Standing, TensorHeader};
+use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings};
 
 use super::sum::add;
@@ -35,26 +35,45 @@ impl Cluster {
         self.authority.credentials(&subject, HOUR).unwrap()
     }
 
-    fn endpoint(&self, generation: u64, rank: u32) -> PeerEndpoint {
-        PeerEndpoint::bind(&self.io, LOOPBACK, self.credentials(generation, rank)).unwrap()
+    fn mesh(&self, generation: u64, rank: u32) -> Mesh {
+        Mesh::bind(&self.io, LOOPBACK, self.credentials(generation, rank)).unwrap()
     }
 
-    fn mesh(&self, world: u32, shape: Shape) -> Vec<Exchange> {
-        let endpoints: Vec<PeerEndpoint> = (0..world).map(|rank| self.endpoint(1, rank)).collect();
-        let peers = addresses(&endpoints);
-        let connects = endpoints.into_iter().map(|endpoint| endpoint.connect(&peers, shape));
-        runtime().block_on(futures_util::future::try_join_all(connects)).unwrap()
+    /// A gang: every rank has done no step.
+    fn gang(&self, world: u32, shape: Shape) -> Vec<(Mesh, Exchange)> {
+        let meshes: Vec<Mesh> = (0..world).map(|rank| self.mesh(1, rank)).collect();
+        let formed = form(1, &meshes, &[], &vec![at(0, None); world as usize], shape);
+        meshes.into_iter().zip(formed.into_iter().map(|formed| formed.unwrap().exchange)).collect()
     }
+}
+
+fn member(mesh: &Mesh) -> Member {
+    Member { id: mesh.own(), address: mesh.address() }
+}
+
+fn at(step: u64, sum: Option<&[f32]>) -> State {
+    let sum = sum.map(|sum| bytes::Bytes::copy_from_slice(super::sum::as_bytes(sum)));
+    State { step: Some(Step(step)), sum }
+}
+
+/// All ranks, those that join after the members, form a generation.
+fn form(
+    generation: u64,
+    members: &[Mesh],
+    joining: &[Mesh],
+    states: &[State],
+    shape: Shape,
+) -> Vec<Result<Formed, ExchangeError>> {
+    let ids = |meshes: &[Mesh]| meshes.iter().map(member).collect();
+    let membership =
+        Membership { generation: Generation(generation), members: ids(members), joining: ids(joining), after: None };
+    let all = members.iter().chain(joining).zip(states);
+    let forming = all.map(|(mesh, state)| mesh.form(&membership, state.clone(), shape));
+    runtime().block_on(futures_util::future::join_all(forming))
 }
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn addresses(endpoints: &[PeerEndpoint]) -> Vec<PeerAddress> {
-    let address =
-        |(rank, endpoint): (usize, &PeerEndpoint)| PeerAddress { rank: Rank(rank as u32), address: endpoint.address() };
-    endpoints.iter().enumerate().map(address).collect()
 }
 
 fn gradient(seed: u64, step: u64, lane: u32, values: usize) -> Vec<f32> {
@@ -83,10 +102,10 @@ fn lane_sums(shape: Shape, world: u32, rank: usize) -> LaneSums {
 /// Steps of every rank on a thread of its own; rank by rank, the sums as bits.
 fn train(cluster: &Cluster, world: u32, shape: Shape, steps: u64) -> Vec<Vec<Vec<u32>>> {
     let ranks: Vec<_> = cluster
-        .mesh(world, shape)
+        .gang(world, shape)
         .into_iter()
         .enumerate()
-        .map(|(rank, mut exchange)| {
+        .map(|(rank, (mesh, mut exchange))| {
             thread::spawn(move || {
                 let mut sums = lane_sums(shape, world, rank);
                 let results = (0..steps)
@@ -96,7 +115,8 @@ fn train(cluster: &Cluster, world: u32, shape: Shape, steps: u64) -> Vec<Vec<Vec
                         sum.iter().map(|value| value.to_bits()).collect()
                     })
                     .collect();
-                exchange.close();
+                exchange.finish();
+                drop(mesh);
                 results
             })
         })
@@ -124,16 +144,17 @@ fn every_world_gets_the_same_bits_over_the_network() {
 }
 
 #[test]
-fn a_lost_peer_is_named_and_stays_lost() {
+fn a_peer_that_leaves_is_named_and_stays_gone() {
     let cluster = Cluster::new();
     let shape = Shape { values: 100_000, lanes: 8 };
-    let mut mesh = cluster.mesh(3, shape);
-    drop(mesh.remove(1));
+    let mut gang = cluster.gang(3, shape);
+    let left = gang[1].0.own();
+    drop(gang.remove(1));
     let mut sums = lane_sums(shape, 3, 0);
     give(&mut sums, |lane| gradient(1, 0, lane, shape.values));
     for _ in 0..2 {
-        let lost = mesh[0].all_reduce(Step(1), &mut sums).unwrap_err();
-        assert!(matches!(lost, ExchangeError::PeerLost { rank: Rank(1), .. }), "{lost:?}");
+        let lost = gang[0].1.all_reduce(Step(1), &mut sums).unwrap_err();
+        assert!(matches!(lost, ExchangeError::PeerLeft { peer } if peer == left), "{lost:?}");
     }
 }
 
@@ -141,8 +162,8 @@ fn a_lost_peer_is_named_and_stays_lost() {
 fn an_abort_frees_a_blocked_rank_at_once() {
     let cluster = Cluster::new();
     let shape = Shape { values: 100_000, lanes: 8 };
-    let mut mesh = cluster.mesh(2, shape);
-    let mut waiting = mesh.remove(0);
+    let mut gang = cluster.gang(2, shape);
+    let (_mesh, mut waiting) = gang.remove(0);
     let abort = waiting.abort_handle();
     let blocked = thread::spawn(move || {
         let mut sums = lane_sums(shape, 2, 0);
@@ -152,7 +173,7 @@ fn an_abort_frees_a_blocked_rank_at_once() {
     });
     // Rank 1 never joins in; the first frames of rank 0 show that it is inside the call.
     let deadline = Instant::now() + Duration::from_secs(5);
-    while mesh[0].stats().received_bytes == 0 && Instant::now() < deadline {
+    while gang[0].1.stats().received_bytes == 0 && Instant::now() < deadline {
         thread::yield_now();
     }
     let aborted_at = Instant::now();
@@ -168,7 +189,7 @@ fn an_abort_frees_a_blocked_rank_at_once() {
 fn steps_must_grow() {
     let cluster = Cluster::new();
     let shape = Shape { values: 10, lanes: 2 };
-    let mut alone = cluster.mesh(1, shape).remove(0);
+    let (_mesh, mut alone) = cluster.gang(1, shape).remove(0);
     let mut sums = lane_sums(shape, 1, 0);
     give(&mut sums, |_| vec![1.0; 10]);
     assert_eq!(alone.all_reduce(Step(4), &mut sums).unwrap(), [2.0; 10]);
@@ -179,22 +200,23 @@ fn steps_must_grow() {
 #[test]
 fn ranks_with_other_models_find_out() {
     let cluster = Cluster::new();
-    let endpoints = [cluster.endpoint(1, 0), cluster.endpoint(1, 1)];
-    let peers = addresses(&endpoints);
-    let connects = endpoints
-        .into_iter()
+    let meshes = [cluster.mesh(1, 0), cluster.mesh(1, 1)];
+    let members = meshes.iter().map(member).collect();
+    let membership = Membership { generation: Generation(1), members, joining: vec![].into(), after: None };
+    let forming = meshes
+        .iter()
         .zip([1000, 2000])
-        .map(|(endpoint, values)| endpoint.connect(&peers, Shape { values, lanes: 2 }));
-    let mesh = runtime().block_on(futures_util::future::try_join_all(connects)).unwrap();
-    let ranks: Vec<_> = mesh
+        .map(|(mesh, values)| mesh.form(&membership, at(0, None), Shape { values, lanes: 2 }));
+    let formed = runtime().block_on(futures_util::future::try_join_all(forming)).unwrap();
+    let ranks: Vec<_> = formed
         .into_iter()
         .zip([1000, 2000])
         .enumerate()
-        .map(|(rank, (mut exchange, values))| {
+        .map(|(rank, (mut formed, values))| {
             thread::spawn(move || {
                 let mut sums = lane_sums(Shape { values, lanes: 2 }, 2, rank);
                 give(&mut sums, |_| vec![1.0; values]);
-                exchange.all_reduce(Step(1), &mut sums).unwrap_err()
+                formed.exchange.all_reduce(Step(1), &mut sums).unwrap_err()
             })
         })
         .collect();
@@ -203,59 +225,71 @@ fn ranks_with_other_models_find_out() {
 }
 
 #[test]
-fn peers_of_other_generations_are_refused_and_counted() {
+fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     let cluster = Cluster::new();
     let shape = Shape { values: 10, lanes: 2 };
-    let (zero, one) = (cluster.endpoint(2, 0), cluster.endpoint(2, 1));
-    let peers =
-        [(0, zero.address()), (1, one.address())].map(|(rank, address)| PeerAddress { rank: Rank(rank), address });
+    let meshes = [cluster.mesh(2, 0), cluster.mesh(2, 1)];
     let runtime = runtime();
-    let to_one = Subject::Rank { job: JobId(1), generation: Generation(2), rank: Rank(1) };
-    let dial = |generation: u64| {
+    let target = meshes[1].own();
+    let expected = Subject::Rank { job: target.job, generation: target.generation, rank: target.rank };
+    let dial = |job: u64, generation: u64| {
+        let subject = Subject::Rank { job: JobId(job), generation: Generation(generation), rank: Rank(0) };
+        let credentials = cluster.authority.credentials(&subject, HOUR).unwrap();
         let bind = Bind::Address((LOOPBACK, 0).into());
-        let endpoint =
-            Endpoint::client(&cluster.io, bind, Settings::bulk(), cluster.credentials(generation, 0)).unwrap();
-        let to_one = &to_one;
-        async move { endpoint.connect(peers[1].address, to_one).await.unwrap() }
+        let endpoint = Endpoint::client(&cluster.io, bind, Settings::bulk(), credentials).unwrap();
+        runtime.block_on(endpoint.connect(meshes[1].address(), &expected)).unwrap()
     };
-    // A rank 0 of generation 1 dials rank 1 of generation 2 before the right one does; then one that was renumbered dials afterwards.
-    let old = runtime.block_on(dial(1));
-    let mut mesh = runtime
-        .block_on(futures_util::future::try_join_all([zero.connect(&peers, shape), one.connect(&peers, shape)]))
-        .unwrap();
-    runtime.block_on(old.closed());
-    assert_eq!(mesh[1].stats().stale_refused, 1);
-    let late = runtime.block_on(dial(3));
-    runtime.block_on(late.closed());
-    assert_eq!(mesh[1].stats().stale_refused, 2);
-    assert_eq!(mesh.remove(0).stats().stale_refused, 0);
+    let stranger = dial(2, 1);
+    runtime.block_on(stranger.closed());
+    let mut formed = form(5, &meshes, &[], &[at(0, None), at(0, None)], shape);
+    let exchange = formed.remove(1).unwrap().exchange;
+    assert_eq!(exchange.stats().stale_refused, 1);
+    // A rank that was replaced speaks of its own generation still.
+    let replaced = dial(1, 1);
+    let mut stream = runtime.block_on(replaced.open_bulk()).unwrap();
+    let standing = Standing { generation: Generation(4), step: Some(Step(3)), has_sum: false };
+    runtime.block_on(stream.write_header(&Opening::Exchange(standing))).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while exchange.stats().stale_refused < 2 && Instant::now() < deadline {
+        thread::yield_now();
+    }
+    assert_eq!(exchange.stats().stale_refused, 2);
 }
 
 #[test]
 fn a_frame_of_another_generation_ends_the_link() {
     let cluster = Cluster::new();
     let shape = Shape { values: 64, lanes: 2 };
-    let one = cluster.endpoint(2, 1);
+    let one = cluster.mesh(2, 1);
     let runtime = runtime();
     let bind = Bind::Address((LOOPBACK, 0).into());
     let zero = Endpoint::client(&cluster.io, bind, Settings::bulk(), cluster.credentials(2, 0)).unwrap();
-    let peers =
-        [(0, one.address()), (1, one.address())].map(|(rank, address)| PeerAddress { rank: Rank(rank), address });
     let to_one = Subject::Rank { job: JobId(1), generation: Generation(2), rank: Rank(1) };
-    let (connection, mut exchange) = runtime.block_on(async {
-        let connected = async { zero.connect(peers[1].address, &to_one).await.unwrap() };
-        let (connection, exchange) = tokio::join!(connected, one.connect(&peers, shape));
-        (connection, exchange.unwrap())
+    let peer = RankId { rank: Rank(0), ..one.own() };
+    let members = vec![Member { id: peer, address: one.address() }, member(&one)].into();
+    let membership = Membership { generation: Generation(2), members, joining: vec![].into(), after: None };
+    let standing = Standing { generation: Generation(2), step: Some(Step(0)), has_sum: false };
+    let (_connection, mut stream, formed) = runtime.block_on(async {
+        let connected = async {
+            let connection = zero.connect(one.address(), &to_one).await.unwrap();
+            let mut stream = connection.open_bulk().await.unwrap();
+            stream.write_header(&Opening::Exchange(standing)).await.unwrap();
+            (connection, stream)
+        };
+        let ((connection, stream), formed) = tokio::join!(connected, one.form(&membership, at(0, None), shape));
+        (connection, stream, formed.unwrap())
     });
+    let mut exchange = formed.exchange;
     let part = Part::Partial(Subtree { start: 0, len: 1 });
     let header = TensorHeader { generation: Generation(1), step: Step(1), part, offset: 32, count: 32 };
-    let mut stream = runtime.block_on(connection.open_bulk()).unwrap();
     runtime.block_on(stream.write_header(&header)).unwrap();
     let mut sums = lane_sums(shape, 2, 1);
     give(&mut sums, |_| vec![1.0; 64]);
     let error = exchange.all_reduce(Step(1), &mut sums).unwrap_err();
-    let stale =
-        matches!(error, ExchangeError::StaleGeneration { rank: Rank(0), theirs: Generation(1), ours: Generation(2) });
+    let stale = matches!(
+        error,
+        ExchangeError::StaleGeneration { peer: from, theirs: Generation(1), ours: Generation(2) } if from == peer
+    );
     assert!(stale, "{error}");
     assert_eq!(exchange.stats().stale_refused, 1);
 }
@@ -264,11 +298,54 @@ fn a_frame_of_another_generation_ends_the_link() {
 fn memberships_that_make_no_sense_are_refused() {
     let cluster = Cluster::new();
     let shape = Shape { values: 10, lanes: 4 };
-    for ranks in [&[0, 0][..], &[0, 2], &[1, 2], &[0, 1, 2]] {
-        let endpoint = cluster.endpoint(1, 3);
-        let peers: Vec<PeerAddress> =
-            ranks.iter().map(|rank| PeerAddress { rank: Rank(*rank), address: endpoint.address() }).collect();
-        let refused = runtime().block_on(endpoint.connect(&peers, shape)).err().unwrap();
+    let own = cluster.mesh(1, 3);
+    let other = |rank| Member { id: RankId { rank: Rank(rank), ..own.own() }, address: own.address() };
+    for (members, joining) in [(vec![0, 1], vec![]), (vec![], vec![3]), (vec![3, 3], vec![]), (vec![3], vec![3])] {
+        let list = |ranks: &[u32]| ranks.iter().map(|rank| other(*rank)).collect();
+        let (members, joining) = (list(&members), list(&joining));
+        let membership = Membership { generation: Generation(1), members, joining, after: None };
+        let refused = runtime().block_on(own.form(&membership, at(0, None), shape)).err().unwrap();
         assert!(matches!(refused, ExchangeError::Membership { .. }), "{refused}");
     }
+}
+
+/// Survivors of a step that only some of them saw complete agree on it; a third rank joins by the sums alone.
+#[test]
+fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
+    let cluster = Cluster::new();
+    let shape = Shape { values: 150_001, lanes: 4 };
+    let members = [cluster.mesh(1, 0), cluster.mesh(1, 1), cluster.mesh(1, 2)];
+    let joining = [cluster.mesh(3, 3)];
+    let sum: Vec<f32> = (0..shape.values).map(|value| value as f32).collect();
+    let states = [at(6, None), at(7, Some(&sum)), at(7, Some(&sum)), State::default()];
+    let formed = form(4, &members, &joining, &states, shape);
+    let mut formed: Vec<Formed> = formed.into_iter().map(Result::unwrap).collect();
+    assert!(formed.iter().all(|formed| formed.step == Step(7)));
+    assert_eq!(formed[0].catch_up.as_ref().unwrap().read(), sum);
+    assert!(formed[1..].iter().all(|formed| formed.catch_up.is_none()));
+    assert_eq!(formed[2].lacking, [joining[0].own()]);
+    let steps: Vec<_> = formed
+        .drain(..)
+        .enumerate()
+        .map(|(rank, mut formed)| {
+            thread::spawn(move || {
+                let exchange = &mut formed.exchange;
+                if exchange.place().is_observer() {
+                    return exchange.observe(Step(7)).unwrap().to_vec();
+                }
+                let mut sums = lane_sums(shape, 3, rank);
+                give(&mut sums, |lane| gradient(9, 7, lane, shape.values));
+                let sum = exchange.all_reduce(Step(7), &mut sums).unwrap().to_vec();
+                exchange.finish();
+                sum
+            })
+        })
+        .collect();
+    let expected = plain(Subtree::root(shape.lanes), &|lane| gradient(9, 7, lane, shape.values));
+    for step in steps {
+        assert!(step.join().unwrap() == expected);
+    }
+    // One that is two steps behind says so, and is not waited for.
+    let late = form(5, &members[..2], &[], &[at(5, None), at(7, Some(&sum))], shape);
+    assert!(matches!(late[0], Err(ExchangeError::Behind { own: Step(5), others: Step(7), .. })));
 }

@@ -4,6 +4,9 @@ use std::error::Error;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Mutex;
 
+use stoke_jobs::JobError;
+use stoke_protocol::message::rank::RankId;
+
 use crate::exchange::ExchangeError;
 
 /// The text of the last panic of this process, for the report; its trace goes to the log as usual.
@@ -14,34 +17,50 @@ static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
 pub enum Failure {
     /// This rank cannot go on; the text says what failed, where, and what to do.
     Error(String),
-    /// Another rank is gone. The coordinator knows better why, and stops this one.
-    Peers(String),
+    /// The same, and another try would end the same way: the spec, the data or the checkpoint is wrong.
+    Permanent(String),
+    /// The checkpoint to begin with cannot be used.
+    Damaged { uri: String, error: String },
+    /// The connection to another rank is gone. The coordinator knows better why, and makes another generation.
+    PeerLost { peer: RankId, error: String },
+    /// Another rank has left this generation: it was told of the next one before this rank is.
+    PeerLeft,
+    /// Another generation begins, and this one's step is given up.
+    Interrupted,
     /// This rank was told to stop.
     Stopped,
 }
 
 impl From<ExchangeError> for Failure {
     fn from(error: ExchangeError) -> Self {
-        match &error {
-            ExchangeError::Aborted { .. } => Self::Stopped,
-            ExchangeError::PeerLost { .. } | ExchangeError::PeerLeft { .. } => Self::Peers(text_of(&error)),
+        let text = text_of(&error);
+        match error {
+            ExchangeError::Aborted { .. } => Self::Interrupted,
+            ExchangeError::PeerLeft { .. } => Self::PeerLeft,
+            ExchangeError::PeerLost { peer, .. }
+            | ExchangeError::Unreachable { peer, .. }
+            | ExchangeError::Absent { peer, .. } => Self::PeerLost { peer, error: text },
             ExchangeError::Bind(_)
             | ExchangeError::NotARank { .. }
             | ExchangeError::Membership { .. }
-            | ExchangeError::Unreachable { .. }
-            | ExchangeError::Absent { .. }
             | ExchangeError::EndpointClosed
             | ExchangeError::StaleGeneration { .. }
             | ExchangeError::Refused { .. }
             | ExchangeError::TooLarge { .. }
-            | ExchangeError::StepOrder { .. } => Self::Error(text_of(&error)),
+            | ExchangeError::State { .. }
+            | ExchangeError::Behind { .. }
+            | ExchangeError::StepOrder { .. } => Self::Error(text),
         }
     }
 }
 
-impl From<stoke_jobs::JobError> for Failure {
-    fn from(error: stoke_jobs::JobError) -> Self {
-        Self::Error(text_of(&error))
+impl From<JobError> for Failure {
+    fn from(error: JobError) -> Self {
+        let text = text_of(&error);
+        match error {
+            JobError::Threads { .. } => Self::Error(text),
+            _ => Self::Permanent(text),
+        }
     }
 }
 

@@ -1,34 +1,38 @@
 //! The actor between a rank's agent and its threads: takes frames in order, starts what they ask for, and says what happened. Owns the
 //! rank's phase; computes nothing and never blocks.
 //!
-//! Start → (load, make a key) Hello → Certificate → (bind) and (loaded) Ready → Peers → training → Finished → Release.
+//! Start → (load, make a key) Hello → Certificate → (bind) and (loaded) Ready → Membership, as often as it changes → training → Finished
+//! → Release.
 
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stoke_protocol::identity::{Credentials, KeyRequest};
-use stoke_protocol::ids::Step;
+use stoke_protocol::ids::Generation;
 use stoke_protocol::message::rank::{FromRank, Outcome, RankEvent, StartRank, ToRank};
 use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
 use tokio::sync::{mpsc as queue, oneshot};
 
+use super::beat::{self, Beat};
 use super::failure::{Failure, catch, text_of};
-use super::trainer::{self, Assignment, Generation};
+use super::orders::Orders;
+use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
-use crate::exchange::{AbortHandle, PeerEndpoint};
+use crate::exchange::Mesh;
 
-/// A rank that lost a peer waits so long to be stopped before it gives up by itself: longer than the coordinator needs to lose a node.
-const PEERS_LOST_MAX: Duration = Duration::from_secs(30);
+/// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
+const FLUSH_MAX: Duration = Duration::from_secs(3);
+
+/// How often a rank tells its agent that its process runs. One that is silent for long is killed.
+const ALIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// How a rank's process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// The job is done.
+    /// The job is done, or goes on without this rank.
     Released,
     Failed,
     /// The agent is gone.
@@ -40,10 +44,11 @@ pub enum Message {
     Frame(ToRank),
     HungUp,
     Trainer(trainer::Told),
-    Trained(Result<Outcome, Failure>),
+    /// The compute thread has ended.
+    Ended(Result<(), Failure>),
     Vault(vault::Told),
-    /// Nobody stopped this rank after it lost a peer.
-    GiveUp(String),
+    /// Time to say that this process lives, and to look whether the compute thread does.
+    Tick,
 }
 
 /// What the actor is made of.
@@ -62,19 +67,18 @@ pub struct Linked {
     io: Io,
     ip: IpAddr,
     say: queue::Sender<FromRank>,
-    stop: Arc<AtomicBool>,
+    orders: Orders,
+    beat: Beat,
     start: Option<(StartRank, JobSpec)>,
     key: Option<KeyRequest>,
-    endpoint: Option<PeerEndpoint>,
+    /// Where peers reach this rank.
+    address: Option<SocketAddr>,
     vault: Option<Vault>,
-    /// Takes the generation to the trainer, once.
-    generation: Option<mpsc::Sender<Generation>>,
+    /// Takes the mesh to the trainer, once.
+    outside: Option<mpsc::Sender<Outside>>,
     loaded: bool,
     ready: bool,
-    abort: Option<AbortHandle>,
-    outcome: Option<Outcome>,
-    /// The highest step whose checkpoint is in the catalogue.
-    committed: Option<Step>,
+    outcome: Option<(Generation, Outcome)>,
     end: Option<oneshot::Sender<End>>,
 }
 
@@ -83,23 +87,23 @@ impl Actor for Link {
     type State = Linked;
     type Arguments = Arguments;
 
-    async fn pre_start(&self, _: ActorRef<Message>, given: Arguments) -> Result<Linked, ActorProcessingErr> {
+    async fn pre_start(&self, myself: ActorRef<Message>, given: Arguments) -> Result<Linked, ActorProcessingErr> {
         let Arguments { io, ip, say, end } = given;
+        myself.send_interval(ALIVE_EVERY, || Message::Tick);
         Ok(Linked {
             io,
             ip,
             say,
-            stop: Arc::default(),
+            orders: Orders::new(),
+            beat: Beat::new(),
             start: None,
             key: None,
-            endpoint: None,
+            address: None,
             vault: None,
-            generation: None,
+            outside: None,
             loaded: false,
             ready: false,
-            abort: None,
             outcome: None,
-            committed: None,
             end: Some(end),
         })
     }
@@ -114,14 +118,15 @@ impl Actor for Link {
             Message::Frame(frame) => rank.frame(frame, &myself),
             Message::HungUp => Err(Stop::End(End::HungUp)),
             Message::Trainer(told) => rank.trainer(told),
-            Message::Trained(Ok(outcome)) => rank.trained(outcome),
-            Message::Trained(Err(Failure::Stopped)) => Ok(()),
-            Message::Trained(Err(Failure::Peers(error))) => {
-                tracing::warn!(%error, "a peer is gone, waiting to be stopped");
-                myself.send_after(PEERS_LOST_MAX, || Message::GiveUp(error));
-                Ok(())
+            Message::Ended(Ok(()) | Err(Failure::Stopped)) => Ok(()),
+            Message::Ended(Err(Failure::Error(error))) => Err(Stop::Fail(error)),
+            Message::Ended(Err(Failure::Permanent(error))) => Err(Stop::FailForGood(error)),
+            Message::Ended(Err(Failure::Damaged { uri, error })) => {
+                let said = rank.say(FromRank::Event(RankEvent::Damaged { uri, error: error.clone() }));
+                said.and(Err(Stop::Fail(error)))
             }
-            Message::Trained(Err(Failure::Error(error))) | Message::GiveUp(error) => Err(Stop::Fail(error)),
+            Message::Ended(Err(failure)) => Err(Stop::Fail(format!("the compute thread ended: {failure:?}"))),
+            Message::Tick => rank.tick(),
             Message::Vault(vault::Told::Event(event)) => rank.say(FromRank::Event(event)),
             Message::Vault(vault::Told::Failed(error)) => Err(Stop::Fail(error)),
         };
@@ -136,6 +141,8 @@ impl Actor for Link {
 /// Why the rank does not go on.
 enum Stop {
     Fail(String),
+    /// Another try would end the same way.
+    FailForGood(String),
     End(End),
 }
 
@@ -144,18 +151,17 @@ impl Linked {
         match frame {
             ToRank::Start(start) => self.begin(start, myself),
             ToRank::Certificate { certificate, authority } => self.bind(&certificate, &authority, myself),
-            ToRank::Peers(peers) => {
-                // They come again after a reconnect of the agent; once is enough.
-                if let (Some(generation), Some(endpoint)) = (self.generation.take(), self.endpoint.take()) {
-                    let vault = self.vault.clone().expect("the vault was started before the endpoint was bound");
-                    let _ = generation.send(Generation { endpoint, peers: peers.0, vault });
-                }
+            ToRank::Membership(membership) => {
+                tracing::info!(generation = %membership.generation, members = membership.members.len(), "told of a generation");
+                self.orders.membership(membership);
                 Ok(())
             }
-            ToRank::Commit { step, shards } => self.vault(Order::Commit { step, shards: shards.0 }),
-            ToRank::Committed { step, prune } => {
-                self.committed = self.committed.max(Some(step));
-                self.vault(Order::Committed { step, prune: prune.0 })?;
+            ToRank::Commit { generation, step, shards } => {
+                self.vault(Order::Commit { generation, step, shards: shards.0 })
+            }
+            ToRank::Committed { step, keep } => {
+                self.orders.committed(step);
+                self.vault(Order::Committed { step, keep: keep.0 })?;
                 self.finish()
             }
             ToRank::Release => Err(Stop::End(End::Released)),
@@ -170,23 +176,35 @@ impl Linked {
         if self.start.is_some() {
             return Ok(());
         }
-        let spec = JobSpec::parse(&start.spec).map_err(|error| Stop::Fail(format!("spec: {error}")))?;
+        let spec = JobSpec::parse(&start.spec).map_err(|error| Stop::FailForGood(format!("spec: {error}")))?;
         let key = KeyRequest::new().map_err(|error| Stop::Fail(text_of(&error)))?;
         self.say(FromRank::Hello { csr: key.csr().to_vec().into() })?;
         self.key = Some(key);
         self.start = Some((start.clone(), spec.clone()));
-        let (to_trainer, generation) = mpsc::channel();
-        self.generation = Some(to_trainer);
+        let (to_trainer, outside) = mpsc::channel();
+        self.outside = Some(to_trainer);
         let runtime = tokio::runtime::Handle::current();
-        let given = Assignment { start, spec, stop: self.stop.clone(), generation, runtime };
+        let (orders, beat) = (self.orders.clone(), self.beat.clone());
+        let given = Assignment { start, spec, orders, beat, outside, runtime };
         let link = myself.clone();
         let train = move || {
             let told = link.clone();
-            let trained = catch(|| trainer::run(given, &move |say| drop(told.cast(Message::Trainer(say)))));
-            let _ = link.cast(Message::Trained(trained));
+            let ended = catch(|| trainer::run(given, &move |say| drop(told.cast(Message::Trainer(say)))));
+            let _ = link.cast(Message::Ended(ended));
         };
         let thread = std::thread::Builder::new().name("trainer".to_owned()).spawn(train);
         thread.map(drop).map_err(|error| Stop::Fail(format!("start the compute thread: {error}")))
+    }
+
+    fn tick(&self) -> Result<(), Stop> {
+        // The next one makes up for it.
+        let _ = self.say.try_send(FromRank::Alive);
+        let Some(taken) = self.beat.hangs() else { return Ok(()) };
+        tracing::error!(threads = ?beat::threads(), "the compute thread hangs");
+        Err(Stop::Fail(format!(
+            "one lane or one update takes {} s, far longer than any before: it hangs",
+            taken.as_secs()
+        )))
     }
 
     fn bind(&mut self, certificate: &[u8], authority: &[u8], myself: &ActorRef<Message>) -> Result<(), Stop> {
@@ -194,11 +212,15 @@ impl Linked {
         let fail = |error: &dyn std::error::Error| Stop::Fail(text_of(error));
         let credentials: Credentials = key.accept(certificate, &[authority.to_vec()]).map_err(|error| fail(&error))?;
         let cluster = credentials.identity().cluster;
-        let endpoint = PeerEndpoint::bind(&self.io, self.ip, credentials).map_err(|error| fail(&error))?;
-        self.endpoint = Some(endpoint);
+        let mesh = Mesh::bind(&self.io, self.ip, credentials).map_err(|error| fail(&error))?;
+        self.address = Some(mesh.address());
         let link = myself.clone();
         let vault = Vault::start(Subject { cluster, start, spec }, move |told| drop(link.cast(Message::Vault(told))));
-        self.vault = Some(vault.map_err(|error| fail(&error))?);
+        let vault = self.vault.insert(vault.map_err(|error| fail(&error))?).clone();
+        if let Some(trainer) = self.outside.take() {
+            // One that has failed meanwhile says so itself.
+            let _ = trainer.send(Outside { mesh, vault });
+        }
         self.get_ready()
     }
 
@@ -208,37 +230,37 @@ impl Linked {
                 self.loaded = true;
                 self.get_ready()
             }
-            trainer::Told::Connected(abort) => {
-                self.abort = Some(abort);
-                Ok(())
-            }
             trainer::Told::Progress(progress) => {
                 // The next one makes up for it.
                 let _ = self.say.try_send(FromRank::Progress(progress));
                 Ok(())
+            }
+            trainer::Told::Event(event) => self.say(FromRank::Event(event)),
+            trainer::Told::Trained { generation, outcome } => {
+                tracing::info!(step = outcome.step.0, weights = %outcome.weights_blake3, "trained");
+                self.outcome = Some((generation, outcome));
+                self.finish()
+            }
+            trainer::Told::Left => {
+                tracing::info!("the job goes on without this rank");
+                Err(Stop::End(End::Released))
             }
         }
     }
 
     /// Ready means loaded too: peers begin to connect at once, and wait for each other only so long.
     fn get_ready(&mut self) -> Result<(), Stop> {
-        let Some(endpoint) = self.endpoint.as_ref().filter(|_| self.loaded && !self.ready) else { return Ok(()) };
-        let address = endpoint.address();
+        let Some(address) = self.address.filter(|_| self.loaded && !self.ready) else { return Ok(()) };
         self.ready = true;
         self.say(FromRank::Event(RankEvent::Ready { address }))
     }
 
-    fn trained(&mut self, outcome: Outcome) -> Result<(), Stop> {
-        tracing::info!(step = outcome.step.0, weights = %outcome.weights_blake3, "trained");
-        self.outcome = Some(outcome);
-        self.finish()
-    }
-
     /// Finished when the last step is trained and its checkpoint is in the catalogue.
     fn finish(&mut self) -> Result<(), Stop> {
-        let committed = self.committed;
-        let done = self.outcome.take_if(|outcome| Some(outcome.step) == committed);
-        done.map_or(Ok(()), |outcome| self.say(FromRank::Event(RankEvent::Finished { outcome })))
+        let committed = self.orders.highest_committed();
+        let done = self.outcome.take_if(|(_, outcome)| Some(outcome.step) == committed);
+        let Some((generation, outcome)) = done else { return Ok(()) };
+        self.say(FromRank::Event(RankEvent::Finished { generation, outcome }))
     }
 
     fn vault(&mut self, order: Order) -> Result<(), Stop> {
@@ -253,22 +275,27 @@ impl Linked {
     }
 
     fn stop(&mut self, stop: Stop) {
-        self.stop.store(true, Ordering::Relaxed);
-        let (reason, end) = match stop {
-            Stop::Fail(error) => {
-                tracing::error!(%error, "rank gives up");
-                let _ = self.say(FromRank::Event(RankEvent::Failed { error: error.clone() }));
-                (error, End::Failed)
-            }
-            Stop::End(end) => ("this rank was told to end".to_owned(), end),
+        let end = match stop {
+            Stop::Fail(error) => self.give_up(error, false),
+            Stop::FailForGood(error) => self.give_up(error, true),
+            Stop::End(end) => end,
         };
-        if let Some(abort) = &self.abort {
-            abort.abort(&reason);
+        if matches!(end, End::Released)
+            && let Some(vault) = &self.vault
+        {
+            vault.flush(FLUSH_MAX);
         }
-        // A trainer that waits for its generation wakes up.
-        self.generation = None;
+        // A trainer that computes, sums or waits wakes up.
+        self.orders.stop();
+        self.outside = None;
         if let Some(sender) = self.end.take() {
             let _ = sender.send(end);
         }
+    }
+
+    fn give_up(&self, error: String, permanent: bool) -> End {
+        tracing::error!(%error, permanent, "rank gives up");
+        let _ = self.say(FromRank::Event(RankEvent::Failed { error, permanent }));
+        End::Failed
     }
 }

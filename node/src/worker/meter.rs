@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stoke_jobs::{Applied, Plan};
-use stoke_protocol::ids::Step;
+use stoke_protocol::ids::{Generation, Step};
 use stoke_protocol::message::rank::Progress;
 
 /// Between two reports.
@@ -46,6 +46,11 @@ impl Meter {
         }
     }
 
+    /// Another generation begins: what lies between is nobody's time.
+    pub fn begin(&mut self) {
+        self.lap = Instant::now();
+    }
+
     /// The part that was under way is over.
     pub fn lap(&mut self, part: Part) {
         let now = Instant::now();
@@ -71,12 +76,13 @@ impl Meter {
     }
 
     /// A report, if it is time for one or the last step is done. `step` steps were applied.
-    pub fn due(&mut self, step: u64) -> Option<Progress> {
+    pub fn due(&mut self, generation: Generation, step: u64) -> Option<Progress> {
         let since = self.reported.elapsed();
         let applied = self.last.filter(|_| since >= EVERY || step == self.steps)?;
         let steps = (step - self.reported_step).max(1);
         let mean_ms = |part: Part| (self.parts[part as usize].as_secs_f64() * 1e3 / steps as f64) as f32;
         let progress = Progress {
+            generation,
             step: Step(step),
             steps: Step(self.steps),
             loss: applied.loss as f32,

@@ -3,9 +3,11 @@
 //!
 //! `link` (an actor) speaks with the agent; `trainer` and `vault` are threads; the exchange has a network thread of its own.
 
+mod beat;
 mod failure;
 mod link;
 mod meter;
+mod orders;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -101,7 +103,7 @@ pub async fn run(link: UnixStream, ip: IpAddr, io: Io) -> End {
         end = ended => end.unwrap_or_else(|_| {
             let error = failure::last_panic();
             tracing::error!(%error, "the rank's link actor failed");
-            let _ = last_words.try_send(FromRank::Event(RankEvent::Failed { error }));
+            let _ = last_words.try_send(FromRank::Event(RankEvent::Failed { error, permanent: false }));
             End::Failed
         }),
         _ = &mut writer => End::HungUp,

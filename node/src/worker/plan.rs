@@ -6,9 +6,13 @@ use stoke_protocol::spec::JobSpec;
 use crate::checkpoint::Manifest;
 
 /// Optimizer steps of the whole job: given, or the epochs over `samples` rounded up to whole steps.
-pub fn steps_of(spec: &JobSpec, samples: u64) -> u64 {
-    let batch = u64::from(spec.train.batch);
-    spec.train.steps.unwrap_or_else(|| (spec.train.epochs.unwrap_or(1) * samples).div_ceil(batch))
+pub fn steps_of(spec: &JobSpec, samples: u64) -> Result<u64, String> {
+    let (batch, epochs) = (u64::from(spec.train.batch), spec.train.epochs.unwrap_or(1));
+    let too_many = || format!("epochs = {epochs} of {samples} samples are too many to count: use fewer");
+    match spec.train.steps {
+        Some(steps) => Ok(steps),
+        None => epochs.checked_mul(samples).map(|samples| samples.div_ceil(batch)).ok_or_else(too_many),
+    }
 }
 
 /// The part of `[train]` that decides the numbers.
@@ -60,9 +64,12 @@ mod tests {
 
     #[test]
     fn epochs_are_rounded_up_to_whole_steps() {
-        assert_eq!(steps_of(&spec("epochs = 3\nbatch = 64"), 100), 5);
-        assert_eq!(steps_of(&spec("epochs = 2\nbatch = 8"), 8), 2);
-        assert_eq!(steps_of(&spec("steps = 7\nbatch = 8"), 8), 7);
+        assert_eq!(steps_of(&spec("epochs = 3\nbatch = 64"), 100), Ok(5));
+        assert_eq!(steps_of(&spec("epochs = 2\nbatch = 8"), 8), Ok(2));
+        assert!(
+            steps_of(&spec("epochs = 797214403116365\nbatch = 256"), 46_278).unwrap_err().contains("797214403116365")
+        );
+        assert_eq!(steps_of(&spec("steps = 7\nbatch = 8"), 8), Ok(7));
     }
 
     #[test]

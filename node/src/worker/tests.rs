@@ -9,7 +9,7 @@ use std::time::Duration;
 use stoke_protocol::identity::{Authority, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::message::rank::{
-    FromRank, Outcome, PeerAddress, RankEvent, RankId, ShardRecord, StartRank, ToRank,
+    FromRank, Member, Membership, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
@@ -63,40 +63,89 @@ impl Bench {
     }
 }
 
-/// A generation of ranks, and the agent and coordinator that the test plays for them.
+/// Ranks of a job, and the agent and coordinator that the test plays for them.
 struct Stage {
     authority: Authority,
     links: Vec<OwnedWriteHalf>,
+    ids: Vec<RankId>,
+    members: Vec<Member>,
+    joining: Vec<Member>,
+    /// Of the newest membership, and the newest that was given out.
+    current: Generation,
+    generation: Generation,
+    hear: mpsc::UnboundedSender<(usize, FromRank)>,
     heard: mpsc::UnboundedReceiver<(usize, FromRank)>,
     ranks: Vec<JoinHandle<End>>,
-    shards: BTreeMap<Step, Vec<ShardRecord>>,
+    shards: BTreeMap<(Generation, Step), Vec<ShardRecord>>,
     /// Steps of committed checkpoints.
     committed: Vec<u64>,
+    /// Names of their folders.
+    kept: Vec<String>,
+    /// Where generations went on.
+    resumed: Vec<(u64, u64)>,
     progress: u32,
+    /// The highest step that was told of.
+    step: u64,
 }
 
 impl Stage {
-    /// Starts every rank.
+    /// Starts every rank of a gang.
     async fn open(world: u32, start: impl Fn(RankId) -> StartRank) -> Self {
-        let (tell, heard) = mpsc::unbounded_channel();
-        let (mut links, mut ranks) = (Vec::new(), Vec::new());
-        for index in 0..world {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            let io = Io::thread("stoke-test-net").unwrap();
-            ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), io)));
-            let (mut read, mut write) = ours.into_split();
-            let start = start(RankId { job: JobId(1), generation: Generation(1), rank: Rank(index) });
-            frames::send(&mut write, &ToRank::Start(start)).await.unwrap();
-            links.push(write);
-            let tell = tell.clone();
-            tokio::spawn(async move {
-                while let Ok(Some(frame)) = frames::receive(&mut read).await {
-                    let _ = tell.send((index as usize, frame));
-                }
-            });
-        }
+        let (hear, heard) = mpsc::unbounded_channel();
         let authority = Authority::in_memory(ClusterId([7; 16])).unwrap();
-        Self { authority, links, heard, ranks, shards: BTreeMap::new(), committed: Vec::new(), progress: 0 }
+        let mut stage = Self {
+            authority,
+            links: Vec::new(),
+            ids: Vec::new(),
+            members: Vec::new(),
+            joining: Vec::new(),
+            current: Generation(1),
+            generation: Generation(1),
+            hear,
+            heard,
+            ranks: Vec::new(),
+            shards: BTreeMap::new(),
+            committed: Vec::new(),
+            kept: Vec::new(),
+            resumed: Vec::new(),
+            progress: 0,
+            step: 0,
+        };
+        for rank in 0..world {
+            stage.launch(start(RankId { job: JobId(1), generation: Generation(1), rank: Rank(rank) })).await;
+        }
+        stage
+    }
+
+    async fn launch(&mut self, start: StartRank) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let io = Io::thread("stoke-test-net").unwrap();
+        self.ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), io)));
+        let (mut read, mut write) = ours.into_split();
+        self.ids.push(start.id);
+        frames::send(&mut write, &ToRank::Start(start)).await.unwrap();
+        let index = self.links.len();
+        self.links.push(write);
+        let hear = self.hear.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(frame)) = frames::receive(&mut read).await {
+                let _ = hear.send((index, frame));
+            }
+        });
+    }
+
+    /// Another generation of those who are in it.
+    async fn regroup(&mut self, planned: bool) {
+        let after = planned.then_some(self.current);
+        self.generation = self.generation.next();
+        self.current = self.generation;
+        self.tell_membership(after).await;
+    }
+
+    async fn tell_membership(&mut self, after: Option<Generation>) {
+        let (members, joining) = (self.members.clone().into(), self.joining.clone().into());
+        let membership = Membership { generation: self.current, members, joining, after };
+        self.tell_all(ToRank::Membership(membership)).await;
     }
 
     async fn tell(&mut self, rank: usize, frame: ToRank) {
@@ -112,84 +161,141 @@ impl Stage {
 
     /// Plays on until `until` has seen enough of the events.
     async fn play(&mut self, mut until: impl FnMut(usize, &RankEvent) -> bool) {
-        let mut peers = Vec::new();
         loop {
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             let event = match frame {
-                FromRank::Progress(_) => {
+                FromRank::Progress(progress) => {
                     self.progress += 1;
+                    self.step = self.step.max(progress.step.0);
                     continue;
                 }
+                FromRank::Alive => continue,
                 FromRank::Hello { csr } => {
                     self.certify(rank, &csr).await;
                     continue;
                 }
                 FromRank::Event(event) => event,
             };
-            if until(rank, &event) {
+            let enough = until(rank, &event);
+            self.act(rank, event).await;
+            if enough {
                 return;
-            }
-            match event {
-                RankEvent::Ready { address } => {
-                    peers.push(PeerAddress { rank: Rank(rank as u32), address });
-                    if peers.len() == self.links.len() {
-                        // Twice: the agent says it again after a reconnect.
-                        self.tell_all(ToRank::Peers(peers.clone().into())).await;
-                        self.tell_all(ToRank::Peers(peers.clone().into())).await;
-                    }
-                }
-                RankEvent::ShardStored { step, shard } => self.stored(step, shard).await,
-                RankEvent::ManifestStored { step, uri, .. } => {
-                    checkpoint::verify(&uri).unwrap();
-                    self.committed.push(step.0);
-                    self.tell_all(ToRank::Committed { step, prune: vec![].into() }).await;
-                }
-                RankEvent::Finished { .. } => {}
-                RankEvent::Failed { error } => panic!("rank {rank} failed: {error}"),
-                RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
             }
         }
     }
 
+    async fn act(&mut self, rank: usize, event: RankEvent) {
+        let id = self.ids[rank];
+        match event {
+            RankEvent::Ready { address } => self.ready(Member { id, address }).await,
+            RankEvent::Joined { generation, .. } => {
+                assert_eq!(generation, self.current);
+                self.members.append(&mut self.joining);
+                self.members.sort_by_key(|member| member.id.rank);
+                self.regroup(true).await;
+            }
+            RankEvent::ShardStored { generation, step, shard } => self.stored(generation, step, shard).await,
+            RankEvent::ManifestStored { step, uri, .. } => {
+                checkpoint::verify(&uri).unwrap();
+                self.committed.push(step.0);
+                self.kept.extend(uri.rsplit('/').next().map(str::to_owned));
+                self.tell_all(ToRank::Committed { step, keep: self.kept.clone().into() }).await;
+            }
+            RankEvent::Resumed { generation, step } => self.resumed.push((generation.0, step.0)),
+            RankEvent::PeerLost { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
+            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
+            RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
+        }
+    }
+
+    async fn ready(&mut self, member: Member) {
+        if !self.members.is_empty() && member.id.generation > Generation(1) {
+            self.joining.push(member);
+            return self.regroup(true).await;
+        }
+        self.members.push(member);
+        if self.members.len() == self.links.len() {
+            self.members.sort_by_key(|member| member.id.rank);
+            // Twice: it may come again after a reconnect.
+            self.tell_membership(None).await;
+            self.tell_membership(None).await;
+        }
+    }
+
     async fn certify(&mut self, rank: usize, csr: &[u8]) {
-        let subject = Subject::Rank { job: JobId(1), generation: Generation(1), rank: Rank(rank as u32) };
+        let RankId { job, generation, rank: slot } = self.ids[rank];
+        let subject = Subject::Rank { job, generation, rank: slot };
         let certificate = self.authority.issue(csr, &subject, HOUR).unwrap().certificate.into();
         let authority = self.authority.certificate().to_vec().into();
         self.tell(rank, ToRank::Certificate { certificate, authority }).await;
     }
 
-    async fn stored(&mut self, step: Step, shard: ShardRecord) {
-        let stored = self.shards.entry(step).or_default();
+    async fn stored(&mut self, generation: Generation, step: Step, shard: ShardRecord) {
+        if generation != self.current {
+            return;
+        }
+        let stored = self.shards.entry((generation, step)).or_default();
         stored.push(shard);
         stored.sort_by_key(|shard| shard.index);
-        if stored.len() == self.links.len() {
+        if stored.len() == self.members.len() {
             let shards = stored.clone().into();
-            self.tell(0, ToRank::Commit { step, shards }).await;
+            let first = self.ids.iter().position(|id| *id == self.members[0].id).unwrap();
+            self.tell(first, ToRank::Commit { generation, step, shards }).await;
         }
     }
 
     /// To the end of a job that goes well.
     async fn conclude(mut self) -> (Vec<Outcome>, Vec<u64>) {
-        let mut outcomes = BTreeMap::new();
-        let world = self.links.len();
-        self.play(|rank, event| {
-            if let RankEvent::Finished { outcome } = event {
-                outcomes.insert(rank, outcome.clone());
-            }
-            outcomes.len() == world
-        })
-        .await;
+        let outcomes = self.finish().await;
         assert!(self.progress > 0);
-        self.tell_all(ToRank::Release).await;
         assert!(self.ends().await.iter().all(|end| *end == End::Released));
-        (outcomes.into_values().collect(), self.committed)
+        (outcomes, self.committed)
+    }
+
+    /// Until all members have finished; they are released.
+    async fn finish(&mut self) -> Vec<Outcome> {
+        let mut outcomes = BTreeMap::new();
+        while outcomes.is_empty() || outcomes.len() < self.members.len() {
+            self.play(|rank, event| {
+                if let RankEvent::Failed { error, .. } = event {
+                    panic!("rank {rank} failed: {error}");
+                }
+                let RankEvent::Finished { outcome, .. } = event else { return false };
+                outcomes.insert(rank, outcome.clone());
+                true
+            })
+            .await;
+        }
+        self.tell_all(ToRank::Release).await;
+        outcomes.into_values().collect()
+    }
+
+    /// Until a rank has told of `step` steps.
+    async fn until_step(&mut self, step: u64) {
+        while self.step < step {
+            let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
+            match frame {
+                FromRank::Progress(progress) => self.step = self.step.max(progress.step.0),
+                FromRank::Alive => {}
+                FromRank::Hello { csr } => self.certify(rank, &csr).await,
+                FromRank::Event(event) => self.act(rank, event).await,
+            }
+        }
+    }
+
+    /// A rank is gone without a word; the others hear of it by another generation.
+    async fn kill(&mut self, id: RankId) {
+        let index = self.ids.iter().position(|other| *other == id).unwrap();
+        self.ranks[index].abort();
+        self.members.retain(|member| member.id != id);
+        self.regroup(false).await;
     }
 
     /// Until a rank fails; its words.
     async fn failure(&mut self) -> String {
         let mut words = String::new();
         self.play(|_, event| {
-            if let RankEvent::Failed { error } = event {
+            if let RankEvent::Failed { error, .. } = event {
                 words.clone_from(error);
             }
             !words.is_empty()
@@ -207,13 +313,14 @@ impl Stage {
     }
 }
 
-fn start(spec: &str, world: u32, base: &str, resume: Option<String>) -> impl Fn(RankId) -> StartRank {
+fn start(spec: &str, base: &str, resume: Option<String>) -> impl Fn(RankId) -> StartRank {
     let (spec, checkpoints) = (spec.to_owned(), base.to_owned());
-    move |id| StartRank { id, world, spec: spec.clone(), checkpoints: checkpoints.clone(), resume: resume.clone() }
+    let from = resume.map_or(StartFrom::Seed, StartFrom::Checkpoint);
+    move |id| StartRank { id, spec: spec.clone(), checkpoints: checkpoints.clone(), from: from.clone() }
 }
 
 async fn train(world: u32, spec: &str, base: &str, resume: Option<String>) -> (Vec<Outcome>, Vec<u64>) {
-    Stage::open(world, start(spec, world, base, resume)).await.conclude().await
+    Stage::open(world, start(spec, base, resume)).await.conclude().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,7 +360,7 @@ async fn any_number_of_ranks_trains_to_the_same_bits_and_continues_from_each_oth
 }
 
 async fn train_without_progress(spec: &str, base: &str, resume: String) -> (Outcome, Vec<u64>) {
-    let mut stage = Stage::open(1, start(spec, 1, base, Some(resume))).await;
+    let mut stage = Stage::open(1, start(spec, base, Some(resume))).await;
     stage.progress = 1;
     let (mut outcomes, committed) = stage.conclude().await;
     (outcomes.swap_remove(0), committed)
@@ -263,7 +370,7 @@ async fn train_without_progress(spec: &str, base: &str, resume: String) -> (Outc
 async fn a_rank_that_is_told_to_stop_ends_at_once_and_so_does_one_whose_agent_is_gone() {
     let bench = Bench::new();
     let spec = bench.spec("steps = 1000000", "every = 10");
-    let mut stage = Stage::open(2, start(&spec, 2, &bench.base("stopped"), None)).await;
+    let mut stage = Stage::open(2, start(&spec, &bench.base("stopped"), None)).await;
     stage.play(|_, event| matches!(event, RankEvent::ManifestStored { .. })).await;
     let begun = std::time::Instant::now();
     stage.tell(0, ToRank::Stop { reason: "cancelled".into() }).await;
@@ -277,7 +384,7 @@ async fn checkpoints_that_cannot_be_written_stop_training_only_at_the_end() {
     let bench = Bench::new();
     std::fs::write(bench.path().join("file"), "not a folder").unwrap();
     let spec = bench.spec("steps = 6", "every = 2");
-    let mut stage = Stage::open(1, start(&spec, 1, &bench.base("file"), None)).await;
+    let mut stage = Stage::open(1, start(&spec, &bench.base("file"), None)).await;
     let words = stage.failure().await;
     assert!(words.contains("the last checkpoint, at step-6, was not written"), "{words}");
     assert_eq!(stage.ends().await, [End::Failed]);
@@ -290,18 +397,49 @@ async fn what_is_wrong_with_data_or_checkpoint_is_said_by_name() {
     let csv = bench.path().join("domains.csv");
     let good = std::fs::read_to_string(&csv).unwrap();
     std::fs::write(&csv, good.replacen("phishing", "fishing", 1)).unwrap();
-    let words = Stage::open(1, start(&spec, 1, &bench.base("x"), None)).await.failure().await;
+    let words = Stage::open(1, start(&spec, &bench.base("x"), None)).await.failure().await;
     assert!(words.contains("domains.csv, line 3"), "{words}");
     std::fs::write(&csv, good).unwrap();
     let nowhere = Some(bench.base("nowhere"));
-    let words = Stage::open(1, start(&spec, 1, &bench.base("x"), nowhere)).await.failure().await;
+    let words = Stage::open(1, start(&spec, &bench.base("x"), nowhere)).await.failure().await;
     assert!(words.contains("continue from") && words.contains("manifest.json is missing"), "{words}");
     train(1, &spec, &bench.base("six"), None).await;
     let six = Some(format!("{}/step-00000006-g1", bench.base("six")));
     let other = spec.replace("seed = 3", "seed = 4");
-    let words = Stage::open(1, start(&other, 1, &bench.base("x"), six.clone())).await.failure().await;
+    let words = Stage::open(1, start(&other, &bench.base("x"), six.clone())).await.failure().await;
     assert!(words.contains("seed = 3, the spec says 4"), "{words}");
     let shorter = spec.replace("steps = 6", "steps = 5");
-    let words = Stage::open(1, start(&shorter, 1, &bench.base("x"), six)).await.failure().await;
+    let words = Stage::open(1, start(&shorter, &bench.base("x"), six)).await.failure().await;
     assert!(words.contains("ask for more steps"), "{words}");
+}
+
+/// What a generation says of itself must not depend on how it came to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranks_that_die_and_are_replaced_change_no_bit() {
+    let bench = Bench::new();
+    let spec = bench.spec("steps = 4000", "every = 500");
+    let (calm, _) = train(1, &spec, &bench.base("calm"), None).await;
+    for (seed, world) in [(1, 2), (2, 3)] {
+        let base = bench.base(&format!("wild-{seed}"));
+        let mut stage = Stage::open(world, start(&spec, &base, None)).await;
+        stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
+        for number in 0..3u32 {
+            let begun = stage.step;
+            stage.until_step(begun + 100).await;
+            let victim = stage.members[(number % world) as usize].id;
+            stage.kill(victim).await;
+            stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
+            stage.generation = stage.generation.next();
+            let id = RankId { generation: stage.generation, ..victim };
+            stage.launch(StartRank { from: StartFrom::Peers, ..start(&spec, &base, None)(id) }).await;
+            stage.play(|_, event| matches!(event, RankEvent::Joined { .. })).await;
+            stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
+            assert_eq!(stage.members.len(), world as usize);
+        }
+        let outcomes = stage.finish().await;
+        assert_eq!(outcomes.len(), world as usize);
+        assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3), "{:?}", stage.resumed);
+        assert!(stage.resumed.is_sorted_by_key(|(_, step)| *step), "{:?}", stage.resumed);
+        assert_eq!(stage.committed.last(), Some(&4000));
+    }
 }

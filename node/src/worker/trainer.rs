@@ -1,36 +1,54 @@
-//! The compute thread of a rank: load, restore, then step after step. Owns the trainer and its time; talks to the rest of the process
-//! through channels and never to the network itself (the exchange does).
+//! The compute thread of a rank: load, restore, then step after step, generation after generation. Owns the trainer and its time; talks to the
+//! rest of the process through channels and never to the network itself (the exchange does).
+//!
+//! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it.
+//! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
-use stoke_jobs::{LaneWork, Metrics, Plan, Train};
-use stoke_protocol::ids::{Digest, Step};
+use bytes::Bytes;
+use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
+use stoke_protocol::ids::{Digest, Generation, Step};
 use stoke_protocol::lanes;
-use stoke_protocol::message::rank::{Outcome, PeerAddress, Progress, StartRank};
+use stoke_protocol::message::rank::{Membership, Outcome, Progress, RankEvent, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
+use tokio::runtime::Handle;
 
+use super::beat::Beat;
 use super::failure::{Failure, text_of};
 use super::meter::{Meter, Part};
+use super::orders::Orders;
 use super::plan::{is_due, mismatch, plan_of, steps_of};
 use super::vault::{Copy, Order, Vault};
 use crate::checkpoint;
-use crate::exchange::{AbortHandle, Exchange, LaneSums, PeerEndpoint, Shape};
+use crate::exchange::{Exchange, ExchangeError, Formed, LaneSums, Mesh, Received, Shape, Shard, State};
+
+/// Behind the trainer's flat vector: how many members have been told of the next generation (T2).
+const TOLD: usize = 1;
+
+/// Sums that a rank which joins keeps while it waits for the state. Then it takes no more, and the others wait for it.
+const SUMS_MAX: usize = 64;
 
 /// What the trainer says to the rest of the process.
 pub enum Told {
     /// Data and model are there: the rank may be called ready.
     Loaded,
-    /// How to interrupt a sum that waits for peers.
-    Connected(AbortHandle),
     Progress(Progress),
+    Event(RankEvent),
+    /// The last step is done.
+    Trained {
+        generation: Generation,
+        outcome: Outcome,
+    },
+    /// This rank is not in the newest generation.
+    Left,
 }
 
-/// What it is given when the generation is complete.
-pub struct Generation {
-    pub endpoint: PeerEndpoint,
-    pub peers: Vec<PeerAddress>,
+/// What it is given when its certificate is there.
+pub struct Outside {
+    pub mesh: Mesh,
     pub vault: Vault,
 }
 
@@ -38,18 +56,53 @@ pub struct Generation {
 pub struct Assignment {
     pub start: StartRank,
     pub spec: JobSpec,
-    /// Set when the rank is to stop; looked at between lanes.
-    pub stop: Arc<AtomicBool>,
-    pub generation: Receiver<Generation>,
-    pub runtime: tokio::runtime::Handle,
+    pub orders: Orders,
+    pub beat: Beat,
+    pub outside: Receiver<Outside>,
+    pub runtime: Handle,
 }
 
-/// Trains to the last step. Blocks for as long as that takes.
-pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<Outcome, Failure> {
+/// Trains to the last step, and on until the orders say stop: another generation may need what this rank has. Blocks for as long as that
+/// takes.
+pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let mut trainer = Trainer::load(&given)?;
     tell(Told::Loaded);
-    let Ok(generation) = given.generation.recv() else { return Err(Failure::Stopped) };
-    trainer.train(&given, generation, tell)
+    let Assignment { start, spec, orders, outside, runtime, .. } = given;
+    let Ok(Outside { mesh, vault }) = outside.recv() else { return Err(Failure::Stopped) };
+    let mut work = Work { start, spec, orders, runtime, mesh: Arc::new(mesh), vault, tell };
+    let mut generation = Generation(0);
+    loop {
+        let membership = work.runtime.block_on(work.orders.next(generation))?;
+        generation = membership.generation;
+        let own = work.start.id;
+        if !membership.members.iter().chain(membership.joining.iter()).any(|member| member.id == own) {
+            tell(Told::Left);
+            return Ok(());
+        }
+        let served = trainer.serve(&membership, &mut work);
+        work.orders.left();
+        match served {
+            Ok(()) | Err(Failure::Interrupted | Failure::PeerLeft) => {}
+            Err(Failure::PeerLost { peer, error }) => {
+                tracing::warn!(%peer, %error, "lost a peer, waiting for another generation");
+                tell(Told::Event(RankEvent::PeerLost { generation, peer, error }));
+            }
+            Err(failure @ (Failure::Stopped | Failure::Error(_) | Failure::Permanent(_) | Failure::Damaged { .. })) => {
+                return Err(failure);
+            }
+        }
+    }
+}
+
+/// What is around the trainer.
+struct Work<'a> {
+    start: StartRank,
+    spec: JobSpec,
+    orders: Orders,
+    runtime: Handle,
+    mesh: Arc<Mesh>,
+    vault: Vault,
+    tell: &'a dyn Fn(Told),
 }
 
 struct Trainer {
@@ -59,8 +112,30 @@ struct Trainer {
     step: u64,
     /// Mean loss of the last of them.
     loss: f32,
-    /// Whether the last step is in a checkpoint of this job already.
-    resumed_at_end: bool,
+    /// Whether there is a state: a rank that joins has none at first.
+    loaded: bool,
+    /// The checkpoint that it began with.
+    restored: Option<u64>,
+    /// The sum of the last step, for those who lack it; with the steps that are done after it.
+    last_sum: Option<(u64, Bytes)>,
+    /// What a rank that joins has received so far.
+    joining: Option<Joining>,
+    meter: Meter,
+    beat: Beat,
+}
+
+/// The state that is on its way, and the sums of the steps after it.
+struct Joining {
+    state: Receiver<Result<Received, ExchangeError>>,
+    from: u64,
+    sums: VecDeque<Vec<f32>>,
+}
+
+impl Joining {
+    /// Steps that will be done when all of it is there.
+    fn reaches(&self) -> u64 {
+        self.from + self.sums.len() as u64
+    }
 }
 
 impl Trainer {
@@ -74,14 +149,14 @@ impl Trainer {
         } else {
             // The schedule's length follows from the size of the data, which only a loaded trainer knows.
             plan = plan_of(spec, 1);
-            plan.steps = steps_of(spec, load(&plan)?.samples());
+            plan.steps = steps_of(spec, load(&plan)?.samples()).map_err(Failure::Permanent)?;
             train = load(&plan)?;
         }
-        let mut resumed = (0, f32::NAN);
-        if let Some(uri) = start.resume.as_ref().or(spec.checkpoint.resume.as_ref()) {
-            resumed = restore(uri, &mut *train, spec, plan.steps)?;
+        let (mut step, mut loss, mut restored) = (0, f32::NAN, None);
+        if let StartFrom::Checkpoint(uri) = &start.from {
+            (step, loss) = restore(uri, &mut *train, spec, plan.steps)?;
+            restored = Some(step);
         }
-        let (step, loss) = resumed;
         tracing::info!(
             step,
             steps = plan.steps,
@@ -89,68 +164,222 @@ impl Trainer {
             parameters = train.layout().len(),
             "trainer loaded"
         );
-        Ok(Self { resumed_at_end: step == plan.steps, train, plan, step, loss })
+        let loaded = start.from != StartFrom::Peers;
+        let meter = Meter::new(&plan, step);
+        let beat = given.beat.clone();
+        Ok(Self { train, plan, step, loss, loaded, restored, last_sum: None, joining: None, meter, beat })
     }
 
-    fn train(&mut self, given: &Assignment, generation: Generation, tell: &dyn Fn(Told)) -> Result<Outcome, Failure> {
-        let Assignment { start, spec, runtime, .. } = given;
-        let Generation { endpoint, peers, vault } = generation;
-        let shape = Shape { values: self.train.layout().flat_len(), lanes: spec.train.lanes };
-        let mut exchange = runtime.block_on(endpoint.connect(&peers, shape))?;
-        tell(Told::Connected(exchange.abort_handle()));
-        let owned = lanes::assign(spec.train.lanes, start.world)[start.id.rank.0 as usize].clone();
-        let mut sums = LaneSums::new(shape.values, shape.lanes, owned);
-        let mut meter = Meter::new(&self.plan, self.step);
+    /// One generation, from its forming to its end.
+    fn serve(&mut self, membership: &Membership, work: &mut Work<'_>) -> Result<(), Failure> {
+        let generation = membership.generation;
+        let shape = Shape { values: self.train.layout().flat_len() + TOLD, lanes: work.spec.train.lanes };
+        let forming = work.mesh.form(membership, self.state(), shape);
+        let formed = work.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                failure = work.orders.superseded(generation) => Err(failure),
+                formed = forming => Ok(formed?),
+            }
+        })?;
+        let Formed { mut exchange, step, catch_up, lacking } = formed;
+        work.orders.entered(generation, exchange.abort_handle());
+        self.meter.begin();
+        if let Some(sum) = catch_up {
+            self.apply(&sum.read()[..shape.values - TOLD])?;
+            self.last_sum = Some((self.step, sum.share()));
+        }
+        let served = if exchange.place().is_observer() {
+            self.join(generation, step.0, &mut exchange, work)
+        } else {
+            assert_eq!(self.step, step.0, "X10: every member has done the same steps");
+            self.give_state(generation, &exchange, &lacking, work)
+                .and_then(|()| self.train(generation, &mut exchange, work))
+        };
+        // Not after a step that was summed and could not be applied.
+        let sum = exchange.into_last_sum().filter(|(step, _)| step.0 + 1 == self.step);
+        self.last_sum = sum.map(|(_, sum)| (self.step, sum)).or_else(|| self.last_sum.take());
+        served
+    }
+
+    fn state(&self) -> State {
+        let joining = self.joining.as_ref().map(|joining| Step(joining.reaches()));
+        let step = self.loaded.then_some(Step(self.step)).or(joining);
+        let sum = self.last_sum.as_ref().filter(|(step, _)| *step == self.step).map(|(_, sum)| sum.clone());
+        State { step, sum }
+    }
+
+    fn train(&mut self, generation: Generation, exchange: &mut Exchange, work: &mut Work<'_>) -> Result<(), Failure> {
+        let place = exchange.place();
+        if place.position == 0 {
+            (work.tell)(Told::Event(RankEvent::Resumed { generation, step: Step(self.step) }));
+        }
+        // What the generation before stored of this step and did not see committed is not worth a thing.
+        let begun_here = self.restored == Some(self.step) && self.step < self.plan.steps;
+        let committed = work.orders.highest_committed().is_some_and(|committed| committed.0 >= self.step);
+        if self.step > 0 && is_due(&work.spec, self.step, self.plan.steps) && !committed && !begun_here {
+            work.vault.store(self.copy(generation, exchange)?);
+        }
+        let values = self.train.layout().flat_len() + TOLD;
+        let owned = lanes::assign(work.spec.train.lanes, place.world)[place.position as usize].clone();
+        let mut sums = LaneSums::new(values, work.spec.train.lanes, owned);
         while self.step < self.plan.steps {
-            self.step(&mut exchange, &mut sums, &given.stop, &mut meter)?;
-            if let Some(progress) = meter.due(self.step) {
-                tell(Told::Progress(progress));
+            let all_told = self.step(generation, exchange, &mut sums, &work.orders)?;
+            if let Some(progress) = self.meter.due(generation, self.step) {
+                (work.tell)(Told::Progress(progress));
             }
-            if is_due(spec, self.step, self.plan.steps) {
-                vault.store(self.copy(start)?);
+            if is_due(&work.spec, self.step, self.plan.steps) {
+                work.vault.store(self.copy(generation, exchange)?);
+            }
+            if all_told && self.step < self.plan.steps {
+                return Ok(());
             }
         }
-        tracing::info!(step = self.step, samples_per_second = meter.samples_per_second(self.step), "steps done");
+        tracing::info!(step = self.step, samples_per_second = self.meter.samples_per_second(self.step), "steps done");
         // Nothing of the exchange is needed any more; peers that evaluate must not keep it open.
-        exchange.close();
-        if self.resumed_at_end {
-            vault.store(self.copy(start)?);
-        }
-        self.outcome(start, &vault)
-    }
-
-    fn step(
-        &mut self,
-        exchange: &mut Exchange,
-        sums: &mut LaneSums,
-        stop: &AtomicBool,
-        meter: &mut Meter,
-    ) -> Result<(), Failure> {
-        let size = self.train.samples();
-        for lane in sums.owned() {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Failure::Stopped);
-            }
-            let samples = self.plan.lane_samples(size, self.step, lane);
-            sums.begin(lane);
-            let work = LaneWork { step: self.step, lane, samples: &samples };
-            self.train.lane(work, &mut |offset, values| sums.push(offset, values))?;
-        }
-        meter.lap(Part::Compute);
-        let sum = exchange.all_reduce(Step(self.step), sums)?;
-        meter.lap(Part::Exchange);
-        let applied = self.train.apply(self.step, sum)?;
-        meter.lap(Part::Apply);
-        self.step += 1;
-        self.loss = applied.loss as f32;
-        meter.stepped(&applied, self.step);
+        exchange.finish();
+        let outcome = self.outcome(place.position == 0, &work.vault)?;
+        (work.tell)(Told::Trained { generation, outcome });
         Ok(())
     }
 
-    /// This rank's share of the state, apart from everything that the next step changes (V1).
-    fn copy(&self, start: &StartRank) -> Result<Copy, Failure> {
+    /// One step; whether all members have been told of the next generation (T2).
+    fn step(
+        &mut self,
+        generation: Generation,
+        exchange: &mut Exchange,
+        sums: &mut LaneSums,
+        orders: &Orders,
+    ) -> Result<bool, Failure> {
+        let (size, flat) = (self.train.samples(), self.train.layout().flat_len());
+        let told = orders.is_told_of_next(generation);
+        for lane in sums.owned() {
+            orders.check(generation)?;
+            let samples = self.plan.lane_samples(size, self.step, lane);
+            sums.begin(lane);
+            let work = LaneWork { step: self.step, lane, samples: &samples };
+            let train = &mut self.train;
+            self.beat.piece(|| train.lane(work, &mut |offset, values| sums.push(offset, values)))?;
+            let first = lane == sums.owned().start;
+            sums.push(flat, &[if told && first { 1.0 } else { 0.0 }]);
+        }
+        self.meter.lap(Part::Compute);
+        let world = exchange.place().world;
+        let sum = exchange.all_reduce(Step(self.step), sums)?;
+        self.meter.lap(Part::Exchange);
+        let all_told = sum[flat] == world as f32;
+        self.apply(&sum[..flat])?;
+        Ok(all_told)
+    }
+
+    fn apply(&mut self, sum: &[f32]) -> Result<(), Failure> {
+        let (train, step) = (&mut self.train, self.step);
+        let applied = self.beat.piece(|| train.apply(step, sum))?;
+        self.meter.lap(Part::Apply);
+        self.step += 1;
+        self.loss = applied.loss as f32;
+        self.meter.stepped(&applied, self.step);
+        Ok(())
+    }
+
+    /// Follows the members until it may be one of them: the state of a step, then the sum of every step after it.
+    fn join(
+        &mut self,
+        generation: Generation,
+        step: u64,
+        exchange: &mut Exchange,
+        work: &mut Work<'_>,
+    ) -> Result<(), Failure> {
+        let stands = match &self.joining {
+            Some(joining) => joining.reaches() == step,
+            None => self.loaded && self.step == step,
+        };
+        if !stands {
+            self.loaded = false;
+            self.joining = Some(Joining { state: receive(work, generation), from: step, sums: VecDeque::new() });
+        }
+        let (flat, world) = (self.train.layout().flat_len(), exchange.place().world);
+        let mut said = false;
+        for step in step..self.plan.steps {
+            work.orders.check(generation)?;
+            let sum = exchange.observe(Step(step))?;
+            let all_told = sum[flat] == world as f32;
+            match &mut self.joining {
+                Some(joining) => joining.sums.push_back(sum[..flat].to_vec()),
+                None => self.apply(&sum[..flat])?,
+            }
+            self.settle()?;
+            if self.loaded && !said {
+                said = true;
+                (work.tell)(Told::Event(RankEvent::Joined { generation, step: Step(self.step) }));
+            }
+            if all_told {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the state if it is there by now, and does the steps that were summed meanwhile.
+    fn settle(&mut self) -> Result<(), Failure> {
+        let Some(joining) = &mut self.joining else { return Ok(()) };
+        let full = joining.sums.len() >= SUMS_MAX;
+        let received = match if full {
+            joining.state.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            joining.state.try_recv()
+        } {
+            Ok(received) => received?,
+            Err(TryRecvError::Empty) => return Ok(()),
+            Err(TryRecvError::Disconnected) => return Err(Failure::Stopped),
+        };
+        let joining = self.joining.take().expect("looked at above");
+        let Received { step, loss, weights_blake3, tensors } = received;
+        if step.0 != joining.from {
+            return Err(Failure::Error(format!("the state received is of {step}, {} was expected", joining.from)));
+        }
+        self.take_state(tensors, weights_blake3)
+            .map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
+        (self.step, self.loss, self.loaded) = (step.0, loss, true);
+        tracing::info!(%step, behind = joining.sums.len(), "state received");
+        joining.sums.iter().try_for_each(|sum| self.apply(sum))
+    }
+
+    fn take_state(&mut self, tensors: Vec<NamedTensor>, expected: Digest) -> Result<(), String> {
+        self.train.restore(tensors).map_err(|error| text_of(&error))?;
+        let restored = Digest(self.train.weights_blake3());
+        if restored == expected { Ok(()) } else { Err(format!("its weights hash to {restored}, not to {expected}")) }
+    }
+
+    /// This rank's shard for those who join.
+    fn give_state(
+        &self,
+        generation: Generation,
+        exchange: &Exchange,
+        lacking: &[stoke_protocol::message::rank::RankId],
+        work: &Work<'_>,
+    ) -> Result<(), Failure> {
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let (index, count) = (exchange.place().position, exchange.place().world);
+        let shard = Shard {
+            generation,
+            step: Step(self.step),
+            index,
+            count,
+            loss: self.loss,
+            weights_blake3: Digest(self.train.weights_blake3()),
+            tensors: self.shard(index, count)?,
+        };
+        work.mesh.give_state(&work.runtime, shard, lacking);
+        Ok(())
+    }
+
+    /// Part `index` of `count` of the state.
+    fn shard(&self, index: u32, count: u32) -> Result<Vec<NamedTensor>, Failure> {
         let tensors = self.train.save()?;
-        let mut own = checkpoint::plan_shards(&tensors, start.world).swap_remove(start.id.rank.0 as usize).into_iter();
+        let mut own = checkpoint::plan_shards(&tensors, count).swap_remove(index as usize).into_iter();
         let mut next = own.next();
         let tensors = tensors.into_iter().enumerate().filter_map(|(index, tensor)| {
             let ours = next == Some(index);
@@ -159,18 +388,27 @@ impl Trainer {
             }
             ours.then_some(tensor)
         });
+        Ok(tensors.collect())
+    }
+
+    /// This rank's share of the state, apart from everything that the next step changes (V1).
+    fn copy(&self, generation: Generation, exchange: &Exchange) -> Result<Copy, Failure> {
+        let (index, world) = (exchange.place().position, exchange.place().world);
         Ok(Copy {
+            generation,
             step: Step(self.step),
+            index,
+            world,
             loss: self.loss,
-            tensors: tensors.collect(),
+            tensors: self.shard(index, world)?,
             weights_blake3: Digest(self.train.weights_blake3()),
             last: self.step == self.plan.steps,
         })
     }
 
-    fn outcome(&mut self, start: &StartRank, vault: &Vault) -> Result<Outcome, Failure> {
+    fn outcome(&mut self, is_first: bool, vault: &Vault) -> Result<Outcome, Failure> {
         let mut metrics = Metrics::new();
-        if start.id.rank.0 == 0 {
+        if is_first {
             metrics = self.train.evaluate()?;
             vault.tell(Order::Metrics(metrics.clone()));
         }
@@ -184,17 +422,33 @@ impl Trainer {
     }
 }
 
+/// Receives the state behind the trainer's back.
+fn receive(work: &Work<'_>, generation: Generation) -> Receiver<Result<Received, ExchangeError>> {
+    let (tell, state) = std::sync::mpsc::channel();
+    let mesh = work.mesh.clone();
+    work.runtime.spawn(async move {
+        // A trainer that is gone needs no state.
+        let _ = tell.send(mesh.take_state(generation).await);
+    });
+    state
+}
+
 /// Takes a checkpoint over; returns its step and its loss.
 fn restore(uri: &str, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32), Failure> {
-    let failed = |what: String| Failure::Error(format!("continue from {uri}: {what}"));
-    let (manifest, tensors) = checkpoint::load(uri).map_err(|error| failed(text_of(&error)))?;
+    let failed = |what: String| Failure::Permanent(format!("continue from {uri}: {what}"));
+    let (manifest, tensors) = checkpoint::load(uri).map_err(|error| {
+        let damaged = error.is_damage();
+        let error = format!("continue from {uri}: {}", text_of(&error));
+        if damaged { Failure::Damaged { uri: uri.to_owned(), error } } else { Failure::Error(error) }
+    })?;
     if let Some(reason) = mismatch(&manifest, spec, steps) {
         return Err(failed(reason));
     }
     train.restore(tensors).map_err(|error| failed(text_of(&error)))?;
     let restored = Digest(train.weights_blake3());
     if restored != manifest.weights_blake3 {
-        return Err(failed(format!("its weights hash to {restored}, the manifest says {}", manifest.weights_blake3)));
+        let error = format!("its weights hash to {restored}, the manifest says {}", manifest.weights_blake3);
+        return Err(Failure::Damaged { uri: uri.to_owned(), error: format!("continue from {uri}: {error}") });
     }
     Ok((manifest.step.0, manifest.loss.unwrap_or(f32::NAN)))
 }

@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use stoke_jobs::NamedTensor;
-use stoke_protocol::ids::{ClusterId, Digest, Step};
+use stoke_protocol::ids::{ClusterId, Digest, Generation, Step};
 use stoke_protocol::message::rank::{RankEvent, ShardRecord, StartRank};
 use stoke_protocol::spec::JobSpec;
 
@@ -26,18 +27,26 @@ pub enum Order {
     /// Held-out metrics, for the manifest of the last step.
     Metrics(BTreeMap<String, f64>),
     Commit {
+        generation: Generation,
         step: Step,
         shards: Vec<ShardRecord>,
     },
     Committed {
         step: Step,
-        prune: Vec<String>,
+        /// Names of the folders that stay.
+        keep: Vec<String>,
     },
+    /// Answered when everything before it is done.
+    Flush(SyncSender<()>),
 }
 
 /// A rank's part of the state after `step` steps.
 pub struct Copy {
+    pub generation: Generation,
     pub step: Step,
+    /// Which shard of how many.
+    pub index: u32,
+    pub world: u32,
     pub loss: f32,
     pub weights_blake3: Digest,
     pub tensors: Vec<NamedTensor>,
@@ -84,6 +93,13 @@ impl Vault {
         }
     }
 
+    /// Waits until everything that was ordered is done, at most for `longest`.
+    pub fn flush(&self, longest: Duration) {
+        let (done, flushed) = sync_channel(1);
+        self.tell(Order::Flush(done));
+        let _ = flushed.recv_timeout(longest);
+    }
+
     /// Never waits.
     pub fn tell(&self, order: Order) {
         let _ = self.orders.send(order);
@@ -92,6 +108,8 @@ impl Vault {
 
 /// A shard that is durable, with what the manifest says of its checkpoint.
 struct Written {
+    world: u32,
+    index: u32,
     loss: f32,
     weights_blake3: Digest,
     last: bool,
@@ -100,10 +118,10 @@ struct Written {
 struct Keeper<F> {
     subject: Subject,
     tell: F,
-    written: BTreeMap<Step, Written>,
+    written: BTreeMap<(Step, Generation), Written>,
     metrics: Option<BTreeMap<String, f64>>,
     /// The order to commit the last checkpoint, while its metrics are being made.
-    waiting: Option<(Step, Vec<ShardRecord>)>,
+    waiting: Option<(Generation, Step, Vec<ShardRecord>)>,
 }
 
 impl<F: Fn(Told)> Keeper<F> {
@@ -116,26 +134,26 @@ impl<F: Fn(Told)> Keeper<F> {
                 }
                 Order::Metrics(metrics) => {
                     self.metrics = Some(metrics);
-                    if let Some((step, shards)) = self.waiting.take() {
-                        self.commit(step, shards);
+                    if let Some((generation, step, shards)) = self.waiting.take() {
+                        self.commit(generation, step, shards);
                     }
                 }
-                Order::Commit { step, shards } => self.commit(step, shards),
-                Order::Committed { step, prune } => self.committed(step, &prune),
+                Order::Commit { generation, step, shards } => self.commit(generation, step, shards),
+                Order::Committed { step, keep } => self.committed(step, &keep),
+                Order::Flush(done) => drop(done.try_send(())),
             }
         }
     }
 
-    fn folder(&self, step: Step) -> Result<Folder, CheckpointError> {
-        let name = checkpoint::folder_name(step, self.subject.start.id.generation);
+    fn folder(&self, generation: Generation, step: Step) -> Result<Folder, CheckpointError> {
+        let name = checkpoint::folder_name(step, generation);
         Folder::at(&format!("{}/{name}", self.subject.start.checkpoints))
     }
 
     fn store(&mut self, copy: Copy) {
-        let (step, last) = (copy.step, copy.last);
-        let (index, world) = (self.subject.start.id.rank.0, self.subject.start.world);
-        let stored = self.folder(step).and_then(|folder| {
-            let stored = checkpoint::write_shard(&folder, index, world, &copy.tensors);
+        let Copy { generation, step, index, world, loss, weights_blake3, last, tensors } = copy;
+        let stored = self.folder(generation, step).and_then(|folder| {
+            let stored = checkpoint::write_shard(&folder, index, world, &tensors);
             if stored.is_err() {
                 let _ = checkpoint::abandon(&folder, index, world);
             }
@@ -143,43 +161,47 @@ impl<F: Fn(Told)> Keeper<F> {
         });
         match stored {
             Ok(shard) => {
-                let Copy { loss, weights_blake3, .. } = copy;
-                self.written.insert(step, Written { loss, weights_blake3, last });
-                tracing::info!(%step, bytes = shard.bytes, "shard stored");
-                (self.tell)(Told::Event(RankEvent::ShardStored { step, shard }));
+                self.written.insert((step, generation), Written { world, index, loss, weights_blake3, last });
+                tracing::info!(%step, %generation, bytes = shard.bytes, "shard stored");
+                (self.tell)(Told::Event(RankEvent::ShardStored { generation, step, shard }));
             }
-            Err(error) => self.failed(step, last, &error),
+            Err(error) => self.failed(generation, step, last, &error),
         }
     }
 
-    fn commit(&mut self, step: Step, shards: Vec<ShardRecord>) {
-        let Some(written) = self.written.get(&step) else {
-            return tracing::warn!(%step, "told to commit a checkpoint that is not here");
+    fn commit(&mut self, generation: Generation, step: Step, shards: Vec<ShardRecord>) {
+        let Some(written) = self.written.get(&(step, generation)) else {
+            return tracing::warn!(%step, %generation, "told to commit a checkpoint that is not here");
         };
         if written.last && self.metrics.is_none() {
-            self.waiting = Some((step, shards));
+            self.waiting = Some((generation, step, shards));
             return;
         }
         let last = written.last;
-        match self.write_manifest(step, shards) {
+        match self.write_manifest(generation, step, shards) {
             Ok(event) => (self.tell)(Told::Event(event)),
-            Err(error) => self.failed(step, last, &error),
+            Err(error) => self.failed(generation, step, last, &error),
         }
     }
 
-    fn write_manifest(&self, step: Step, shards: Vec<ShardRecord>) -> Result<RankEvent, CheckpointError> {
+    fn write_manifest(
+        &self,
+        generation: Generation,
+        step: Step,
+        shards: Vec<ShardRecord>,
+    ) -> Result<RankEvent, CheckpointError> {
         let Subject { cluster, start, spec } = &self.subject;
-        let written = &self.written[&step];
+        let written = &self.written[&(step, generation)];
         let manifest = Manifest {
             format: FORMAT.to_owned(),
             cluster: *cluster,
             job: start.id.job,
             name: spec.name.clone(),
             trainer: spec.trainer.clone(),
-            generation: start.id.generation,
+            generation,
             step,
             cursor: step.0 * u64::from(spec.train.batch),
-            world: start.world,
+            world: written.world,
             lanes: spec.train.lanes,
             seed: spec.train.seed,
             spec: start.spec.clone(),
@@ -188,36 +210,33 @@ impl<F: Fn(Told)> Keeper<F> {
             weights_blake3: written.weights_blake3,
             metrics: if written.last { self.metrics.clone().unwrap_or_default() } else { BTreeMap::new() },
         };
-        let folder = self.folder(step)?;
+        let folder = self.folder(generation, step)?;
         let manifest_blake3 = checkpoint::write_manifest(&folder, &manifest)?;
-        Ok(RankEvent::ManifestStored { step, uri: folder.uri().to_owned(), manifest_blake3 })
+        Ok(RankEvent::ManifestStored { generation, step, uri: folder.uri().to_owned(), manifest_blake3 })
     }
 
-    /// Old checkpoints go; so do those that were begun before this one and never got their manifest. Only rank 0 removes.
-    fn committed(&mut self, step: Step, prune: &[String]) {
-        self.written.retain(|written, _| *written >= step);
-        let StartRank { id, checkpoints, .. } = &self.subject.start;
-        if id.rank.0 != 0 {
-            return;
-        }
-        for uri in prune.iter().filter(|uri| uri.starts_with(checkpoints.as_str())) {
-            match checkpoint::remove(uri) {
-                Ok(()) => tracing::info!(%uri, "old checkpoint removed"),
-                Err(error) => tracing::warn!(%uri, error = text_of(&error), "old checkpoint was not removed"),
+    /// Old checkpoints go; so do those that were begun before this one and never got their manifest. Only the first member of the generation
+    /// that committed removes.
+    fn committed(&mut self, step: Step, keep: &[String]) {
+        let newest = self.written.iter().rfind(|((written, _), _)| *written == step);
+        let first = newest.filter(|(_, written)| written.index == 0).map(|((_, generation), _)| *generation);
+        self.written.retain(|(written, _), _| *written >= step);
+        let Some(generation) = first else { return };
+        match checkpoint::remove_older(&self.subject.start.checkpoints, (step, generation), keep) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(?removed, "old checkpoints removed"),
+            Err(error) => {
+                tracing::warn!(error = text_of(&error), "old checkpoints were not removed, the next ones try again")
             }
         }
-        match checkpoint::remove_unfinished(checkpoints, step, id.generation) {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(?removed, "unfinished checkpoints removed"),
-            Err(error) => tracing::warn!(error = text_of(&error), "unfinished checkpoints were not removed"),
-        }
     }
 
-    fn failed(&self, step: Step, last: bool, error: &CheckpointError) {
+    fn failed(&self, generation: Generation, step: Step, last: bool, error: &CheckpointError) {
         let error = text_of(error);
         if last {
             return (self.tell)(Told::Failed(format!("the last checkpoint, at {step}, was not written: {error}")));
         }
         tracing::warn!(%step, %error, "checkpoint was not written; the one before it stays, training goes on");
+        (self.tell)(Told::Event(RankEvent::NotStored { generation, step, error }));
     }
 }

@@ -163,8 +163,11 @@ pub struct JobView {
     pub reason: String,
     pub priority: i32,
     pub generation: Generation,
-    pub attempts: u32,
-    /// World sizes of its generations, first to last.
+    /// Since it last got further.
+    pub failures: u32,
+    /// How often it lost ranks and went on.
+    pub recoveries: u32,
+    /// Members of its newest generations (at most 64), first to last.
     pub world_sizes: List<u32>,
     pub placement: List<(Rank, NodeId)>,
     pub progress: Option<Progress>,

@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::rank::{PeerAddress, Progress, RankEvent, RankId, ShardRecord, StartRank};
-use crate::ids::{ClusterId, Epoch, Incarnation, LogIndex, NodeId, Step};
+use super::rank::{Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
+use crate::ids::{ClusterId, Epoch, Generation, Incarnation, LogIndex, NodeId, Step};
 use crate::list::List;
 
 /// Agent → coordinator, control stream.
@@ -93,12 +93,12 @@ pub enum ToNode {
     Acknowledge { sequence: u64, index: LogIndex },
     /// Start a process, unless this id was started already.
     Start(StartRank),
-    /// To each rank of a generation when all are ready.
-    Peers { id: RankId, peers: List<PeerAddress> },
+    /// See `rank::ToRank::Membership`.
+    Membership { id: RankId, membership: Membership },
     /// See `rank::ToRank::Commit`.
-    Commit { id: RankId, step: Step, shards: List<ShardRecord> },
+    Commit { id: RankId, generation: Generation, step: Step, shards: List<ShardRecord> },
     /// See `rank::ToRank::Committed`.
-    Committed { id: RankId, step: Step, prune: List<String> },
+    Committed { id: RankId, step: Step, keep: List<String> },
     /// See `rank::ToRank::Release`.
     Release { id: RankId },
     /// Stop the process: a polite request, then SIGKILL after `grace_ms`. Answered by the report of its exit; a rank that is not there is

@@ -3,8 +3,45 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Generation, Step};
+use crate::ids::{Digest, Generation, Step};
 use crate::lanes::Subtree;
+
+/// The first header of a bulk stream: what it carries.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Opening {
+    /// `TensorHeader`s of one generation, until the sender leaves it.
+    Exchange(Standing),
+    /// One shard of the sender's state after `step` steps, to a rank that joins: `StateHeader`s, each with its bytes. Together they are what
+    /// the shard's file would be.
+    State { generation: Generation, step: Step, shard: u32, shards: u32, loss: f32, weights_blake3: Digest },
+}
+
+impl Opening {
+    pub fn generation(&self) -> Generation {
+        match self {
+            Self::Exchange(standing) => standing.generation,
+            Self::State { generation, .. } => *generation,
+        }
+    }
+}
+
+/// Where a rank stands when it enters a generation. They differ by at most one step: a sum is complete on one rank only when every rank has
+/// given its part, so that every rank has done the step before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Standing {
+    pub generation: Generation,
+    /// Steps that it has done; none for one that has no state yet.
+    pub step: Option<Step>,
+    /// Whether it still has the sum of the last of them, for those that lack it.
+    pub has_sum: bool,
+}
+
+/// A run of bytes of a state, on its own stream. `count` bytes follow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StateHeader {
+    pub count: u32,
+    pub blake3: Digest,
+}
 
 /// The header of a run of f32 values of the flat gradient vector, on a bulk stream. `count` values follow as raw bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -25,4 +62,6 @@ pub enum Part {
     Partial(Subtree),
     /// From the owner of the range to all: the complete sum.
     Sum,
+    /// From a rank that has done `step` already to one that has not: the complete sum of it, before anything else of the generation.
+    CatchUp,
 }

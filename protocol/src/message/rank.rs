@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Digest, Generation, JobId, Rank, Step};
 use crate::list::List;
 
-/// Which process of which membership: the fence of everything a rank does (I2, I3).
+/// Which process: the one that was started for slot `rank` of the job when it was placed in `generation`. It keeps its id through later
+/// generations, for as long as it lives; a process that replaces it has a higher one (I3).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RankId {
     pub job: JobId,
@@ -27,31 +28,60 @@ impl std::fmt::Display for RankId {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StartRank {
     pub id: RankId,
-    pub world: u32,
     /// The canonical job spec (TOML), at most `spec::SPEC_BYTES_MAX`.
     pub spec: String,
     /// URI of the folder that holds this job's checkpoints.
     pub checkpoints: String,
-    /// URI of the checkpoint to continue from; none for a fresh start.
-    pub resume: Option<String>,
+    pub from: StartFrom,
+}
+
+/// Where a rank's first state comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum StartFrom {
+    /// The seed.
+    Seed,
+    /// URI of a checkpoint.
+    Checkpoint(String),
+    /// The ranks that train already: it joins them.
+    Peers,
+}
+
+/// Who trains in a generation: the fence of steps and checkpoints (I2). Made by the coordinator alone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Membership {
+    pub generation: Generation,
+    /// Those that own lanes, in the order of the lanes.
+    pub members: List<Member>,
+    /// Those that receive the state and every sum until they have caught up; they own no lane yet.
+    pub joining: List<Member>,
+    /// The generation whose members all live: they go on to this one together, between two of its steps. None: somebody is gone, so a step
+    /// that is under way is given up at once and done again.
+    pub after: Option<Generation>,
+}
+
+/// A rank, and where it listens for its peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    pub id: RankId,
+    pub address: SocketAddr,
+}
+
+impl Membership {
+    /// The place of a rank in the order of the lanes.
+    pub fn position(&self, id: RankId) -> Option<u32> {
+        self.members.iter().position(|member| member.id == id).map(|position| position as u32)
+    }
 }
 
 /// One shard of a checkpoint that is durable.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ShardRecord {
-    /// Position among the shards of this checkpoint; equal to the rank that wrote it.
+    /// Position among the shards of this checkpoint; equal to the position of the member that wrote it.
     pub index: u32,
     /// File name inside the checkpoint's folder.
     pub file: String,
     pub bytes: u64,
     pub blake3: Digest,
-}
-
-/// Where a rank listens for its peers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct PeerAddress {
-    pub rank: Rank,
-    pub address: SocketAddr,
 }
 
 /// What became of a rank that trained to the last step.
@@ -63,7 +93,7 @@ pub struct Outcome {
     /// Samples in committed steps, from the first step of the job on.
     pub samples: u64,
     pub weights_blake3: Digest,
-    /// Held-out metrics; empty but for rank 0.
+    /// Held-out metrics; empty but for the first member.
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -76,6 +106,8 @@ pub enum Exit {
     NotStarted(String),
     /// The agent was restarted or its machine was; the rank went with it.
     AgentRestarted,
+    /// The agent was told to end, and ended its ranks.
+    AgentStopped,
 }
 
 /// What happens to a rank, in the order in which it happens. Delivered at least once, in order, until acknowledged.
@@ -83,21 +115,33 @@ pub enum Exit {
 pub enum RankEvent {
     /// The process is up and its endpoint for peers listens.
     Ready { address: SocketAddr },
-    /// A shard of the checkpoint at `step` is durable. When all are, the coordinator answers rank 0 with `Commit`.
-    ShardStored { step: Step, shard: ShardRecord },
-    /// Rank 0 only: the manifest is durable. The coordinator commits it to the catalogue; only then is the checkpoint visible.
-    ManifestStored { step: Step, uri: String, manifest_blake3: Digest },
-    /// The last step is done and the last checkpoint committed. The process waits for `Release`.
-    Finished { outcome: Outcome },
-    /// The rank gives up; it exits next. The text is for people: what failed, where, and what to do.
-    Failed { error: String },
+    /// A shard of the checkpoint at `step` is durable. When all members' are, the coordinator answers the first member with `Commit`.
+    ShardStored { generation: Generation, step: Step, shard: ShardRecord },
+    /// First member only: the manifest is durable. The coordinator commits it to the catalogue; only then is the checkpoint visible.
+    ManifestStored { generation: Generation, step: Step, uri: String, manifest_blake3: Digest },
+    /// A shard or the manifest of the checkpoint at `step` could not be written; the one before it stays the newest.
+    NotStored { generation: Generation, step: Step, error: String },
+    /// The checkpoint (URI) that the rank was to begin with cannot be used; the rank exits next. The coordinator takes an earlier one.
+    Damaged { uri: String, error: String },
+    /// The last step is done and the last checkpoint committed. The process waits for `Release`, or for another generation.
+    Finished { generation: Generation, outcome: Outcome },
+    /// The rank gives up; it exits next. The text is for people: what failed, where, and what to do. Permanent: the spec or the data is wrong,
+    /// and another try would end the same way.
+    Failed { error: String, permanent: bool },
     /// The agent saw the process go. Always the last event of a rank.
     Exited { exit: Exit },
+    /// First member only: the generation trains; `step` steps are done. What the generation before had begun is done again.
+    Resumed { generation: Generation, step: Step },
+    /// A rank that joins has the state of the others and has followed them to `step`. Answered by a membership in which it owns lanes.
+    Joined { generation: Generation, step: Step },
+    /// The connection to another rank of the generation is gone, for a reason that this rank cannot know.
+    PeerLost { generation: Generation, peer: RankId, error: String },
 }
 
 /// Where a rank stands. Sent about twice a second; only the newest matters, and it may be lost.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Progress {
+    pub generation: Generation,
     pub step: Step,
     pub steps: Step,
     pub loss: f32,
@@ -119,12 +163,13 @@ pub enum ToRank {
     Start(StartRank),
     /// Answers `Hello`: the rank's certificate and the cluster's CA (DER), for its peer endpoint. Answered by `Event(Ready)`.
     Certificate { certificate: List<u8>, authority: List<u8> },
-    /// When all ranks of the generation are ready. Training begins.
-    Peers(List<PeerAddress>),
-    /// To rank 0: all shards of `step` are durable, write the manifest. Answered by `Event(ManifestStored)`.
-    Commit { step: Step, shards: List<ShardRecord> },
-    /// The checkpoint at `step` is in the catalogue. To every rank; folders of the checkpoints in `prune` (URIs) may be removed by rank 0.
-    Committed { step: Step, prune: List<String> },
+    /// The rank's new generation. It may come again, and only the newest counts; a rank that is not in it has left the job.
+    Membership(Membership),
+    /// To the first member: all shards of `step` are durable, write the manifest. Answered by `Event(ManifestStored)`.
+    Commit { generation: Generation, step: Step, shards: List<ShardRecord> },
+    /// The checkpoint at `step` is in the catalogue. To every rank; the first member removes all folders of older checkpoints of the job but
+    /// those that `keep` names.
+    Committed { step: Step, keep: List<String> },
     /// The job is done: exit with code 0.
     Release,
     /// Stop: the job was cancelled, or this generation ended. Exit within the grace; the agent kills after it.
@@ -141,4 +186,6 @@ pub enum FromRank {
     /// Passed on to the coordinator as it is.
     Event(RankEvent),
     Progress(Progress),
+    /// The process runs. About twice a second; an agent kills a rank that is silent for long.
+    Alive,
 }

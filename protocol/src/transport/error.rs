@@ -235,6 +235,14 @@ impl TransportError {
             _ => None,
         }
     }
+
+    /// Whether the peer ended this on purpose: it lives, or said good-bye.
+    pub fn is_given_up(&self) -> bool {
+        matches!(
+            self,
+            Self::StreamReset { .. } | Self::StreamStopped { .. } | Self::Closed(Closed::ByPeer { .. } | Closed::ByUs)
+        )
+    }
 }
 
 fn bind_advice(kind: io::ErrorKind) -> &'static str {

@@ -32,6 +32,8 @@ pub struct Rates {
     pub spawn_fails: f64,
     /// A rank does not stop when it is told to.
     pub deaf: f64,
+    /// Two members of a generation lose each other in a step.
+    pub peers_part: f64,
     /// A rank's weights differ from its peers'.
     pub wrong_digest: f64,
     /// A generation cannot read the newest checkpoint and takes an older one.
@@ -176,6 +178,7 @@ fn rates(random: &mut Stream) -> Rates {
         slow_ms: 0,
         flap: some(0.7),
         client_loss: some(0.3),
+        peers_part: some(0.05),
     };
     Rates { tail_ms: random.between(200, 6_000), slow_ms: random.between(50, 4_000), ..rates }
 }

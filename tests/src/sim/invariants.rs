@@ -151,8 +151,8 @@ fn a_cancelled_job_stays_cancelled(world: &World, _: &mut Memory) -> Result<(), 
 }
 
 fn attempts_are_bounded(world: &World, _: &mut Memory) -> Result<(), String> {
-    match world.cluster().jobs().iter().find(|job| job.generations.len() as u32 > job.attempts_max) {
-        Some(job) => Err(format!("{} is in its attempt {} of {}", job.id, job.generations.len(), job.attempts_max)),
+    match world.cluster().jobs().iter().find(|job| job.failures > job.attempts_max) {
+        Some(job) => Err(format!("{} has failed {} times of {}", job.id, job.failures, job.attempts_max)),
         None => Ok(()),
     }
 }

@@ -7,9 +7,9 @@ use stoke_coordinator::state::liveness::Liveness;
 use stoke_coordinator::state::machine::Job;
 use stoke_coordinator::state::{Cluster, Control, Event, Input, Record};
 use stoke_node::agent::state::Fence;
-use stoke_protocol::ids::{ClusterId, Digest, Epoch, JobId, LogIndex, NodeId};
+use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId};
 use stoke_protocol::message::client::JobState;
-use stoke_protocol::message::rank::RankId;
+use stoke_protocol::message::rank::{RankEvent, RankId};
 
 pub const CLUSTER: ClusterId = ClusterId([5; 16]);
 
@@ -96,8 +96,17 @@ impl Oracle {
         let job = cluster.jobs().get(id.job)?;
         let (node, incarnation) = liveness.node(*session)?;
         let found = cluster.members().node(node)?;
-        let rank = job.run.as_ref().and_then(|run| run.rank(id.rank));
-        let why = if id.generation < job.generation() {
+        let rank = job.run.as_ref().and_then(|run| run.ranks.get(&id));
+        let stale = |generation: Generation| job.run.as_ref().is_none_or(|run| generation < run.generation);
+        let why = if rank.is_none() {
+            "a rank that is gone"
+        } else if matches!(
+            &report.event,
+            RankEvent::ShardStored { generation, .. }
+                | RankEvent::ManifestStored { generation, .. }
+                | RankEvent::Joined { generation, .. }
+                | RankEvent::Resumed { generation, .. } if stale(*generation)
+        ) {
             "an older generation"
         } else if found.incarnation != incarnation {
             "an older incarnation"
@@ -118,7 +127,7 @@ impl Oracle {
         if let Some(Before { job, why, report }) = before {
             let now = control.cluster().jobs().get(job.id);
             // Room that an exit has freed may let the same job be placed.
-            let placed = now.is_some_and(|now| now.generation() > job.generation());
+            let placed = now.is_some_and(|now| now.generation > job.generation);
             if !placed && now != Some(&job) {
                 let name = if why == "an older incarnation" { "I5" } else { "I2" };
                 self.note(name, || format!("a report of {report} ({why}) has changed its job"));
@@ -134,6 +143,12 @@ impl Oracle {
                     let ask = control.cluster().jobs().get(*job).map_or(0, |job| job.ask.ranks as usize);
                     if placement.len() != ask {
                         self.note("I14", || format!("{job} {generation} is placed with {} of {ask}", placement.len()));
+                    }
+                }
+                Event::RanksPlaced { job, places, .. } => {
+                    let silent = |node: &NodeId| !control.liveness().live().contains(node);
+                    if let Some((rank, node)) = places.iter().find(|(_, node)| silent(node)) {
+                        self.note("I16", || format!("{rank} of {job} is placed on {node}, which is silent"));
                     }
                 }
                 Event::NodeLost { node, .. } if !graced => {

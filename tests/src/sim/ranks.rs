@@ -1,13 +1,14 @@
 //! Modelled processes of ranks: what a worker does as its agent, its peers and the coordinator see it. Each does what `rank.rs` of the
-//! protocol tells; the ranks of a generation step together, and none steps without the others.
+//! protocol tells. The members of a generation step together, and none steps without the others; a step that somebody's death interrupts may
+//! be complete on some of them and not on others.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use stoke_node::agent::state::Event;
-use stoke_protocol::ids::{Digest, Generation, JobId, Rank, Step};
+use stoke_protocol::ids::{Digest, Generation, JobId, Step};
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Outcome, Progress, RankEvent, RankId, ShardRecord, StartRank, ToRank,
+    Exit, FromRank, Membership, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 
 use super::specs::Plan;
@@ -21,27 +22,31 @@ pub struct Process {
     pub machine: usize,
     pub life: u64,
     pub id: RankId,
-    pub world: u32,
     pub plan: Plan,
     pub checkpoints: String,
-    /// The step that it continues from.
-    pub from: Step,
-    training: bool,
+    /// The checkpoint, or the seed, that its state goes back to.
+    origin: Step,
+    /// The step of the checkpoint that it began with.
+    restored: Option<Step>,
+    /// Steps that it has done; none without a state.
+    step: Option<Step>,
+    newest: Option<Membership>,
+    entered: Generation,
+    committed: Option<Step>,
     /// Does not stop when told to.
     deaf: bool,
     wrong: bool,
     /// What it has said reaches the agent in this order.
     said: Ms,
     heard: Ms,
-    finished: bool,
 }
 
-/// The ranks of a generation, as far as they train.
-#[derive(Debug, Default)]
+/// A generation that stands, as far as it trains.
+#[derive(Debug)]
 pub struct Gang {
-    members: BTreeMap<Rank, ProcessId>,
+    members: Vec<ProcessId>,
+    joining: Vec<ProcessId>,
     at: Step,
-    begun: bool,
 }
 
 /// What a process does by itself.
@@ -49,9 +54,27 @@ pub struct Gang {
 pub enum Act {
     Hello,
     Ready,
-    StoreShard { step: Step },
-    StoreManifest { step: Step },
+    TakeState {
+        generation: Generation,
+    },
+    /// What was copied at the end of a step, by which member of how many.
+    StoreShard {
+        generation: Generation,
+        step: Step,
+        index: u32,
+        world: u32,
+    },
+    StoreManifest {
+        generation: Generation,
+        step: Step,
+    },
     Finish,
+    /// The generation that it is in is over.
+    Enter,
+    LosePeer {
+        generation: Generation,
+        peer: RankId,
+    },
     GiveUp,
     Exit(Exit),
     HangUp,
@@ -62,31 +85,32 @@ impl World {
         let (id, rates) = (start.id, self.rates);
         self.processes_made += 1;
         let process = ProcessId(self.processes_made);
-        let from = self.resume_step(&start);
+        let step = self.first_step(&start);
         let random = &mut self.streams.ranks;
         let boots = random.between(20, 1_500);
         let deaf = random.chance(rates.deaf);
         let wrong = random.chance(rates.wrong_digest);
         let dies = random.chance(rates.rank_dies).then(|| (random.between(10, 12_000), random.between(0, 5)));
-        let plan = Plan::read(&start.spec);
         let made = Process {
             machine,
             life,
             id,
-            world: start.world,
-            plan,
+            plan: Plan::read(&start.spec),
             checkpoints: start.checkpoints,
-            from,
-            training: false,
+            origin: step.unwrap_or_default(),
+            restored: step.filter(|step| *step > Step(0)),
+            step,
+            newest: None,
+            entered: Generation(0),
+            committed: None,
             deaf,
             wrong,
             said: 0,
             heard: 0,
-            finished: false,
         };
         self.processes.insert(process, made);
         self.changed = true;
-        self.say(|_| format!("    {id} starts on machine {machine} from {from}"));
+        self.say(|_| format!("    {id} starts on machine {machine} from {step:?}"));
         self.oracle.spawned(id);
         self.act_after(boots, process, Act::Hello);
         if let Some((when, how)) = dies {
@@ -102,16 +126,18 @@ impl World {
         }
     }
 
-    /// Where a generation continues. All its ranks decide alike: the newest checkpoint that they can read.
-    fn resume_step(&mut self, start: &StartRank) -> Step {
-        let rates = self.rates;
-        let Some(newest) = start.resume.as_deref().and_then(|uri| self.store.folder(uri)).map(|folder| folder.step)
-        else {
-            return Step(0);
+    /// Where a process begins. All ranks of a gang decide alike: the newest checkpoint that they can read.
+    fn first_step(&mut self, start: &StartRank) -> Option<Step> {
+        let uri = match &start.from {
+            StartFrom::Seed => return Some(Step(0)),
+            StartFrom::Peers => return None,
+            StartFrom::Checkpoint(uri) => uri,
         };
+        let Some(newest) = self.store.folder(uri).map(|folder| folder.step) else { return Some(Step(0)) };
         let (job, generation) = (start.id.job, start.id.generation);
         let mut draw = super::random::Stream::new(job.0 << 16 | generation.0, "damaged");
-        if draw.chance(rates.damaged_checkpoint) { self.store.before(job, newest).unwrap_or(newest) } else { newest }
+        let damaged = draw.chance(self.rates.damaged_checkpoint);
+        Some(if damaged { self.store.before(job, newest).unwrap_or(newest) } else { newest })
     }
 
     fn act_after(&mut self, wait: Ms, process: ProcessId, act: Act) {
@@ -143,23 +169,24 @@ impl World {
     }
 
     pub fn deliver_to_rank(&mut self, at: ProcessId, frame: ToRank) {
-        let Some(process) = self.processes.get(&at) else { return };
-        let id = process.id;
+        let Some(process) = self.processes.get_mut(&at) else { return };
         let wait = self.streams.ranks.between(1, 400);
         match frame {
             ToRank::Start(_) => {}
             ToRank::Certificate { .. } => self.act_after(wait, at, Act::Ready),
-            ToRank::Peers(_) => self.join_gang(at, id),
-            ToRank::Commit { step, .. } => self.act_after(wait, at, Act::StoreManifest { step }),
-            ToRank::Committed { step, prune } => {
-                let (last, rank) = (process.plan.steps, id.rank);
-                if rank == Rank(0) {
-                    prune.iter().for_each(|uri| self.store.remove(uri));
+            ToRank::Membership(membership) => self.hear_membership(at, membership),
+            ToRank::Commit { generation, step, .. } => {
+                self.act_after(wait, at, Act::StoreManifest { generation, step })
+            }
+            ToRank::Committed { step, keep } => {
+                process.committed = process.committed.max(Some(step));
+                let first = process.newest.as_ref().is_some_and(|newest| newest.position(process.id) == Some(0));
+                if first {
+                    let (job, generation) = (process.id.job, process.entered);
+                    self.store.remove_older(job, (step, generation), &keep);
                     self.changed = true;
                 }
-                if step == last {
-                    self.act_after(1, at, Act::Finish);
-                }
+                self.act_after(1, at, Act::Finish);
             }
             ToRank::Release => self.act_after(wait, at, Act::Exit(Exit::Code(0))),
             ToRank::Stop { .. } if process.deaf => {}
@@ -177,29 +204,39 @@ impl World {
                 let address = SocketAddr::from(([10, 0, 0, machine as u8 + 1], port));
                 self.says(at, FromRank::Event(RankEvent::Ready { address }));
             }
-            Act::StoreShard { step } => {
-                let folder = uri(&process.checkpoints, id.generation, step);
-                let file = format!("shard-{}-of-{}.safetensors", id.rank.0, process.world);
+            Act::TakeState { generation } => self.take_state(at, generation),
+            Act::StoreShard { generation, step, index, world } => {
+                let folder = uri(&process.checkpoints, generation, step);
+                let file = format!("shard-{index}-of-{world}.safetensors");
                 let blake3 = digest(&format!("{folder}/{file}"));
-                let (world, from) = (process.world, process.from);
-                self.store.put_shard(&folder, id, world, (from, step));
-                let shard = ShardRecord { index: id.rank.0, file, bytes: 100, blake3 };
-                self.says(at, FromRank::Event(RankEvent::ShardStored { step, shard }));
+                let origin = process.origin;
+                self.store.put_shard(&folder, (id.job, generation), (index, world), (origin, step));
+                let shard = ShardRecord { index, file, bytes: 100, blake3 };
+                self.says(at, FromRank::Event(RankEvent::ShardStored { generation, step, shard }));
             }
-            Act::StoreManifest { step } => {
-                let uri = uri(&process.checkpoints, id.generation, step);
+            Act::StoreManifest { generation, step } => {
+                let uri = uri(&process.checkpoints, generation, step);
                 self.store.put_manifest(&uri);
                 let manifest_blake3 = digest(&uri);
-                self.says(at, FromRank::Event(RankEvent::ManifestStored { step, uri, manifest_blake3 }));
+                self.says(at, FromRank::Event(RankEvent::ManifestStored { generation, step, uri, manifest_blake3 }));
             }
             Act::Finish => {
-                if !std::mem::replace(&mut process.finished, true) {
-                    let outcome = outcome(process);
-                    self.says(at, FromRank::Event(RankEvent::Finished { outcome }));
+                let last = process.plan.steps;
+                if process.step == Some(last) && process.committed == Some(last) {
+                    let (generation, outcome) = (process.entered, outcome(process));
+                    self.says(at, FromRank::Event(RankEvent::Finished { generation, outcome }));
+                }
+            }
+            Act::Enter => self.enter(at),
+            Act::LosePeer { generation, peer } => {
+                if process.entered == generation {
+                    let error = "silent".to_owned();
+                    self.says(at, FromRank::Event(RankEvent::PeerLost { generation, peer, error }));
                 }
             }
             Act::GiveUp => {
-                self.says(at, FromRank::Event(RankEvent::Failed { error: "lost a peer".into() }));
+                let error = "lost a peer".to_owned();
+                self.says(at, FromRank::Event(RankEvent::Failed { error, permanent: false }));
                 self.act_after(5, at, Act::Exit(Exit::Code(3)));
             }
             Act::HangUp => self.tell(machine, life, Event::HungUp { id }),
@@ -223,71 +260,191 @@ impl World {
         self.say(|_| format!("    {id} ends on machine {machine}: {exit:?}"));
         let due = (self.now + 1).max(process.said);
         self.at(due, Happening::RankGone { machine, life, id, exit });
-        // Some of its peers find out by themselves, the others wait to be stopped.
-        let Some(gang) = self.gangs.get(&(id.job, id.generation)) else { return };
-        let peers: Vec<ProcessId> = gang.members.values().copied().filter(|peer| *peer != at).collect();
-        for peer in peers {
-            let unfinished = self.processes.get(&peer).is_some_and(|process| !process.finished);
-            if unfinished && self.streams.ranks.chance(0.4) {
-                let wait = self.streams.ranks.between(100, 3_000);
-                self.act_after(wait, peer, Act::GiveUp);
+        self.interrupt((id.job, process.entered), at);
+    }
+
+    /// A member is gone from under a step: it may be complete on some of the others.
+    fn interrupt(&mut self, generation: (JobId, Generation), gone: ProcessId) {
+        let Some(gang) = self.gangs.get(&generation).filter(|gang| gang.members.contains(&gone)) else { return };
+        let (at, members) = (gang.at, gang.members.clone());
+        self.break_up(generation);
+        let lost =
+            self.processes.values().find(|process| process.id.job == generation.0).map(|process| process.plan.steps);
+        let halfway = self.streams.ranks.chance(0.5) && lost.is_some_and(|steps| at < steps);
+        for member in members {
+            let done = halfway && self.streams.ranks.chance(0.5);
+            if let Some(process) = self.processes.get_mut(&member).filter(|_| done) {
+                process.step = Some(at.next());
             }
         }
     }
 
-    fn join_gang(&mut self, at: ProcessId, id: RankId) {
-        let Some(process) = self.processes.get_mut(&at) else { return };
-        if std::mem::replace(&mut process.training, true) {
-            return;
-        }
-        let (world, from) = (process.world as usize, process.from);
-        let gang = self.gangs.entry((id.job, id.generation)).or_default();
-        gang.members.insert(id.rank, at);
-        if gang.members.len() == world && !std::mem::replace(&mut gang.begun, true) {
-            gang.at = from;
-            self.after(10, Happening::GangStep { job: id.job, generation: id.generation });
+    /// Its ranks see that it is over, and go on to what they were told of meanwhile.
+    fn break_up(&mut self, generation: (JobId, Generation)) {
+        let Some(gang) = self.gangs.remove(&generation) else { return };
+        for peer in gang.members.into_iter().chain(gang.joining) {
+            let wait = self.streams.ranks.between(1, 50);
+            self.act_after(wait, peer, Act::Enter);
         }
     }
 
-    /// One step of all ranks of a generation. They stall together; a gang that has lost a member never steps again.
+    fn hear_membership(&mut self, at: ProcessId, membership: Membership) {
+        let Some(process) = self.processes.get_mut(&at) else { return };
+        if process.newest.as_ref().is_some_and(|newest| newest.generation >= membership.generation) {
+            return;
+        }
+        let (job, current, last) = (process.id.job, process.entered, process.plan.steps);
+        let after = membership.after;
+        process.newest = Some(membership);
+        // A planned one begins after the step that is under way.
+        let stepping = self.gangs.get(&(job, current)).is_some_and(|gang| gang.at < last);
+        if !(stepping && after == Some(current)) {
+            self.enter(at);
+        }
+    }
+
+    /// Leaves its generation for the newest that it was told of.
+    fn enter(&mut self, at: ProcessId) {
+        let Some(process) = self.processes.get_mut(&at) else { return };
+        let Some(newest) = process.newest.clone() else { return };
+        if process.entered >= newest.generation {
+            return;
+        }
+        let (before, id) = (process.entered, process.id);
+        process.entered = newest.generation;
+        let listed = newest.members.iter().chain(newest.joining.iter()).any(|member| member.id == id);
+        self.interrupt((id.job, before), at);
+        self.say(|_| format!("    {id} enters {}", newest.generation));
+        if !listed {
+            return self.act_after(1, at, Act::Exit(Exit::Code(0)));
+        }
+        self.form(id.job, &newest);
+    }
+
+    /// A generation stands when everybody who is in it has entered it.
+    fn form(&mut self, job: JobId, membership: &Membership) {
+        let generation = membership.generation;
+        let find = |id: RankId| {
+            let here = |process: &Process| process.id == id && process.entered == generation;
+            self.processes.iter().find(|(_, process)| here(process)).map(|(at, _)| *at)
+        };
+        let all = |list: &[stoke_protocol::message::rank::Member]| -> Option<Vec<ProcessId>> {
+            list.iter().map(|member| find(member.id)).collect()
+        };
+        let (Some(members), Some(joining)) = (all(&membership.members), all(&membership.joining)) else { return };
+        if members.is_empty() || self.gangs.contains_key(&(job, generation)) {
+            return;
+        }
+        let at = self.agree(job, &members);
+        for joiner in &joining {
+            let process = self.processes.get_mut(joiner).expect("found above");
+            process.step = process.step.filter(|step| *step == at);
+            let wait = if process.step.is_some() { 1 } else { self.streams.ranks.between(50, 1_500) };
+            self.act_after(wait, *joiner, Act::TakeState { generation });
+        }
+        self.say(|_| format!("    {job} {generation} stands at {at} with {} ranks", members.len()));
+        self.says(members[0], FromRank::Event(RankEvent::Resumed { generation, step: at }));
+        let first = &self.processes[&members[0]];
+        let (plan, restored) = (first.plan, first.restored);
+        let committed = members.iter().any(|member| self.processes[member].committed >= Some(at));
+        self.gangs.insert((job, generation), Gang { members, joining, at });
+        let begun_here = restored == Some(at) && at < plan.steps;
+        if plan.is_due(at) && !committed && !begun_here {
+            self.store_shards(job, generation);
+        }
+        self.after(10, Happening::GangStep { job, generation });
+    }
+
+    /// X10: who lacks the last step is handed its sum; nobody lacks two.
+    fn agree(&mut self, job: JobId, members: &[ProcessId]) -> Step {
+        let steps: Vec<Option<Step>> = members.iter().map(|member| self.processes[member].step).collect();
+        let at = steps.iter().flatten().max().copied().unwrap_or_default();
+        if let Some(wrong) = steps.iter().find(|step| step.is_none_or(|step| step.0 + 1 < at.0)) {
+            self.oracle.note("X10", || format!("a member of {job} is at {wrong:?}, others are at {at}"));
+        }
+        for member in members {
+            self.processes.get_mut(member).expect("looked at above").step = Some(at);
+        }
+        at
+    }
+
+    fn take_state(&mut self, at: ProcessId, generation: Generation) {
+        let Some(process) = self.processes.get(&at).filter(|process| process.entered == generation) else { return };
+        let job = process.id.job;
+        let Some(gang) = self.gangs.get(&(job, generation)) else { return };
+        let (step, giver) = (gang.at, gang.members[0]);
+        let origin = self.processes[&giver].origin;
+        let process = self.processes.get_mut(&at).expect("found above");
+        (process.step, process.origin) = (Some(step), origin);
+        self.says(at, FromRank::Event(RankEvent::Joined { generation, step }));
+    }
+
+    /// One step of all members. They stall together.
     pub fn gang_step(&mut self, job: JobId, generation: Generation) {
         let Some(gang) = self.gangs.get(&(job, generation)) else { return };
-        let members: Vec<ProcessId> = gang.members.values().copied().collect();
-        let (Some(first), true) =
-            (self.processes.get(&members[0]), members.iter().all(|member| self.processes.contains_key(member)))
-        else {
-            self.gangs.remove(&(job, generation));
-            return;
-        };
-        let plan = first.plan;
-        if gang.at >= plan.steps {
-            // A restart from the last checkpoint of a job whose end was not told: the last step is stored again.
-            return self.store_shards(&members, plan.steps);
+        let (members, joining) = (gang.members.clone(), gang.joining.clone());
+        let here = |member: &ProcessId| self.processes.get(member).is_some_and(|p| p.entered == generation);
+        if !members.iter().all(here) {
+            return self.break_up((job, generation));
         }
-        let paused = members.iter().any(|member| self.machines[self.processes[member].machine].paused);
-        if paused {
+        let plan = self.processes[&members[0]].plan;
+        if members.iter().any(|member| self.machines[self.processes[member].machine].paused) {
             return self.after(200, Happening::GangStep { job, generation });
         }
-        let gang = self.gangs.get_mut(&(job, generation)).expect("found above");
-        gang.at = gang.at.next();
-        let at = gang.at;
-        if at.0.is_multiple_of(plan.every) || at == plan.steps {
-            self.store_shards(&members, at);
+        if gang.at < plan.steps {
+            if members.len() > 1 && self.streams.ranks.chance(self.rates.peers_part) {
+                return self.part(job, generation, &members);
+            }
+            let gang = self.gangs.get_mut(&(job, generation)).expect("found above");
+            gang.at = gang.at.next();
+            let at = gang.at;
+            for member in members.iter().chain(&joining) {
+                if let Some(process) = self.processes.get_mut(member).filter(|process| process.step.is_some()) {
+                    process.step = Some(at);
+                }
+            }
+            if plan.is_due(at) {
+                self.store_shards(job, generation);
+            }
+            if at.0.is_multiple_of(4) {
+                self.says(members[0], FromRank::Progress(progress(generation, at, plan.steps)));
+            }
         }
-        if at.0.is_multiple_of(4) {
-            let frame = FromRank::Progress(progress(at, plan.steps));
-            self.says(members[0], frame);
-        }
-        if at < plan.steps {
+        let told = |member: &ProcessId| {
+            let newest = self.processes[member].newest.as_ref();
+            newest.is_some_and(|newest| newest.generation > generation)
+        };
+        let done = self.gangs[&(job, generation)].at >= plan.steps;
+        if members.iter().all(told) || done {
+            // With nothing left to do together, everybody goes on by himself.
+            self.gangs.remove(&(job, generation));
+            members.iter().chain(&joining).for_each(|member| self.enter(*member));
+        } else {
             let wait = self.streams.ranks.between(30, 400);
             self.after(wait, Happening::GangStep { job, generation });
         }
     }
 
-    fn store_shards(&mut self, members: &[ProcessId], step: Step) {
-        for member in members {
+    /// Two members lose each other, and the others lose both.
+    fn part(&mut self, job: JobId, generation: Generation, members: &[ProcessId]) {
+        self.break_up((job, generation));
+        let (one, other) = (members[0], members[1]);
+        for (by, of) in [(one, other), (other, one)] {
+            let peer = self.processes[&of].id;
+            if self.streams.ranks.chance(0.8) || by == one {
+                let wait = self.streams.ranks.between(1, 2_000);
+                self.act_after(wait, by, Act::LosePeer { generation, peer });
+            }
+        }
+    }
+
+    fn store_shards(&mut self, job: JobId, generation: Generation) {
+        let Some(gang) = self.gangs.get(&(job, generation)) else { return };
+        let (step, members) = (gang.at, gang.members.clone());
+        let world = members.len() as u32;
+        for (index, member) in (0..).zip(members) {
             let wait = self.streams.ranks.between(5, 600);
-            self.act_after(wait, *member, Act::StoreShard { step });
+            self.act_after(wait, member, Act::StoreShard { generation, step, index, world });
         }
     }
 }
@@ -300,8 +457,9 @@ fn outcome(process: &Process) -> Outcome {
     Outcome { step, loss: 0.5, samples: 8 * step.0, weights_blake3, metrics: BTreeMap::new() }
 }
 
-fn progress(step: Step, steps: Step) -> Progress {
+fn progress(generation: Generation, step: Step, steps: Step) -> Progress {
     Progress {
+        generation,
         step,
         steps,
         loss: 1.0,

@@ -29,8 +29,16 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether a checkpoint is due after so many steps.
+    pub fn is_due(&self, step: Step) -> bool {
+        step > Step(0) && (step.0.is_multiple_of(self.every) || step == self.steps)
+    }
+}
+
 pub fn draw(random: &mut Stream) -> String {
     let ranks = random.between(1, 4);
+    let ranks_min = if random.chance(0.7) { 1 } else { random.between(1, ranks) };
     let cpus = random.between(1, 2);
     let memory = random.between(1, 3);
     let gpus = u64::from(random.chance(0.1));
@@ -45,7 +53,7 @@ pub fn draw(random: &mut Stream) -> String {
     let priority = random.between(0, 2);
     format!(
         "name = \"sim\"\ntrainer = \"digits\"\npriority = {priority}\n[train]\nsteps = {steps}\nbatch = 8\n\
-         [resources]\nranks = {ranks}\ncpus = {cpus}\nmemory = \"{memory}GiB\"\ngpus = {gpus}\n{zone}\
+         [resources]\nranks = {ranks}\nranks_min = {ranks_min}\ncpus = {cpus}\nmemory = \"{memory}GiB\"\ngpus = {gpus}\n{zone}\
          [checkpoint]\nkeep = {keep}\n{every}[restart]\nattempts = {attempts}\n"
     )
 }

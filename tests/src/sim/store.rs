@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stoke_protocol::ids::{Digest, Generation, JobId, Step};
-use stoke_protocol::message::rank::RankId;
 
 #[derive(Clone, Debug, Default)]
 pub struct Store {
@@ -18,7 +17,7 @@ pub struct Folder {
     pub world: u32,
     pub shards: BTreeSet<u32>,
     pub manifest: bool,
-    /// The step that its generation continued from.
+    /// The checkpoint, or the seed, that the state goes back to.
     pub parent: Step,
 }
 
@@ -37,10 +36,15 @@ pub fn digest(words: &str) -> Digest {
 }
 
 impl Store {
-    pub fn put_shard(&mut self, uri: &str, id: RankId, world: u32, (parent, step): (Step, Step)) {
-        let (job, generation) = (id.job, id.generation);
+    pub fn put_shard(
+        &mut self,
+        uri: &str,
+        (job, generation): (JobId, Generation),
+        (index, world): (u32, u32),
+        (parent, step): (Step, Step),
+    ) {
         let empty = || Folder { job, generation, step, world, shards: BTreeSet::new(), manifest: false, parent };
-        self.folders.entry(uri.to_owned()).or_insert_with(empty).shards.insert(id.rank.0);
+        self.folders.entry(uri.to_owned()).or_insert_with(empty).shards.insert(index);
     }
 
     pub fn put_manifest(&mut self, uri: &str) {
@@ -49,8 +53,10 @@ impl Store {
         }
     }
 
-    pub fn remove(&mut self, uri: &str) {
-        self.folders.remove(uri);
+    /// As a first member does: all older folders of the job go, but those that are named.
+    pub fn remove_older(&mut self, job: JobId, newest: (Step, Generation), keep: &[String]) {
+        let kept = |uri: &str| uri.rsplit('/').next().is_some_and(|name| keep.iter().any(|kept| kept == name));
+        self.folders.retain(|uri, folder| folder.job != job || (folder.step, folder.generation) >= newest || kept(uri));
     }
 
     pub fn folder(&self, uri: &str) -> Option<&Folder> {
