@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use stoke_protocol::label::{check_labels, check_node_name};
 use stoke_protocol::spec::Bytes;
 
 /// What `stoke node` reads. Only `dir` and `coordinator` have no default.
@@ -60,6 +61,12 @@ impl Config {
             rank_silence_ms: rank_silence_ms(),
             log_bytes: log_bytes(),
         }
+    }
+
+    /// What the coordinator would refuse.
+    pub fn check(&self) -> Result<(), String> {
+        check_node_name(&self.name)?;
+        check_labels(self.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())))
     }
 
     /// An address of this machine on the way to the coordinator at `remote`; loopback if there is no route.
