@@ -185,7 +185,7 @@ impl Client {
                                 return Ok(*view);
                             }
                         }
-                        Ok(Some(Reply::Refused(refusal))) => return Err(refusal.into()),
+                        Ok(Some(Reply::Refused(refusal))) => break refusal.into(),
                         Ok(Some(_)) => return Err(unexpected()),
                         Ok(None) => break Failure::new(Exit::Unavailable, "the coordinator stopped sending"),
                         Err(failure) => break failure,
@@ -431,7 +431,9 @@ mod tests {
     fn refusals_by_identity_are_told_from_silence() {
         let refused = TransportError::Closed(Closed::Refused { reason: "it demands a certificate".into() });
         assert_eq!(transport_failure(refused).exit, Exit::Denied);
-        assert_eq!(transport_failure(TransportError::Closed(Closed::Silent)).exit, Exit::Unavailable);
+        for passing in [Closed::Silent, Closed::Busy] {
+            assert_eq!(transport_failure(TransportError::Closed(passing)).exit, Exit::Unavailable);
+        }
         let role = Closed::ByPeer { code: CloseCode::WrongRole, reason: String::new() };
         assert_eq!(transport_failure(TransportError::Closed(role)).exit, Exit::Denied);
     }

@@ -7,6 +7,8 @@ use std::io::IsTerminal;
 use serde_json::{Value, json};
 use stoke_protocol::message::client::{Refusal, RefusalCode};
 
+use crate::output;
+
 /// Exit codes: the same for every command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
@@ -100,18 +102,18 @@ impl Failure {
     /// `error:`, the chain of causes, `help:` to stderr.
     pub fn print(&self) {
         let (red, cyan, plain) = if colours() { ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m") } else { ("", "", "") };
-        eprintln!("{red}error{plain}: {}", self.error);
+        output::say(format_args!("{red}error{plain}: {}", self.error));
         let mut said = self.error.to_string();
         for cause in self.error.chain().skip(1) {
             let text = cause.to_string();
             // Some libraries repeat their cause in their own message.
             if !said.contains(&text) {
-                eprintln!("  because: {text}");
+                output::say(format_args!("  because: {text}"));
             }
             said = text;
         }
         if let Some(help) = &self.help {
-            eprintln!("{cyan}help{plain}: {help}");
+            output::say(format_args!("{cyan}help{plain}: {help}"));
         }
     }
 

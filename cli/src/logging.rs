@@ -13,6 +13,8 @@ pub fn start(service: bool, json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(levels));
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    // A line that cannot be written would be told to the same stderr, with a panic.
+    let builder = builder.log_internal_errors(false);
     // A second subscriber can only be a test's: keep that one.
     let _ = if service && json { builder.json().try_init() } else { builder.try_init() };
 }

@@ -1,5 +1,6 @@
 //! What people read: aligned tables, sizes, ages. Owns standard output; never decides what is said.
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,11 @@ pub fn print(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.or_fail(Exit::Negative, "write to standard output"),
     }
+}
+
+/// A line to stderr. Nobody may be reading it any more (`2>&1 | head`): that is no reason to lose what the command is doing.
+pub fn say(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// One document of a command that answers once.

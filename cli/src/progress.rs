@@ -59,8 +59,8 @@ impl Progress {
     /// A line that stays.
     pub fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| output::say(text)),
+            None => output::say(text),
         }
     }
 
@@ -108,7 +108,7 @@ impl Progress {
             return;
         }
         self.last_line = Some(Instant::now());
-        eprintln!("step {}/{} {figures}", progress.step.0, progress.steps.0);
+        output::say(format_args!("step {}/{} {figures}", progress.step.0, progress.steps.0));
     }
 }
 

@@ -54,9 +54,9 @@ impl Report {
             return Ok(Exit::Ok);
         }
         for (rank, line) in &self.logs {
-            eprintln!("[{rank}] {line}");
+            output::say(format_args!("[{rank}] {line}"));
         }
-        eprintln!("error: {} {}: {}", self.view.job, job_state(self.view.state), self.view.reason);
+        output::say(format_args!("error: {} {}: {}", self.view.job, job_state(self.view.state), self.view.reason));
         Ok(Exit::Negative)
     }
 

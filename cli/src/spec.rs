@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use stoke_jobs::JobError;
-use stoke_protocol::spec::{JobSpec, RANKS_MAX};
+use stoke_protocol::spec::JobSpec;
 
 use crate::failure::{Exit, Failure, OrFail};
 use crate::output;
@@ -62,7 +62,7 @@ pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) -> Option<String> {
     if spec.resources.ranks.is_some() {
         return None;
     }
-    let ranks = nodes_up.clamp(1, RANKS_MAX.min(spec.train.lanes));
+    let ranks = nodes_up.clamp(1, spec.ranks_max());
     spec.resources.ranks = Some(ranks);
     let (ranks_text, nodes_text) = (output::count(ranks, "rank"), output::count(nodes_up, "node"));
     let lanes = spec.train.lanes;

@@ -20,7 +20,7 @@ use crate::journal::{JournalError, RedbLog};
 use crate::metrics::Metrics;
 use crate::recovery::{self, RecoverError, short};
 use crate::setup::{self, ADMIN, Folder, SetupError};
-use crate::state::{Control, Now, Options};
+use crate::state::{Cluster, Control, Now, Options};
 use crate::{http, state};
 
 /// A stop waits so long for the journal; a disk that takes longer is left to the next start.
@@ -109,8 +109,11 @@ impl Coordinator {
     /// Opens the folder (makes it at the first start), recovers from the journal and listens.
     pub async fn start(config: Config) -> Result<Running, StartError> {
         setup::make_dir(&config.dir)?;
+        setup::check_journal(&config.dir)?;
         // The journal's lock first: it keeps a second coordinator from everything else in the folder.
-        let log = RedbLog::open(&config.dir).map_err(StartError::Journal)?;
+        let mut log = RedbLog::open(&config.dir).map_err(StartError::Journal)?;
+        let recovered = recovery::recover(&mut log)?;
+        setup::check_authority(&config.dir, recovered.id())?;
         let folder = Folder::open(&config.dir, &config.lifetimes)?;
         let listener = match config.metrics {
             Some(address) => Some(http::bind(address).await.map_err(|error| metrics_error(address, error))?),
@@ -125,7 +128,7 @@ impl Coordinator {
             None => folder.checkpoints()?,
         };
         let metrics = Arc::new(Metrics::new());
-        let mut running = run(&config, environment, checkpoints, metrics.clone()).await?;
+        let mut running = run(&config, environment, recovered, (checkpoints, metrics.clone())).await?;
         folder.write_admin(&config.lifetimes, &config.addresses(running.address))?;
         let ttl = Duration::from_secs(config.lifetimes.coordinator_s);
         let renewal = renew_forever(authority, credentials, folder.identity_dir(), ttl);
@@ -141,20 +144,20 @@ impl Coordinator {
     }
 
     /// The same on somebody else's clock, network and disk: for simulations. Touches no file and starts no thread.
-    pub async fn start_in(config: Config, environment: Environment) -> Result<Running, StartError> {
+    pub async fn start_in(config: Config, mut environment: Environment) -> Result<Running, StartError> {
         let checkpoints = config.checkpoints.clone().unwrap_or_else(|| "file:///checkpoints".into());
-        run(&config, environment, checkpoints, Arc::new(Metrics::new())).await
+        let recovered = recovery::recover(environment.log.as_mut())?;
+        run(&config, environment, recovered, (checkpoints, Arc::new(Metrics::new()))).await
     }
 }
 
 async fn run(
     config: &Config,
     environment: Environment,
-    checkpoints: String,
-    metrics: Arc<Metrics>,
+    recovered: Cluster,
+    (checkpoints, metrics): (String, Arc<Metrics>),
 ) -> Result<Running, StartError> {
-    let Environment { wall, bind, io, mut log, journal, authority, credentials, secret } = environment;
-    let recovered = recovery::recover(log.as_mut())?;
+    let Environment { wall, bind, io, log, journal, authority, credentials, secret } = environment;
     if let Some(cluster) = recovered.id().filter(|cluster| *cluster != authority.cluster()) {
         let (journal, authority) = (cluster.to_string(), authority.cluster().to_string());
         return Err(StartError::OtherCluster { dir: config.dir.clone(), journal, authority });

@@ -20,8 +20,11 @@ use stoke_protocol::identity::{
 use stoke_protocol::ids::ClusterId;
 
 use crate::config::Lifetimes;
+use crate::journal::JOURNAL_FILE;
 
 const AUTHORITY_DIR: &str = "ca";
+/// The two files of the authority.
+const AUTHORITY_FILES: [&str; 2] = ["ca.key", "ca.pem"];
 const IDENTITY_DIR: &str = "identity";
 const ADMIN_DIR: &str = "admin";
 const CHECKPOINTS_DIR: &str = "checkpoints";
@@ -47,6 +50,9 @@ pub(crate) struct Folder {
 pub(crate) enum SetupError {
     #[error("{action} {}", path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
+    /// Starting without it would be another cluster under the old one's name, or with its certificates (I5, I6).
+    #[error("{} is missing, and the cluster in {} was founded with it: restore the folder from a backup; for a new cluster use an empty folder", path.display(), dir.display())]
+    Lost { dir: PathBuf, path: PathBuf },
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     #[error(transparent)]
@@ -63,11 +69,34 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), SetupError> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed("set permissions of"))
 }
 
+/// The journal is made before the authority, so that an authority without a journal is a folder that has lost one. Looks at the authority
+/// first: another process may be making both.
+pub(crate) fn check_journal(dir: &Path) -> Result<(), SetupError> {
+    let authority = dir.join(AUTHORITY_DIR);
+    if !AUTHORITY_FILES.iter().any(|file| authority.join(file).exists()) {
+        return Ok(());
+    }
+    let path = dir.join(JOURNAL_FILE);
+    match fs::metadata(&path) {
+        Ok(found) if found.len() > 0 => Ok(()),
+        Ok(_) | Err(_) => Err(SetupError::Lost { dir: dir.to_owned(), path }),
+    }
+}
+
+/// A journal that names its cluster was written under an authority: one is never made beside it.
+pub(crate) fn check_authority(dir: &Path, founded: Option<ClusterId>) -> Result<(), SetupError> {
+    let files = AUTHORITY_FILES.map(|file| dir.join(AUTHORITY_DIR).join(file));
+    match files.into_iter().find(|path| !path.exists()) {
+        Some(path) if founded.is_some() => Err(SetupError::Lost { dir: dir.to_owned(), path }),
+        Some(_) | None => Ok(()),
+    }
+}
+
 impl Folder {
     /// Opens what is there and makes what is not. The journal's lock is held by now, so that no two processes make an authority.
     pub fn open(dir: &Path, lifetimes: &Lifetimes) -> Result<Self, SetupError> {
         let authority = dir.join(AUTHORITY_DIR);
-        let authority = if authority.join("ca.key").exists() {
+        let authority = if authority.join(AUTHORITY_FILES[0]).exists() {
             Authority::open(&authority)?
         } else {
             Authority::create(&authority)?
@@ -139,4 +168,36 @@ pub(crate) fn renew(
     let request = KeyRequest::new()?;
     let issued = authority.issue(request.csr(), subject, ttl)?;
     Ok(credentials.renew(request, &issued.certificate)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_lost_a_part_is_refused_and_keeps_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ca) = (dir.path().join(JOURNAL_FILE), dir.path().join(AUTHORITY_DIR));
+        check_journal(dir.path()).unwrap();
+        let authority = Authority::create(&ca).unwrap();
+        let lost = |result: Result<(), SetupError>| match result.unwrap_err() {
+            SetupError::Lost { path, .. } => path,
+            other => panic!("{other}"),
+        };
+        assert_eq!(lost(check_journal(dir.path())), journal);
+        fs::write(&journal, "").unwrap();
+        assert_eq!(lost(check_journal(dir.path())), journal);
+        fs::write(&journal, "records").unwrap();
+        check_journal(dir.path()).unwrap();
+        let founded = Some(authority.cluster());
+        check_authority(dir.path(), founded).unwrap();
+        for file in AUTHORITY_FILES {
+            let (path, aside) = (ca.join(file), dir.path().join("aside"));
+            fs::rename(&path, &aside).unwrap();
+            assert_eq!(lost(check_authority(dir.path(), founded)), path);
+            // A first start that was cut short founded nothing.
+            check_authority(dir.path(), None).unwrap();
+            fs::rename(&aside, &path).unwrap();
+        }
+    }
 }

@@ -424,3 +424,70 @@ async fn a_disk_without_room_refuses_jobs_until_there_is_room_again() {
     assert!(!matches!(lost, Ok(Reply::Submitted { .. })), "{lost:?}");
     assert!(matches!(running.wait().await, Err(Ended::Journal(_))));
 }
+
+#[tokio::test]
+async fn a_node_with_labels_that_break_lists_or_terminals_is_not_let_in() {
+    let dir = TempDir::new().unwrap();
+    let running = start(&config(dir.path())).await;
+    let address = running.address();
+    let user = admin(dir.path(), address).await;
+    let fresh = token(&user, TokenScope::Node).await;
+    let refused = join(address, &fresh, Wants::Node { name: "\u{1b}[2J".into() }).await.unwrap_err().to_string();
+    assert!(refused.contains("control characters"), "{refused}");
+    let credentials = FakeNode::join(&user, address).await;
+    for labels in [vec![("big".to_owned(), "x".repeat(60_000))], vec![("zone".to_owned(), "a\n\u{1b}[31m".to_owned())]]
+    {
+        let connection = dial(&credentials, address).await;
+        let identity = credentials.identity();
+        let Subject::Node(node) = identity.subject else { panic!("{identity}") };
+        let mut hello = hello(identity.cluster, node);
+        hello.capacity.labels = labels.into();
+        let (mut sender, _receiver) = connection.open_frames().await.unwrap();
+        sender.send(&FromNode::Hello(hello)).await.unwrap();
+        let closed = tokio::time::timeout(PATIENCE, connection.closed()).await.unwrap().to_string();
+        assert!(closed.contains("label"), "{closed}");
+    }
+    let Reply::Nodes(nodes) = ask(&user, Request::Nodes).await else { panic!("no list") };
+    assert!(nodes.iter().all(|node| node.capacity.labels.is_empty()), "{nodes:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_spec_without_ranks_gets_one_a_node_and_its_key_holds_when_nodes_come() {
+    let dir = TempDir::new().unwrap();
+    let running = start(&config(dir.path())).await;
+    let address = running.address();
+    let user = admin(dir.path(), address).await;
+    let first = FakeNode::connect(&FakeNode::join(&user, address).await, address).await;
+    let id = submit(&user, "nightly").await;
+    let second = FakeNode::connect(&FakeNode::join(&user, address).await, address).await;
+    assert_eq!(submit(&user, "nightly").await, id);
+    assert_eq!(job(&user, id).await.world_sizes.0, [1]);
+    let wide = submit(&user, "wide").await;
+    assert_eq!(job(&user, wide).await.world_sizes.0, [2]);
+    drop((first, second));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_without_its_journal_or_its_authority_is_refused_untouched() {
+    let dir = TempDir::new().unwrap();
+    start(&config(dir.path())).await.stop().await;
+    let refused = |path: &'static str| {
+        let (config, dir) = (config(dir.path()), dir.path().to_owned());
+        async move {
+            std::fs::rename(dir.join(path), dir.join("aside")).unwrap();
+            for _ in 0..2 {
+                let error = Coordinator::start(config.clone()).await.err().expect("it must not start");
+                let error = std::error::Error::source(&error).expect("a cause").to_string();
+                assert!(error.contains(path) && error.contains("backup"), "{error}");
+                assert!(!dir.join(path).exists(), "{path} was made anew");
+            }
+            std::fs::rename(dir.join("aside"), dir.join(path)).unwrap();
+        }
+    };
+    refused("journal.redb").await;
+    refused("ca/ca.key").await;
+    refused("ca/ca.pem").await;
+    start(&config(dir.path())).await.stop().await;
+}

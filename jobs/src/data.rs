@@ -133,6 +133,9 @@ fn read_csv(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each
             .iter()
             .position(|name| name == *column)
             .ok_or_else(|| row(path, 1, format!("no column \"{column}\" in the header ({})", few(&header))))?;
+        if header.iter().skip(index + 1).any(|name| name == *column) {
+            return Err(row(path, 1, format!("two columns \"{column}\" in the header: which one is meant?")));
+        }
         wanted.push(index);
     }
     let mut record = csv::StringRecord::new();
@@ -350,6 +353,10 @@ mod tests {
             "FILE, line 1: no column \"label\" in the header (name, kind)"
         );
         assert_eq!(message("a.csv", b"name,label\n\xff,1\n"), "FILE, line 2: not UTF-8");
+        assert_eq!(
+            message("a.csv", b"label,name,label\n1,a,2\n"),
+            "FILE, line 1: two columns \"label\" in the header: which one is meant?"
+        );
         let many: String = (0..785).map(|column| format!("p{column},")).collect();
         assert!(
             message("a.csv", format!("{many}\n").as_bytes()).ends_with("(p0, p1, p2, p3, p4, p5, p6, p7 and 778 more)")

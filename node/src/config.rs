@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use stoke_protocol::label::{check_labels, check_node_name};
 use stoke_protocol::spec::Bytes;
 
 /// What `stoke node` reads. Only `dir` and `coordinator` have no default.
@@ -36,6 +37,9 @@ pub struct Config {
     /// Ranks that are stopped because the agent ends have this long before they are killed.
     #[serde(default = "stop_grace_ms")]
     pub stop_grace_ms: u64,
+    /// A rank's process that has said nothing for so long is killed, and its job goes on without it.
+    #[serde(default = "rank_silence_ms")]
+    pub rank_silence_ms: u64,
     /// A rank's log is cut into two files of at most so many bytes; older lines go.
     #[serde(default = "log_bytes")]
     pub log_bytes: u64,
@@ -54,8 +58,15 @@ impl Config {
             listen_ip: None,
             worker_command: Vec::new(),
             stop_grace_ms: stop_grace_ms(),
+            rank_silence_ms: rank_silence_ms(),
             log_bytes: log_bytes(),
         }
+    }
+
+    /// What the coordinator would refuse.
+    pub fn check(&self) -> Result<(), String> {
+        check_node_name(&self.name)?;
+        check_labels(self.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())))
     }
 
     /// An address of this machine on the way to the coordinator at `remote`; loopback if there is no route.
@@ -79,6 +90,10 @@ fn host_name() -> String {
 }
 
 fn stop_grace_ms() -> u64 {
+    5_000
+}
+
+fn rank_silence_ms() -> u64 {
     5_000
 }
 

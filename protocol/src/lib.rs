@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod identity;
 pub mod ids;
+pub mod label;
 pub mod lanes;
 pub mod list;
 pub mod message;

@@ -7,15 +7,20 @@ use std::ops::Range;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::label::{check_labels, is_plain};
 use crate::lanes::LANES_MAX;
 
-/// A spec travels in one control frame, beside other fields.
+/// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
 /// One shard record a rank must fit into a control frame when a checkpoint is committed.
 pub const RANKS_MAX: u32 = 256;
 /// The names of all that are kept travel in one control frame.
 pub const KEEP_MAX: u32 = 1_000;
 const NAME_CHARS_MAX: usize = 63;
+/// More than the processors of any machine: a rank starts so many threads at once.
+const THREADS_MAX: u32 = 256;
+/// A folder's path is shorter on Linux; two of them travel beside the spec.
+const URI_BYTES_MAX: usize = 4096;
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,7 +80,7 @@ pub struct Train {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
-    /// World size. Left out, the command line asks for one rank a node.
+    /// World size. Left out, it is the number of nodes that are up when the job is taken in, and at most one rank a lane.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<u32>,
     /// A job that has lost ranks goes on with no fewer than this, while replacements come up.
@@ -160,12 +165,24 @@ impl JobSpec {
         }
         let spec: Self = toml::from_str(text).map_err(|error| SpecError::from_toml(text, &error))?;
         spec.check(text)?;
+        // Short keys like `a.b.c = 1` grow when each table gets its own heading.
+        let canonical = spec.to_toml().len();
+        if canonical > SPEC_BYTES_MAX {
+            return Err(SpecError::whole(format!(
+                "spec has {canonical} bytes when it is written out, the limit is {SPEC_BYTES_MAX}: put data into files and name them"
+            )));
+        }
         Ok(spec)
     }
 
     /// The canonical text: what is submitted, journalled and hashed.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a spec has only types that TOML can write")
+    }
+
+    /// A rank owns at least one lane.
+    pub fn ranks_max(&self) -> u32 {
+        RANKS_MAX.min(self.train.lanes)
     }
 
     fn check(&self, text: &str) -> Result<(), SpecError> {
@@ -175,6 +192,12 @@ impl JobSpec {
             return fail(
                 "name",
                 format!("name = {:?}: use 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'", self.name),
+            );
+        }
+        if !is_name(&self.trainer) {
+            return fail(
+                "trainer",
+                format!("trainer = {:?}: name a built-in trainer, for example \"domains\"", self.trainer),
             );
         }
         match (train.steps, train.epochs) {
@@ -208,8 +231,8 @@ impl JobSpec {
                 ),
             );
         }
-        if train.threads == 0 {
-            return fail("threads", "threads = 0: use at least 1".into());
+        if !(1..=THREADS_MAX).contains(&train.threads) {
+            return fail("threads", format!("threads = {}: use 1 to {THREADS_MAX}", train.threads));
         }
         if let Some(norm) = train.clip_norm
             && !(norm.is_finite() && norm > 0.0)
@@ -217,7 +240,7 @@ impl JobSpec {
             return fail("clip_norm", format!("clip_norm = {norm}: use a positive number, or leave it out"));
         }
         if let Some(ranks) = resources.ranks {
-            let most = RANKS_MAX.min(train.lanes);
+            let most = self.ranks_max();
             if !(1..=most).contains(&ranks) {
                 return fail(
                     "ranks",
@@ -235,6 +258,10 @@ impl JobSpec {
         if resources.cpus == 0 {
             return fail("cpus", "cpus = 0: a rank needs at least 1".into());
         }
+        let labels = resources.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        if let Err(problem) = check_labels(labels) {
+            return fail("resources.labels", problem);
+        }
         if self.checkpoint.every == Some(0) {
             return fail("every", "every = 0: use at least 1 step, or leave it out".into());
         }
@@ -246,12 +273,9 @@ impl JobSpec {
         }
         for (key, uri) in [("to", &self.checkpoint.to), ("resume", &self.checkpoint.resume)] {
             if let Some(uri) = uri
-                && !uri.starts_with("file:///")
+                && let Err(problem) = check_uri(uri)
             {
-                return fail(
-                    key,
-                    format!("{key} = {uri:?}: use an absolute URI like \"file:///var/lib/stoke/checkpoints\""),
-                );
+                return fail(key, format!("{key} = {uri:?}: {problem}"));
             }
         }
         if self.restart.attempts == 0 {
@@ -259,6 +283,21 @@ impl JobSpec {
         }
         Ok(())
     }
+}
+
+/// Taken literally: `%41` is three characters of a name, because people paste paths and nobody encodes them.
+fn check_uri(uri: &str) -> Result<(), &'static str> {
+    let Some(path) = uri.strip_prefix("file:///") else {
+        return Err("use an absolute URI like \"file:///var/lib/stoke/checkpoints\"");
+    };
+    if uri.len() > URI_BYTES_MAX || !is_plain(uri) {
+        return Err("use up to 4096 bytes without control characters");
+    }
+    let part = |part: &str| matches!(part, "" | "." | "..");
+    if path.trim_end_matches('/').split('/').any(part) {
+        return Err("write the path out, without \"..\", \".\" and empty parts");
+    }
+    Ok(())
 }
 
 /// What serde expects, for people who do not write Rust.
@@ -401,5 +440,32 @@ mod tests {
         let crowded = error(&GOOD.replace("[resources]", "[resources]\nranks = 9"));
         assert_eq!(crowded.line, Some(7));
         assert!(error(&GOOD.replace("512MiB", "lots")).message.contains("512MiB"));
+    }
+
+    #[test]
+    fn a_spec_that_grows_over_its_limit_is_refused() {
+        let keys: String = (0..3_600).map(|key| format!("a{key}.b=1\n")).collect();
+        let text = format!("{GOOD}[model]\n{keys}");
+        let written = &text[..text.len().min(SPEC_BYTES_MAX)];
+        let refused = error(&written[..written.rfind('\n').unwrap_or(0)]);
+        assert!(refused.message.contains("when it is written out"), "{refused}");
+    }
+
+    #[test]
+    fn what_no_machine_has_or_no_folder_is_called_is_refused() {
+        let threads = error(&GOOD.replace("epochs = 2", "epochs = 2\nthreads = 60000"));
+        assert!(threads.message.contains("use 1 to 256"), "{threads}");
+        for to in
+            ["file:///a/../b", "file:///a//b", "file:///./a", "file:///", "file://host/a", "/a", "file:///a\\u001b"]
+        {
+            let refused = error(&format!("{GOOD}[checkpoint]\nto = \"{to}\"\n"));
+            assert_eq!(refused.line, Some(9), "{refused}");
+        }
+        for to in ["file:///a%41b", "file:///a b/", "file:///ä/b.c"] {
+            JobSpec::parse(&format!("{GOOD}[checkpoint]\nto = \"{to}\"\n")).unwrap();
+        }
+        let label = error(&format!("{GOOD}[resources.labels]\nzone = \"a\\u001b\"\n"));
+        assert_eq!(label.line, Some(8), "{label}");
+        assert!(error(&GOOD.replace("domains", "no trainer")).message.contains("trainer"));
     }
 }

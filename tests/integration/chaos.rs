@@ -71,7 +71,9 @@ fn a_coordinator_and_a_node_that_are_killed_change_no_bit() {
 #[test]
 fn damage_and_the_loss_of_all_ranks_cost_steps_and_no_bit() {
     let schedule = "corrupt-shard at 3s, kill-all-ranks at 4s";
-    let (running, _scratch) = short().set("checkpoint.every", 15).with(&["--chaos", schedule, "--seed", "3"]).start();
+    // Each of the three counts as a failure.
+    let run = short().set("checkpoint.every", 15).set("restart.attempts", 8);
+    let (running, _scratch) = run.with(&["--chaos", schedule, "--seed", "3"]).start();
     let summary = running.wait().expect(0).json();
     let reference = undisturbed();
     for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {

@@ -9,7 +9,7 @@ fn a_cluster_goes_up_and_down_and_comes_back_with_its_jobs() {
     let parent = tempfile::tempdir().expect("a temporary folder");
     let dir = parent.path().join("local");
     let dir = dir.to_str().expect("UTF-8");
-    let up: Value = run(["up", "--nodes", "1", "--dir", dir, "--json"]).expect(0).json();
+    let up: Value = run(["up", "--nodes", "1", "--dir", dir, "--listen", "0.0.0.0:0", "--json"]).expect(0).json();
     assert_eq!(up["nodes"], 1);
     let guard = Down(dir.to_owned());
     run(["up", "--dir", dir]).expect(6).says(&["already runs", "stoke down"]);

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Background, Run, cluster_of, poll, process_of, processes_naming, signal, step_of};
+use crate::harness::{Background, Run, cluster_of, poll, process_of, processes_naming, signal, spec, step_of, stoke};
 
 /// Long enough to be hit in the middle.
 const STEPS: u64 = 60;
@@ -51,6 +51,33 @@ fn a_coordinator_killed_during_training_costs_no_step() {
 }
 
 #[test]
+fn a_coordinator_stopped_during_training_costs_no_step() {
+    let (running, _scratch, cluster) = in_the_middle();
+    signal(process_of(&cluster, "coordinator"), Signal::TERM);
+    let summary = running.wait().expect(0).says(&["the coordinator is back"]).json();
+    same_weights(&summary);
+    assert_eq!(summary["recoveries"], 0, "ranks went on while it was away: {summary:#}");
+}
+
+#[test]
+fn a_run_that_nobody_reads_trains_to_its_end() {
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    // Not the folder that percent escapes would make of it.
+    let out = scratch.path().join("a%41b");
+    let mut command = stoke(["run", "--nodes", "1", "--set", "train.steps=2", "--out"]);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    command.arg(&out).arg(spec("digits.toml")).stdout(writer.try_clone().expect("a pipe")).stderr(writer);
+    let mut child = command.spawn().expect("stoke starts");
+    drop((command, reader));
+    let status = poll("the end of the run", || child.try_wait().expect("the child can be watched"));
+    assert_eq!(status.code(), Some(0));
+    let summary = std::fs::read_to_string(out.join("summary.json")).expect("a summary");
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    let checkpoint = summary["checkpoint"].as_str().and_then(|uri| uri.strip_prefix("file://")).expect("a URI");
+    assert!(Path::new(checkpoint).starts_with(&out) && Path::new(checkpoint).join("manifest.json").exists());
+}
+
+#[test]
 fn an_agent_killed_during_training_costs_a_step_and_no_bit() {
     let (running, _scratch, cluster) = in_the_middle();
     signal(process_of(&cluster, "node-2"), Signal::KILL);
@@ -77,6 +104,16 @@ fn a_rank_killed_during_training_costs_a_step_and_no_bit() {
     assert_eq!(summary["recoveries"], 1, "{summary:#}");
     let worlds = summary["world_sizes"].as_array().expect("world sizes");
     assert_eq!((worlds.first(), worlds.last()), (Some(&2.into()), Some(&2.into())), "{summary:#}");
+}
+
+/// A process that is stopped says nothing and does not end: its agent gives it up, and a step that waits for it is done again.
+#[test]
+fn a_rank_that_is_stopped_is_replaced() {
+    let (running, _scratch, cluster) = in_the_middle();
+    signal(rank_of(&cluster, "node-2"), Signal::STOP);
+    let summary = running.wait().expect(0).says(&["generation 1 ended: ", "stopped or hangs"]).json();
+    same_weights(&summary);
+    assert_eq!(summary["recoveries"], 1, "{summary:#}");
 }
 
 #[test]

@@ -282,7 +282,8 @@ fn to_rank() -> Vec<ToRank> {
 }
 
 fn from_rank() -> Vec<FromRank> {
-    let mut messages = vec![FromRank::Hello { csr: vec![48; 300].into() }, FromRank::Progress(progress())];
+    let mut messages =
+        vec![FromRank::Hello { csr: vec![48; 300].into() }, FromRank::Progress(progress()), FromRank::Alive];
     messages.extend(events().into_iter().map(FromRank::Event));
     messages
 }

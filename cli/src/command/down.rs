@@ -69,7 +69,11 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     } else {
         output::print("cluster is down\n")?;
         if open > 0 {
-            eprintln!("{} not over: `{}` goes on with what is left", output::count(open, "job"), folder.up_command());
+            output::say(format_args!(
+                "{} not over: `{}` goes on with what is left",
+                output::count(open, "job"),
+                folder.up_command()
+            ));
         }
     }
     Ok(Exit::Ok)

@@ -83,6 +83,7 @@ pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
     let stop = stop_signal()?;
     let token = args.join.clone();
     let config = args.config()?;
+    config.check().map_err(Failure::usage)?;
     match &token {
         Some(token) => join(&config, token).await?,
         None => must_have_identity(&config)?,

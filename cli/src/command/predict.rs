@@ -64,7 +64,9 @@ fn classify(uri: &str, as_json: bool) -> Result<Exit, Failure> {
             }
         }
         output::print(&answers)?;
-        eprint!("{problems}");
+        if !problems.is_empty() {
+            output::say(problems.trim_end());
+        }
     }
     Ok(if bad == 0 { Exit::Ok } else { Exit::Negative })
 }

@@ -2,10 +2,14 @@
 //! again, whatever happens in between.
 
 use std::cell::RefCell;
+use std::fs::{File, Permissions};
 use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
 use stoke_protocol::spec::JobSpec;
@@ -88,22 +92,25 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut job_spec = spec::prepare(&spec_args)?;
     check_inputs(&job_spec)?;
     if let Some(note) = spec::default_ranks(&mut job_spec, args.nodes) {
-        eprintln!("{note}");
+        output::say(note);
     }
     let interrupted = stop_signal()?;
     let out = make_out(args.out.as_deref(), &job_spec.name)?;
+    let _claim = claim(&out)?;
     if job_spec.checkpoint.to.is_none() {
         job_spec.checkpoint.to = Some(spec::file_uri(&out)?);
     }
-    let dir =
-        tempfile::Builder::new().prefix("stoke-run-").tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
+    let mut builder = tempfile::Builder::new();
+    // It holds the keys of a cluster, whatever the umask.
+    builder.prefix("stoke-run-").permissions(Permissions::from_mode(0o700));
+    let dir = builder.tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
     // The supervisor removes it too, for the case that nobody is left here to do so.
     let life = if args.keep { Life::OursKeepFolder } else { Life::Ours };
     let newest = RefCell::new(None);
     let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began, newest, chaos };
     let ended = live(&scene, life, &job_spec, interrupted).await;
     if args.keep {
-        eprintln!("the cluster's folder is kept: {}", dir.keep().display());
+        output::say(format_args!("the cluster's folder is kept: {}", dir.keep().display()));
     } else {
         let _ = std::fs::remove_dir_all(dir.path());
     }
@@ -235,11 +242,6 @@ fn make_out(named: Option<&Path>, name: &str) -> Result<PathBuf, Failure> {
     if let Some(named) = named {
         let out = std::path::absolute(named).or_fail(Exit::Usage, doing(named))?;
         std::fs::create_dir_all(&out).or_fail(Exit::Negative, doing(&out))?;
-        let taken = std::fs::read_dir(&out).or_fail(Exit::Negative, doing(&out))?.next().is_some();
-        if taken {
-            return Err(Failure::new(Exit::Conflict, format!("output folder {} is not empty", out.display()))
-                .help("give --out a new folder: a run never writes over another one's checkpoints"));
-        }
         return Ok(out);
     }
     let base =
@@ -255,6 +257,21 @@ fn make_out(named: Option<&Path>, name: &str) -> Result<PathBuf, Failure> {
         }
     }
     Err(Failure::new(Exit::Conflict, format!("{} has a hundred runs of this second", base.display())))
+}
+
+/// Takes an output folder for this run: nothing else writes to it while this lives, and nothing has. The kernel drops it with the process.
+fn claim(out: &Path) -> Result<File, Failure> {
+    let doing = || format!("claim output folder {}", out.display());
+    let folder = File::open(out).or_fail(Exit::Negative, doing())?;
+    let problem = if flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        "is used by another run"
+    } else if std::fs::read_dir(out).or_fail(Exit::Negative, doing())?.next().is_some() {
+        "is not empty"
+    } else {
+        return Ok(folder);
+    };
+    Err(Failure::new(Exit::Conflict, format!("output folder {} {problem}", out.display()))
+        .help("give --out a new folder: a run never writes over another one's checkpoints"))
 }
 
 /// `20261122-170405`, UTC.
@@ -278,7 +295,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         assert_eq!(make_out(Some(&out), "x").unwrap(), out);
+        let first = claim(&out).unwrap();
+        assert!(claim(&out).unwrap_err().message().contains("another run"));
+        drop(first);
         std::fs::write(out.join("file"), "").unwrap();
-        assert_eq!(make_out(Some(&out), "x").unwrap_err().exit, Exit::Conflict);
+        let full = claim(&out).unwrap_err();
+        assert_eq!((full.exit, full.message().contains("not empty")), (Exit::Conflict, true));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use stoke_protocol::ids::JobId;
-use stoke_protocol::message::client::{JobState, NodeState, Reply, Request};
+use stoke_protocol::message::client::{JobState, Reply, Request};
 use stoke_protocol::spec::JobSpec;
 
 use super::{checkpoint, connect, stop_signal};
@@ -40,13 +40,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let began = Instant::now();
     let mut spec_args = args.spec;
     spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;
-    let mut job_spec = spec::prepare(&spec_args)?;
+    let job_spec = spec::prepare(&spec_args)?;
     let mut client = connect(global).await?;
-    if job_spec.resources.ranks.is_none()
-        && let Some(note) = spec::default_ranks(&mut job_spec, nodes_up(&mut client).await?)
-    {
-        eprintln!("{note}");
-    }
     let key = args.key.unwrap_or_else(fresh_key);
     let (job, created) = submit(&mut client, &key, &job_spec).await?;
     if !args.wait {
@@ -56,7 +51,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
             output::print(&format!("{job}\n"))?;
         } else {
             output::print(&format!("{job}\n"))?;
-            eprintln!("this key was submitted before: nothing new was started");
+            output::say("this key was submitted before: nothing new was started");
         }
         return Ok(Exit::Ok);
     }
@@ -91,10 +86,4 @@ pub async fn submit(client: &mut Client, key: &str, spec: &JobSpec) -> Result<(J
 
 pub fn fresh_key() -> String {
     format!("cli-{:032x}", rand::random::<u128>())
-}
-
-async fn nodes_up(client: &mut Client) -> Result<u32, Failure> {
-    let Reply::Nodes(nodes) = client.ask(&Request::Nodes, Repeat::Safe).await? else { return Err(unexpected()) };
-    let up = nodes.iter().filter(|node| node.state == NodeState::Up).count();
-    Ok(u32::try_from(up).unwrap_or(u32::MAX))
 }

@@ -93,11 +93,11 @@ async fn create(args: Create, global: &Global) -> Result<Exit, Failure> {
     } else {
         // Alone on stdout, so that it can be piped; shown this once.
         output::print(&format!("{text}\n"))?;
-        eprintln!(
+        output::say(format_args!(
             "{token} admits one {}, once, within {}",
             json::scope(args.role.scope()),
             output::duration_ms(args.ttl * 1000)
-        );
+        ));
     }
     Ok(Exit::Ok)
 }

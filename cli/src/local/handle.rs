@@ -119,9 +119,10 @@ impl LocalCluster {
 /// A notice that ends a run.
 pub fn failed(notice: Notice) -> Failure {
     match notice {
-        Notice::Failed { reason, help, log } => {
+        Notice::Failed { reason, help, log, conflict } => {
             let log: String = log.iter().map(|line| format!("\n  {line}")).collect();
-            let failure = Failure::new(Exit::Negative, format!("local cluster: {reason}{log}"));
+            let exit = if conflict { Exit::Conflict } else { Exit::Negative };
+            let failure = Failure::new(exit, format!("local cluster: {reason}{log}"));
             if help.is_empty() { failure } else { failure.help(help) }
         }
         Notice::Restarting { process, reason, .. } => {

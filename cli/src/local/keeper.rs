@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::folder::Folder;
 use super::process::{Launch, Running, describe};
 use super::restarts::{Decision, RESTARTS_MAX, Restarts, WAIT_FIRST};
+use crate::failure::Exit;
 
 /// Keeper → supervisor.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub enum Happening {
     GaveUp {
         slot: usize,
         reason: String,
+        exit: Exit,
     },
 }
 
@@ -58,22 +60,22 @@ impl Keeper {
         let (mut restarts, born) = (Restarts::default(), Instant::now());
         loop {
             let launch = self.launch.borrow().clone();
-            let (reason, pardoned) = match launch.start().await {
-                Err(error) => (format!("could not be started: {error}"), false),
+            let ((reason, exit), pardoned) = match launch.start().await {
+                Err(error) => ((format!("could not be started: {error}"), Exit::Negative), false),
                 Ok(mut running) => {
                     self.tell(Happening::Started { slot: self.slot, pid: running.pid }).await;
-                    let Some(reason) = self.live(&mut running).await else { return };
-                    (reason, self.folder.take_pardon(running.pid))
+                    let Some(death) = self.live(&mut running).await else { return };
+                    (death, self.folder.take_pardon(running.pid))
                 }
             };
             let phase = *self.phase.borrow();
             let decision = if pardoned { Decision::Again { after: WAIT_FIRST } } else { restarts.died(born.elapsed()) };
             let after = match (phase, decision) {
                 (Phase::Stopping, _) => return,
-                (Phase::Starting, _) => return self.give_up(reason).await,
+                (Phase::Starting, _) => return self.give_up(reason, exit).await,
                 (Phase::Up, Decision::GiveUp) => {
                     let reason = format!("{reason}, after {RESTARTS_MAX} restarts within a minute");
-                    return self.give_up(reason).await;
+                    return self.give_up(reason, exit).await;
                 }
                 (Phase::Up, Decision::Again { after }) => after,
             };
@@ -85,7 +87,7 @@ impl Keeper {
     }
 
     /// Until it dies (with the reason), or until it was stopped on order (none).
-    async fn live(&mut self, running: &mut Running) -> Option<String> {
+    async fn live(&mut self, running: &mut Running) -> Option<(String, Exit)> {
         let mut talks = true;
         loop {
             tokio::select! {
@@ -99,7 +101,13 @@ impl Keeper {
                     Ok(None) | Err(_) => talks = false,
                 },
                 status = running.child.wait() => {
-                    return Some(status.map_or_else(|error| format!("could not be watched: {error}"), describe));
+                    return Some(match status {
+                        Err(error) => (format!("could not be watched: {error}"), Exit::Negative),
+                        Ok(status) => {
+                            let conflict = status.code() == Some(Exit::Conflict.code().into());
+                            (describe(status), if conflict { Exit::Conflict } else { Exit::Negative })
+                        }
+                    });
                 }
             }
         }
@@ -109,8 +117,8 @@ impl Keeper {
         tokio::time::timeout(wait, stopping(&mut self.phase)).await.is_ok()
     }
 
-    async fn give_up(&self, reason: String) {
-        self.tell(Happening::GaveUp { slot: self.slot, reason }).await;
+    async fn give_up(&self, reason: String, exit: Exit) {
+        self.tell(Happening::GaveUp { slot: self.slot, reason, exit }).await;
     }
 
     async fn tell(&self, happening: Happening) {

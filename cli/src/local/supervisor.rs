@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
@@ -98,7 +98,7 @@ impl Supervisor {
             started = self.bring_up() => started,
         };
         if let Err(failure) = started {
-            notify(&Notice::Failed { reason: failure.message(), help: failure.help_text(), log: self.failed_log() });
+            notify(&failed(&failure, self.failed_log()));
             return Err(failure);
         }
         loop {
@@ -144,7 +144,7 @@ impl Supervisor {
             return Ok(());
         }
         let token: JoinToken = node_token(client).await?.parse().or_fail(Exit::Negative, "read a join token")?;
-        let joined = agent::join(&dir, &self.state.address, &token, &name).await;
+        let joined = agent::join(&dir, &self.reachable(), &token, &name).await;
         joined.map(drop).map_err(|error| {
             let causes = anyhow::Error::from(error);
             Failure::new(Exit::Negative, format!("{name} cannot join: {causes:#}"))
@@ -217,14 +217,14 @@ impl Supervisor {
                 let (process, restarts) = (process.name.clone(), process.restarts);
                 notify(&Notice::Restarting { process, reason, restarts });
             }
-            Happening::GaveUp { slot, reason } => {
+            Happening::GaveUp { slot, reason, exit } => {
                 let name = self.state.processes[slot].name.clone();
-                let failure = Failure::new(Exit::Negative, format!("the {name} {reason}"))
+                let failure = Failure::new(exit, format!("the {name} {reason}"))
                     .help(format!("its log is {}", self.folder.log(&name).display()));
                 // Bringing up reports its own failures.
                 if *self.agents.borrow() == Phase::Up {
                     let log = self.folder.log_tail(&name, LOG_LINES);
-                    notify(&Notice::Failed { reason: failure.message(), help: failure.help_text(), log });
+                    notify(&failed(&failure, log));
                 }
                 self.culprit = Some(name);
                 return Err(failure);
@@ -256,19 +256,22 @@ impl Supervisor {
         Launch { name: "coordinator".into(), arguments, log: self.folder.log("coordinator") }
     }
 
+    /// Where our own nodes find the coordinator: one that listens on every address is no address to go to.
+    fn reachable(&self) -> String {
+        match self.state.address.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_unspecified() => {
+                let loopback: IpAddr =
+                    if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+                SocketAddr::new(loopback, address.port()).to_string()
+            }
+            Ok(_) | Err(_) => self.state.address.clone(),
+        }
+    }
+
     fn node_launch(&self, index: u32) -> Launch {
         let (name, dir) = (node_name(index), self.folder.node(index).display().to_string());
-        let arguments = strings(&[
-            "node",
-            "--dir",
-            &dir,
-            "--coordinator",
-            &self.state.address,
-            "--name",
-            &name,
-            "--ip",
-            "127.0.0.1",
-        ]);
+        let arguments =
+            strings(&["node", "--dir", &dir, "--coordinator", &self.reachable(), "--name", &name, "--ip", "127.0.0.1"]);
         Launch { log: self.folder.log(&name), name, arguments }
     }
 
@@ -304,6 +307,11 @@ async fn node_token(client: &mut Client) -> Result<String, Failure> {
         Reply::Token { text, .. } => Ok(text),
         _ => Err(unexpected()),
     }
+}
+
+fn failed(failure: &Failure, log: Vec<String>) -> Notice {
+    let conflict = failure.exit == Exit::Conflict;
+    Notice::Failed { reason: failure.message(), help: failure.help_text(), log, conflict }
 }
 
 /// To whoever started us, if it still listens, and to the log.

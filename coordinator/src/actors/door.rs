@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use ractor::Actor;
 use stoke_protocol::identity::{Authority, Subject, TokenSecret, UserRole};
+use stoke_protocol::label::check_node_name;
 use stoke_protocol::message::client::TokenScope;
-use stoke_protocol::message::join::JoinReply;
+use stoke_protocol::message::join::{JoinReply, Wants};
 use stoke_protocol::transport::{Accepted, CloseCode, Connection, Endpoint, JoinAttempt};
 use tokio::sync::Semaphore;
 
@@ -123,6 +124,11 @@ impl Door {
 
     async fn admit(&self, attempt: &JoinAttempt) -> JoinReply {
         let request = attempt.request();
+        if let Wants::Node { name } = &request.wants
+            && let Err(reason) = check_node_name(name)
+        {
+            return JoinReply::Refused { reason };
+        }
         let secret_hash = TokenSecret::from_bytes(request.secret).hash();
         let question = Question::Join { token: request.token, secret_hash, wants: request.wants.clone() };
         let (subject, seconds) = match self.cluster.ask(question).await {

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
+use stoke_protocol::codec::{FrameCap, encode_record};
 use stoke_protocol::identity::{JoinToken, Subject};
 use stoke_protocol::ids::{Digest, JobId};
 use stoke_protocol::list::List;
@@ -21,8 +23,8 @@ use crate::state::authorise::Verb;
 const REQUESTS_MAX: usize = 16;
 /// Views that wait for a watcher: it gets the newest in the end.
 const VIEWS_WAITING_MAX: usize = 4;
-/// Entries of a list in one frame: each is below 4 KiB, a frame holds 1 MiB.
-const LIST_ENTRIES: usize = 200;
+/// Of a list in one frame. The largest entry (a node with all the labels there may be) is far below what a frame has left.
+const LIST_BYTES: usize = FrameCap::Request.bytes() / 2;
 
 #[derive(Clone)]
 pub(super) struct Gateway {
@@ -86,8 +88,13 @@ impl Gateway {
                 let token = JoinToken { ca_hash: self.ca_hash(), id, secret };
                 send(frames, vec![Reply::Token { token: id, text: token.to_string() }]).await
             }
-            (Some(Answer::Granted | Answer::Member(_) | Answer::Sign(_) | Answer::Denied(_)) | None, _) => {
+            (Some(Answer::Granted | Answer::Member(_) | Answer::Sign(_) | Answer::Denied(_)), _) => {
                 send(frames, vec![Reply::Refused(going_down())]).await
+            }
+            // Whether it was done is unknown: a refusal would say that it was not (I9).
+            (None, _) => {
+                self.connection.close(CloseCode::ShuttingDown, "the coordinator goes down");
+                Ok(())
             }
         }
     }
@@ -149,14 +156,19 @@ fn split(reply: Reply) -> Vec<Reply> {
     }
 }
 
-fn pieces<T>(list: List<T>, wrap: fn(List<T>) -> Reply) -> Vec<Reply> {
+fn pieces<T: Serialize>(list: List<T>, wrap: fn(List<T>) -> Reply) -> Vec<Reply> {
     let mut replies = Vec::new();
-    let mut rest = list.0;
-    while rest.len() > LIST_ENTRIES {
-        let later = rest.split_off(LIST_ENTRIES);
-        replies.push(wrap(std::mem::replace(&mut rest, later).into()));
+    let (mut piece, mut bytes) = (Vec::new(), 0);
+    for entry in list {
+        let more = encode_record(&entry).map_or(0, |record| record.len());
+        if bytes + more > LIST_BYTES {
+            replies.push(wrap(std::mem::take(&mut piece).into()));
+            bytes = 0;
+        }
+        bytes += more;
+        piece.push(entry);
     }
-    replies.push(wrap(rest.into()));
+    replies.push(wrap(piece.into()));
     replies
 }
 
@@ -170,30 +182,32 @@ fn going_down() -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use stoke_protocol::codec::encode;
+    use stoke_protocol::ids::TokenId;
+    use stoke_protocol::message::client::{TokenScope, TokenState, TokenView};
+
     use super::*;
 
     #[test]
     fn a_long_list_comes_in_pieces_that_hold_all_of_it() {
-        let counts = |entries: usize| -> Vec<usize> {
-            let tokens: List<_> = std::iter::repeat_n((), entries).map(|()| token()).collect();
+        let counts = |entries: usize, bytes: usize| -> Vec<usize> {
+            let tokens: List<_> = std::iter::repeat_n((), entries).map(|()| token(bytes)).collect();
             let count = |reply: &Reply| match reply {
-                Reply::Tokens(tokens) => tokens.len(),
+                Reply::Tokens(tokens) => {
+                    encode(reply, FrameCap::Request).expect("each piece fits into a frame");
+                    tokens.len()
+                }
                 other => panic!("{other:?}"),
             };
             split(Reply::Tokens(tokens)).iter().map(count).collect()
         };
-        assert_eq!(counts(0), [0]);
-        assert_eq!(counts(200), [200]);
-        assert_eq!(counts(401), [200, 200, 1]);
+        assert_eq!(counts(0, 0), [0]);
+        assert_eq!(counts(1_000, 100), [1_000]);
+        assert_eq!(counts(25, 60_000), [8, 8, 8, 1]);
     }
 
-    fn token() -> stoke_protocol::message::client::TokenView {
-        stoke_protocol::message::client::TokenView {
-            token: stoke_protocol::ids::TokenId(1),
-            scope: stoke_protocol::message::client::TokenScope::Node,
-            state: stoke_protocol::message::client::TokenState::Open,
-            expires_ms: 0,
-            created_by: String::new(),
-        }
+    fn token(bytes: usize) -> TokenView {
+        let (scope, state) = (TokenScope::Node, TokenState::Open);
+        TokenView { token: TokenId(1), scope, state, expires_ms: 0, created_by: "x".repeat(bytes) }
     }
 }

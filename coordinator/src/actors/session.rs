@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stoke_protocol::identity::{Authority, Subject};
 use stoke_protocol::ids::NodeId;
-use stoke_protocol::message::node::{FromNode, Heartbeat, NodeReply, NodeRequest, ToNode};
+use stoke_protocol::label::{check_labels, check_node_name, is_plain};
+use stoke_protocol::message::node::{FromNode, Heartbeat, NodeHello, NodeReply, NodeRequest, ToNode};
 use stoke_protocol::transport::{CloseCode, Connection, FrameReceiver, FrameSender, Request, TransportError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -27,6 +28,10 @@ const FRAMES_WAITING_MAX: usize = 4_096;
 const WORDS_WAITING_MAX: usize = 256;
 /// Signing requests of one node at a time: a gang's ranks on one machine.
 const REQUESTS_MAX: usize = 64;
+/// Accelerators of one machine; more make lists of nodes long.
+const GPUS_MAX: usize = 256;
+/// The release and the names of accelerators.
+const WORD_BYTES_MAX: usize = 128;
 
 pub(crate) enum Message {
     /// From the cluster: to the node.
@@ -136,6 +141,10 @@ impl Talk {
             connection.close(CloseCode::Malformed, "the first frame of a session is Hello");
             return Ok(());
         };
+        if let Err(problem) = check_offer(&hello) {
+            connection.close(CloseCode::Malformed, &problem);
+            return Ok(());
+        }
         self.cluster(ClusterMessage::Hello {
             session: self.arguments.session,
             node: self.arguments.node,
@@ -146,10 +155,23 @@ impl Talk {
         tokio::select! {
             biased;
             ended = self.listen(receiver) => ended,
-            ended = speak(sender, to_send) => ended,
+            ended = self.speak(sender, to_send) => ended,
             ended = self.beats() => ended,
             ended = self.requests() => ended,
         }
+    }
+
+    /// An order that does not fit into a frame is dropped: its session would end with it, and the next one again, for ever.
+    async fn speak(&self, mut sender: FrameSender, mut to_send: mpsc::Receiver<ToNode>) -> Result<(), TransportError> {
+        while let Some(frame) = to_send.recv().await {
+            match sender.send(&frame).await {
+                Err(TransportError::Frame(error)) => {
+                    tracing::error!(node = %self.arguments.node, %error, "an order cannot be sent: report this");
+                }
+                sent => sent?,
+            }
+        }
+        sender.finish()
     }
 
     async fn listen(&self, mut receiver: FrameReceiver) -> Result<(), TransportError> {
@@ -219,11 +241,21 @@ impl Talk {
     }
 }
 
-async fn speak(mut sender: FrameSender, mut to_send: mpsc::Receiver<ToNode>) -> Result<(), TransportError> {
-    while let Some(frame) = to_send.recv().await {
-        sender.send(&frame).await?;
+/// What a node says of itself is journalled and shown to everybody.
+fn check_offer(hello: &NodeHello) -> Result<(), String> {
+    check_node_name(&hello.name)?;
+    let capacity = &hello.capacity;
+    check_labels(capacity.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())))?;
+    if capacity.gpus.len() > GPUS_MAX {
+        return Err(format!("{} accelerators: at most {GPUS_MAX} are taken", capacity.gpus.len()));
     }
-    sender.finish()
+    let words = capacity.gpus.iter().map(|gpu| &gpu.name).chain([&capacity.version]);
+    match words.into_iter().find(|word| word.len() > WORD_BYTES_MAX || !is_plain(word)) {
+        Some(_) => {
+            Err(format!("a release or an accelerator has up to {WORD_BYTES_MAX} bytes without control characters"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Answers one request of a node.

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use stoke_protocol::ids::{Digest, LogIndex};
 
 pub use model::ModelLog;
+pub(crate) use redb_log::JOURNAL_FILE;
 pub use redb_log::RedbLog;
 pub use writer::{Durable, Work, Writer};
 
@@ -77,6 +78,8 @@ pub enum JournalError {
     Locked { path: PathBuf, owner: String },
     #[error("journal {path} is damaged at {index}: {what}; restore the folder from a backup, the coordinator never guesses", path = path.display())]
     Damaged { path: PathBuf, index: LogIndex, what: String },
+    #[error("the journal's thread panicked: report this with its log")]
+    Panicked,
     #[error("{action} journal {path}: {cause}", path = path.display())]
     Storage { action: &'static str, path: PathBuf, cause: String },
 }

@@ -2,10 +2,12 @@
 //! room for the last records when the disk is full. Never repairs what it cannot verify.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use stoke_protocol::ids::{Digest, LogIndex};
 
@@ -16,7 +18,7 @@ const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries")
 /// Index to chain (32 bytes), payload; at most one.
 const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshots");
 
-const JOURNAL_FILE: &str = "journal.redb";
+pub(crate) const JOURNAL_FILE: &str = "journal.redb";
 const LOCK_FILE: &str = "lock";
 const BALLAST_FILE: &str = "ballast";
 /// Given back to the disk when it runs low, so that what was taken in and the ends of running jobs can still be recorded (F19).
@@ -32,7 +34,8 @@ type Row = (u64, Vec<u8>);
 /// See the module.
 pub struct RedbLog {
     folder: PathBuf,
-    database: Database,
+    /// Shared with nobody: a clone is leaked when redb has panicked, so that nothing of it is run or written any more.
+    database: Arc<Database>,
     last: LogIndex,
     chain: Digest,
     /// Held for the life of the log; the kernel drops it with the process.
@@ -44,14 +47,16 @@ impl RedbLog {
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let lock = lock(folder)?;
         let path = folder.join(JOURNAL_FILE);
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path).map_err(|error| match error {
-            DatabaseError::Storage(StorageError::Corrupted(what)) => {
-                JournalError::Damaged { path: path.clone(), index: LogIndex::default(), what }
-            }
-            other => JournalError::Storage { action: "open", path: path.clone(), cause: other.to_string() },
-        })?;
+        let last = LogIndex::default();
+        let create = || {
+            let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path)?;
+            // Its name in the folder too: the authority is made after the journal, and must not outlive it in a crash.
+            File::open(folder)?.sync_all()?;
+            Ok(Arc::new(database))
+        };
+        let database = sound(create).map_err(|error| journal_error("open", &path, last, error))?;
         trim_ballast(folder);
-        Ok(Self { folder: folder.to_owned(), database, last: LogIndex::default(), chain: Digest([0; 32]), _lock: lock })
+        Ok(Self { folder: folder.to_owned(), database, last, chain: Digest([0; 32]), _lock: lock })
     }
 
     fn path(&self) -> PathBuf {
@@ -59,10 +64,16 @@ impl RedbLog {
     }
 
     fn storage(&self, action: &'static str) -> impl Fn(redb::Error) -> JournalError + '_ {
-        move |error| match error {
-            redb::Error::Corrupted(what) => JournalError::Damaged { path: self.path(), index: self.last, what },
-            other => JournalError::Storage { action, path: self.path(), cause: other.to_string() },
+        move |error| journal_error(action, &self.path(), self.last, error)
+    }
+
+    /// Work on the database; after a panic of it there is no other.
+    fn work<T>(&self, work: impl FnOnce(&Self) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+        let worked = sound(|| work(self));
+        if let Err(redb::Error::Corrupted(_)) = worked {
+            std::mem::forget(self.database.clone());
         }
+        worked
     }
 
     fn damaged(&self, index: u64, what: &str) -> JournalError {
@@ -124,7 +135,7 @@ impl RedbLog {
 
 impl Log for RedbLog {
     fn recover(&mut self) -> Result<Recovered, JournalError> {
-        let (snapshot, records) = self.read().map_err(self.storage("read"))?;
+        let (snapshot, records) = self.work(Self::read).map_err(self.storage("read"))?;
         let mut recovered = Recovered::default();
         if let Some((at, record)) = snapshot {
             let (before, payload) =
@@ -168,7 +179,7 @@ impl Log for RedbLog {
             record[..4].copy_from_slice(&checksum.to_le_bytes());
             records.push((last.0, record));
         }
-        if let Err(error) = self.write(&records) {
+        if let Err(error) = self.work(|log| log.write(&records)) {
             // Whatever the error is, the next start needs room to recover in.
             drop(fs::remove_file(self.folder.join(BALLAST_FILE)));
             return Err(self.storage("append to")(error));
@@ -180,7 +191,7 @@ impl Log for RedbLog {
     fn snapshot(&mut self, at: LogIndex, payload: &[u8]) -> Result<(), JournalError> {
         assert_eq!(at, self.last, "J1: a snapshot is taken at the newest durable record");
         let record = [&self.chain.0[..], payload].concat();
-        self.write_snapshot(at.0, &record).map_err(self.storage("write snapshot to"))
+        self.work(|log| log.write_snapshot(at.0, &record)).map_err(self.storage("write snapshot to"))
     }
 
     fn room(&self) -> Result<Room, JournalError> {
@@ -193,6 +204,23 @@ impl Log for RedbLog {
         // Without its ballast the disk has to give that back first: what the ballast freed is not for new work.
         let owed = if self.folder.join(BALLAST_FILE).exists() { 0 } else { BALLAST_BYTES };
         Ok(Room { free: free.saturating_sub(owed), needed: NEEDED_BYTES })
+    }
+}
+
+/// redb trusts its pages and panics where one of them is not what it should be: that is damage like any other.
+fn sound<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(redb::Error::Corrupted("its pages contradict each other".to_owned())))
+}
+
+fn journal_error(action: &'static str, path: &Path, index: LogIndex, error: redb::Error) -> JournalError {
+    match error {
+        redb::Error::Corrupted(what) => JournalError::Damaged { path: path.to_owned(), index, what },
+        // A file that is cut short, or is no journal at all.
+        redb::Error::Io(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            JournalError::Damaged { path: path.to_owned(), index, what: error.to_string() }
+        }
+        other => JournalError::Storage { action, path: path.to_owned(), cause: other.to_string() },
     }
 }
 
@@ -291,6 +319,39 @@ mod tests {
         log.chain = Digest([0; 32]);
         let error = log.recover().unwrap_err().to_string();
         assert!(error.contains("log-2") && error.contains("checksum"), "{error}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// Whatever is wrong with the file, it is said as damage, or the records are all there: nothing panics out of the log.
+    #[test]
+    fn a_damaged_file_is_told_and_never_panics() {
+        let folder = folder("damaged");
+        let path = folder.join(JOURNAL_FILE);
+        let mut log = RedbLog::open(&folder).unwrap();
+        log.recover().unwrap();
+        for number in 0..40 {
+            log.append(&payloads(number..number + 1)).unwrap();
+        }
+        drop(log);
+        let good = fs::read(&path).unwrap();
+        let attempt = |bytes: &[u8]| -> Result<(), JournalError> {
+            fs::write(&path, bytes).unwrap();
+            let mut log = RedbLog::open(&folder)?;
+            log.recover()?;
+            (0..40).try_for_each(|number| log.append(&payloads(number..number + 1)).map(drop))
+        };
+        for length in [1, 100, 4096, good.len() / 2] {
+            let error = attempt(&good[..length]).unwrap_err();
+            assert!(matches!(error, JournalError::Damaged { .. }), "cut to {length}: {error}");
+            assert!(error.to_string().contains("restore the folder from a backup"), "{error}");
+        }
+        let mut told = 0;
+        for page in 0..good.len() / 4096 {
+            let mut bytes = good.clone();
+            bytes[page * 4096..][..4096].iter_mut().enumerate().for_each(|(at, byte)| *byte ^= (at * 31 + 7) as u8);
+            told += u32::from(attempt(&bytes).is_err());
+        }
+        assert!(told > 0, "no page of the file matters");
         fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! Group commit: a thread of its own that writes whatever has gathered while the disk was busy, then tells that it is durable. Owns the log
 //! once it runs. In simulation the same hand-off happens inline, without a thread.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -84,6 +85,15 @@ impl Drop for Writer {
 }
 
 fn run(mut log: Box<dyn Log>, work: &Receiver<Work>, mut on_commit: OnCommit) {
+    let written = catch_unwind(AssertUnwindSafe(|| write(log.as_mut(), work, &mut on_commit)));
+    if written.is_err() {
+        // Without its journal the coordinator must not live on (J4).
+        on_commit(Err(JournalError::Panicked));
+    }
+}
+
+/// Until nobody hands over work any more, or an error.
+fn write(log: &mut dyn Log, work: &Receiver<Work>, on_commit: &mut OnCommit) {
     while let Ok(first) = work.recv() {
         let mut gathered = vec![first];
         let mut records = size(&gathered[0]);
@@ -93,7 +103,7 @@ fn run(mut log: Box<dyn Log>, work: &Receiver<Work>, mut on_commit: OnCommit) {
             records += size(&next);
             gathered.push(next);
         }
-        if !commit(log.as_mut(), gathered, &mut on_commit) {
+        if !commit(log, gathered, on_commit) {
             return;
         }
     }
@@ -153,4 +163,39 @@ fn append(log: &mut dyn Log, payloads: &mut Vec<Vec<u8>>, on_commit: &mut OnComm
     let went_well = committed.is_ok();
     on_commit(committed);
     went_well
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Entry, Recovered};
+    use super::*;
+
+    struct Broken;
+
+    impl Log for Broken {
+        fn recover(&mut self) -> Result<Recovered, JournalError> {
+            Ok(Recovered { snapshot: None, entries: Vec::<Entry>::new() })
+        }
+
+        fn append(&mut self, _payloads: &[Vec<u8>]) -> Result<LogIndex, JournalError> {
+            panic!("a page of the journal is not one")
+        }
+
+        fn snapshot(&mut self, _at: LogIndex, _payload: &[u8]) -> Result<(), JournalError> {
+            Ok(())
+        }
+
+        fn room(&self) -> Result<Room, JournalError> {
+            Ok(Room { free: 1, needed: 0 })
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_journal_thread_is_told() {
+        let (told, tells) = sync_channel(1);
+        let tell = move |committed| drop(told.send(committed));
+        let mut writer = Writer::thread(Box::new(Broken), Box::new(tell)).unwrap();
+        writer.submit(Work::Append(vec![vec![1]]));
+        assert!(matches!(tells.recv(), Ok(Err(JournalError::Panicked))));
+    }
 }

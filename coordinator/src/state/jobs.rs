@@ -98,9 +98,7 @@ impl Jobs {
         if job.state.is_terminal() {
             self.ended.insert(id);
         }
-        for (table, belongs) in
-            [(&mut self.lacking, !job.missing().is_empty()), (&mut self.parted, job.is_parted())]
-        {
+        for (table, belongs) in [(&mut self.lacking, !job.missing().is_empty()), (&mut self.parted, job.is_parted())] {
             if belongs {
                 table.insert(id);
             } else {

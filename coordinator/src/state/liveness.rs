@@ -42,7 +42,7 @@ impl Default for Timings {
         Self {
             heartbeat_ms: 500,
             lease_ms: 3_000,
-            lost_grace_ms: 5_000,
+            lost_grace_ms: 1_000,
             failover_grace_ms: 30_000,
             start_max_ms: 120_000,
             exit_max_ms: 30_000,
@@ -190,9 +190,9 @@ mod tests {
         assert!(liveness.tick(Mono(2_999)).is_empty() && liveness.live().contains(&NODE));
         assert!(liveness.tick(Mono(3_000)).is_empty() && !liveness.live().contains(&NODE));
         assert!(liveness.heard(Mono(4_000), SessionId(1), None));
-        assert!(liveness.tick(Mono(11_999)).is_empty());
-        assert_eq!(liveness.tick(Mono(12_000)), [(NODE, Incarnation(1), Some(SessionId(1)))]);
-        assert!(!liveness.heard(Mono(12_001), SessionId(1), None), "a lost node needs a new hello");
+        assert!(liveness.tick(Mono(7_999)).is_empty());
+        assert_eq!(liveness.tick(Mono(8_000)), [(NODE, Incarnation(1), Some(SessionId(1)))]);
+        assert!(!liveness.heard(Mono(8_001), SessionId(1), None), "a lost node needs a new hello");
     }
 
     #[test]

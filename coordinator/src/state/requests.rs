@@ -11,9 +11,10 @@ use super::control::{Control, Step, Ticket, refused_words};
 use super::effect::Effect;
 use super::event::{Event, Submission};
 use super::jobs::{ACTIVE_MAX, KEY_BYTES_MAX};
-use super::machine::{Ask, Job, state_word};
+use super::machine::{Ask, Job};
 use super::members::Room;
 use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
+use super::words::state_word;
 
 type Answer = Result<Reply, Refusal>;
 
@@ -105,7 +106,8 @@ impl Control {
             attempts_max: spec.restart.attempts,
             ranks_min: resources.ranks_min,
             ask: Ask {
-                ranks: resources.ranks.unwrap_or(1),
+                // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
+                ranks: resources.ranks.unwrap_or_else(|| self.cluster.members().up().clamp(1, spec.ranks_max())),
                 room: Room { cpus: resources.cpus, memory_bytes: resources.memory.0, gpus: resources.gpus },
                 labels: resources.labels.clone(),
             },

@@ -119,7 +119,7 @@ struct Sample {
 /// A name in lower case, without blanks around it or a dot behind it.
 fn normal(name: &str) -> Result<String, String> {
     let normal = name.trim().trim_end_matches('.').to_lowercase();
-    if normal.is_empty() || normal.contains(|c: char| c.is_whitespace() || "/:@?#,".contains(c)) {
+    if normal.is_empty() || normal.contains(|c: char| c.is_whitespace() || c.is_control() || "/:@?#,".contains(c)) {
         return Err(format!("expected a domain name, found \"{}\"", name.escape_debug()));
     }
     Ok(normal)
@@ -338,6 +338,7 @@ mod tests {
         assert_eq!(encode("abcdef", 2), [6, 7]);
         assert_eq!(normal(" Example.COM. "), Ok("example.com".to_owned()));
         assert!(normal("http://example.com").is_err() && normal("").is_err() && normal("a b").is_err());
+        assert!(normal("a\0b.com").is_err() && normal("a\u{1b}[m.com").is_err());
     }
 
     #[test]

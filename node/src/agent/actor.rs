@@ -9,6 +9,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use stoke_protocol::message::node::{NodeHello, ToNode};
 use stoke_protocol::message::rank::RankId;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
 
 use super::disk::Home;
 use super::session::{Session, SessionArguments, SessionMessage};
@@ -16,6 +17,8 @@ use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::state::{AgentState, Effect, Event};
 use crate::config::Config;
 
+/// How often silent ranks are looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// After the last rank is gone, its end has this long to be acknowledged before the agent goes.
 const FAREWELL_MAX: Duration = Duration::from_millis(1_000);
 
@@ -41,6 +44,8 @@ pub enum Message {
     Disconnected {
         session: u64,
     },
+    /// Time to look for ranks that are silent.
+    Look,
     /// A grace is over.
     Kill(RankId),
     /// Stop all ranks, say farewell, end; answered by the end of the actor.
@@ -72,6 +77,10 @@ pub struct Acting {
     live: Option<u64>,
     rank_ip: Option<IpAddr>,
     processes: BTreeMap<RankId, Box<dyn RankProcess>>,
+    /// When each was heard of last.
+    heard: BTreeMap<RankId, Instant>,
+    /// When this was looked at last: an agent that was stopped itself has heard nobody.
+    looked: Instant,
     leaving: bool,
     ended: Option<oneshot::Sender<Option<String>>>,
 }
@@ -84,6 +93,7 @@ impl Actor for AgentActor {
     async fn pre_start(&self, myself: ActorRef<Message>, given: Arguments) -> Result<Acting, ActorProcessingErr> {
         let arguments = (given.session, myself.clone());
         let (session, _) = Session::spawn_linked(None, Session, arguments, myself.get_cell()).await?;
+        myself.send_interval(LOOK_EVERY, || Message::Look);
         Ok(Acting {
             config: given.config,
             home: given.home,
@@ -93,6 +103,8 @@ impl Actor for AgentActor {
             live: None,
             rank_ip: None,
             processes: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            looked: Instant::now(),
             leaving: false,
             ended: Some(given.ended),
         })
@@ -125,6 +137,7 @@ impl Actor for AgentActor {
                     acting.take(Event::Disconnected, &myself);
                 }
             }
+            Message::Look => acting.look(&myself),
             Message::Kill(id) => acting.kill(id),
             Message::ShutDown => acting.take(Event::ShutDown { grace_ms: acting.config.stop_grace_ms }, &myself),
             Message::Leave => myself.stop(None),
@@ -159,8 +172,13 @@ impl Actor for AgentActor {
 
 impl Acting {
     fn take(&mut self, event: Event, myself: &ActorRef<Message>) {
-        if let Event::Exited { id, .. } = &event {
-            self.processes.remove(id);
+        match &event {
+            Event::Exited { id, .. } => {
+                self.processes.remove(id);
+                self.heard.remove(id);
+            }
+            Event::Rank { id, .. } => drop(self.heard.insert(*id, Instant::now())),
+            _ => {}
         }
         let mut effects: VecDeque<Effect> = self.state.apply(event).into();
         while let Some(effect) = effects.pop_front() {
@@ -188,7 +206,10 @@ impl Acting {
                     let id = start.id;
                     let ip = self.rank_ip.expect("A1: a start comes in a session");
                     match self.spawner.spawn(start, ip, RankEvents::new(id, myself.clone())) {
-                        Ok(process) => drop(self.processes.insert(id, process)),
+                        Ok(process) => {
+                            self.processes.insert(id, process);
+                            self.heard.insert(id, Instant::now());
+                        }
                         Err(error) => {
                             tracing::warn!(rank = %id, %error, "rank could not be started");
                             effects.extend(self.state.apply(Event::NotStarted { id, error }));
@@ -215,6 +236,23 @@ impl Acting {
                     myself.send_after(patience, || Message::Leave);
                 }
             }
+        }
+    }
+
+    /// Ranks that have said nothing for long.
+    fn look(&mut self, myself: &ActorRef<Message>) {
+        let now = Instant::now();
+        let longest = Duration::from_millis(self.config.rank_silence_ms);
+        // What waits in the sockets comes first after a stop of this process.
+        if now - std::mem::replace(&mut self.looked, now) > LOOK_EVERY * 4 {
+            self.heard.values_mut().for_each(|heard| *heard = now);
+        }
+        let silent = self.heard.iter().filter(|(_, heard)| now - **heard > longest);
+        let silent: Vec<(RankId, u64)> = silent.map(|(id, heard)| (*id, (now - *heard).as_millis() as u64)).collect();
+        for (id, for_ms) in silent {
+            self.heard.remove(&id);
+            tracing::warn!(rank = %id, for_ms, "rank is silent");
+            self.take(Event::Silent { id, for_ms }, myself);
         }
     }
 

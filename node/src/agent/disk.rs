@@ -54,15 +54,15 @@ pub fn identity_dir(dir: &Path) -> PathBuf {
 }
 
 impl Home {
-    /// Locks the folder and begins a new incarnation, durably.
-    pub fn open(dir: &Path) -> Result<(Self, Fence), HomeError> {
+    /// Locks the folder and begins a new incarnation, durably: one that the folder has not seen, and at least `floor`.
+    pub fn open(dir: &Path, floor: Incarnation) -> Result<(Self, Fence), HomeError> {
         fs::create_dir_all(dir).map_err(|source| HomeError::Io { verb: "create", path: dir.into(), source })?;
         let path = dir.join(LOCK_FILE);
         let lock = File::create(&path).map_err(|source| HomeError::Io { verb: "open", path: path.clone(), source })?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| HomeError::InUse { dir: dir.into() })?;
         let stored = read(&dir.join(STATE_FILE))?;
-        let incarnation = Incarnation(stored.incarnation).next();
+        let incarnation = Incarnation(stored.incarnation).next().max(floor);
         let fence = Fence { epoch: Epoch(stored.epoch), index: LogIndex(stored.index) };
         let home = Self { dir: dir.into(), incarnation, _lock: lock };
         home.persist(fence)?;
@@ -123,16 +123,24 @@ mod tests {
     #[test]
     fn each_start_is_a_new_incarnation_and_the_fence_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let (home, fence) = Home::open(dir.path()).unwrap();
+        let open = || Home::open(dir.path(), Incarnation(0));
+        let (home, fence) = open().unwrap();
         assert_eq!((home.incarnation(), fence), (Incarnation(1), Fence::default()));
         let seen = Fence { epoch: Epoch(4), index: LogIndex(9) };
         home.persist(seen).unwrap();
-        assert!(matches!(Home::open(dir.path()), Err(HomeError::InUse { .. })));
+        assert!(matches!(open(), Err(HomeError::InUse { .. })));
         drop(home);
-        let (home, fence) = Home::open(dir.path()).unwrap();
+        let (home, fence) = open().unwrap();
         assert_eq!((home.incarnation(), fence), (Incarnation(2), seen));
         drop(home);
         fs::write(dir.path().join(STATE_FILE), "{").unwrap();
-        assert!(matches!(Home::open(dir.path()), Err(HomeError::Damaged { .. })));
+        assert!(matches!(open(), Err(HomeError::Damaged { .. })));
+        // What the error advises: the clock is past every incarnation before.
+        fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
+        let incarnation = |floor| Home::open(dir.path(), Incarnation(floor)).unwrap().0.incarnation();
+        assert_eq!(
+            (incarnation(1_000), incarnation(1_001), incarnation(5)),
+            (Incarnation(1_000), Incarnation(1_001), Incarnation(1_002))
+        );
     }
 }

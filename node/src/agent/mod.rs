@@ -21,9 +21,10 @@ mod tests;
 mod watch;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ractor::{Actor, ActorRef};
-use stoke_protocol::ids::NodeId;
+use stoke_protocol::ids::{Incarnation, NodeId};
 use stoke_protocol::message::node::Capacity;
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch as channel};
@@ -63,6 +64,8 @@ pub struct Running {
 pub enum StartError {
     #[error(transparent)]
     Home(#[from] HomeError),
+    #[error("{0}")]
+    Offer(String),
     #[error("no coordinator to connect to: name at least one host:port")]
     NoCoordinator,
     #[error(transparent)]
@@ -79,7 +82,11 @@ impl Agent {
     /// Starts an agent on this machine; `join` must have been called on its folder. Returns before the coordinator is reached: an agent
     /// waits for its coordinator for as long as it takes. Needs a tokio runtime with time and I/O.
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        let (home, fence) = Home::open(&config.dir)?;
+        config.check().map_err(StartError::Offer)?;
+        // An agent whose folder has lost its count, or comes from a backup, is still newer than every one before.
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let clock = Incarnation(u64::try_from(since.as_millis()).unwrap_or(0));
+        let (home, fence) = Home::open(&config.dir, clock)?;
         let logs = LogBook::new(home.logs_dir(), config.log_bytes);
         let first = config.coordinator.first().ok_or(StartError::NoCoordinator)?;
         let peer = session::resolve(first).await.ok().and_then(|addresses| addresses.first().map(|a| a.ip()));
@@ -98,7 +105,7 @@ impl Agent {
 
     /// Starts an agent in another world: a simulator's.
     pub async fn start_in(config: Config, environment: Environment) -> Result<Running, StartError> {
-        let (home, fence) = Home::open(&config.dir)?;
+        let (home, fence) = Home::open(&config.dir, Incarnation(0))?;
         let logs = LogBook::new(home.logs_dir(), config.log_bytes);
         Self::begin(config, environment, (home, fence), logs).await
     }

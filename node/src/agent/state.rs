@@ -7,6 +7,7 @@
 //! | Starting   | Hello of the process         | Signing    | ask for a certificate                      |
 //! | Signing    | certificate                  | Up         | pass it on                                 |
 //! | any alive  | Stop, or the process hangs up| Stopping   | tell it, kill after the grace              |
+//! | any alive  | nothing heard of it for long | Stopping   | report Failed, kill                        |
 //! | any alive  | process gone                 | (absent)   | report Exited, remember the end            |
 //!
 //! A1 (I1): frames of a coordinator of a lower epoch, or with a shorter journal, than was seen are never obeyed.
@@ -64,6 +65,8 @@ pub enum Event {
     NotStarted { id: RankId, error: String },
     /// The process closed its link.
     HungUp { id: RankId },
+    /// The process has said nothing for so long: it is stopped, or hangs.
+    Silent { id: RankId, for_ms: u64 },
     /// The process is gone, and everything that it said was taken in.
     Exited { id: RankId, exit: Exit },
     /// The agent is to end.
@@ -238,6 +241,7 @@ impl AgentState {
                     out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
                 }
             }
+            Event::Silent { id, for_ms } => self.silent(id, for_ms, &mut out),
             Event::Exited { id, exit } => self.ended(id, exit, &mut out),
             Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
         }
@@ -376,6 +380,7 @@ impl AgentState {
                     }
                 }
             }
+            FromRank::Alive => {}
             FromRank::Progress(progress) => {
                 rank.progress = Some(progress);
                 if self.connected {
@@ -411,6 +416,17 @@ impl AgentState {
                 out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
             }
         }
+    }
+
+    /// The others are told before the process is gone: it may take a while to die.
+    fn silent(&mut self, id: RankId, for_ms: u64, out: &mut Vec<Effect>) {
+        let Some(rank) = self.ranks.get_mut(&id).filter(|rank| rank.phase != Phase::Stopping) else { return };
+        rank.phase = Phase::Stopping;
+        let error = format!("its process said nothing for {for_ms} ms: it is stopped or hangs, and is killed");
+        if let Some(failed) = rank.said.once(RankEvent::Failed { error, permanent: false }) {
+            self.report(id, failed, out);
+        }
+        out.push(Effect::KillAfter { id, grace_ms: 0 });
     }
 
     fn shut_down(&mut self, grace_ms: u64, out: &mut Vec<Effect>) {

@@ -16,6 +16,7 @@ use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
 use tokio::sync::{mpsc as queue, oneshot};
 
+use super::beat::{self, Beat};
 use super::failure::{Failure, catch, text_of};
 use super::orders::Orders;
 use super::trainer::{self, Assignment, Outside};
@@ -24,6 +25,9 @@ use crate::exchange::Mesh;
 
 /// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
+
+/// How often a rank tells its agent that its process runs. One that is silent for long is killed.
+const ALIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// How a rank's process ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +47,8 @@ pub enum Message {
     /// The compute thread has ended.
     Ended(Result<(), Failure>),
     Vault(vault::Told),
+    /// Time to say that this process lives, and to look whether the compute thread does.
+    Tick,
 }
 
 /// What the actor is made of.
@@ -62,6 +68,7 @@ pub struct Linked {
     ip: IpAddr,
     say: queue::Sender<FromRank>,
     orders: Orders,
+    beat: Beat,
     start: Option<(StartRank, JobSpec)>,
     key: Option<KeyRequest>,
     /// Where peers reach this rank.
@@ -80,13 +87,15 @@ impl Actor for Link {
     type State = Linked;
     type Arguments = Arguments;
 
-    async fn pre_start(&self, _: ActorRef<Message>, given: Arguments) -> Result<Linked, ActorProcessingErr> {
+    async fn pre_start(&self, myself: ActorRef<Message>, given: Arguments) -> Result<Linked, ActorProcessingErr> {
         let Arguments { io, ip, say, end } = given;
+        myself.send_interval(ALIVE_EVERY, || Message::Tick);
         Ok(Linked {
             io,
             ip,
             say,
             orders: Orders::new(),
+            beat: Beat::new(),
             start: None,
             key: None,
             address: None,
@@ -117,6 +126,7 @@ impl Actor for Link {
                 said.and(Err(Stop::Fail(error)))
             }
             Message::Ended(Err(failure)) => Err(Stop::Fail(format!("the compute thread ended: {failure:?}"))),
+            Message::Tick => rank.tick(),
             Message::Vault(vault::Told::Event(event)) => rank.say(FromRank::Event(event)),
             Message::Vault(vault::Told::Failed(error)) => Err(Stop::Fail(error)),
         };
@@ -174,7 +184,8 @@ impl Linked {
         let (to_trainer, outside) = mpsc::channel();
         self.outside = Some(to_trainer);
         let runtime = tokio::runtime::Handle::current();
-        let given = Assignment { start, spec, orders: self.orders.clone(), outside, runtime };
+        let (orders, beat) = (self.orders.clone(), self.beat.clone());
+        let given = Assignment { start, spec, orders, beat, outside, runtime };
         let link = myself.clone();
         let train = move || {
             let told = link.clone();
@@ -183,6 +194,17 @@ impl Linked {
         };
         let thread = std::thread::Builder::new().name("trainer".to_owned()).spawn(train);
         thread.map(drop).map_err(|error| Stop::Fail(format!("start the compute thread: {error}")))
+    }
+
+    fn tick(&self) -> Result<(), Stop> {
+        // The next one makes up for it.
+        let _ = self.say.try_send(FromRank::Alive);
+        let Some(taken) = self.beat.hangs() else { return Ok(()) };
+        tracing::error!(threads = ?beat::threads(), "the compute thread hangs");
+        Err(Stop::Fail(format!(
+            "one lane or one update takes {} s, far longer than any before: it hangs",
+            taken.as_secs()
+        )))
     }
 
     fn bind(&mut self, certificate: &[u8], authority: &[u8], myself: &ActorRef<Message>) -> Result<(), Stop> {

@@ -3,6 +3,7 @@
 //!
 //! `link` (an actor) speaks with the agent; `trainer` and `vault` are threads; the exchange has a network thread of its own.
 
+mod beat;
 mod failure;
 mod link;
 mod meter;

@@ -169,6 +169,7 @@ impl Stage {
                     self.step = self.step.max(progress.step.0);
                     continue;
                 }
+                FromRank::Alive => continue,
                 FromRank::Hello { csr } => {
                     self.certify(rank, &csr).await;
                     continue;
@@ -275,6 +276,7 @@ impl Stage {
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             match frame {
                 FromRank::Progress(progress) => self.step = self.step.max(progress.step.0),
+                FromRank::Alive => {}
                 FromRank::Hello { csr } => self.certify(rank, &csr).await,
                 FromRank::Event(event) => self.act(rank, event).await,
             }

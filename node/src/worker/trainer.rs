@@ -16,6 +16,7 @@ use stoke_protocol::message::rank::{Membership, Outcome, Progress, RankEvent, St
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
 
+use super::beat::Beat;
 use super::failure::{Failure, text_of};
 use super::meter::{Meter, Part};
 use super::orders::Orders;
@@ -56,6 +57,7 @@ pub struct Assignment {
     pub start: StartRank,
     pub spec: JobSpec,
     pub orders: Orders,
+    pub beat: Beat,
     pub outside: Receiver<Outside>,
     pub runtime: Handle,
 }
@@ -65,7 +67,7 @@ pub struct Assignment {
 pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let mut trainer = Trainer::load(&given)?;
     tell(Told::Loaded);
-    let Assignment { start, spec, orders, outside, runtime } = given;
+    let Assignment { start, spec, orders, outside, runtime, .. } = given;
     let Ok(Outside { mesh, vault }) = outside.recv() else { return Err(Failure::Stopped) };
     let mut work = Work { start, spec, orders, runtime, mesh: Arc::new(mesh), vault, tell };
     let mut generation = Generation(0);
@@ -119,6 +121,7 @@ struct Trainer {
     /// What a rank that joins has received so far.
     joining: Option<Joining>,
     meter: Meter,
+    beat: Beat,
 }
 
 /// The state that is on its way, and the sums of the steps after it.
@@ -163,7 +166,8 @@ impl Trainer {
         );
         let loaded = start.from != StartFrom::Peers;
         let meter = Meter::new(&plan, step);
-        Ok(Self { train, plan, step, loss, loaded, restored, last_sum: None, joining: None, meter })
+        let beat = given.beat.clone();
+        Ok(Self { train, plan, step, loss, loaded, restored, last_sum: None, joining: None, meter, beat })
     }
 
     /// One generation, from its forming to its end.
@@ -254,7 +258,8 @@ impl Trainer {
             let samples = self.plan.lane_samples(size, self.step, lane);
             sums.begin(lane);
             let work = LaneWork { step: self.step, lane, samples: &samples };
-            self.train.lane(work, &mut |offset, values| sums.push(offset, values))?;
+            let train = &mut self.train;
+            self.beat.piece(|| train.lane(work, &mut |offset, values| sums.push(offset, values)))?;
             let first = lane == sums.owned().start;
             sums.push(flat, &[if told && first { 1.0 } else { 0.0 }]);
         }
@@ -268,7 +273,8 @@ impl Trainer {
     }
 
     fn apply(&mut self, sum: &[f32]) -> Result<(), Failure> {
-        let applied = self.train.apply(self.step, sum)?;
+        let (train, step) = (&mut self.train, self.step);
+        let applied = self.beat.piece(|| train.apply(step, sum))?;
         self.meter.lap(Part::Apply);
         self.step += 1;
         self.loss = applied.loss as f32;

@@ -186,4 +186,6 @@ pub enum FromRank {
     /// Passed on to the coordinator as it is.
     Event(RankEvent),
     Progress(Progress),
+    /// The process runs. About twice a second; an agent kills a rank that is silent for long.
+    Alive,
 }

@@ -122,6 +122,9 @@ pub enum Closed {
     /// The peer's TLS refused ours: most often the certificate is of another cluster or has expired.
     #[error("the peer refused the handshake: {reason}")]
     Refused { reason: String },
+    /// The peer's QUIC takes no new connection (CONNECTION_REFUSED): too many are being opened, or it is going down. Try again.
+    #[error("the peer takes no connections now: it is busy, or going down")]
+    Busy,
     /// One side broke the rules of QUIC.
     #[error("transport failed: {reason}")]
     Broken { reason: String },
@@ -149,6 +152,9 @@ impl From<quinn::ConnectionError> for Closed {
 
 /// A close by the peer's QUIC or TLS layer. TLS alerts are codes 0x100 and up (RFC 9001, 4.8).
 fn refused(code: quinn::TransportErrorCode, reason: String) -> Closed {
+    if code == quinn::TransportErrorCode::CONNECTION_REFUSED {
+        return Closed::Busy;
+    }
     let number = u64::from(code);
     let alert = match number.checked_sub(0x100) {
         Some(40) => "handshake failure",
@@ -159,7 +165,6 @@ fn refused(code: quinn::TransportErrorCode, reason: String) -> Closed {
         Some(116) => "it demands a certificate",
         Some(120) => "it does not speak this protocol: is the address that of a stoke coordinator?",
         Some(_) => "TLS alert",
-        None if number == 2 => "it takes no connections now: it is busy, or going down",
         None => "transport error",
     };
     let reason = if reason.is_empty() { format!("{alert} ({code})") } else { format!("{alert} ({code}: {reason})") };
