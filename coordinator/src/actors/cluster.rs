@@ -22,8 +22,8 @@ use crate::environment::{Clock, JournalMode};
 use crate::journal::{Durable, JournalError, Log, Room, Work, Writer};
 use crate::metrics::Metrics;
 use crate::recovery::{record_bytes, snapshot_bytes};
-use crate::state::machine::state_word;
 use crate::state::requests::not_found;
+use crate::state::words::state_word;
 use crate::state::{Control, Effect, Input, SessionId, Step, Ticket};
 
 /// Between ticks: leases are told apart to so much.

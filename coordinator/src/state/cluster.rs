@@ -18,11 +18,12 @@ use super::checkpoints::{Catalogue, Checkpoint, Keep};
 use super::effect::Order;
 use super::event::{Event, Record};
 use super::jobs::Jobs;
-use super::machine::{Scene, exit_words, stop_order};
+use super::machine::{Scene, stop_order};
 use super::members::{Members, NODES_MAX, Room, Stale};
 use super::planted::PlantedBug;
 use super::time::Time;
 use super::tokens::Tokens;
+use super::words::exit_words;
 
 /// Users that have joined: each is a person or a program.
 const USERS_MAX: usize = 10_000;

@@ -17,10 +17,11 @@ use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
-use super::machine::{Job, Run, STOP_GRACE_MS};
+use super::machine::{Job, STOP_GRACE_MS};
 use super::members::Stale;
 use super::placement::{self, View, Wait};
 use super::planted::PlantedBug;
+use super::run::Run;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
@@ -460,6 +461,9 @@ impl Control {
 
     /// Ranks that others cannot reach.
     fn evict(&mut self, step: &mut Step) {
+        if self.cluster.planted_bug() == Some(PlantedBug::PartedForgotten) {
+            return;
+        }
         let live = self.liveness.live();
         let silent = |run: &Run, id: RankId| run.ranks.get(&id).is_none_or(|rank| !live.contains(&rank.node));
         for (id, accusers) in self.hearings.due(self.now.mono, self.cluster.jobs().parted(), silent) {

@@ -6,7 +6,8 @@ use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::rank::RankId;
 
 use super::cluster::Cluster;
-use super::machine::{Job, Run};
+use super::machine::Job;
+use super::run::Run;
 
 impl Cluster {
     /// Every invariant that can be seen in one state; the error starts with its number.

@@ -7,8 +7,10 @@
 pub mod authorise;
 pub mod checkpoints;
 pub mod cluster;
+pub mod commits;
 pub mod control;
 pub mod effect;
+pub mod elastic;
 pub mod event;
 pub mod explain;
 pub mod invariants;
@@ -20,6 +22,7 @@ pub mod placement;
 pub mod planted;
 pub mod requests;
 pub mod room;
+pub mod run;
 #[cfg(test)]
 mod scenarios;
 pub mod suspicion;
@@ -27,6 +30,7 @@ pub mod time;
 pub mod timeline;
 pub mod tokens;
 pub mod view;
+pub mod words;
 
 pub use self::cluster::Cluster;
 pub use self::control::{Control, Input, Options, SessionId, Step, Ticket};

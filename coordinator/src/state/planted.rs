@@ -48,12 +48,18 @@ pub enum PlantedBug {
     ReportsCountedTwice,
     /// Nodes are lost at once after a coordinator's restart (F17).
     FailoverGraceSkipped,
+    /// A rank that is ready owns lanes before it has the state (X10).
+    ReadyOwnsLanes,
+    /// A run goes on with fewer ranks than it may (J9).
+    TooFewGoOn,
+    /// Ranks that lost each other wait for ever (I37).
+    PartedForgotten,
     /// For the simulated shell: effects run before their entries are durable (I6).
     AckBeforeDurable,
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::ReportsUnfenced,
         Self::ShardsUnfenced,
         Self::IncarnationUnfenced,
@@ -77,5 +83,8 @@ impl PlantedBug {
         Self::ReportsCountedTwice,
         Self::FailoverGraceSkipped,
         Self::AckBeforeDurable,
+        Self::ReadyOwnsLanes,
+        Self::TooFewGoOn,
+        Self::PartedForgotten,
     ];
 }

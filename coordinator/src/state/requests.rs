@@ -11,9 +11,10 @@ use super::control::{Control, Step, Ticket, refused_words};
 use super::effect::Effect;
 use super::event::{Event, Submission};
 use super::jobs::{ACTIVE_MAX, KEY_BYTES_MAX};
-use super::machine::{Ask, Job, state_word};
+use super::machine::{Ask, Job};
 use super::members::Room;
 use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
+use super::words::state_word;
 
 type Answer = Result<Reply, Refusal>;
 

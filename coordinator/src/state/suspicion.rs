@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use stoke_protocol::ids::{Generation, JobId};
 use stoke_protocol::message::rank::RankId;
 
-use super::machine::{Job, Run, rank_is_known};
+use super::machine::Job;
+use super::run::{Run, rank_is_known};
 use super::time::Mono;
 
 /// U2.

@@ -10,8 +10,9 @@ use stoke_protocol::message::rank::RankId;
 
 use super::control::{Control, SessionId};
 use super::explain::explain;
-use super::machine::{Job, Run};
+use super::machine::Job;
 use super::members::Node;
+use super::run::Run;
 
 /// Jobs in one answer, the newest: the rest is asked for by id.
 const JOBS_SHOWN_MAX: usize = 1_000;

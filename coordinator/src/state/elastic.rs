@@ -1,0 +1,231 @@
+//! How a job's membership changes while it runs: ranks that are lost, added, join and own lanes. Owns who is a member in which generation; part of
+//! the machine in `machine.rs`, whose table says what follows from what.
+
+use std::net::SocketAddr;
+
+use stoke_protocol::ids::{Generation, NodeId, Rank, Step};
+use stoke_protocol::message::client::JobState;
+use stoke_protocol::message::node::ToNode;
+use stoke_protocol::message::rank::RankId;
+
+use super::effect::Order;
+use super::machine::{Job, REASON_CHARS_MAX, Scene, stop_order};
+use super::planted::PlantedBug;
+use super::run::rank_is_known;
+
+/// Generations whose world size is remembered.
+const WORLDS_MAX: usize = 64;
+/// Ranks that are gone and remembered.
+const PAST_MAX: usize = 16;
+
+impl Job {
+    /// Slots of a running job without a process. A job that is about to end needs none.
+    pub fn missing(&self) -> Vec<Rank> {
+        let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return Vec::new() };
+        if run.ranks.values().any(|rank| rank.outcome.is_some()) {
+            return Vec::new();
+        }
+        (0..self.ask.ranks).map(Rank).filter(|slot| run.of_slot(*slot).is_none()).collect()
+    }
+
+    /// Room was found for missing ranks of a running job.
+    pub fn add(&mut self, scene: &mut Scene<'_>, places: &[(Rank, NodeId)]) {
+        self.generation = self.generation.next();
+        let words: Vec<String> = places.iter().map(|(rank, node)| format!("{rank} on {node}")).collect();
+        self.note(scene, format!("{} placed: {}", self.generation, words.join(", ")));
+        self.place(scene, places.iter().copied());
+    }
+
+    /// A rank's endpoint listens.
+    pub fn ready(&mut self, scene: &mut Scene<'_>, id: RankId, address: SocketAddr) {
+        let state = self.state;
+        let Some(run) = &mut self.run else { return };
+        let Some(rank) = run.ranks.get_mut(&id).filter(|rank| !rank.gone) else { return };
+        rank.address = Some(address);
+        if state == JobState::Starting && run.ranks.values().all(|rank| rank.address.is_some() && !rank.gone) {
+            run.members = run.ranks.keys().copied().collect();
+            self.state = JobState::Running;
+            self.started.get_or_insert(scene.at);
+            self.tell_membership(scene, None);
+            let (generation, world) = (self.generation, self.ask.ranks);
+            self.note(scene, format!("{generation} runs, its world size is {world}"));
+        } else if state == JobState::Running && !rank_is_known(run, id) && !run.ranks[&id].leaving {
+            if scene.bug == Some(PlantedBug::ReadyOwnsLanes) {
+                run.members.push(id);
+            } else {
+                run.joining.push(id);
+            }
+            self.note(scene, format!("{} is ready and joins", id.rank));
+            self.regroup(scene, true);
+        }
+        self.changed(scene);
+    }
+
+    /// A rank that joins has caught up.
+    pub fn joined(&mut self, scene: &mut Scene<'_>, id: RankId, generation: Generation, step: Step) {
+        let Some(run) = self.run.as_mut().filter(|_| self.state == JobState::Running) else { return };
+        if generation != run.generation || !run.joining.contains(&id) {
+            return;
+        }
+        run.joining.retain(|other| *other != id);
+        run.members.push(id);
+        run.members.sort_unstable_by_key(|id| id.rank);
+        self.turned_away = 0;
+        let world = run.members.len();
+        self.note(scene, format!("{} has caught up at {step}: {world} ranks", id.rank));
+        self.regroup(scene, true);
+        self.changed(scene);
+    }
+
+    /// The first member says where the newest generation goes on.
+    pub fn resumed(&mut self, scene: &mut Scene<'_>, id: RankId, generation: Generation, step: Step) {
+        let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return };
+        if generation != run.generation || run.members.first() != Some(&id) {
+            return;
+        }
+        if self.reached.is_some_and(|reached| step > reached) {
+            self.failures = 0;
+        }
+        self.reached = self.reached.max(Some(step));
+        self.note(scene, format!("{generation} goes on at {step}"));
+        self.changed(scene);
+    }
+
+    /// A rank gives up; its end follows.
+    pub fn failed(&mut self, scene: &mut Scene<'_>, id: RankId, error: &str, permanent: bool) {
+        let error: String = error.chars().take(REASON_CHARS_MAX).collect();
+        // What keeps a gang from starting keeps the next one too. A rank that was added may just be on the wrong machine.
+        self.doomed |= permanent && self.state == JobState::Starting && self.expects(id);
+        self.depart(scene, id, &format!("failed: {error}"));
+    }
+
+    /// A rank has lost the connection to another one. What follows is decided where time is known.
+    pub fn peer_lost(&mut self, by: RankId, generation: Generation, of: RankId) {
+        let Some(run) = self.run.as_mut().filter(|run| run.generation == generation) else { return };
+        if rank_is_known(run, by) && rank_is_known(run, of) && by != of {
+            run.lost.insert((by, of));
+        }
+    }
+
+    /// Whether a running job's ranks have lost each other.
+    pub fn is_parted(&self) -> bool {
+        self.state == JobState::Running && self.run.as_ref().is_some_and(|run| !run.lost.is_empty())
+    }
+
+    /// A rank is not wanted any more: it hangs, or the others cannot reach it.
+    pub fn evicted(&mut self, scene: &mut Scene<'_>, id: RankId, reason: &str) {
+        let node = self.run.as_ref().and_then(|run| run.ranks.get(&id)).map(|rank| rank.node);
+        if self.depart(scene, id, reason)
+            && let Some(node) = node
+        {
+            scene.orders.push(stop_order(node, id, reason));
+        }
+    }
+
+    /// The others go on without a rank whose process is still there; whether it was wanted until now.
+    fn depart(&mut self, scene: &mut Scene<'_>, id: RankId, how: &str) -> bool {
+        let active = self.is_active();
+        let Some(run) = self.run.as_mut().filter(|_| active) else { return false };
+        let Some(rank) = run.ranks.get_mut(&id).filter(|rank| !rank.gone && !rank.leaving) else { return false };
+        if rank.outcome.is_some() {
+            return false;
+        }
+        rank.leaving = true;
+        let reason = format!("{} on {} {how}", id.rank, rank.node);
+        self.lose(scene, &[id], &reason, true);
+        true
+    }
+
+    /// Processes of ranks are gone for good; `fault`: by a fault that may be the job's own.
+    pub fn gone(&mut self, scene: &mut Scene<'_>, ids: &[RankId], how: &str, fault: bool) {
+        let active = self.is_active();
+        let Some(run) = &mut self.run else { return };
+        let (mut lost, mut words) = (Vec::new(), Vec::new());
+        for id in ids {
+            let Some(rank) = run.ranks.get_mut(id).filter(|rank| !rank.gone) else { continue };
+            rank.gone = true;
+            words.push(format!("{} on {}", id.rank, rank.node));
+            self.past.push((*id, rank.node));
+            let (finished, leaving) = (rank.outcome.is_some(), rank.leaving);
+            if !finished {
+                run.ranks.remove(id);
+            }
+            if active && !finished && !leaving {
+                lost.push(*id);
+            }
+        }
+        if words.is_empty() {
+            return;
+        }
+        self.past.drain(..self.past.len().saturating_sub(PAST_MAX));
+        let reason = format!("{} {how}", words.join(", "));
+        if !lost.is_empty() {
+            self.lose(scene, &lost, &reason, fault);
+        } else if !self.state.is_terminal() {
+            self.note(scene, reason);
+        }
+        self.settle(scene);
+    }
+
+    /// Ranks that were wanted are not there any more: the others go on, if they are enough.
+    pub(super) fn lose(&mut self, scene: &mut Scene<'_>, lost: &[RankId], reason: &str, fault: bool) {
+        let Some(run) = self.run.as_mut() else { return };
+        let (running, run_generation) = (self.state == JobState::Running, run.generation);
+        let members = lost.iter().any(|id| run.members.contains(id));
+        let known = lost.iter().any(|id| rank_is_known(run, *id));
+        run.members.retain(|id| !lost.contains(id));
+        run.joining.retain(|id| !lost.contains(id));
+        let least = if scene.bug == Some(PlantedBug::TooFewGoOn) { 1 } else { self.ranks_min.max(1) as usize };
+        let enough = run.members.iter().filter(|id| run.is_live(**id)).count() >= least;
+        if running && !members {
+            self.turned_away += 1;
+        } else if fault {
+            self.failures += 1;
+        }
+        if !running || members && (!enough || self.is_spent(scene.bug)) {
+            return self.recover(scene, reason.to_owned());
+        }
+        if known {
+            self.recoveries += 1;
+            self.note(scene, format!("{} ended: {reason}; the others go on", run_generation));
+            self.regroup(scene, false);
+        } else {
+            self.note(scene, reason.to_owned());
+        }
+        // Those that are left may all have finished.
+        self.conclude(scene);
+        self.changed(scene);
+    }
+
+    pub(super) fn is_spent(&self, bug: Option<PlantedBug>) -> bool {
+        self.failures >= self.attempts_max && bug != Some(PlantedBug::AttemptsUnbounded)
+    }
+
+    /// Another generation of the same processes. Planned: everybody of the one before lives.
+    fn regroup(&mut self, scene: &mut Scene<'_>, planned: bool) {
+        self.generation = self.generation.next();
+        let Some(run) = &mut self.run else { return };
+        let before = std::mem::replace(&mut run.generation, self.generation);
+        run.lost.clear();
+        // What was stored of a checkpoint by other members does not fit together with what these store.
+        if scene.bug != Some(PlantedBug::ShardsUnfenced) {
+            run.prepared.clear();
+            run.committing = None;
+        }
+        self.tell_membership(scene, planned.then_some(before));
+    }
+
+    pub(super) fn tell_membership(&mut self, scene: &mut Scene<'_>, after: Option<Generation>) {
+        let Some(run) = &self.run else { return };
+        self.worlds.insert(run.generation, (run.members.len() as u32, scene.index));
+        if self.worlds.len() > WORLDS_MAX {
+            self.worlds.pop_first();
+        }
+        let membership = run.membership(after);
+        // Also to those that are not in it any more and have not been told to stop: they end by themselves.
+        for (id, rank) in run.ranks.iter().filter(|(_, rank)| !rank.gone && rank.address.is_some()) {
+            let message = ToNode::Membership { id: *id, membership: membership.clone() };
+            scene.orders.push(Order::Send { node: rank.node, message });
+        }
+    }
+}

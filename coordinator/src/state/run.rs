@@ -1,0 +1,84 @@
+//! The processes of a job, from a gang's start until the last of them is gone, and which of them are members. Owns the facts; what follows from
+//! them is the job's (`machine.rs`, `elastic.rs`, `commits.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use stoke_protocol::ids::{Generation, NodeId, Rank, Step};
+use stoke_protocol::list::List;
+use stoke_protocol::message::rank::{Member, Membership, Outcome, RankId, ShardRecord};
+
+use super::planted::PlantedBug;
+
+/// The membership, the processes and the checkpoints that are under way.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// The membership that may commit.
+    pub generation: Generation,
+    pub resume: Option<String>,
+    /// In the order of lanes; empty until every rank of the gang is ready.
+    pub members: Vec<RankId>,
+    pub joining: Vec<RankId>,
+    /// Who has lost the connection to whom in this generation.
+    pub lost: BTreeSet<(RankId, RankId)>,
+    /// Every process that was placed and is not gone, and finished members that are.
+    pub ranks: BTreeMap<RankId, RankRun>,
+    /// Checkpoints in preparation by this generation: shards by step and position.
+    pub prepared: BTreeMap<Step, BTreeMap<u32, ShardRecord>>,
+    /// The one whose manifest is being written. Of others that are complete meanwhile only the newest is committed after it.
+    pub committing: Option<Step>,
+    pub committed: Option<Step>,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RankRun {
+    pub node: NodeId,
+    pub address: Option<SocketAddr>,
+    pub outcome: Option<Outcome>,
+    /// It is not wanted any more: it failed, was evicted or replaced.
+    pub leaving: bool,
+    /// No process of this rank can have an effect any more.
+    pub gone: bool,
+}
+
+impl Run {
+    /// Every rank is gone.
+    pub fn is_over(&self) -> bool {
+        self.ranks.values().all(|rank| rank.gone)
+    }
+
+    /// The process of a slot that is wanted, if there is one.
+    pub fn of_slot(&self, slot: Rank) -> Option<RankId> {
+        self.ranks.iter().find(|(id, rank)| id.rank == slot && !rank.gone && !rank.leaving).map(|(id, _)| *id)
+    }
+
+    pub(super) fn is_live(&self, id: RankId) -> bool {
+        self.ranks.get(&id).is_some_and(|rank| !rank.gone)
+    }
+
+    fn member(&self, id: RankId) -> Option<Member> {
+        Some(Member { id, address: self.ranks.get(&id)?.address? })
+    }
+
+    pub(super) fn membership(&self, after: Option<Generation>) -> Membership {
+        let addressed = |ids: &[RankId]| ids.iter().filter_map(|id| self.member(*id)).collect();
+        let (members, joining) = (addressed(&self.members), addressed(&self.joining));
+        Membership { generation: self.generation, members, joining, after }
+    }
+}
+
+/// Whether a rank is in the membership.
+pub fn rank_is_known(run: &Run, id: RankId) -> bool {
+    run.members.contains(&id) || run.joining.contains(&id)
+}
+
+/// Every member's shard of a step, in order, or nothing.
+pub(super) fn complete(run: &Run, step: Step, bug: Option<PlantedBug>) -> Option<List<ShardRecord>> {
+    let shards = run.prepared.get(&step)?;
+    let needed = match bug {
+        Some(PlantedBug::ShardMissing) => run.members.len().saturating_sub(1).max(1),
+        _ => run.members.len(),
+    };
+    (needed > 0 && shards.len() >= needed).then(|| shards.values().cloned().collect())
+}
