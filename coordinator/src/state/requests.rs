@@ -108,7 +108,9 @@ impl Control {
             ranks_min: resources.ranks_min,
             ask: Ask {
                 // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
-                ranks: resources.ranks.unwrap_or_else(|| self.cluster.members().up().clamp(1, spec.ranks_max())),
+                ranks: resources
+                    .ranks
+                    .unwrap_or_else(|| self.cluster.members().up().clamp(resources.ranks_min, spec.ranks_max())),
                 room: Room { cpus: resources.cpus, memory_bytes: resources.memory.0, gpus: resources.gpus },
                 labels: resources.labels.clone(),
             },
