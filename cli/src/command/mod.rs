@@ -1,6 +1,7 @@
 //! The commands, one file each. Wiring only: which there are, and what kind of runtime each runs on.
 
 mod cancel;
+mod chaos;
 mod checkpoint;
 mod coordinator;
 mod doctor;
@@ -59,6 +60,7 @@ pub enum Command {
     Login(login::Args),
     Coordinator(coordinator::Args),
     Node(node::Args),
+    Chaos(chaos::Args),
     Doctor(doctor::Args),
     /// One rank of a job; started by the agent
     #[command(hide = true)]
@@ -90,6 +92,7 @@ impl Command {
             Self::Predict(args) => alone(predict::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),
             Self::Login(args) => alone(login::run(args, global)),
+            Self::Chaos(args) => alone(chaos::run(args, global)),
             Self::Doctor(args) => alone(doctor::run(args, global)),
             Self::Supervise(args) => alone(supervise::run(args)),
             Self::Coordinator(args) => shared(coordinator::run(args, global)),
