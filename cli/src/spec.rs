@@ -62,7 +62,7 @@ pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) -> Option<String> {
     if spec.resources.ranks.is_some() {
         return None;
     }
-    let ranks = nodes_up.clamp(1, spec.ranks_max());
+    let ranks = nodes_up.clamp(spec.resources.ranks_min, spec.ranks_max());
     spec.resources.ranks = Some(ranks);
     let (ranks_text, nodes_text) = (output::count(ranks, "rank"), output::count(nodes_up, "node"));
     let lanes = spec.train.lanes;

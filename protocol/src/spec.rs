@@ -251,8 +251,8 @@ impl JobSpec {
                 );
             }
         }
-        if resources.ranks_min == 0 || resources.ranks_min > resources.ranks.unwrap_or(RANKS_MAX) {
-            let most = resources.ranks.unwrap_or(RANKS_MAX);
+        let most = resources.ranks.unwrap_or(self.ranks_max());
+        if !(1..=most).contains(&resources.ranks_min) {
             return fail("ranks_min", format!("ranks_min = {}: use 1 to {most}", resources.ranks_min));
         }
         if resources.cpus == 0 {

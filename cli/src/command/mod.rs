@@ -14,6 +14,7 @@ mod node;
 mod nodes;
 mod predict;
 mod run;
+mod scale;
 mod status;
 mod submit;
 mod supervise;
@@ -47,6 +48,7 @@ pub enum Command {
     Nodes(nodes::Args),
     Logs(logs::Args),
     Cancel(cancel::Args),
+    Scale(scale::Args),
     Explain(explain::Args),
     /// List and verify checkpoints
     #[command(subcommand)]
@@ -84,6 +86,7 @@ impl Command {
             Self::Nodes(args) => alone(nodes::run(args, global)),
             Self::Logs(args) => alone(logs::run(args, global)),
             Self::Cancel(args) => alone(cancel::run(args, global)),
+            Self::Scale(args) => alone(scale::run(args, global)),
             Self::Explain(args) => alone(explain::run(args, global)),
             Self::Checkpoint(command) => alone(checkpoint::run(command, global)),
             Self::Predict(args) => alone(predict::run(args, global)),

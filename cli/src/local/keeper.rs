@@ -60,12 +60,12 @@ impl Keeper {
         let (mut restarts, born) = (Restarts::default(), Instant::now());
         loop {
             let launch = self.launch.borrow().clone();
-            let ((reason, exit), pardoned) = match launch.start().await {
-                Err(error) => ((format!("could not be started: {error}"), Exit::Negative), false),
+            let (reason, exit, pardoned) = match launch.start().await {
+                Err(error) => (format!("could not be started: {error}"), Exit::Negative, false),
                 Ok(mut running) => {
                     self.tell(Happening::Started { slot: self.slot, pid: running.pid }).await;
-                    let Some(death) = self.live(&mut running).await else { return };
-                    (death, self.folder.take_pardon(running.pid))
+                    let Some((reason, exit)) = self.live(&mut running).await else { return };
+                    (reason, exit, self.folder.take_pardon(running.pid))
                 }
             };
             let phase = *self.phase.borrow();
