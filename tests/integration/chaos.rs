@@ -20,12 +20,18 @@ fn undisturbed() -> &'static Value {
     DONE.get_or_init(|| short().finish().0)
 }
 
+/// Held-out metrics are not among them: they are missing when the rank that evaluates is killed after the others have finished.
 #[track_caller]
-fn same_weights_without_a_loss(summary: &Value) {
+fn same_weights(summary: &Value) {
     let reference = undisturbed();
-    for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
+    for key in ["weights_blake3", "loss", "samples", "step"] {
         assert_eq!(summary[key], reference[key], "{key} differs:\n{summary:#}\n{reference:#}");
     }
+}
+
+#[track_caller]
+fn same_weights_without_a_loss(summary: &Value) {
+    same_weights(summary);
     let chaos = &summary["chaos"];
     assert_eq!((&chaos["steps_lost"], &chaos["samples_lost"]), (&0.into(), &0.into()), "{chaos:#}");
     assert!(chaos["committed_samples_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{chaos:#}");
@@ -75,10 +81,7 @@ fn damage_and_the_loss_of_all_ranks_cost_steps_and_no_bit() {
     let run = short().set("checkpoint.every", 15).set("restart.attempts", 8);
     let (running, _scratch) = run.with(&["--chaos", schedule, "--seed", "3"]).start();
     let summary = running.wait().expect(0).json();
-    let reference = undisturbed();
-    for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
-        assert_eq!(summary[key], reference[key], "{key} differs:\n{summary:#}\n{reference:#}");
-    }
+    same_weights(&summary);
     for struck in met(&summary["chaos"], "corrupt-shard") {
         let effect = text(&struck["effect"]);
         assert!(effect.contains("found by a verification") || effect.contains("removed since"), "{struck:#}");
