@@ -1,5 +1,6 @@
 //! The `stoke` binary: argument parsing, the runtime, the exit code. Everything else is in the commands.
 
+mod chaos;
 mod client;
 mod command;
 mod diagnosis;

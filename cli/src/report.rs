@@ -10,6 +10,7 @@ use stoke_protocol::ids::Rank;
 use stoke_protocol::message::client::{JobState, JobView, Reply, Request};
 use tokio::time::{Instant, timeout_at};
 
+use crate::chaos::account::Account;
 use crate::client::Client;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::json::{float, job_state};
@@ -30,6 +31,8 @@ pub struct Report {
     pub restarts: u32,
     /// Last lines of the ranks that failed, each with its rank.
     pub logs: Vec<(Rank, String)>,
+    /// Of a run under chaos.
+    pub chaos: Option<Account>,
 }
 
 impl Report {
@@ -43,6 +46,9 @@ impl Report {
             output::print_json(&document)?;
         } else {
             output::print(&self.text(out))?;
+        }
+        if let Some(account) = &self.chaos {
+            eprint!("\n{}", account.text());
         }
         if self.view.state == JobState::Succeeded {
             return Ok(Exit::Ok);
@@ -58,6 +64,9 @@ impl Report {
         let mut document = document(&self.view, self.wall);
         document["restarts"] = json!(self.restarts);
         document["out"] = json!(out);
+        if let Some(account) = &self.chaos {
+            document["chaos"] = account.json_of_run();
+        }
         document
     }
 

@@ -48,6 +48,28 @@ fn a_job_is_seen_from_every_side() {
     }
 }
 
+/// From one rank to two and back, with the bits of a job that nobody touched.
+#[test]
+fn a_job_is_resized_while_it_runs_and_ends_with_the_same_bits() {
+    let cluster = Cluster::shared();
+    const STEPS: u64 = 150;
+    let job = cluster.submit(STEPS, &["--ranks", "1"]);
+    let world = || cluster.job(&job)["world_sizes"].as_array().and_then(|worlds| worlds.last()?.as_u64());
+    poll("the first steps", || cluster.job(&job)["progress"]["step"].as_u64().filter(|step| *step >= 3));
+    cluster.run(&["scale", &job, "--ranks", "9"]).expect(2).says(&["use 1 to 8", "lane"]);
+    assert_eq!(cluster.json(&["scale", &job, "--ranks", "2"])["ranks"], 2);
+    poll("two ranks", || world().filter(|world| *world == 2));
+    cluster.run(&["scale", &job, "--ranks", "1"]).expect(0).says(&[]);
+    poll("one rank again", || world().filter(|world| *world == 1));
+    let resized = cluster.wait_for_state(&job, "succeeded");
+    assert_eq!((&resized["recoveries"], &resized["failures"]), (&0.into(), &0.into()), "{resized:#}");
+    let calm = cluster.submit(STEPS, &["--ranks", "2"]);
+    let calm = cluster.wait_for_state(&calm, "succeeded");
+    for key in ["weights_blake3", "loss", "samples"] {
+        assert_eq!(resized["outcome"][key], calm["outcome"][key], "{key}");
+    }
+}
+
 #[test]
 fn logs_are_followed_to_the_end_of_the_job() {
     let cluster = Cluster::shared();

@@ -4,6 +4,7 @@
 mod bad_disk;
 mod bad_spec;
 mod bad_token;
+mod chaos;
 mod control;
 mod harness;
 mod hostile;

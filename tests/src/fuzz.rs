@@ -296,12 +296,14 @@ fn requests() -> Vec<Request> {
         Request::TokenCreate { scope: TokenScope::Node, ttl_seconds: 3_600 },
         Request::TokenRevoke { token: TokenId(4) },
         Request::Renew { csr: vec![48; 300].into() },
+        Request::Scale { job: JobId(1), ranks: 3 },
     ]
 }
 
 fn replies() -> Vec<Reply> {
     vec![
         Reply::Submitted { job: JobId(1), created: true },
+        Reply::Scaled { job: JobId(1), ranks: 3 },
         Reply::Log(log_chunk()),
         Reply::Token { token: TokenId(4), text: "stoke1.x".into() },
         Reply::Refused(Refusal { code: RefusalCode::Invalid, message: "no such key".into(), mend: "remove it".into() }),

@@ -1,6 +1,7 @@
 //! The commands, one file each. Wiring only: which there are, and what kind of runtime each runs on.
 
 mod cancel;
+mod chaos;
 mod checkpoint;
 mod coordinator;
 mod doctor;
@@ -13,6 +14,7 @@ mod node;
 mod nodes;
 mod predict;
 mod run;
+mod scale;
 mod status;
 mod submit;
 mod supervise;
@@ -46,6 +48,7 @@ pub enum Command {
     Nodes(nodes::Args),
     Logs(logs::Args),
     Cancel(cancel::Args),
+    Scale(scale::Args),
     Explain(explain::Args),
     /// List and verify checkpoints
     #[command(subcommand)]
@@ -57,6 +60,7 @@ pub enum Command {
     Login(login::Args),
     Coordinator(coordinator::Args),
     Node(node::Args),
+    Chaos(chaos::Args),
     Doctor(doctor::Args),
     /// One rank of a job; started by the agent
     #[command(hide = true)]
@@ -82,11 +86,13 @@ impl Command {
             Self::Nodes(args) => alone(nodes::run(args, global)),
             Self::Logs(args) => alone(logs::run(args, global)),
             Self::Cancel(args) => alone(cancel::run(args, global)),
+            Self::Scale(args) => alone(scale::run(args, global)),
             Self::Explain(args) => alone(explain::run(args, global)),
             Self::Checkpoint(command) => alone(checkpoint::run(command, global)),
             Self::Predict(args) => alone(predict::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),
             Self::Login(args) => alone(login::run(args, global)),
+            Self::Chaos(args) => alone(chaos::run(args, global)),
             Self::Doctor(args) => alone(doctor::run(args, global)),
             Self::Supervise(args) => alone(supervise::run(args)),
             Self::Coordinator(args) => shared(coordinator::run(args, global)),

@@ -14,8 +14,10 @@ use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
 use stoke_protocol::spec::JobSpec;
 
-use super::{checkpoint, explain, stop_signal, submit, up};
+use super::{chaos, checkpoint, explain, stop_signal, submit, up};
 use crate::Global;
+use crate::chaos::schedule::Schedule;
+use crate::chaos::storm::Storm;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, Sight, unexpected};
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::folder::Folder;
@@ -31,6 +33,8 @@ Examples:
   stoke run jobs/specs/domains.toml
   stoke run jobs/specs/digits.toml --nodes 3 --set train.epochs=1
   stoke run SPEC --json | jq -r .weights_blake3
+  stoke run SPEC --nodes 3 --chaos \"kill-rank every 3s\" --seed 7      the same weights as without; docs/chaos.md
+  stoke run SPEC --chaos \"pause-node every 5s for 2s, kill-coordinator at 4s\"
   stoke run SPEC --resume stoke-runs/NAME/TIME/JOB/step-00000100-g1     continue an interrupted run
 
 Checkpoints go to [checkpoint] to of the spec, else to --out, else to ./stoke-runs/NAME/TIME/.
@@ -57,6 +61,14 @@ pub struct Args {
     /// Keep the cluster's folder (journal, logs) for a look afterwards
     #[arg(long)]
     keep: bool,
+
+    /// Faults on this cluster while the job trains, as for `stoke chaos`, with an account at the end (in --json: `chaos`)
+    #[arg(long, value_name = "SCHEDULE")]
+    chaos: Option<String>,
+
+    /// Moments and victims of --chaos; the same seed strikes in the same way [default: a fresh one, told in the account]
+    #[arg(long, value_name = "N", requires = "chaos")]
+    seed: Option<u64>,
 }
 
 /// What the job needs beside its spec.
@@ -67,10 +79,14 @@ struct Scene {
     began: Instant,
     /// URI of the newest committed checkpoint.
     newest: RefCell<Option<String>>,
+    /// With its seed.
+    chaos: Option<(Schedule, u64)>,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let began = Instant::now();
+    let chaos = args.chaos.as_deref().map(Schedule::parse).transpose()?;
+    let chaos = chaos.map(|schedule| (schedule, args.seed.unwrap_or_else(chaos::fresh_seed)));
     let mut spec_args = args.spec;
     spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;
     let mut job_spec = spec::prepare(&spec_args)?;
@@ -91,7 +107,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     // The supervisor removes it too, for the case that nobody is left here to do so.
     let life = if args.keep { Life::OursKeepFolder } else { Life::Ours };
     let newest = RefCell::new(None);
-    let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began, newest };
+    let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began, newest, chaos };
     let ended = live(&scene, life, &job_spec, interrupted).await;
     if args.keep {
         output::say(format_args!("the cluster's folder is kept: {}", dir.keep().display()));
@@ -157,6 +173,7 @@ async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) ->
     let mut client = Client::open_patiently(&admin, PATIENCE_WATCHING).await?;
     let (job, _) = submit::submit(&mut client, &submit::fresh_key(), job_spec).await?;
     let request = Request::Watch { job };
+    let storm = scene.chaos.as_ref().map(|(schedule, seed)| Storm::new(&scene.folder, schedule, *seed, Some(job)));
     let restarts = RefCell::new(0);
     let view = tokio::select! {
         view = client.watch(&request, |sight| {
@@ -167,10 +184,16 @@ async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) ->
         }) => view?,
         failure = hear(cluster, &progress, &restarts) => return Err(failure),
         failure = never_placed(&admin, job) => return Err(failure),
+        failure = chaos::rage(storm.as_ref(), |text| progress.borrow().note(text)) => return Err(failure),
     };
     progress.borrow().finish();
     let logs = if view.state == JobState::Succeeded { Vec::new() } else { failed_logs(&mut client, &view).await };
-    Ok(Report { view, wall: scene.began.elapsed(), restarts: restarts.into_inner(), logs })
+    let wall = scene.began.elapsed();
+    let chaos = match storm {
+        Some(storm) => Some(storm.settle(chaos::SETTLE_MAX).await),
+        None => None,
+    };
+    Ok(Report { view, wall, restarts: restarts.into_inner(), logs, chaos })
 }
 
 /// Tells of restarts as they happen; resolves only when the cluster cannot go on.

@@ -6,6 +6,7 @@
 //! DIR/coordinator/    authority, journal, admin credentials, checkpoints
 //! DIR/node-1/ ...     one agent each
 //! DIR/logs/           coordinator.log, node-1.log, ..., supervisor.log
+//! DIR/pardons/        process ids that were killed on purpose: their deaths do not count as crashes
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -136,6 +137,28 @@ impl Folder {
             .or_fail(Exit::Negative, format!("write {}", path.display()))
     }
 
+    /// This process is about to be killed on purpose: it is started again as if it had never died before.
+    pub fn pardon(&self, pid: u32) -> Result<(), Failure> {
+        let path = self.pardons().join(pid.to_string());
+        std::fs::create_dir_all(self.pardons())
+            .and_then(|()| std::fs::write(&path, ""))
+            .or_fail(Exit::Negative, format!("write {}", path.display()))
+    }
+
+    /// Whether it was killed on purpose. A pardon holds once: process ids come again.
+    pub fn take_pardon(&self, pid: u32) -> bool {
+        std::fs::remove_file(self.pardons().join(pid.to_string())).is_ok()
+    }
+
+    /// Pardons of an earlier life are for other processes.
+    pub fn clear_pardons(&self) {
+        let _ = std::fs::remove_dir_all(self.pardons());
+    }
+
+    fn pardons(&self) -> PathBuf {
+        self.dir.join("pardons")
+    }
+
     /// Agents that were made here before; none on the first start.
     pub fn known_nodes(&self) -> Option<u32> {
         (1..).take_while(|index| self.node(*index).is_dir()).last()
@@ -184,6 +207,19 @@ mod tests {
         assert!(second.message().contains(&std::process::id().to_string()), "{}", second.message());
         drop(lock);
         assert_eq!(folder.holder(), None);
+    }
+
+    #[test]
+    fn a_pardon_holds_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path());
+        assert!(!folder.take_pardon(7));
+        folder.pardon(7).unwrap();
+        assert!(folder.take_pardon(7));
+        assert!(!folder.take_pardon(7));
+        folder.pardon(8).unwrap();
+        folder.clear_pardons();
+        assert!(!folder.take_pardon(8));
     }
 
     #[test]

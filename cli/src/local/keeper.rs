@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::folder::Folder;
 use super::process::{Launch, Running, describe};
-use super::restarts::{Decision, RESTARTS_MAX, Restarts};
+use super::restarts::{Decision, RESTARTS_MAX, Restarts, WAIT_FIRST};
 use crate::failure::Exit;
 
 /// Keeper → supervisor.
@@ -46,6 +47,7 @@ pub enum Phase {
 
 pub struct Keeper {
     pub slot: usize,
+    pub folder: Folder,
     /// The newest way to start it: a coordinator comes back where it was, not where it was first asked to be.
     pub launch: watch::Receiver<Launch>,
     pub phase: watch::Receiver<Phase>,
@@ -58,16 +60,17 @@ impl Keeper {
         let (mut restarts, born) = (Restarts::default(), Instant::now());
         loop {
             let launch = self.launch.borrow().clone();
-            let (reason, exit) = match launch.start().await {
-                Err(error) => (format!("could not be started: {error}"), Exit::Negative),
+            let (reason, exit, pardoned) = match launch.start().await {
+                Err(error) => (format!("could not be started: {error}"), Exit::Negative, false),
                 Ok(mut running) => {
                     self.tell(Happening::Started { slot: self.slot, pid: running.pid }).await;
-                    let Some(death) = self.live(&mut running).await else { return };
-                    death
+                    let Some((reason, exit)) = self.live(&mut running).await else { return };
+                    (reason, exit, self.folder.take_pardon(running.pid))
                 }
             };
             let phase = *self.phase.borrow();
-            let after = match (phase, restarts.died(born.elapsed())) {
+            let decision = if pardoned { Decision::Again { after: WAIT_FIRST } } else { restarts.died(born.elapsed()) };
+            let after = match (phase, decision) {
                 (Phase::Stopping, _) => return,
                 (Phase::Starting, _) => return self.give_up(reason, exit).await,
                 (Phase::Up, Decision::GiveUp) => {

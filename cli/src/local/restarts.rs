@@ -10,7 +10,7 @@ use std::time::Duration;
 pub const RESTARTS_MAX: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Short, because ranks keep stepping only as long as their checkpoints need no commit.
-const WAIT_FIRST: Duration = Duration::from_millis(100);
+pub const WAIT_FIRST: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]

@@ -60,6 +60,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<Exi
     let folder = Folder::new(&options.dir);
     folder.create()?;
     let lock = folder.lock()?;
+    folder.clear_pardons();
     let mut supervisor = Supervisor::new(folder, options);
     let mut stop = std::pin::pin!(stop);
     let ended = supervisor.live(stop.as_mut()).await;
@@ -182,6 +183,7 @@ impl Supervisor {
         let launch = watch::Sender::new(launch);
         let keeper = Keeper {
             slot,
+            folder: self.folder.clone(),
             launch: launch.subscribe(),
             phase: phase.subscribe(),
             happenings: self.to_happenings.clone(),

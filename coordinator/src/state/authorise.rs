@@ -9,10 +9,10 @@ pub enum Verb {
     /// Jobs, nodes, checkpoints, logs.
     Look,
     Submit,
-    /// A job of one's own.
-    CancelOwn,
+    /// Cancel or resize a job of one's own.
+    ChangeOwn,
     /// Anybody's job.
-    CancelAny,
+    ChangeAny,
     /// Join tokens: make, list, revoke.
     Tokens,
     /// A fresh certificate for oneself.
@@ -27,8 +27,8 @@ impl Verb {
         match self {
             Self::Look => "look",
             Self::Submit => "submit",
-            Self::CancelOwn => "cancel",
-            Self::CancelAny => "cancel-any",
+            Self::ChangeOwn => "change",
+            Self::ChangeAny => "change-any",
             Self::Tokens => "tokens",
             Self::Renew => "renew",
             Self::Session => "session",
@@ -40,8 +40,8 @@ impl Verb {
         match self {
             Self::Look => "look at the cluster",
             Self::Submit => "submit jobs",
-            Self::CancelOwn => "cancel jobs",
-            Self::CancelAny => "cancel another user's job",
+            Self::ChangeOwn => "cancel or resize jobs",
+            Self::ChangeAny => "cancel or resize another user's job",
             Self::Tokens => "manage tokens",
             Self::Renew => "renew its certificate",
             Self::Session => "open a node's session",
@@ -53,11 +53,11 @@ impl Verb {
         !matches!(self, Self::Look)
     }
 
-    /// What a request needs. Whether a cancel is of one's own job is found out later.
+    /// What a request needs. Whether a change is of one's own job is found out later.
     pub fn of(request: &Request) -> Self {
         match request {
             Request::Submit { .. } => Self::Submit,
-            Request::Cancel { .. } => Self::CancelOwn,
+            Request::Cancel { .. } | Request::Scale { .. } => Self::ChangeOwn,
             Request::TokenCreate { .. } | Request::TokenList | Request::TokenRevoke { .. } => Self::Tokens,
             Request::Renew { .. } => Self::Renew,
             Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => {
@@ -73,9 +73,9 @@ pub fn authorise(subject: &Subject, verb: Verb) -> Result<(), Refusal> {
         Subject::User { role, .. } => match role {
             UserRole::Admin => verb != Verb::Session,
             UserRole::Operator => {
-                matches!(verb, Verb::Look | Verb::Submit | Verb::CancelOwn | Verb::CancelAny | Verb::Renew)
+                matches!(verb, Verb::Look | Verb::Submit | Verb::ChangeOwn | Verb::ChangeAny | Verb::Renew)
             }
-            UserRole::Submitter => matches!(verb, Verb::Look | Verb::Submit | Verb::CancelOwn | Verb::Renew),
+            UserRole::Submitter => matches!(verb, Verb::Look | Verb::Submit | Verb::ChangeOwn | Verb::Renew),
             UserRole::Viewer => matches!(verb, Verb::Look | Verb::Renew),
         },
         Subject::Node(_) => matches!(verb, Verb::Session | Verb::Renew),
@@ -86,9 +86,9 @@ pub fn authorise(subject: &Subject, verb: Verb) -> Result<(), Refusal> {
     }
     let mend = match verb {
         Verb::Tokens => "ask an admin",
-        Verb::CancelAny => "ask the job's owner, an operator or an admin",
+        Verb::ChangeAny => "ask the job's owner, an operator or an admin",
         Verb::Session => "use the certificate that `stoke node --join` has stored",
-        Verb::Look | Verb::Submit | Verb::CancelOwn | Verb::Renew => {
+        Verb::Look | Verb::Submit | Verb::ChangeOwn | Verb::Renew => {
             "ask an admin for a token of another role: `stoke token create --role submitter`"
         }
     };
@@ -108,7 +108,7 @@ mod tests {
     fn each_role_may_do_what_is_listed_and_nothing_else() {
         let user = |role| Subject::user(role, "ada").unwrap();
         let all =
-            [Verb::Look, Verb::Submit, Verb::CancelOwn, Verb::CancelAny, Verb::Tokens, Verb::Renew, Verb::Session];
+            [Verb::Look, Verb::Submit, Verb::ChangeOwn, Verb::ChangeAny, Verb::Tokens, Verb::Renew, Verb::Session];
         let allowed = |subject: Subject| all.map(|verb| authorise(&subject, verb).is_ok());
         assert_eq!(allowed(user(UserRole::Admin)), [true, true, true, true, true, true, false]);
         assert_eq!(allowed(user(UserRole::Operator)), [true, true, true, true, false, true, false]);

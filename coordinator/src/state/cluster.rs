@@ -16,6 +16,7 @@ use stoke_protocol::message::rank::{Exit, RankEvent, RankId};
 
 use super::checkpoints::{Catalogue, Checkpoint, Keep};
 use super::effect::Order;
+use super::elastic::End;
 use super::event::{Event, Record};
 use super::jobs::Jobs;
 use super::machine::{Scene, stop_order};
@@ -196,6 +197,10 @@ impl Cluster {
                 Some(_) | None => Err(Refused::Conflict(format!("{job} {generation} is over"))),
             },
             Event::RanksPlaced { job, generation, places } => self.check_add(*job, *generation, places),
+            Event::Scaled { job, ranks, .. } => match self.jobs.get(*job) {
+                Some(found) => found.check_scale(*ranks).map_err(Refused::Conflict),
+                None => Err(Refused::NotFound(format!("there is no {job}"))),
+            },
             Event::Evicted { id, .. } => match self.jobs.get(id.job) {
                 Some(found) if found.expects(*id) => Ok(()),
                 Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
@@ -327,6 +332,10 @@ impl Cluster {
                 self.jobs.drive(*job, self.placements, |job| job.stalled(&mut scene, reason));
             }
             Event::RanksPlaced { job, places, .. } => self.add(&mut scene, *job, places),
+            Event::Scaled { job, ranks, by } => {
+                self.replan = true;
+                self.jobs.drive(*job, self.placements, |job| job.scale(&mut scene, *ranks, by));
+            }
             Event::Evicted { id, reason } => {
                 self.replan = true;
                 self.jobs.drive(id.job, self.placements, |job| job.evicted(&mut scene, *id, reason));
@@ -394,7 +403,7 @@ impl Cluster {
 
     fn gone(&mut self, scene: &mut Scene<'_>, job: JobId, ids: &[RankId], how: &str) {
         self.replan = true;
-        self.jobs.drive(job, self.placements, |job| job.gone(scene, ids, how, false));
+        self.jobs.drive(job, self.placements, |job| job.gone(scene, ids, how, End::Machine));
     }
 
     /// Its ranks are gone as far as their jobs go; their room on the node stays held until the node tells (K4).
@@ -471,8 +480,12 @@ impl Cluster {
             RankEvent::Finished { outcome, .. } => job.finished(scene, id, outcome.clone()),
             RankEvent::Failed { error, permanent } => job.failed(scene, id, error, *permanent),
             RankEvent::Exited { exit } => {
-                let fault = !matches!(exit, Exit::AgentRestarted | Exit::AgentStopped);
-                job.gone(scene, &[id], &exit_words(exit), fault);
+                let end = match exit {
+                    Exit::Code(0) => End::Left,
+                    Exit::AgentRestarted | Exit::AgentStopped => End::Machine,
+                    Exit::Code(_) | Exit::Signal(_) | Exit::NotStarted(_) => End::Fault,
+                };
+                job.gone(scene, &[id], &exit_words(exit), end);
             }
             RankEvent::Resumed { generation, step } => job.resumed(scene, id, *generation, *step),
             RankEvent::Joined { generation, step } => job.joined(scene, id, *generation, *step),

@@ -18,6 +18,17 @@ const WORLDS_MAX: usize = 64;
 /// Ranks that are gone and remembered.
 const PAST_MAX: usize = 16;
 
+/// How a process came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// By itself, with success.
+    Left,
+    /// By a fault that may be the job's own.
+    Fault,
+    /// With its agent or its machine.
+    Machine,
+}
+
 impl Job {
     /// Slots of a running job without a process. A job that is about to end needs none.
     pub fn missing(&self) -> Vec<Rank> {
@@ -57,6 +68,49 @@ impl Job {
             }
             self.note(scene, format!("{} is ready and joins", id.rank));
             self.regroup(scene, true);
+        }
+        self.changed(scene);
+    }
+
+    /// Whether the job may have so many ranks from now on.
+    pub fn check_scale(&self, ranks: u32) -> Result<(), String> {
+        if ranks < self.ranks_min.max(1) {
+            return Err(format!("{} goes on with no fewer than {} ranks (ranks_min)", self.id, self.ranks_min));
+        }
+        let run = self.run.as_ref().filter(|_| self.state == JobState::Running);
+        let stays = |run: &super::run::Run| run.members.iter().any(|id| id.rank.0 < ranks);
+        match self.state {
+            state if state.is_terminal() => Err(format!("{} has ended", self.id)),
+            JobState::Cancelling => Err(format!("{} is being cancelled", self.id)),
+            JobState::Starting => Err(format!("{} is starting: try again in a moment", self.id)),
+            // The state is with the ranks that would leave.
+            JobState::Running if !run.is_some_and(stays) => {
+                Err(format!("the first {ranks} ranks of {} are being replaced: try again in a moment", self.id))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The job is to have so many ranks. Those that are too many leave between two steps; those that it lacks are placed when there is room.
+    pub fn scale(&mut self, scene: &mut Scene<'_>, ranks: u32, by: &str) {
+        let before = std::mem::replace(&mut self.ask.ranks, ranks);
+        self.note(scene, format!("resized from {before} to {ranks} ranks by {by}"));
+        if let Some(run) = self.run.as_mut().filter(|_| self.state == JobState::Running) {
+            let surplus = |id: &RankId| id.rank.0 >= ranks;
+            let known = run.members.iter().chain(&run.joining).any(surplus);
+            for (id, rank) in run.ranks.iter_mut().filter(|(id, rank)| surplus(id) && !rank.gone && !rank.leaving) {
+                rank.leaving = rank.outcome.is_none();
+                rank.parting = rank.leaving && run.members.contains(id);
+                if rank.leaving && !rank.parting {
+                    scene.orders.push(stop_order(rank.node, *id, "the job was resized"));
+                }
+            }
+            let stays = |id: &RankId| !surplus(id) || run.ranks.get(id).is_some_and(|rank| rank.outcome.is_some());
+            run.members.retain(stays);
+            run.joining.retain(stays);
+            if known {
+                self.regroup(scene, true);
+            }
         }
         self.changed(scene);
     }
@@ -136,17 +190,19 @@ impl Job {
         true
     }
 
-    /// Processes of ranks are gone for good; `fault`: by a fault that may be the job's own.
-    pub fn gone(&mut self, scene: &mut Scene<'_>, ids: &[RankId], how: &str, fault: bool) {
+    /// Processes of ranks are gone for good.
+    pub fn gone(&mut self, scene: &mut Scene<'_>, ids: &[RankId], mut how: &str, end: End) {
         let active = self.is_active();
         let Some(run) = &mut self.run else { return };
-        let (mut lost, mut words) = (Vec::new(), Vec::new());
+        let (mut lost, mut words, mut waited_for) = (Vec::new(), Vec::new(), false);
         for id in ids {
             let Some(rank) = run.ranks.get_mut(id).filter(|rank| !rank.gone) else { continue };
             rank.gone = true;
             words.push(format!("{} on {}", id.rank, rank.node));
             self.past.push((*id, rank.node));
+            how = if rank.parting && end == End::Left { "has left" } else { how };
             let (finished, leaving) = (rank.outcome.is_some(), rank.leaving);
+            waited_for |= rank.parting && end != End::Left;
             if !finished {
                 run.ranks.remove(id);
             }
@@ -160,9 +216,13 @@ impl Job {
         self.past.drain(..self.past.len().saturating_sub(PAST_MAX));
         let reason = format!("{} {how}", words.join(", "));
         if !lost.is_empty() {
-            self.lose(scene, &lost, &reason, fault);
+            self.lose(scene, &lost, &reason, end != End::Machine);
         } else if !self.state.is_terminal() {
             self.note(scene, reason);
+            if waited_for && self.state == JobState::Running {
+                // The step at which it was to leave will not be complete.
+                self.regroup(scene, false);
+            }
         }
         self.settle(scene);
     }

@@ -96,6 +96,12 @@ pub enum Event {
         id: RankId,
         reason: String,
     },
+    /// A job is to have so many ranks.
+    Scaled {
+        job: JobId,
+        ranks: u32,
+        by: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

@@ -13,6 +13,7 @@
 //! | Running     | room for a missing rank                            | Running     | Start to it                    |
 //! | Running     | a rank that was added is ready                     | Running     | Membership: it joins           |
 //! | Running     | it has caught up                                   | Running     | Membership: it owns lanes      |
+//! | Running     | resized to fewer ranks                             | Running     | Membership without the last, planned |
 //! | Running     | every shard of a step stored                       | Running     | Commit to the first member     |
 //! | Running     | manifest stored, committed to the catalogue        | Running     | Committed to each rank         |
 //! | Running     | every member finished with the same weights        | Succeeded   | Release to each rank           |
@@ -220,7 +221,7 @@ impl Job {
     pub(super) fn place(&mut self, scene: &mut Scene<'_>, places: impl Iterator<Item = (Rank, NodeId)>) {
         for (rank, node) in places {
             let id = RankId { job: self.id, generation: self.generation, rank };
-            let placed = RankRun { node, address: None, outcome: None, leaving: false, gone: false };
+            let placed = RankRun { node, address: None, outcome: None, leaving: false, parting: false, gone: false };
             let run = self.run.as_mut().expect("a job with ranks has a run");
             run.ranks.insert(id, placed);
             scene.orders.push(Order::Send { node, message: ToNode::Start(self.start_rank(id)) });

@@ -31,6 +31,7 @@ impl Control {
         let answer = match request {
             Request::Submit { key, spec } => self.submit(step, caller, key, &spec),
             Request::Cancel { job } => return self.cancel(step, ticket, caller, job),
+            Request::Scale { job, ranks } => self.scale(step, caller, job, ranks),
             Request::TokenCreate { scope, ttl_seconds } => {
                 return self.token_create(step, ticket, caller, (scope, ttl_seconds, secret_hash));
             }
@@ -116,12 +117,30 @@ impl Control {
         }
     }
 
+    fn scale(&mut self, step: &mut Step, caller: &Subject, id: JobId, ranks: u32) -> Answer {
+        let job = self.find(id)?;
+        if let Err(refusal) = authorise(caller, whose(job, caller)) {
+            self.audit(step, caller.to_string(), format!("scale {id}"), refusal.message.clone());
+            return Err(refusal);
+        }
+        let most = JobSpec::parse(&job.spec).map_or(1, |spec| spec.ranks_max());
+        if !(1..=most).contains(&ranks) {
+            let message = format!("{ranks} ranks for {id}");
+            return Err(invalid(message, &format!("use 1 to {most}: a rank owns at least one lane")));
+        }
+        if job.ask.ranks == ranks {
+            return Ok(Reply::Scaled { job: id, ranks });
+        }
+        self.commit(step, Event::Scaled { job: id, ranks, by: owner(caller) })
+            .map(|()| Reply::Scaled { job: id, ranks })
+            .map_err(|refused| refusal(refused, "`stoke explain` tells what the job does"))
+    }
+
     fn cancel(&mut self, step: &mut Step, ticket: Ticket, caller: &Subject, id: JobId) {
-        let own = match self.find(id) {
-            Ok(job) => job.owner == owner(caller),
+        let verb = match self.find(id) {
+            Ok(job) => whose(job, caller),
             Err(refusal) => return reply(step, ticket, Err(refusal)),
         };
-        let verb = if own { Verb::CancelOwn } else { Verb::CancelAny };
         if let Err(refusal) = authorise(caller, verb) {
             self.audit(step, caller.to_string(), format!("cancel {id}"), refusal.message.clone());
             return reply(step, ticket, Err(refusal));
@@ -169,6 +188,11 @@ impl Control {
         };
         Ok(Reply::Checkpoints(views.into()))
     }
+}
+
+/// What it takes to change a job.
+fn whose(job: &Job, caller: &Subject) -> Verb {
+    if job.owner == owner(caller) { Verb::ChangeOwn } else { Verb::ChangeAny }
 }
 
 /// Jobs belong to names, whatever the role.

@@ -38,6 +38,8 @@ pub struct RankRun {
     pub outcome: Option<Outcome>,
     /// It is not wanted any more: it failed, was evicted or replaced.
     pub leaving: bool,
+    /// It leaves between two steps, and the others wait for it until then.
+    pub parting: bool,
     /// No process of this rank can have an effect any more.
     pub gone: bool,
 }

@@ -461,6 +461,31 @@ fn a_node_that_is_stopped_in_order_costs_its_jobs_no_attempt() {
 }
 
 #[test]
+fn a_job_is_resized_while_it_runs() {
+    let (mut world, job, [first, second]) = running();
+    let ada = user(UserRole::Submitter, "ada");
+    let scale = |ranks| Request::Scale { job, ranks };
+    assert!(matches!(world.ask(&ada, scale(9)), Reply::Refused(Refusal { code: RefusalCode::Invalid, .. })));
+    let eve = user(UserRole::Submitter, "eve");
+    assert!(matches!(world.ask(&eve, scale(1)), Reply::Refused(Refusal { code: RefusalCode::Forbidden, .. })));
+    world.told(first);
+    world.told(second);
+    assert_eq!(world.ask(&ada, scale(1)), Reply::Scaled { job, ranks: 1 });
+    // The one that leaves hears of it as the others do, and ends by itself.
+    for session in [first, second] {
+        assert_eq!(world.told(session).iter().filter_map(membership).collect::<Vec<_>>(), [(2, 1, 0, Some(1))]);
+    }
+    world.report(second, id(job, 1, 1), exited(0));
+    let job_of = |world: &World| world.control.cluster().jobs().get(job).unwrap().clone();
+    assert_eq!((job_of(&world).state, job_of(&world).failures), (JobState::Running, 0));
+    assert_eq!(world.ask(&ada, scale(3)), Reply::Scaled { job, ranks: 3 });
+    let placed: Vec<u32> = job_of(&world).run.unwrap().ranks.keys().map(|id| id.rank.0).collect();
+    assert_eq!(placed, [0, 1, 2]);
+    world.restart();
+    assert_eq!(job_of(&world).ask.ranks, 3);
+}
+
+#[test]
 fn of_two_ranks_that_lost_each_other_one_is_given_up() {
     let (mut world, job, [first, second]) = running();
     let lost = |peer| RankEvent::PeerLost { generation: Generation(1), peer, error: "silent".into() };

@@ -41,6 +41,8 @@ pub enum Request {
     TokenRevoke { token: TokenId },
     /// A fresh certificate for the user that asks. Answered by `Certificate`. Any role.
     Renew { csr: List<u8> },
+    /// Let a job have so many ranks from now on, while it runs. Answered by `Scaled`. Role: submitter.
+    Scale { job: JobId, ranks: u32 },
 }
 
 /// Coordinator → client.
@@ -73,6 +75,10 @@ pub enum Reply {
         certificate: List<u8>,
     },
     Refused(Refusal),
+    Scaled {
+        job: JobId,
+        ranks: u32,
+    },
 }
 
 /// Why a request was not done. `code` is stable for programs; `message` says what, `mend` what to do.

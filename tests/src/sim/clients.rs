@@ -69,6 +69,10 @@ enum Question {
     Cancel {
         job: JobId,
     },
+    Scale {
+        job: JobId,
+        ranks: u32,
+    },
     Look(Request),
 }
 
@@ -149,6 +153,7 @@ impl World {
                 Some(_) | None => return None,
             },
             (10 | 11, 2..) => Question::Cancel { job: job? },
+            (17, 2..) => Question::Scale { job: job?, ranks: self.streams.clients.between(1, 4) as u32 },
             (12, 0) => {
                 let token = self.streams.clients.pick(&self.clients.used).copied()?;
                 Question::Replay { token }
@@ -226,6 +231,7 @@ impl World {
             | Question::SubmitOther { key, spec }
             | Question::SubmitForbidden { key, spec } => Request::Submit { key, spec },
             Question::Cancel { job } => Request::Cancel { job },
+            Question::Scale { job, ranks } => Request::Scale { job, ranks },
             Question::Look(request) => request,
         };
         self.say(|_| format!("{caller} asks ({ask}.{attempt}): {}", short(&request)));
@@ -340,6 +346,12 @@ impl World {
             (Question::Cancel { .. }, Reply::Refused(Refusal { code, .. })) => {
                 if code != RefusalCode::Conflict && code != RefusalCode::Forbidden {
                     self.oracle.note("I6", || format!("a job that was acknowledged cannot be cancelled: {code:?}"));
+                }
+            }
+            (Question::Scale { .. }, Reply::Scaled { .. }) => {}
+            (Question::Scale { .. }, Reply::Refused(Refusal { code, .. })) => {
+                if code != RefusalCode::Conflict && code != RefusalCode::Forbidden {
+                    self.oracle.note("I6", || format!("a job that was acknowledged cannot be resized: {code:?}"));
                 }
             }
             (Question::Look(_), Reply::Job(view)) => {

@@ -1,0 +1,125 @@
+//! Faults by a seeded schedule, through `stoke run --chaos` and `stoke chaos`: whatever strikes, the weights are those of a calm run, and the
+//! account says what was done.
+
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::harness::{Background, Cluster, Run, run, text};
+
+/// Some seconds of training: enough for several faults.
+const STEPS: u64 = 200;
+
+fn short() -> Run {
+    Run::new("domains.toml", 3).set("train.steps", STEPS).set("checkpoint.every", 40)
+}
+
+/// What each of these runs must end with.
+fn undisturbed() -> &'static Value {
+    static DONE: OnceLock<Value> = OnceLock::new();
+    DONE.get_or_init(|| short().finish().0)
+}
+
+#[track_caller]
+fn same_weights_without_a_loss(summary: &Value) {
+    let reference = undisturbed();
+    for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
+        assert_eq!(summary[key], reference[key], "{key} differs:\n{summary:#}\n{reference:#}");
+    }
+    let chaos = &summary["chaos"];
+    assert_eq!((&chaos["steps_lost"], &chaos["samples_lost"]), (&0.into(), &0.into()), "{chaos:#}");
+    assert!(chaos["committed_samples_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{chaos:#}");
+    let share = chaos["progress_share"].as_f64().expect("a share");
+    assert!((0.0..=1.0).contains(&share), "{chaos:#}");
+}
+
+/// The faults of a kind that met somebody.
+fn met<'a>(account: &'a Value, fault: &str) -> Vec<&'a Value> {
+    let faults = account["faults"].as_array().expect("faults").iter();
+    faults.filter(|struck| struck["fault"] == fault && struck["met"] == true).collect()
+}
+
+#[test]
+fn ranks_that_are_killed_again_and_again_change_no_bit() {
+    let (running, _scratch) = short().with(&["--chaos", "kill-rank every 2s", "--seed", "7"]).start();
+    let ended = running.wait().expect(0).says(&["chaos: kill-rank: the rank of node-", "went on at step", "seed 7"]);
+    let summary = ended.json();
+    same_weights_without_a_loss(&summary);
+    let killed = met(&summary["chaos"], "kill-rank");
+    assert!(!killed.is_empty(), "{summary:#}");
+    assert!(killed.iter().any(|struck| text(&struck["effect"]).contains("killed by signal 9")), "{summary:#}");
+    assert!(summary["chaos"]["recoveries"].as_u64().is_some_and(|count| count > 0), "{summary:#}");
+    assert_eq!((&summary["chaos"]["seed"], &summary["restarts"]), (&7.into(), &0.into()));
+}
+
+#[test]
+fn a_coordinator_and_a_node_that_are_killed_change_no_bit() {
+    let schedule = "kill-coordinator at 1500ms, kill-node at 3s; pause-rank at 2500ms for 300ms";
+    let (running, _scratch) = short().with(&["--chaos", schedule, "--seed", "11"]).start();
+    let summary = running.wait().expect(0).json();
+    same_weights_without_a_loss(&summary);
+    let chaos = &summary["chaos"];
+    for fault in ["kill-coordinator", "kill-node"] {
+        let [struck] = met(chaos, fault)[..] else { panic!("one {fault}: {chaos:#}") };
+        assert!(struck["back_after_seconds"].is_number(), "{struck:#}");
+    }
+    assert!(met(chaos, "pause-rank").iter().all(|struck| struck["paused_seconds"].is_number()), "{chaos:#}");
+    assert_eq!(summary["restarts"], 2, "{summary:#}");
+}
+
+/// A run that has lost every rank begins again from a checkpoint; a damaged one is not it.
+#[test]
+fn damage_and_the_loss_of_all_ranks_cost_steps_and_no_bit() {
+    let schedule = "corrupt-shard at 3s, kill-all-ranks at 4s";
+    let (running, _scratch) = short().set("checkpoint.every", 15).with(&["--chaos", schedule, "--seed", "3"]).start();
+    let summary = running.wait().expect(0).json();
+    let reference = undisturbed();
+    for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
+        assert_eq!(summary[key], reference[key], "{key} differs:\n{summary:#}\n{reference:#}");
+    }
+    for struck in met(&summary["chaos"], "corrupt-shard") {
+        let effect = text(&struck["effect"]);
+        assert!(effect.contains("found by a verification") || effect.contains("removed since"), "{struck:#}");
+    }
+}
+
+#[test]
+fn an_agent_that_is_killed_on_purpose_is_always_started_again() {
+    let cluster = Cluster::start(1);
+    let schedule = "kill-node every 700ms";
+    let account = cluster.json(&["chaos", schedule, "--for", "6s", "--seed", "1"]);
+    assert!(met(&account, "kill-node").len() > 5, "{account:#}");
+    assert_eq!(account["jobs"], serde_json::json!([]));
+    cluster.run(&["status"]).expect(0);
+    let restarts = cluster.state()["processes"][1]["restarts"].as_u64();
+    assert!(restarts.is_some_and(|restarts| restarts > 5), "{:#}", cluster.state());
+}
+
+#[test]
+fn jobs_of_a_cluster_that_stays_go_on_under_faults() {
+    let cluster = Cluster::start(2);
+    let job = cluster.submit(150, &["--ranks", "2"]);
+    let arguments = ["chaos", "pause-node at 700ms for 500ms, kill-rank at 2s", "--for", "3s", "--seed", "5", "--json"];
+    let account = Background::start(cluster.command(&arguments)).wait().expect(0).json();
+    assert_eq!(account["jobs"][0]["job"], job.as_str(), "{account:#}");
+    assert_eq!(account["jobs"][0]["steps_lost"], 0, "{account:#}");
+    for struck in met(&account, "pause-node") {
+        assert!(struck["paused_seconds"].as_f64().is_some_and(|seconds| seconds >= 0.5), "{struck:#}");
+    }
+    cluster.wait_for_state(&job, "succeeded");
+}
+
+#[test]
+fn a_wrong_schedule_is_refused_before_anything_starts() {
+    let (running, scratch) = short().with(&["--chaos", "kill-rank every 3s, kil-node at 4s"]).start();
+    let words = ["item 2 \"kil-node at 4s\": there is no fault \"kil-node\"", "kill-node"];
+    let document = running.wait().expect(2).says(&words).json();
+    assert_eq!(document["error"]["code"], "invalid");
+    assert!(!scratch.path().join("out").exists());
+    let (running, _scratch) = short().with(&["--seed", "3"]).start();
+    running.wait().expect(2).says(&["--chaos"]);
+    let nowhere = tempfile::tempdir().expect("a temporary folder");
+    let dir = nowhere.path().to_str().expect("UTF-8");
+    run(["chaos", "kill-rank every", "--cluster", dir]).expect(2).says(&["no time after \"every\""]);
+    run(["chaos", "kill-rank every 3s", "--cluster", dir]).expect(3).says(&["no local cluster runs", "stoke up"]);
+}
