@@ -462,9 +462,9 @@ async fn a_spec_without_ranks_gets_one_a_node_and_its_key_holds_when_nodes_come(
     let id = submit(&user, "nightly").await;
     let second = FakeNode::connect(&FakeNode::join(&user, address).await, address).await;
     assert_eq!(submit(&user, "nightly").await, id);
-    assert_eq!(job(&user, id).await.world_sizes.0, [1]);
+    assert_eq!(job(&user, id).await.placement.len(), 1);
     let wide = submit(&user, "wide").await;
-    assert_eq!(job(&user, wide).await.world_sizes.0, [2]);
+    assert_eq!(job(&user, wide).await.placement.len(), 2);
     drop((first, second));
     running.stop().await;
 }

@@ -182,7 +182,7 @@ impl Blows {
         let Found { text, actors } = found?;
         let pids: Vec<u32> = actors.iter().map(|actor| actor.pid).collect();
         if fault.is_pause() {
-            if !actors.iter().fold(false, |any, actor| actor.signal(Signal::STOP) || any) {
+            if actors.iter().filter(|actor| actor.signal(Signal::STOP)).count() == 0 {
                 return Err(format!("{text} ended before it was struck"));
             }
             self.paused.push(Paused { index, until, actors });

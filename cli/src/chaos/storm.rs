@@ -103,18 +103,19 @@ impl Storm {
         loop {
             let now = self.began.elapsed();
             let due = self.plan.borrow_mut().take(now);
-            let mut blows = self.blows.borrow_mut();
-            blows.look(now);
-            if let Some(strike) = due {
-                let newest = self.newest_checkpoint();
-                match blows.strike(now, strike, newest.as_deref()) {
-                    Ok(struck) => note(&line(struck)),
-                    Err(failure) => return failure,
+            let idle = {
+                let mut blows = self.blows.borrow_mut();
+                blows.look(now);
+                if let Some(strike) = due {
+                    let newest = self.newest_checkpoint();
+                    match blows.strike(now, strike, newest.as_deref()) {
+                        Ok(struck) => note(&line(struck)),
+                        Err(failure) => return failure,
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let idle = blows.is_over();
-            drop(blows);
+                blows.is_over()
+            };
             let next = self.plan.borrow().due();
             let wait = next.map_or(LOOK_EVERY, |next| next.saturating_sub(now));
             tokio::time::sleep(if idle { wait } else { wait.min(TICK) }).await;

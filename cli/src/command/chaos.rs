@@ -65,7 +65,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let interrupted = stop_signal()?;
     let storm = Storm::new(&folder, &schedule, args.seed.unwrap_or_else(fresh_seed), None);
     let ended = tokio::select! {
-        failure = rage(Some(&storm), |text| eprintln!("{text}")) => return Err(failure),
+        failure = rage(Some(&storm), |text| output::say(text)) => return Err(failure),
         () = tokio::time::sleep(args.duration) => Exit::Ok,
         () = interrupted => Exit::Interrupted,
     };
