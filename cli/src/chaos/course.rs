@@ -129,6 +129,10 @@ impl Course {
         let elastic = found.iter().filter(|recovery| recovery.survived).filter_map(|recovery| recovery.resumed.clone());
         let mut redone: Vec<u64> = elastic.map(|resumed| resumed.at_ms).collect();
         redone.dedup();
+        // Several that ended before one went on were rolled back once.
+        let rolled_back =
+            found.iter().filter_map(|recovery| Some((recovery.resumed.as_ref()?.at_ms, self.lost(recovery))));
+        let rolled_back: BTreeMap<u64, u64> = rolled_back.collect();
         let mut still: Vec<(u64, u64)> = self.late_reports();
         still.extend(found.iter().map(|recovery| standstill(recovery, struck_ms, end_ms)));
         Losses {
@@ -136,7 +140,7 @@ impl Course {
             reason: self.view.reason.clone(),
             recoveries: self.view.recoveries - self.recoveries_before.min(self.view.recoveries),
             steps_redone: redone.len() as u64,
-            steps_lost: found.iter().map(|recovery| self.lost(recovery)).sum(),
+            steps_lost: rolled_back.values().sum(),
             samples_lost: outcome.map(|outcome| (outcome.step.0 * batch).saturating_sub(outcome.samples)),
             training_ms: end_ms - begin_ms,
             standstill_ms: covered(still, begin_ms, end_ms),
@@ -307,8 +311,9 @@ mod tests {
         let lines = [
             (1_000, "g1 goes on at step-0"),
             (2_000, "g1 ended: rank-0 on n1 was killed"),
+            (2_005, "g2 ended: rank-1 on n2 was killed"),
             (2_010, "queued again, attempt 2 of 3"),
-            (2_500, "g2 goes on at step-30"),
+            (2_500, "g3 goes on at step-30"),
         ];
         let mut course = Course::new(0, &seen(&[], 0));
         course.see(1_900, &seen(&lines[..1], 42));
