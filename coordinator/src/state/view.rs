@@ -92,7 +92,11 @@ impl Control {
             gpus_used: node.used.gpus,
             ranks: node.held.keys().map(|id| (id.job, id.rank)).collect::<List<_>>(),
             cpu_load: heartbeat.map_or(0.0, |heartbeat| heartbeat.cpu_used),
-            silent_ms: lease.map_or(0, |lease| self.now.mono.since_ms(lease.heard)),
+            // A node without a lease is lost since the last change.
+            silent_ms: match lease {
+                Some(lease) => self.now.mono.since_ms(lease.heard),
+                None => self.now.wall.0.saturating_sub(node.changed.0),
+            },
         }
     }
 
@@ -107,9 +111,17 @@ impl Control {
     pub(super) fn explanation(&self, job: &Job) -> Explanation {
         let nodes = match job.state {
             JobState::Queued => explain(&self.view(), &job.ask),
-            _ => Vec::new(),
+            _ => self.silent_nodes(job),
         };
         Explanation { job: Box::new(self.job_view(job)), nodes: nodes.into(), events: job.timeline.lines().into() }
+    }
+
+    /// Nodes of a job's ranks that are not heard of.
+    fn silent_nodes(&self, job: &Job) -> Vec<(NodeId, String)> {
+        let ranks = job.run.iter().filter(|_| job.is_active()).flat_map(|run| run.ranks.values());
+        let silent: std::collections::BTreeSet<NodeId> =
+            ranks.map(|rank| rank.node).filter(|node| !self.liveness.live().contains(node)).collect();
+        silent.into_iter().map(|node| (node, "is silent, and carries a rank of this job".to_owned())).collect()
     }
 
     /// Where the logs of a job's ranks are, of the last ones that are gone too; with the session of the node, if it has one.

@@ -9,6 +9,9 @@ use stoke_protocol::message::rank::Progress;
 /// Between two reports.
 const EVERY: Duration = Duration::from_millis(500);
 
+/// Between two lines of the log.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
 /// What a step consists of.
 #[derive(Clone, Copy)]
 pub enum Part {
@@ -24,6 +27,7 @@ pub struct Meter {
     lap: Instant,
     reported: Instant,
     reported_step: u64,
+    logged: Instant,
     parts: [Duration; 3],
     last: Option<Applied>,
     /// When the first step of this process was committed, and which it was.
@@ -40,6 +44,7 @@ impl Meter {
             lap: now,
             reported: now,
             reported_step: step,
+            logged: now,
             parts: [Duration::ZERO; 3],
             last: None,
             first: None,
@@ -73,6 +78,15 @@ impl Meter {
     pub fn samples_per_second(&self, step: u64) -> f64 {
         self.first
             .map_or(0.0, |(at, first)| ((step - first) * self.batch) as f64 / at.elapsed().as_secs_f64().max(1e-6))
+    }
+
+    /// Whether the log should have a line again.
+    pub fn is_log_due(&mut self) -> bool {
+        let due = self.logged.elapsed() >= LOG_EVERY;
+        if due {
+            self.logged = Instant::now();
+        }
+        due
     }
 
     /// A report, if it is time for one or the last step is done. `step` steps were applied.

@@ -226,6 +226,10 @@ impl Trainer {
         while self.step < self.plan.steps {
             let all_told = self.step(generation, exchange, &mut sums, &work.orders)?;
             if let Some(progress) = self.meter.due(generation, self.step) {
+                if place.position == 0 && self.meter.is_log_due() {
+                    let Progress { loss, accuracy, samples_per_second, .. } = progress;
+                    tracing::info!(step = self.step, loss, accuracy, samples_per_second, "training");
+                }
                 (work.tell)(Told::Progress(progress));
             }
             if is_due(&work.spec, self.step, self.plan.steps) {
