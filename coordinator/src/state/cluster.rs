@@ -477,7 +477,7 @@ impl Cluster {
                 let words = format!("checkpoint at {step} was not written by {}: {error}", id.rank);
                 job.not_stored(scene, id, (*generation, *step), words);
             }
-            RankEvent::Finished { outcome, .. } => job.finished(scene, id, outcome.clone()),
+            RankEvent::Finished { generation, outcome } => job.finished(scene, id, *generation, outcome.clone()),
             RankEvent::Failed { error, permanent } => job.failed(scene, id, error, *permanent),
             RankEvent::Exited { exit } => {
                 let end = match exit {

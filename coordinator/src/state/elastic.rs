@@ -137,6 +137,7 @@ impl Job {
         if generation != run.generation || run.members.first() != Some(&id) {
             return;
         }
+        self.struck = false;
         if self.reached.is_some_and(|reached| step > reached) {
             self.failures = 0;
         }
@@ -239,7 +240,7 @@ impl Job {
         let enough = run.members.iter().filter(|id| run.is_live(**id)).count() >= least;
         if running && !members {
             self.turned_away += 1;
-        } else if fault {
+        } else if fault && !std::mem::replace(&mut self.struck, true) {
             self.failures += 1;
         }
         if !running || members && (!enough || self.is_spent(scene.bug)) {

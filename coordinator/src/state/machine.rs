@@ -86,6 +86,8 @@ pub struct Job {
     pub doomed: bool,
     /// Failures since it last got further.
     pub failures: u32,
+    /// Whether a failure was counted since it went on last: ranks that die together, or before the others have gone on, are one failure.
+    pub struck: bool,
     /// How often a generation ended because of a loss.
     pub recoveries: u32,
     /// Ranks that were added in a row and did not become members. The others go on without them.
@@ -138,6 +140,7 @@ impl Job {
             state: JobState::Queued,
             doomed: false,
             failures: 0,
+            struck: false,
             recoveries: 0,
             turned_away: 0,
             reached: None,
@@ -214,14 +217,22 @@ impl Job {
             committing: None,
             committed: None,
         });
-        (self.state, self.reason) = (JobState::Starting, String::new());
+        (self.state, self.reason, self.struck) = (JobState::Starting, String::new(), false);
         self.place(scene, ranks);
     }
 
     pub(super) fn place(&mut self, scene: &mut Scene<'_>, places: impl Iterator<Item = (Rank, NodeId)>) {
         for (rank, node) in places {
             let id = RankId { job: self.id, generation: self.generation, rank };
-            let placed = RankRun { node, address: None, outcome: None, leaving: false, parting: false, gone: false };
+            let placed = RankRun {
+                node,
+                address: None,
+                outcome: None,
+                finished: None,
+                leaving: false,
+                parting: false,
+                gone: false,
+            };
             let run = self.run.as_mut().expect("a job with ranks has a run");
             run.ranks.insert(id, placed);
             scene.orders.push(Order::Send { node, message: ToNode::Start(self.start_rank(id)) });
@@ -240,7 +251,7 @@ impl Job {
     }
 
     /// A rank has trained to the last step.
-    pub fn finished(&mut self, scene: &mut Scene<'_>, id: RankId, outcome: Outcome) {
+    pub fn finished(&mut self, scene: &mut Scene<'_>, id: RankId, generation: Generation, outcome: Outcome) {
         let Some(run) = self.run.as_mut().filter(|_| self.state == JobState::Running) else { return };
         if !run.members.contains(&id) {
             return;
@@ -249,15 +260,20 @@ impl Job {
         // A later generation has no news of the outcome but the metrics of another first member.
         let known = rank.outcome.take().filter(|known| !known.metrics.is_empty() && *known != outcome);
         rank.outcome = Some(Outcome { metrics: known.map_or(outcome.metrics, |known| known.metrics), ..outcome });
+        rank.finished = Some(generation);
         self.conclude(scene);
     }
 
-    /// Ends well if every member has finished.
+    /// Ends well if every member has finished, and the held-out metrics are there: where the rank that evaluated is gone, the new first member
+    /// does it again.
     pub(super) fn conclude(&mut self, scene: &mut Scene<'_>) {
         let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return };
         let outcomes = run.members.iter().map(|id| run.ranks.get(id).and_then(|rank| rank.outcome.as_ref()));
         let Some(outcomes) = outcomes.collect::<Option<Vec<&Outcome>>>() else { return };
-        if outcomes.is_empty() {
+        let evaluated =
+            run.ranks.values().filter_map(|rank| rank.outcome.as_ref()).any(|done| !done.metrics.is_empty());
+        let first = run.members.first().and_then(|id| run.ranks.get(id)?.finished);
+        if outcomes.is_empty() || !(evaluated || first == Some(run.generation)) {
             return;
         }
         if let Some(difference) = differing(&run.members, &outcomes)

@@ -36,6 +36,8 @@ pub struct RankRun {
     pub node: NodeId,
     pub address: Option<SocketAddr>,
     pub outcome: Option<Outcome>,
+    /// The generation in which it has finished last.
+    pub finished: Option<Generation>,
     /// It is not wanted any more: it failed, was evicted or replaced.
     pub leaving: bool,
     /// It leaves between two steps, and the others wait for it until then.

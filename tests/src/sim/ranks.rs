@@ -351,6 +351,11 @@ impl World {
         let begun_here = restored == Some(at) && at < plan.steps;
         if plan.is_due(at) && !committed && !begun_here {
             self.store_shards(job, generation);
+        } else if at == plan.steps {
+            // A rank that has finished says so again: the first member may be another one.
+            for member in self.gangs[&(job, generation)].members.clone() {
+                self.act_after(1, member, Act::Finish);
+            }
         }
         self.after(10, Happening::GangStep { job, generation });
     }

@@ -182,6 +182,25 @@ fn failures_without_getting_further_are_bounded() {
 }
 
 #[test]
+fn ranks_that_die_together_are_one_failure() {
+    let (mut world, job, [first, second]) = running();
+    world.report(first, id(job, 1, 0), resumed(1, 3));
+    world.report(second, id(job, 1, 1), exited(1));
+    world.report(first, id(job, 1, 0), exited(1));
+    assert_eq!(world.control.cluster().jobs().get(job).unwrap().failures, 1);
+}
+
+#[test]
+fn a_job_whose_evaluating_rank_is_gone_waits_for_the_metrics_of_the_next_one() {
+    let (mut world, job, [first, second]) = running();
+    world.report(second, id(job, 1, 1), outcome(1));
+    world.report(first, id(job, 1, 0), exited(1));
+    assert_eq!(world.state(job), JobState::Running);
+    world.report(second, id(job, 1, 1), finished(2, 1));
+    assert_eq!(world.state(job), JobState::Succeeded);
+}
+
+#[test]
 fn a_gang_that_cannot_start_for_good_is_not_tried_again() {
     let mut world = World::new();
     let (_, session) = world.node(1);
