@@ -100,6 +100,10 @@ impl Job {
         run.committed = Some(step);
         run.committing.take_if(|committing| *committing <= step);
         run.prepared.retain(|prepared, _| *prepared > step);
+        if self.reached.is_some_and(|reached| step > reached) {
+            self.failures = 0;
+        }
+        self.reached = self.reached.max(Some(step));
         for (id, rank) in run.ranks.iter().filter(|(_, rank)| !rank.gone) {
             let keep = kept.clone().into();
             scene.orders.push(Order::Send { node: rank.node, message: ToNode::Committed { id: *id, step, keep } });

@@ -280,6 +280,11 @@ impl Trainer {
         let (train, step) = (&mut self.train, self.step);
         let applied = self.beat.piece(|| train.apply(step, sum))?;
         self.meter.lap(Part::Apply);
+        if applied.samples != self.plan.batch as u64 {
+            // I20: a sample that was left out or taken twice.
+            let (counted, batch) = (applied.samples, self.plan.batch);
+            return Err(Failure::Error(format!("step {step} summed {counted} samples of a batch of {batch}")));
+        }
         self.step += 1;
         self.loss = applied.loss as f32;
         self.meter.stepped(&applied, self.step);
