@@ -195,7 +195,7 @@ impl Job {
     pub fn gone(&mut self, scene: &mut Scene<'_>, ids: &[RankId], mut how: &str, end: End) {
         let active = self.is_active();
         let Some(run) = &mut self.run else { return };
-        let (mut lost, mut words, mut waited_for) = (Vec::new(), Vec::new(), false);
+        let (mut lost, mut words, mut waited_for, mut done) = (Vec::new(), Vec::new(), false, false);
         for id in ids {
             let Some(rank) = run.ranks.get_mut(id).filter(|rank| !rank.gone) else { continue };
             rank.gone = true;
@@ -204,6 +204,7 @@ impl Job {
             how = if rank.parting && end == End::Left { "has left" } else { how };
             let (finished, leaving) = (rank.outcome.is_some(), rank.leaving);
             waited_for |= rank.parting && end != End::Left;
+            done |= finished && run.members.contains(id);
             if !finished {
                 run.ranks.remove(id);
             }
@@ -219,10 +220,10 @@ impl Job {
         if !lost.is_empty() {
             self.lose(scene, &lost, &reason, end != End::Machine);
         } else if !self.state.is_terminal() {
-            self.note(scene, reason);
-            if waited_for && self.state == JobState::Running {
-                // The step at which it was to leave will not be complete.
-                self.regroup(scene, false);
+            self.note(scene, reason.clone());
+            if (waited_for || done) && self.state == JobState::Running {
+                // The step at which it was to leave will not be complete; or another one is to evaluate.
+                self.go_on(scene, &reason);
             }
         }
         self.settle(scene);
@@ -262,11 +263,25 @@ impl Job {
         self.failures >= self.attempts_max && bug != Some(PlantedBug::AttemptsUnbounded)
     }
 
+    /// Those who live go on, if there are any.
+    fn go_on(&mut self, scene: &mut Scene<'_>, reason: &str) {
+        let live = self.run.as_ref().is_some_and(|run| run.members.iter().any(|id| run.is_live(*id)));
+        if live {
+            self.regroup(scene, false);
+            self.conclude(scene);
+        } else {
+            self.recover(scene, reason.to_owned());
+        }
+    }
+
     /// Another generation of the same processes. Planned: everybody of the one before lives.
     fn regroup(&mut self, scene: &mut Scene<'_>, planned: bool) {
         self.generation = self.generation.next();
         let Some(run) = &mut self.run else { return };
         let before = std::mem::replace(&mut run.generation, self.generation);
+        // Members that have finished and are gone have no part in it; what they said counts still.
+        let ranks = &run.ranks;
+        run.members.retain(|id| ranks.get(id).is_some_and(|rank| !rank.gone));
         run.lost.clear();
         // What was stored of a checkpoint by other members does not fit together with what these store.
         if scene.bug != Some(PlantedBug::ShardsUnfenced) {

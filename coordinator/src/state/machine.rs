@@ -268,15 +268,20 @@ impl Job {
     /// does it again.
     pub(super) fn conclude(&mut self, scene: &mut Scene<'_>) {
         let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return };
-        let outcomes = run.members.iter().map(|id| run.ranks.get(id).and_then(|rank| rank.outcome.as_ref()));
-        let Some(outcomes) = outcomes.collect::<Option<Vec<&Outcome>>>() else { return };
+        let has_finished = |id: &RankId| run.ranks.get(id).is_some_and(|rank| rank.outcome.is_some());
+        if run.members.is_empty() || !run.members.iter().all(has_finished) {
+            return;
+        }
+        // Also of members that have finished and are gone.
+        let done = run.ranks.iter().filter_map(|(id, rank)| Some((*id, rank.outcome.as_ref()?)));
+        let (ids, outcomes): (Vec<RankId>, Vec<&Outcome>) = done.unzip();
         let evaluated =
             run.ranks.values().filter_map(|rank| rank.outcome.as_ref()).any(|done| !done.metrics.is_empty());
         let first = run.members.first().and_then(|id| run.ranks.get(id)?.finished);
         if outcomes.is_empty() || !(evaluated || first == Some(run.generation)) {
             return;
         }
-        if let Some(difference) = differing(&run.members, &outcomes)
+        if let Some(difference) = differing(&ids, &outcomes)
             && scene.bug != Some(PlantedBug::DigestsUncompared)
         {
             self.doomed = true;
@@ -327,7 +332,7 @@ impl Job {
                 send(ToNode::Start(self.start_rank(id)));
             }
             (JobState::Starting, Some(_)) => {}
-            (JobState::Running, Some((run, rank))) if !rank.leaving => {
+            (JobState::Running, Some((run, rank))) if !rank.leaving && !rank.gone => {
                 if let Some(step) = run.committed {
                     send(ToNode::Committed { id, step, keep: kept.into() });
                 }
