@@ -7,7 +7,7 @@
 //! Times are the coordinator's, in milliseconds after the kill; the step that is done again is not in them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,10 +18,12 @@ const KILLS: usize = 30;
 const KILL_EVERY: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A job of half a minute that takes this long hangs.
+const JOB_MAX: Duration = Duration::from_secs(300);
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned();
-    let stoke = build(&root);
+    let stoke = stoke_tests::binary::build(&root);
     let spec = root.join("jobs/specs/domains.toml");
     let cluster = Cluster::up(&stoke);
     latencies(&cluster, &spec);
@@ -164,6 +166,7 @@ impl<'a> Cluster<'a> {
                 return (begun.elapsed().as_secs_f64(), found["outcome"]["weights_blake3"].clone(), kills);
             }
             assert_ne!(found["state"], "failed", "{found:#}");
+            assert!(begun.elapsed() < JOB_MAX, "{job} does not end: {found:#}");
             if kill_every.is_some_and(|every| killed.elapsed() >= every)
                 && let Some(victim) = self.ranks().get(kills % NODES)
             {
@@ -179,18 +182,4 @@ impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         drop(Command::new(self.stoke).arg("--cluster").arg(self.dir()).arg("down").output());
     }
-}
-
-/// Builds the binary and finds it.
-fn build(root: &Path) -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--bin", "stoke", "--message-format=json"])
-        .current_dir(root)
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("run cargo");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-    executables.next_back().expect("cargo names the binary that it built")
 }

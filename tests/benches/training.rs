@@ -17,7 +17,7 @@ const STEPS: u64 = 150;
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned();
-    let stoke = build(&root);
+    let stoke = stoke_tests::binary::build(&root);
     let python = python();
     if python.is_none() {
         println!("no PyTorch here (jobs/reference/setup.sh makes it): our figures only");
@@ -168,18 +168,4 @@ fn python() -> Option<PathBuf> {
     let named = std::env::var_os("STOKE_TORCH_PYTHON").map(PathBuf::from);
     let usual = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/stoke-torch/bin/python"));
     named.or(usual).filter(|path| path.exists())
-}
-
-/// Builds the binary and finds it.
-fn build(root: &Path) -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--bin", "stoke", "--message-format=json"])
-        .current_dir(root)
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("run cargo");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-    executables.next_back().expect("cargo names the binary that it built")
 }
