@@ -25,6 +25,7 @@ mod settings;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod weather;
 
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub use gate::{Accepted, JoinAttempt};
 pub use io::Io;
 pub use settings::{PathMtu, Settings};
 pub use socket::{SOCKET_BUFFER_BYTES, SocketBuffers, interface_mtu, socket_buffers};
+pub use weather::{Cut, WEATHER_VARIABLE, read_weather, write_weather};
 
 /// What a simulator implements to carry packets itself; see [`Bind::Socket`].
 pub use quinn::{AsyncUdpSocket, UdpPoller, udp};

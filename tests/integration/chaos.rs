@@ -72,6 +72,19 @@ fn a_coordinator_and_a_node_that_are_killed_change_no_bit() {
     assert_eq!(summary["restarts"], 2, "{summary:#}");
 }
 
+/// Both ways between each node and all others, in turn: short enough to keep the lease, and long enough to lose the node.
+#[test]
+fn nodes_that_are_cut_off_change_no_bit() {
+    let schedule = "partition-node at 2s for 1s, partition-node at 5s for 6s";
+    let (running, _scratch) = short().with(&["--chaos", schedule, "--seed", "3"]).start();
+    let ended = running.wait().expect(0).says(&["chaos: partition-node: node-", "for 6.0s"]);
+    let summary = ended.json();
+    same_weights_without_a_loss(&summary);
+    let cut = met(&summary["chaos"], "partition-node");
+    assert!(!cut.is_empty(), "{summary:#}");
+    assert!(summary["chaos"]["recoveries"].as_u64().is_some_and(|count| count > 0), "{summary:#}");
+}
+
 /// A run that has lost every rank begins again from a checkpoint; a damaged one is not it.
 #[test]
 fn damage_and_the_loss_of_all_ranks_cost_steps_and_no_bit() {

@@ -1,19 +1,21 @@
-//! Faults, carried out. Owns every pause until it is over (a paused process goes on whatever ends this one but `kill -9`) and the list of what
-//! was done; decides neither when nor whom by itself: the plan's draw does.
+//! Faults, carried out. Owns every pause and partition until it is over (whatever ends this process but `kill -9`; a partition ends by itself
+//! even then) and the list of what was done; decides neither when nor whom by itself: the plan's draw does.
 
 use std::fs::OpenOptions;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use stoke_node::checkpoint::{self, CheckpointError};
+use stoke_protocol::transport::{Cut, read_weather, write_weather};
 
 use super::cast::{Actor, Cast};
 use super::plan::Strike;
 use super::schedule::Fault;
 use crate::failure::Failure;
-use crate::local::folder::Folder;
+use crate::local::folder::{Folder, node_index, node_ip};
 use crate::output;
 
 /// A fault that was due, and what came of it as far as the processes tell.
@@ -26,11 +28,11 @@ pub struct Struck {
     pub fault: Fault,
     /// Whom it met; none when nobody was there.
     pub victim: Option<Victim>,
-    /// How long a pause was meant to last.
+    /// How long a pause or partition was meant to last.
     pub hold: Duration,
     /// The supervisor had the process running again after this long.
     pub back_after: Option<Duration>,
-    /// A paused process went on after this long.
+    /// A paused process went on, or a partition was over, after this long.
     pub resumed_after: Option<Duration>,
     /// Why it met nobody, or what became of a damaged checkpoint.
     pub remark: Option<String>,
@@ -48,16 +50,23 @@ pub struct Victim {
 pub struct Blows {
     folder: Folder,
     struck: Vec<Struck>,
-    paused: Vec<Paused>,
+    held: Vec<Held>,
     awaited: Vec<Awaited>,
     damaged: Vec<Damaged>,
 }
 
-/// Goes on when this is dropped.
-struct Paused {
+/// A pause or partition; over when this is dropped.
+struct Held {
     index: usize,
     until: Duration,
     actors: Vec<Actor>,
+    partition: Option<Partition>,
+}
+
+/// One node's, in the file that all processes of the cluster look at.
+struct Partition {
+    weather: PathBuf,
+    cut: Cut,
 }
 
 /// A process that the supervisor starts again.
@@ -72,17 +81,38 @@ struct Damaged {
     uri: String,
 }
 
-impl Drop for Paused {
+impl Drop for Held {
     fn drop(&mut self) {
-        for actor in &self.actors {
-            actor.signal(Signal::CONT);
+        match &self.partition {
+            Some(partition) => partition.heal(),
+            None => {
+                for actor in &self.actors {
+                    actor.signal(Signal::CONT);
+                }
+            }
         }
+    }
+}
+
+impl Partition {
+    fn begin(&self) -> std::io::Result<()> {
+        let mut cuts = read_weather(&self.weather);
+        cuts.retain(|cut| cut.address != self.cut.address);
+        cuts.push(self.cut);
+        write_weather(&self.weather, &cuts)
+    }
+
+    fn heal(&self) {
+        let mut cuts = read_weather(&self.weather);
+        cuts.retain(|cut| *cut != self.cut);
+        // A cut that could not be removed ends at its time.
+        let _ = write_weather(&self.weather, &cuts);
     }
 }
 
 impl Blows {
     pub fn new(folder: Folder) -> Self {
-        Self { folder, struck: Vec::new(), paused: Vec::new(), awaited: Vec::new(), damaged: Vec::new() }
+        Self { folder, struck: Vec::new(), held: Vec::new(), awaited: Vec::new(), damaged: Vec::new() }
     }
 
     pub fn struck(&self) -> &[Struck] {
@@ -106,7 +136,7 @@ impl Blows {
         let index = self.struck.len() - 1;
         let met = match strike.fault {
             Fault::CorruptShard => self.corrupt(index, strike.draw, newest),
-            fault => self.meet(index, now + strike.hold, victims(cast, fault, strike.draw, &self.paused_pids()), fault),
+            fault => self.meet(index, now + strike.hold, victims(cast, fault, strike.draw, &self.held_pids()), fault),
         };
         match met {
             Ok(victim) => self.struck[index].victim = Some(victim),
@@ -118,10 +148,10 @@ impl Blows {
     /// Ends the pauses that are over, and sees who is back.
     pub fn look(&mut self, now: Duration) {
         let struck = &mut self.struck;
-        self.paused.retain(|paused| {
-            let over = paused.until <= now;
+        self.held.retain(|held| {
+            let over = held.until <= now;
             if over {
-                struck[paused.index].resumed_after = Some(now.saturating_sub(struck[paused.index].at));
+                struck[held.index].resumed_after = Some(now.saturating_sub(struck[held.index].at));
             }
             !over
         });
@@ -139,17 +169,17 @@ impl Blows {
         });
     }
 
-    /// Ends every pause now.
+    /// Ends every pause and partition now.
     pub fn resume(&mut self, now: Duration) {
-        for paused in &mut self.paused {
-            paused.until = now;
+        for held in &mut self.held {
+            held.until = now;
         }
         self.look(now);
     }
 
     /// Whether everybody who was struck is back.
     pub fn is_over(&self) -> bool {
-        self.paused.is_empty() && self.awaited.is_empty()
+        self.held.is_empty() && self.awaited.is_empty()
     }
 
     /// Reads what was damaged: a flipped byte must be found. Blocks, reading whole checkpoints.
@@ -168,8 +198,8 @@ impl Blows {
         }
     }
 
-    fn paused_pids(&self) -> Vec<u32> {
-        self.paused.iter().flat_map(|paused| &paused.actors).map(|actor| actor.pid).collect()
+    fn held_pids(&self) -> Vec<u32> {
+        self.held.iter().flat_map(|held| &held.actors).map(|actor| actor.pid).collect()
     }
 
     fn meet(
@@ -181,11 +211,16 @@ impl Blows {
     ) -> Result<Victim, String> {
         let Found { text, actors } = found?;
         let pids: Vec<u32> = actors.iter().map(|actor| actor.pid).collect();
-        if fault.is_pause() {
+        if fault == Fault::PartitionNode {
+            let partition = self.partition(&actors, until.saturating_sub(self.struck[index].at))?;
+            self.held.push(Held { index, until, actors, partition: Some(partition) });
+            return Ok(Victim { text, pids });
+        }
+        if fault.lasts() {
             if actors.iter().filter(|actor| actor.signal(Signal::STOP)).count() == 0 {
                 return Err(format!("{text} ended before it was struck"));
             }
-            self.paused.push(Paused { index, until, actors });
+            self.held.push(Held { index, until, actors, partition: None });
             return Ok(Victim { text, pids });
         }
         // An agent goes first, so that it tells nobody of the end of its ranks.
@@ -199,6 +234,20 @@ impl Blows {
             self.awaited.push(Awaited { index, name: actor.name.clone(), killed: actor.pid });
         }
         if hit == 0 { Err(format!("{text} ended before it was struck")) } else { Ok(Victim { text, pids }) }
+    }
+
+    /// Cuts off the node of these processes.
+    fn partition(&self, actors: &[Actor], hold: Duration) -> Result<Partition, String> {
+        let address = self.folder.read_state().map(|state| state.address).unwrap_or_default();
+        if address.parse::<SocketAddr>().is_ok_and(|address| address.is_ipv6()) {
+            return Err(format!("the coordinator is at {address}: partitions are on IPv4 only"));
+        }
+        let index = actors.first().and_then(|agent| node_index(&agent.name)).ok_or("no node was there")?;
+        let until_ms = output::now_ms().saturating_add(u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));
+        let cut = Cut { address: node_ip(index).into(), until_ms };
+        let partition = Partition { weather: self.folder.weather(), cut };
+        partition.begin().map_err(|error| format!("write {}: {error}", partition.weather.display()))?;
+        Ok(partition)
     }
 
     /// Flips a bit of a shard in the newest checkpoint.
@@ -225,9 +274,9 @@ struct Found {
     actors: Vec<Actor>,
 }
 
-/// Whom the draw picks among those who are there. Who is paused already is not paused again.
-fn victims(cast: Cast, fault: Fault, draw: u64, paused: &[u32]) -> Result<Found, String> {
-    let free = |actor: &&Actor| !fault.is_pause() || !paused.contains(&actor.pid);
+/// Whom the draw picks among those who are there. Who is paused or cut off already is not again.
+fn victims(cast: Cast, fault: Fault, draw: u64, held: &[u32]) -> Result<Found, String> {
+    let free = |actor: &&Actor| !fault.lasts() || !held.contains(&actor.pid);
     match fault {
         Fault::KillRank | Fault::PauseRank => {
             let pid = pick(cast.ranks.iter().filter(free).collect(), draw).ok_or("no rank was there")?.pid;
@@ -239,7 +288,7 @@ fn victims(cast: Cast, fault: Fault, draw: u64, paused: &[u32]) -> Result<Found,
             let ranks = output::count(cast.ranks.len() as u64, "rank");
             Ok(Found { text: format!("all {ranks}"), actors: cast.ranks })
         }
-        Fault::KillNode | Fault::PauseNode => {
+        Fault::KillNode | Fault::PauseNode | Fault::PartitionNode => {
             let agents = cast.busy_agents().into_iter().filter(free).collect();
             let name = pick(agents, draw).ok_or("no node was there")?.name.clone();
             let of_node = |actor: &Actor| actor.name == name;

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 
 /// Faults that follow each other faster than this find nobody who is back from the last one.
 const PERIOD_MIN: Duration = Duration::from_millis(100);
-/// A pause without `for`: shorter than a lease, longer than anything in a step.
+/// A pause or partition without `for`: shorter than a lease, longer than anything in a step.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Items of a schedule: each has random numbers of its own.
 const ITEMS_MAX: usize = 64;
@@ -32,6 +32,8 @@ pub enum Fault {
     PauseRank,
     PauseNode,
     PauseCoordinator,
+    /// No packet between a node and the coordinator or other nodes.
+    PartitionNode,
     /// A byte of a shard of the newest committed checkpoint.
     CorruptShard,
 }
@@ -47,7 +49,7 @@ pub struct Schedule {
 pub struct Item {
     pub fault: Fault,
     pub when: When,
-    /// How long a pause lasts; zero for what is no pause.
+    /// How long a pause or partition lasts; zero for what is over at once.
     pub hold: Duration,
 }
 
@@ -58,7 +60,7 @@ pub enum When {
 }
 
 impl Fault {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::KillRank,
         Self::KillAllRanks,
         Self::KillNode,
@@ -66,6 +68,7 @@ impl Fault {
         Self::PauseRank,
         Self::PauseNode,
         Self::PauseCoordinator,
+        Self::PartitionNode,
         Self::CorruptShard,
     ];
 
@@ -78,13 +81,15 @@ impl Fault {
             Self::PauseRank => "pause-rank",
             Self::PauseNode => "pause-node",
             Self::PauseCoordinator => "pause-coordinator",
+            Self::PartitionNode => "partition-node",
             Self::CorruptShard => "corrupt-shard",
         }
     }
 
-    pub fn is_pause(self) -> bool {
+    /// Whether it is over after a time: a pause or a partition.
+    pub fn lasts(self) -> bool {
         match self {
-            Self::PauseRank | Self::PauseNode | Self::PauseCoordinator => true,
+            Self::PauseRank | Self::PauseNode | Self::PauseCoordinator | Self::PartitionNode => true,
             Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillCoordinator | Self::CorruptShard => false,
         }
     }
@@ -92,7 +97,8 @@ impl Fault {
     /// Whether ranks that are hit stop stepping.
     pub fn is_of_ranks(self) -> bool {
         match self {
-            Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::PauseRank | Self::PauseNode => true,
+            Self::KillRank | Self::KillAllRanks | Self::KillNode => true,
+            Self::PauseRank | Self::PauseNode | Self::PartitionNode => true,
             Self::KillCoordinator | Self::PauseCoordinator | Self::CorruptShard => false,
         }
     }
@@ -164,18 +170,23 @@ fn parse_item(item: &str) -> Result<Item, Problem> {
         }
     };
     let hold = match words[3..] {
-        [] if fault.is_pause() => PAUSE,
+        [] if fault.lasts() => PAUSE,
         [] => Duration::ZERO,
-        ["for", hold] if fault.is_pause() => {
+        ["for", hold] if fault.lasts() => {
             let mend = format!("write \"{name} {word} {time} for 2s\"");
             match duration(hold) {
                 Ok(hold) if hold > Duration::ZERO => hold,
-                Ok(_) => return problem("a pause of no time is none", mend),
+                Ok(_) => return problem("no time is none", mend),
                 Err(what) => return problem(what, mend),
             }
         }
         ["for"] => return problem("there is no time after \"for\"", format!("write \"{name} {word} {time} for 2s\"")),
-        ["for", _] => return problem(format!("{name} takes no `for`: only pauses last"), format!("write {example:?}")),
+        ["for", _] => {
+            return problem(
+                format!("{name} takes no `for`: only pauses and partitions last"),
+                format!("write {example:?}"),
+            );
+        }
         [other, ..] => {
             return problem(format!("{other:?} is too much"), "separate faults with commas".to_owned());
         }

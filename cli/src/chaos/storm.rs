@@ -180,7 +180,7 @@ async fn explain(client: &mut Client, job: JobId) -> Result<Explanation, Failure
 fn line(struck: &Struck) -> String {
     let fault = struck.fault.name();
     match (&struck.victim, &struck.remark) {
-        (Some(victim), _) if struck.fault.is_pause() => {
+        (Some(victim), _) if struck.fault.lasts() => {
             format!("chaos: {fault}: {} for {:.1}s", victim.text, struck.hold.as_secs_f64())
         }
         (Some(victim), _) => format!("chaos: {fault}: {}", victim.text),

@@ -24,6 +24,7 @@ The schedule is one or more of FAULT every TIME and FAULT at TIME, with commas o
   pause-rank         SIGSTOP, and SIGCONT after `for TIME` (2s if not given); so for the next two
   pause-node         an agent and its ranks
   pause-coordinator
+  partition-node     no packet between a node and the coordinator or other nodes, for `for TIME` (2s if not given)
   corrupt-shard      flips a bit of a shard of the newest committed checkpoint, and does not mend it
 Moments move a little by the seed: with `every` by up to a fifth of the period, with `at` by up to half a second. Who is struck is drawn too.
 

@@ -7,10 +7,12 @@
 //! DIR/node-1/ ...     one agent each
 //! DIR/logs/           coordinator.log, node-1.log, ..., supervisor.log
 //! DIR/pardons/        process ids that were killed on purpose: their deaths do not count as crashes
+//! DIR/weather         which nodes are cut off, and until when (`stoke chaos`)
 //! ```
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -155,6 +157,10 @@ impl Folder {
         let _ = std::fs::remove_dir_all(self.pardons());
     }
 
+    pub fn weather(&self) -> PathBuf {
+        self.dir.join("weather")
+    }
+
     fn pardons(&self) -> PathBuf {
         self.dir.join("pardons")
     }
@@ -175,6 +181,16 @@ impl Folder {
 
 pub fn node_name(index: u32) -> String {
     format!("node-{index}")
+}
+
+/// Each node has an address of the loopback to itself, 127.0.1.1 and on, so that one can be cut off from the others.
+pub fn node_ip(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 0)).saturating_add(index))
+}
+
+/// The node of that name.
+pub fn node_index(name: &str) -> Option<u32> {
+    name.strip_prefix("node-")?.parse().ok()
 }
 
 fn open_lock(path: &Path) -> std::io::Result<File> {

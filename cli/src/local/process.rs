@@ -8,6 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use stoke_protocol::transport::WEATHER_VARIABLE;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -20,6 +21,8 @@ pub struct Launch {
     pub name: String,
     pub arguments: Vec<String>,
     pub log: PathBuf,
+    /// Where it reads of partitions.
+    pub weather: PathBuf,
 }
 
 pub struct Running {
@@ -38,6 +41,7 @@ impl Launch {
         let mut child = Command::new(std::env::current_exe()?)
             .args(&self.arguments)
             .args(["--parent", &std::process::id().to_string()])
+            .env(WEATHER_VARIABLE, &self.weather)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use super::folder::{Folder, Process, State, node_name};
+use super::folder::{Folder, Process, State, node_ip, node_name};
 use super::keeper::{Happening, Keeper, Phase};
 use super::notice::{Listening, Notice};
 use super::process::Launch;
@@ -253,7 +253,12 @@ impl Supervisor {
         if let Some(metrics) = metrics {
             arguments.extend(strings(&["--metrics", &metrics]));
         }
-        Launch { name: "coordinator".into(), arguments, log: self.folder.log("coordinator") }
+        Launch {
+            name: "coordinator".into(),
+            arguments,
+            log: self.folder.log("coordinator"),
+            weather: self.folder.weather(),
+        }
     }
 
     /// Where our own nodes find the coordinator: one that listens on every address is no address to go to.
@@ -270,9 +275,10 @@ impl Supervisor {
 
     fn node_launch(&self, index: u32) -> Launch {
         let (name, dir) = (node_name(index), self.folder.node(index).display().to_string());
+        let ip = node_ip(index).to_string();
         let arguments =
-            strings(&["node", "--dir", &dir, "--coordinator", &self.reachable(), "--name", &name, "--ip", "127.0.0.1"]);
-        Launch { log: self.folder.log(&name), name, arguments }
+            strings(&["node", "--dir", &dir, "--coordinator", &self.reachable(), "--name", &name, "--ip", &ip]);
+        Launch { log: self.folder.log(&name), name, arguments, weather: self.folder.weather() }
     }
 
     /// The log of the process that made the start fail.

@@ -38,7 +38,7 @@ pub async fn join(dir: &Path, address: &str, token: &JoinToken, name: &str) -> R
     let mut last = JoinError::Address(format!("{address:?} has no address"));
     for address in addresses {
         let io = Io::thread("stoke-join")?;
-        let stranger = Endpoint::stranger(&io, any_port_towards(Some(address.ip())))?;
+        let stranger = Endpoint::stranger(&io, any_port_towards(Some(address.ip()), None))?;
         let wants = Wants::Node { name: name.to_owned() };
         match stranger.join(address, token, wants, KeyRequest::new()?).await {
             Ok(credentials) => {

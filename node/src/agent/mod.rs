@@ -95,7 +95,7 @@ impl Agent {
         let spawner = Processes::new(config.worker_command.clone(), logs.clone(), has_gpu);
         let environment = Environment {
             io: Io::thread("stoke-agent-net")?,
-            bind: session::any_port_towards(peer).into(),
+            bind: session::any_port_towards(peer, config.listen_ip).into(),
             spawner: Arc::new(spawner.map_err(StartError::Command)?),
             capacity,
             measure: true,

@@ -283,8 +283,15 @@ async fn meet(
     Ok(Dialled { connection, sender, receiver, welcome, heartbeat, lease })
 }
 
-/// The unspecified address of the family of `peer`, any port.
-pub(super) fn any_port_towards(peer: Option<IpAddr>) -> SocketAddr {
+/// The unspecified address of the family of `peer`, any port. On the loopback a node speaks from the address where its ranks listen: that
+/// is how nodes of one machine are told apart.
+pub(super) fn any_port_towards(peer: Option<IpAddr>, own: Option<IpAddr>) -> SocketAddr {
+    let both_loopback = |own: &IpAddr| {
+        own.is_loopback() && peer.is_some_and(|peer| peer.is_loopback() && peer.is_ipv4() == own.is_ipv4())
+    };
+    if let Some(own) = own.filter(both_loopback) {
+        return (own, 0).into();
+    }
     match peer {
         Some(IpAddr::V6(_)) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
         Some(IpAddr::V4(_)) | None => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),

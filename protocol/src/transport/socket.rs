@@ -14,6 +14,8 @@ use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::Interest;
 
+use super::weather::Weather;
+
 /// Asked of the kernel for each direction. Its default of 212 KiB loses packets at a few hundred MB/s; `net.core.rmem_max` and `wmem_max`
 /// cap what is given unless the process has CAP_NET_ADMIN.
 pub const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
@@ -87,13 +89,17 @@ fn enlarge_buffers(socket: &StdSocket) -> SocketBuffers {
 pub(super) struct Socket {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
+    /// The partitions of a local cluster, and the address that this socket is bound to.
+    weather: Option<(Arc<Weather>, IpAddr)>,
 }
 
 impl Socket {
     /// Must be called where a tokio runtime is entered.
     pub(super) fn new(socket: StdSocket) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
-        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state })
+        let own = socket.local_addr()?.ip().to_canonical();
+        let weather = Weather::of_process().map(|weather| (weather, own));
+        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state, weather })
     }
 }
 
@@ -103,6 +109,11 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let parted = |(weather, own): &(Arc<Weather>, IpAddr)| weather.parts(*own, transmit.destination.ip());
+        if self.weather.as_ref().is_some_and(parted) {
+            // As on a network: lost without a word. The other side drops its own.
+            return Ok(());
+        }
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let send_bytes = (SEND_BYTES_MAX / segment).max(1) * segment;
         // When a later part would block, the whole is sent again later: the receiver drops packets that it has seen.
