@@ -1,13 +1,15 @@
-//! Who is heard of: sessions, leases, and when a silent node is lost. Volatile: a restart forgets it and gives every node the failover grace.
+//! Who is heard of: sessions, leases, and when a silent node is lost. Volatile: a restart forgets it and gives every node the
+//! failover grace to come back in.
 //! It never frees anything by itself: it tells, and the telling is journalled (`Event::NodeLost`).
 //!
 //! | lease  | event                                  | next   |
 //! |--------|----------------------------------------|--------|
 //! | live   | nothing heard for `lease_ms`, or session closed | silent |
 //! | silent | heartbeat or frame in its session      | live   |
-//! | silent | nothing for `lost_grace_ms` more, failover grace over | lost: forgotten until its next hello |
+//! | silent | nothing for `lost_grace_ms` more; one that has not connected since the start: failover grace over | lost: forgotten until its next hello |
 //!
-//! H1 (I4): a lease is a hint. H2 (F17): nothing is lost before the failover grace after a start.
+//! H1 (I4): a lease is a hint. H2 (F17): a node that has not connected since the coordinator started is not lost before the failover
+//! grace: all of them have to reconnect first. One that has, and is silent again, is lost as ever.
 //! H3 (I5): a node has one session, the newest; words in another are not heard.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +30,7 @@ pub struct Timings {
     pub lease_ms: u64,
     /// Silent for so long on top, it is lost: its ranks are taken as gone.
     pub lost_grace_ms: u64,
-    /// After a start of the coordinator no node is lost before this: all of them have to reconnect first.
+    /// After its start the coordinator takes no node as lost before this that has not connected yet: all of them have to reconnect first.
     pub failover_grace_ms: u64,
     /// Ranks of a generation that are not all ready after this long are stopped, and the job is tried again: a process that hangs at its
     /// start must not hold a gang's room for ever.
@@ -64,6 +66,8 @@ pub struct Liveness {
 pub struct Lease {
     pub session: Option<SessionId>,
     pub incarnation: Incarnation,
+    /// Whether it has connected since the coordinator started (H2).
+    pub connected: bool,
     pub heard: Mono,
     pub heartbeat: Option<Heartbeat>,
 }
@@ -71,7 +75,7 @@ pub struct Lease {
 impl Liveness {
     /// Before any node has connected: those in `expected` have the grace to do so.
     pub fn new(timings: Timings, now: Mono, expected: impl Iterator<Item = (NodeId, Incarnation)>) -> Self {
-        let lease = |incarnation| Lease { session: None, incarnation, heard: now, heartbeat: None };
+        let lease = |incarnation| Lease { session: None, incarnation, connected: false, heard: now, heartbeat: None };
         Self {
             timings,
             started: now,
@@ -115,7 +119,7 @@ impl Liveness {
 
     /// A session has opened; gives the one that it replaces.
     pub fn open(&mut self, now: Mono, node: NodeId, session: SessionId, incarnation: Incarnation) -> Option<SessionId> {
-        let lease = Lease { session: Some(session), incarnation, heard: now, heartbeat: None };
+        let lease = Lease { session: Some(session), incarnation, connected: true, heard: now, heartbeat: None };
         let before = self.leases.insert(node, lease).and_then(|lease| lease.session).filter(|old| *old != session);
         before.map(|old| self.sessions.remove(&old));
         self.sessions.insert(session, node);
@@ -160,7 +164,7 @@ impl Liveness {
             if silent_ms >= lease_ms {
                 self.live.remove(node);
             }
-            if silent_ms >= lease_ms + lost_grace_ms && graced {
+            if silent_ms >= lease_ms + lost_grace_ms && (graced || lease.connected) {
                 lost.push((*node, lease.incarnation, lease.session));
             }
         }
@@ -196,10 +200,19 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_before_the_failover_grace() {
+    fn a_node_that_has_not_come_back_is_not_lost_before_the_failover_grace() {
         let mut liveness = liveness(30_000);
         assert!(liveness.tick(Mono(29_999)).is_empty());
         assert_eq!(liveness.tick(Mono(30_000)).len(), 1);
+    }
+
+    #[test]
+    fn a_node_that_came_back_and_is_silent_again_is_lost_within_the_failover_grace() {
+        let mut liveness = liveness(30_000);
+        liveness.open(Mono(1_000), NODE, SessionId(1), Incarnation(1));
+        liveness.close(SessionId(1));
+        assert!(liveness.tick(Mono(4_999)).is_empty());
+        assert_eq!(liveness.tick(Mono(5_000)), [(NODE, Incarnation(1), None)], "H2");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The coordinator's process: the real `Control` on a model log. Owns the hand-off that the real shell does with a thread: records gather while
 //! the disk is busy, effects wait until every record before them is durable, and a crash loses what was not. Restarts replay and compare.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stoke_coordinator::journal::{Log, ModelLog, Recovered};
 use stoke_coordinator::state::liveness::Timings;
@@ -11,7 +11,7 @@ use stoke_coordinator::state::{
 };
 use stoke_node::agent::state::Signed;
 use stoke_protocol::codec;
-use stoke_protocol::ids::LogIndex;
+use stoke_protocol::ids::{LogIndex, NodeId};
 use stoke_protocol::message::rank::RankId;
 
 use super::network::Side;
@@ -30,6 +30,8 @@ pub struct Coordinator {
     pub copy: bool,
     log: ModelLog,
     pub started: Ms,
+    /// Nodes that have connected in this life.
+    connected: BTreeSet<NodeId>,
     rate: f64,
     /// Records that the disk has not been given yet, and those that it is busy with.
     gathered: Vec<Record>,
@@ -144,6 +146,7 @@ impl World {
             copy,
             log,
             started: self.now,
+            connected: BTreeSet::new(),
             rate,
             gathered: Vec::new(),
             writing: Vec::new(),
@@ -174,8 +177,10 @@ impl World {
         let step = coordinator.control.step(now, input);
         let copy = coordinator.copy;
         if !copy {
-            let graced = now.mono.0 >= self.faults.failover_grace_ms;
-            self.oracle.after(&coordinator.control, before, &step.records, graced);
+            let (over, connected) = (now.mono.0 >= self.faults.failover_grace_ms, &coordinator.connected);
+            let graced = |node| over || connected.contains(&node);
+            self.oracle.after(&coordinator.control, before, &step.records, &graced);
+            coordinator.connected.extend(coordinator.control.liveness().live());
         }
         if !step.records.is_empty() {
             self.changed = true;

@@ -122,8 +122,14 @@ impl Oracle {
         Some(Before { job: job.clone(), why, report: id })
     }
 
-    /// What a step has recorded and changed.
-    pub fn after(&mut self, control: &Control, before: Option<Before>, records: &[Record], graced: bool) {
+    /// What a step has recorded and changed. `graced` tells which nodes may be taken as lost.
+    pub fn after(
+        &mut self,
+        control: &Control,
+        before: Option<Before>,
+        records: &[Record],
+        graced: &dyn Fn(NodeId) -> bool,
+    ) {
         if let Some(Before { job, why, report }) = before {
             let now = control.cluster().jobs().get(job.id);
             // Room that an exit has freed may let the same job be placed.
@@ -151,8 +157,10 @@ impl Oracle {
                         self.note("I16", || format!("{rank} of {job} is placed on {node}, which is silent"));
                     }
                 }
-                Event::NodeLost { node, .. } if !graced => {
-                    self.note("I4", || format!("{node} is taken as lost within the failover grace"));
+                Event::NodeLost { node, .. } if !graced(*node) => {
+                    self.note("I4", || {
+                        format!("{node} is taken as lost within the failover grace, and had not connected")
+                    });
                 }
                 _ => {}
             }
