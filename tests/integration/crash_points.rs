@@ -36,6 +36,7 @@ fn a_coordinator_killed_at_any_call_of_its_first_start_founds_its_cluster_at_the
         assert!(second.listens(), "killed at call {call}, it does not start again: {}", second.stderr());
         assert_eq!(folder.submit(&mut second, "key"), Some("job-1".into()), "killed at call {call}");
         if listened {
+            assert!(call > 10, "no fault was met");
             return;
         }
     }
@@ -122,9 +123,9 @@ impl Folder {
             None => plain,
             Some(fault) => {
                 let mut traced = Command::new("strace");
-                // Only the calls that are counted stop the process.
+                // Not with --seccomp-bpf: strace 6.1 then injects no signal.
                 let traces = format!("trace={CALLS}");
-                traced.args(["-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", &traces]);
+                traced.args(["-f", "-qq", "-o", "/dev/null", "-e", &traces]);
                 traced.arg("-e").arg(format!("inject={fault}"));
                 traced.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
                 traced
