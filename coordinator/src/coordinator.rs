@@ -18,9 +18,9 @@ use crate::config::Config;
 use crate::environment::{Clock, Environment};
 use crate::journal::{JournalError, RedbLog};
 use crate::metrics::Metrics;
-use crate::recovery::{self, RecoverError, short};
+use crate::recovery::{self, RecoverError, Recovery, short};
 use crate::setup::{self, ADMIN, Folder, SetupError};
-use crate::state::{Cluster, Control, Now, Options};
+use crate::state::{Control, Now, Options};
 use crate::{http, state};
 
 /// A stop waits so long for the journal; a disk that takes longer is left to the next start.
@@ -113,7 +113,7 @@ impl Coordinator {
         // The journal's lock first: it keeps a second coordinator from everything else in the folder.
         let mut log = RedbLog::open(&config.dir).map_err(StartError::Journal)?;
         let recovered = recovery::recover(&mut log)?;
-        setup::check_authority(&config.dir, recovered.id())?;
+        setup::check_authority(&config.dir, recovered.cluster.id())?;
         let folder = Folder::open(&config.dir, &config.lifetimes)?;
         let listener = match config.metrics {
             Some(address) => Some(http::bind(address).await.map_err(|error| metrics_error(address, error))?),
@@ -154,10 +154,11 @@ impl Coordinator {
 async fn run(
     config: &Config,
     environment: Environment,
-    recovered: Cluster,
+    recovered: Recovery,
     (checkpoints, metrics): (String, Arc<Metrics>),
 ) -> Result<Running, StartError> {
     let Environment { wall, bind, io, log, journal, authority, credentials, secret } = environment;
+    let Recovery { cluster: recovered, snapshot_at } = recovered;
     if let Some(cluster) = recovered.id().filter(|cluster| *cluster != authority.cluster()) {
         let (journal, authority) = (cluster.to_string(), authority.cluster().to_string());
         return Err(StartError::OtherCluster { dir: config.dir.clone(), journal, authority });
@@ -181,6 +182,7 @@ async fn run(
         journal,
         journal_path: config.dir.display().to_string(),
         snapshot_entries: config.snapshot_entries.max(1),
+        snapshot_at,
         clock,
         metrics: metrics.clone(),
         ended: ended.clone(),

@@ -14,3 +14,4 @@ pub mod state;
 pub use config::{Config, Lifetimes};
 pub use coordinator::{Coordinator, Ended, Running, StartError};
 pub use environment::{Environment, JournalMode};
+pub use recovery::{record_bytes, snapshot_bytes};

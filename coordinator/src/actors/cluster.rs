@@ -46,6 +46,8 @@ pub(crate) struct Arguments {
     pub journal: JournalMode,
     pub journal_path: String,
     pub snapshot_entries: u64,
+    /// The last entry of the newest snapshot.
+    pub snapshot_at: LogIndex,
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
     pub ended: watch::Sender<Option<Ended>>,
@@ -113,7 +115,7 @@ impl Actor for ClusterActor {
             links: BTreeMap::new(),
             watchers: Watchers::default(),
             last_ticket: Ticket(0),
-            snapshot_at: index.0,
+            snapshot_at: arguments.snapshot_at.0,
             ticks: 0,
             room: None,
             settings: Settings {

@@ -49,10 +49,8 @@ impl RedbLog {
         let path = folder.join(JOURNAL_FILE);
         let last = LogIndex::default();
         let create = || {
-            let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path)?;
-            // Its name in the folder too: the authority is made after the journal, and must not outlive it in a crash.
-            File::open(folder)?.sync_all()?;
-            Ok(Arc::new(database))
+            make(folder, &path)?;
+            Ok(Arc::new(Database::builder().set_cache_size(CACHE_BYTES).open(&path)?))
         };
         let database = sound(create).map_err(|error| journal_error("open", &path, last, error))?;
         trim_ballast(folder);
@@ -205,6 +203,22 @@ impl Log for RedbLog {
         let owed = if self.folder.join(BALLAST_FILE).exists() { 0 } else { BALLAST_BYTES };
         Ok(Room { free: free.saturating_sub(owed), needed: NEEDED_BYTES })
     }
+}
+
+/// Makes the file where there is none, whole or not at all: redb refuses what a crash leaves of a file that it was making.
+fn make(folder: &Path, path: &Path) -> Result<(), redb::Error> {
+    if path.exists() {
+        return Ok(());
+    }
+    let new = folder.join(format!("{JOURNAL_FILE}.new"));
+    if new.exists() {
+        fs::remove_file(&new)?;
+    }
+    drop(Database::create(&new)?);
+    File::open(&new)?.sync_all()?;
+    fs::rename(&new, path)?;
+    // Its name in the folder too: the authority is made after the journal, and must not outlive it in a crash.
+    Ok(File::open(folder)?.sync_all()?)
 }
 
 /// redb trusts its pages and panics where one of them is not what it should be: that is damage like any other.
