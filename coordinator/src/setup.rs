@@ -5,7 +5,7 @@
 //! identity/     the coordinator's own credentials
 //! admin/        credentials of the user "admin" with cluster.toml: what the command line uses on this machine
 //! checkpoints/  where jobs keep theirs unless they say otherwise
-//! journal.redb, lock, ballast
+//! journal.redb, tail, lock, ballast
 //! ```
 
 use std::fs;

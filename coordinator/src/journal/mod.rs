@@ -6,6 +6,8 @@
 //! J3: each record's chain is BLAKE3(chain before, index, payload): a record that was changed, dropped or reordered is found at the next start.
 //! J4: after an error of `append` nothing may be appended any more; the process ends and recovers from disk (fsync is never retried).
 
+#[cfg(test)]
+mod damage;
 mod model;
 mod redb_log;
 mod writer;

@@ -1,5 +1,9 @@
 //! The journal on disk: one redb file, one transaction a batch, durable on commit. Owns the folder's lock and the ballast file that keeps
 //! room for the last records when the disk is full. Never repairs what it cannot verify.
+//!
+//! J5: a journal that ends before a record that was durable is damage. redb would serve the commit before the last one, or an empty file as a
+//! new journal, without a word; the tail, a file of its own, knows better. It is written after each commit and not synced: a crash of the
+//! machine may leave it behind the journal, never before it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -15,12 +19,15 @@ use super::{Entry, JournalError, Log, Recovered, Room, chain};
 
 /// Index to checksum (4 bytes), chain (32 bytes), payload.
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-/// Index to chain (32 bytes), payload; at most one.
+/// Index to seal (32 bytes), chain (32 bytes), payload; at most one.
 const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshots");
 
 pub(crate) const JOURNAL_FILE: &str = "journal.redb";
 const LOCK_FILE: &str = "lock";
-const BALLAST_FILE: &str = "ballast";
+/// The index and the chain of a record that was durable, with a checksum: what ends before it has lost its end (J5).
+pub(super) const TAIL_FILE: &str = "tail";
+const TAIL_BYTES: usize = 44;
+pub(super) const BALLAST_FILE: &str = "ballast";
 /// Given back to the disk when it runs low, so that what was taken in and the ends of running jobs can still be recorded (F19).
 const BALLAST_BYTES: u64 = 4 << 20;
 /// New work is refused when less than this is free: a few thousand records, and redb's own growth.
@@ -50,7 +57,10 @@ impl RedbLog {
         let last = LogIndex::default();
         let create = || {
             make(folder, &path)?;
-            Ok(Arc::new(Database::builder().set_cache_size(CACHE_BYTES).open(&path)?))
+            let mut builder = Database::builder();
+            // Every page that is in use, before one is trusted: redb aborts when it closes a file whose pages contradict each other.
+            builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+            Ok(Arc::new(builder.open(&path)?))
         };
         let database = sound(create).map_err(|error| journal_error("open", &path, last, error))?;
         trim_ballast(folder);
@@ -108,6 +118,29 @@ impl RedbLog {
         Ok(())
     }
 
+    /// Remembers what is durable (J5). A failure costs only the check.
+    fn write_tail(&self) {
+        let mut tail = self.last.0.to_le_bytes().to_vec();
+        tail.extend_from_slice(&self.chain.0);
+        tail.extend_from_slice(&crc32fast::hash(&tail).to_le_bytes());
+        // In place: on a full disk the room that it has is enough.
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(self.folder.join(TAIL_FILE));
+        if let Err(error) = file.and_then(|mut file| file.write_all(&tail)) {
+            tracing::warn!(%error, "the journal's tail was not written");
+        }
+    }
+
+    /// What is known to have been durable; nothing when the tail was never written or is damaged itself.
+    fn read_tail(&self) -> Option<(LogIndex, Digest)> {
+        let bytes = fs::read(self.folder.join(TAIL_FILE)).ok()?;
+        let tail: [u8; TAIL_BYTES] = bytes.try_into().ok()?;
+        let (body, checksum) = tail.split_at(TAIL_BYTES - 4);
+        let (index, chain) = body.split_first_chunk::<8>()?;
+        let tail = (LogIndex(u64::from_le_bytes(*index)), Digest(chain.try_into().ok()?));
+        (checksum == crc32fast::hash(body).to_le_bytes()).then_some(tail)
+    }
+
     /// The raw snapshot and records, in order.
     fn read(&self) -> Result<(Option<Row>, Vec<Row>), redb::Error> {
         let transaction = self.database.begin_read()?;
@@ -135,12 +168,16 @@ impl Log for RedbLog {
     fn recover(&mut self) -> Result<Recovered, JournalError> {
         let (snapshot, records) = self.work(Self::read).map_err(self.storage("read"))?;
         let mut recovered = Recovered::default();
+        let tail = self.read_tail();
+        let is_other = |last, chain| tail.is_some_and(|tail| tail.0 == last && tail.1 != chain);
         if let Some((at, record)) = snapshot {
-            let (before, payload) =
-                record.split_at_checked(32).ok_or_else(|| self.damaged(at, "the snapshot is cut short"))?;
+            let (before, payload) = open_snapshot(at, &record).map_err(|what| self.damaged(at, what))?;
             self.last = LogIndex(at);
-            self.chain = Digest(before.try_into().expect("split at 32"));
+            self.chain = before;
             recovered.snapshot = Some(Entry { index: self.last, payload: payload.to_vec() });
+            if is_other(self.last, self.chain) {
+                return Err(self.damaged(at, "another snapshot was durable"));
+            }
         }
         for (index, record) in records {
             if LogIndex(index) != self.last.next() {
@@ -158,8 +195,14 @@ impl Log for RedbLog {
             self.last = LogIndex(index);
             self.chain = expected;
             recovered.entries.push(Entry { index: self.last, payload: payload.to_vec() });
+            if is_other(self.last, self.chain) {
+                return Err(self.damaged(index, "another record was durable"));
+            }
         }
-        Ok(recovered)
+        match tail {
+            Some((index, _)) if index > self.last => Err(self.damaged(index.0, "it was durable and is missing")),
+            Some(_) | None => Ok(recovered),
+        }
     }
 
     fn append(&mut self, payloads: &[Vec<u8>]) -> Result<LogIndex, JournalError> {
@@ -183,12 +226,14 @@ impl Log for RedbLog {
             return Err(self.storage("append to")(error));
         }
         (self.last, self.chain) = (last, link);
+        self.write_tail();
         Ok(last)
     }
 
     fn snapshot(&mut self, at: LogIndex, payload: &[u8]) -> Result<(), JournalError> {
         assert_eq!(at, self.last, "J1: a snapshot is taken at the newest durable record");
-        let record = [&self.chain.0[..], payload].concat();
+        let seal = seal(at.0, &self.chain, payload);
+        let record = [&seal.0[..], &self.chain.0[..], payload].concat();
         self.work(|log| log.write_snapshot(at.0, &record)).map_err(self.storage("write snapshot to"))
     }
 
@@ -221,6 +266,28 @@ fn make(folder: &Path, path: &Path) -> Result<(), redb::Error> {
     Ok(File::open(folder)?.sync_all()?)
 }
 
+/// What a snapshot is checked by: nothing that follows depends on its payload, so that the chain alone would not find a change in it.
+fn seal(at: u64, chain: &Digest, payload: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&at.to_le_bytes());
+    hasher.update(&chain.0);
+    hasher.update(payload);
+    Digest(*hasher.finalize().as_bytes())
+}
+
+/// The chain and the payload of a snapshot, once its seal is checked.
+fn open_snapshot(at: u64, record: &[u8]) -> Result<(Digest, &[u8]), &'static str> {
+    let cut = "the snapshot is cut short";
+    let (sealed, rest) = record.split_first_chunk::<32>().ok_or(cut)?;
+    let (chain, payload) = rest.split_first_chunk::<32>().ok_or(cut)?;
+    let chain = Digest(*chain);
+    if seal(at, &chain, payload).0 == *sealed {
+        Ok((chain, payload))
+    } else {
+        Err("the snapshot does not match its seal")
+    }
+}
+
 /// redb trusts its pages and panics where one of them is not what it should be: that is damage like any other.
 fn sound<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
     catch_unwind(AssertUnwindSafe(work))
@@ -230,6 +297,12 @@ fn sound<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Er
 fn journal_error(action: &'static str, path: &Path, index: LogIndex, error: redb::Error) -> JournalError {
     match error {
         redb::Error::Corrupted(what) => JournalError::Damaged { path: path.to_owned(), index, what },
+        // There is one release of the journal: another version is a changed bit.
+        redb::Error::UpgradeRequired(version) => JournalError::Damaged {
+            path: path.to_owned(),
+            index,
+            what: format!("it claims to be of version {version}"),
+        },
         // A file that is cut short, or is no journal at all.
         redb::Error::Io(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
             JournalError::Damaged { path: path.to_owned(), index, what: error.to_string() }

@@ -49,6 +49,11 @@ impl Folder {
         &self.uri
     }
 
+    /// The last part of the URI.
+    pub(super) fn name(&self) -> &str {
+        self.path.filename().unwrap_or_default()
+    }
+
     /// What a person looks for.
     pub(super) fn object(&self, file: &str) -> String {
         format!("{}/{file}", self.uri)

@@ -7,13 +7,16 @@ use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, Step};
 use stoke_protocol::message::rank::ShardRecord;
 
 /// Grows when a reader of the old form would misread the new one.
-pub const FORMAT: &str = "stoke-checkpoint-1";
+pub const FORMAT: &str = "stoke-checkpoint-2";
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 /// A larger manifest is not ours: the spec has at most 32 KiB, a shard's entry 200 bytes.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 /// More shards than this are more ranks than a job can have; the bound keeps a forged manifest from costing memory.
 const SHARDS_MAX: usize = 4096;
+/// The last key of the file: the BLAKE3 of every byte before it, in 64 hexadecimal digits.
+const SEAL: &str = ",\n  \"seal\": \"";
+const SEAL_END: &str = "\"\n}\n";
 
 /// Everything that is needed to continue, and where it came from. Holds no clock and no address: the same state gives the same bytes.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -73,11 +76,11 @@ impl Manifest {
         self.shards.iter().map(|shard| shard.bytes).sum()
     }
 
-    /// Indented JSON with a newline at its end: people open it.
+    /// Indented JSON with a newline at its end: people open it. Sealed: a manifest that was changed is not read.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).expect("a manifest has only types that JSON can write");
-        json.push(b'\n');
-        json
+        let mut json = serde_json::to_string_pretty(self).expect("a manifest has only types that JSON can write");
+        json.truncate(json.len() - "\n}".len());
+        seal(json).into_bytes()
     }
 
     /// Parses and checks; an error is the problem in words.
@@ -94,6 +97,9 @@ impl Manifest {
             ));
         }
         let manifest: Self = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        if !is_sealed(json) {
+            return Err("its bytes do not hash to its seal: it was changed".to_owned());
+        }
         manifest.check()?;
         Ok(manifest)
     }
@@ -116,6 +122,22 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Ends a JSON object, that lacks only its end, with the hash of what it says.
+pub(super) fn seal(body: String) -> String {
+    let hash = blake3::hash(body.as_bytes()).to_hex();
+    format!("{body}{SEAL}{hash}{SEAL_END}")
+}
+
+/// Whether a manifest is what was written, to the bit.
+fn is_sealed(json: &[u8]) -> bool {
+    let sealed = || {
+        let (body, digits) = json.strip_suffix(SEAL_END.as_bytes())?.split_last_chunk::<64>()?;
+        let body = body.strip_suffix(SEAL.as_bytes())?;
+        Some(blake3::hash(body).to_hex().as_bytes() == digits)
+    };
+    sealed().unwrap_or(false)
 }
 
 /// A file directly in the folder, and nothing else: a manifest cannot point anywhere.

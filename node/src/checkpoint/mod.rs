@@ -2,6 +2,8 @@
 //!
 //! Everything here blocks its thread until the disk has answered: not for actors.
 
+#[cfg(test)]
+mod damage;
 mod error;
 mod folder;
 mod manifest;

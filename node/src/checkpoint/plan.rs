@@ -8,6 +8,13 @@ pub fn folder_name(step: Step, generation: Generation) -> String {
     format!("step-{:08}-{generation}", step.0)
 }
 
+/// The inverse; nothing for any other name.
+pub(super) fn parse_folder_name(name: &str) -> Option<(Step, Generation)> {
+    let (step, generation) = name.strip_prefix("step-")?.split_once('-')?;
+    let parsed = (step.parse().map(Step).ok()?, generation.parse().ok()?);
+    (folder_name(parsed.0, parsed.1) == name).then_some(parsed)
+}
+
 /// `shard-0-of-3.safetensors`.
 pub fn shard_file(index: u32, world: u32) -> String {
     format!("shard-{index}-of-{world}.safetensors")

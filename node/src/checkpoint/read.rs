@@ -7,6 +7,7 @@ use stoke_jobs::NamedTensor;
 use super::error::CheckpointError;
 use super::folder::Folder;
 use super::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, Shard};
+use super::plan::parse_folder_name;
 use super::shard::{Damage, Header, PREFIX_BYTES, header_len};
 
 /// What a whole verification saw.
@@ -40,7 +41,9 @@ pub fn load(uri: &str) -> Result<(Manifest, Vec<NamedTensor>), CheckpointError> 
     let manifest = read_manifest(&folder)?;
     let (mut seen, mut tensors) = (BTreeMap::new(), Vec::new());
     for shard in &manifest.shards {
-        let mut data = Vec::new();
+        // Bounded by the file: `scan` compares the sizes first, and a forged size asks for no memory.
+        let held = folder.size(&shard.file)?.filter(|bytes| *bytes == shard.bytes).unwrap_or_default();
+        let mut data = Vec::with_capacity(held as usize);
         let header = scan(&folder, shard, |chunk| data.extend_from_slice(chunk))?;
         no_tensor_twice(&mut seen, shard, &header)?;
         tensors.extend(header.tensors(&data));
@@ -61,7 +64,13 @@ fn read_manifest(folder: &Folder) -> Result<Manifest, CheckpointError> {
         json.extend_from_slice(chunk);
         Ok(())
     })?;
-    Manifest::from_json(&json).map_err(damaged)
+    let manifest = Manifest::from_json(&json).map_err(damaged)?;
+    // A whole checkpoint that lies where another one was.
+    let (found, name) = ((manifest.step, manifest.generation), folder.name());
+    if parse_folder_name(name).is_some_and(|named| named != found) {
+        return Err(damaged(format!("it is of {} of {}, and lies in {name}", manifest.step, manifest.generation)));
+    }
+    Ok(manifest)
 }
 
 /// Streams a shard: size, header and hash are checked, the values go to `sink`. What `sink` got counts only when this returns well.

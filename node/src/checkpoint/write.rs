@@ -8,7 +8,7 @@ use stoke_protocol::message::rank::ShardRecord;
 use super::error::CheckpointError;
 use super::folder::Folder;
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::plan::{folder_name, shard_file};
+use super::plan::{parse_folder_name, shard_file};
 use super::shard::Parts;
 
 /// Writes one shard; when it returns, the shard is durable. Nothing is left of it after an error.
@@ -81,12 +81,6 @@ pub fn remove_older(
         }
     }
     Ok(removed)
-}
-
-fn parse_folder_name(name: &str) -> Option<(Step, Generation)> {
-    let (step, generation) = name.strip_prefix("step-")?.split_once('-')?;
-    let parsed = (step.parse().map(Step).ok()?, generation.parse().ok()?);
-    (folder_name(parsed.0, parsed.1) == name).then_some(parsed)
 }
 
 /// A stranger's file in the folder is left alone.

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
@@ -218,7 +219,7 @@ impl Trainer {
         let begun_here = self.restored == Some(self.step) && self.step < self.plan.steps;
         let committed = work.orders.highest_committed().is_some_and(|committed| committed.0 >= self.step);
         if self.step > 0 && is_due(&work.spec, self.step, self.plan.steps) && !committed && !begun_here {
-            work.vault.store(self.copy(generation, exchange)?);
+            self.checkpoint(generation, exchange, work)?;
         }
         let values = self.train.layout().flat_len() + TOLD;
         let owned = lanes::assign(work.spec.train.lanes, place.world)[place.position as usize].clone();
@@ -233,7 +234,7 @@ impl Trainer {
                 (work.tell)(Told::Progress(progress));
             }
             if is_due(&work.spec, self.step, self.plan.steps) {
-                work.vault.store(self.copy(generation, exchange)?);
+                self.checkpoint(generation, exchange, work)?;
             }
             if all_told && self.step < self.plan.steps {
                 return Ok(());
@@ -398,6 +399,17 @@ impl Trainer {
             ours.then_some(tensor)
         });
         Ok(tensors.collect())
+    }
+
+    /// Hands a copy of the state to the vault. Training is held for as long as this takes.
+    fn checkpoint(&self, generation: Generation, exchange: &Exchange, work: &Work<'_>) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let copy = self.copy(generation, exchange)?;
+        let copied_us = begun.elapsed().as_micros() as u64;
+        work.vault.store(copy);
+        let held_us = begun.elapsed().as_micros() as u64;
+        tracing::info!(step = self.step, copied_us, held_us, "state copied");
+        Ok(())
     }
 
     /// This rank's share of the state, apart from everything that the next step changes (V1).
