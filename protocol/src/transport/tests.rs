@@ -1,6 +1,7 @@
 //! Loopback tests with real sockets: who gets in, how streams and connections end, and that bulk bytes arrive.
 
 mod bulk;
+mod corrupt;
 mod simulated;
 
 use std::io::{self, IoSliceMut};
