@@ -30,8 +30,13 @@ pub fn spec(name: &str) -> PathBuf {
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // What cargo tells a test about its package: ring's build script would see it as a change, and half of the tree be compiled again.
+        let names = std::env::vars_os().map(|(name, _)| name);
+        for name in names.filter(is_of_package) {
+            cargo.env_remove(name);
+        }
+        let built = cargo
             .args(["build", "--release", "--locked", "-p", "stoke-cli", "--bin", "stoke", "--message-format=json"])
             .current_dir(root())
             .stderr(Stdio::inherit())
@@ -46,6 +51,11 @@ pub fn binary() -> &'static Path {
         });
         found.expect("cargo names the executable")
     })
+}
+
+fn is_of_package(name: &std::ffi::OsString) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
 /// A command with nothing of the caller's in its environment that could lead it to another cluster.
