@@ -6,6 +6,7 @@ mod bad_spec;
 mod bad_token;
 mod chaos;
 mod control;
+mod exhausted;
 mod harness;
 mod hostile;
 mod lifecycle;
