@@ -1,87 +1,11 @@
-//! Machines that have run out of something: file descriptors, memory.
+//! Machines that have run out of memory.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
-
-use crate::harness::{Cluster, Run, cluster_of, poll, process_of, step_of, text};
-
-/// Far more than the coordinator may open, and few enough for the queue of its listener.
-const CONNECTIONS: usize = 200;
-/// Descriptors that the coordinator may open beyond those that it has.
-const SPARE: u64 = 6;
-/// How long its use of the processor is looked at. A loop that spins would use all of it; the machine may be busy with other tests.
-const WATCHED: Duration = Duration::from_secs(3);
-
-#[test]
-fn a_coordinator_without_descriptors_keeps_its_sessions_does_not_spin_and_answers_again() {
-    let parent = tempfile::tempdir().expect("a temporary folder");
-    let cluster = Cluster::start_with(parent, 1, &["--metrics", "127.0.0.1:0"]);
-    let metrics = text(&cluster.state()["metrics"]);
-    let pid = process_of(cluster.dir(), "coordinator");
-    assert!(is_healthy(&metrics));
-    let job = cluster.submit(1_000_000, &[]);
-    cluster.wait_for_state(&job, "running");
-    let step = || cluster.job(&job)["progress"]["step"].as_u64();
-
-    let limit = open_files(pid) + SPARE;
-    limit_files(pid, limit);
-    let connections: Vec<TcpStream> =
-        (0..CONNECTIONS).map(|_| TcpStream::connect(&metrics).expect("the kernel takes it")).collect();
-    poll("the end of the descriptors", || (open_files(pid) >= limit).then_some(()));
-    let (start, before, done) = (Instant::now(), cpu_time(pid), step());
-    // New users and changes come over the one socket that is open, and the journal is open too.
-    while start.elapsed() < WATCHED {
-        assert_eq!(cluster.json(&["status"])["nodes_up"], 1);
-        let queued = cluster.submit(1, &["--set", "resources.cpus=100000"]);
-        cluster.run(&["cancel", &queued]).expect(0);
-    }
-    let (used, passed) = (cpu_time(pid) - before, start.elapsed());
-    println!("{used:?} of {passed:?} used with {limit} descriptors");
-    assert!(used < passed / 4, "{used:?} of {passed:?} used: it spins");
-    poll("steps", || (step() > done).then_some(()));
-    assert_eq!(cluster.job(&job)["generation"], 1, "the session of the node was lost");
-
-    drop(connections);
-    poll("an answer", || is_healthy(&metrics).then_some(()));
-    assert_eq!(process_of(cluster.dir(), "coordinator"), pid, "it was restarted");
-    cluster.run(&["cancel", &job]).expect(0);
-    cluster.wait_for_state(&job, "cancelled");
-}
-
-fn open_files(pid: u32) -> u64 {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count() as u64
-}
-
-fn limit_files(pid: u32, files: u64) {
-    let limit = Rlimit { current: Some(files), maximum: Some(files) };
-    prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, limit).expect("a lower limit");
-}
-
-/// Of user and system together.
-fn cpu_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
-    let ticks: u64 = [11, 12].map(|at| fields[at].parse::<u64>().expect("ticks")).iter().sum();
-    // The kernel shows it in hundredths of a second, whatever its own clock does.
-    Duration::from_millis(ticks * 10)
-}
-
-fn is_healthy(address: &str) -> bool {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
-}
+use crate::harness::{Run, cluster_of, poll, process_of, step_of};
 
 /// Room that is left above what the cluster in the group holds, and what is then asked for.
 const ROOM_BYTES: u64 = 24 << 20;
