@@ -235,9 +235,15 @@ impl Cluster {
 
     /// In a folder that the test has prepared.
     pub fn start_in(parent: TempDir, nodes: u32) -> Self {
+        Self::start_with(parent, nodes, &[])
+    }
+
+    /// The same with further options of the supervisor.
+    pub fn start_with(parent: TempDir, nodes: u32, more: &[&str]) -> Self {
         let dir = parent.path().join("cluster");
         let mut command = stoke(["supervise", "--nodes", &nodes.to_string(), "--listen", "127.0.0.1:0", "--lifeline"]);
         let mut supervisor = command
+            .args(more)
             .arg("--dir")
             .arg(&dir)
             .stdin(Stdio::piped())
@@ -363,6 +369,20 @@ impl Run {
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.command.args(arguments);
         self
+    }
+
+    /// As the last arguments of another command.
+    pub fn under(self, program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(self.command.get_program()).args(self.command.get_args());
+        command.stdin(Stdio::null()).current_dir(home());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Self { command, ..self }
     }
 
     pub fn start(self) -> (Background, TempDir) {

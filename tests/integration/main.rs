@@ -7,6 +7,7 @@ mod bad_token;
 mod chaos;
 mod control;
 mod crash_points;
+mod exhausted;
 mod harness;
 mod hostile;
 mod lifecycle;

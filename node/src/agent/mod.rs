@@ -9,6 +9,7 @@ mod conversation;
 mod disk;
 mod join;
 mod log;
+mod memory;
 mod outbox;
 mod process;
 mod session;

@@ -6,15 +6,18 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
-use stoke_protocol::message::rank::{Exit, FromRank, RankId, StartRank, ToRank};
+use rustix::process::Signal;
+use stoke_protocol::message::rank::{Exit, FromRank, RankEvent, RankId, StartRank, ToRank};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
 use super::log::LogBook;
+use super::memory::OutOfMemory;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::watch::Watched;
 use crate::link;
@@ -38,6 +41,7 @@ pub struct Processes {
     command: Vec<String>,
     logs: LogBook,
     has_gpu: bool,
+    memory: Arc<OutOfMemory>,
 }
 
 impl Processes {
@@ -48,7 +52,7 @@ impl Processes {
             let own = own.to_str().ok_or_else(|| io::Error::other("the path of this executable is not UTF-8"))?;
             command = vec![own.to_owned(), "worker".to_owned()];
         }
-        Ok(Self { command, logs, has_gpu })
+        Ok(Self { command, logs, has_gpu, memory: Arc::new(OutOfMemory::watch()) })
     }
 
     fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream)> {
@@ -58,8 +62,15 @@ impl Processes {
         ours.set_nonblocking(true)?;
         let link = UnixStream::from_std(ours)?;
         self.logs.record(start.id, output)?;
-        let child = self.command(&theirs, prints, ip)?.spawn()?;
-        let watched = Watched::new(child.id())?;
+        let mut child = self.command(&theirs, prints, ip)?.spawn()?;
+        let watched = match Watched::new(child.id()) {
+            Ok(watched) => watched,
+            Err(error) => {
+                // No descriptor was left to watch it with: a rank that nobody can reap must not be there (F27).
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error);
+            }
+        };
         // Raising it needs no privilege; without /proc there is nothing to raise.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), OOM_SCORE_ADJ);
         Ok((watched, link))
@@ -102,6 +113,7 @@ impl Spawner for Processes {
         let (kill, killed) = mpsc::channel(1);
         let _ = frames.try_send(ToRank::Start(start));
         tokio::spawn(write_frames(id, write, queue));
+        let memory = self.memory.clone();
         let reader = tokio::spawn(read_frames(id, read, events.clone()));
         tokio::spawn(async move {
             let exit = match watched.end(killed).await {
@@ -110,6 +122,12 @@ impl Spawner for Processes {
             };
             let _ = tokio::time::timeout(DRAIN_MAX, reader).await;
             tracing::info!(rank = %id, ?exit, "rank is gone");
+            if exit == Exit::Signal(Signal::KILL.as_raw())
+                && let Some(error) = memory.explain()
+            {
+                // Counts where the rank was wanted until now and has not said itself what it failed of.
+                events.frame(FromRank::Event(RankEvent::Failed { error: error.into(), permanent: false })).await;
+            }
             events.exited(exit);
         });
         Ok(Box::new(Process { frames, kill }))
