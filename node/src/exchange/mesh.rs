@@ -227,9 +227,13 @@ impl Shared {
 
     /// A newer connection of a rank replaces the one before: it dials again only when it gave that one up.
     fn keep(self: &Arc<Self>, peer: RankId, connection: Connection) {
+        // Locked before the reading begins: the peer's stream may be here already, and one of a peer that is not known is dropped.
+        let mut known = self.known();
         let reading = self.endpoint.io().spawn(self.clone().read(peer, connection.clone())).abort_handle();
         let (stream, states) = (None, Vec::new());
-        if let Some(before) = self.known().peers.insert(peer, Peer { connection, stream, states, reading }) {
+        let before = known.peers.insert(peer, Peer { connection, stream, states, reading });
+        drop(known);
+        if let Some(before) = before {
             before.reading.abort();
             before.connection.close(CloseCode::Superseded, "another connection of yours has come");
         }

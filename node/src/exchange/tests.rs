@@ -224,6 +224,31 @@ fn ranks_with_other_models_find_out() {
     assert!(errors.iter().any(|error| matches!(error, ExchangeError::Refused { .. })), "{errors:?}");
 }
 
+/// The answer of a peer may be there before the connection to it is written down. Each rank has threads of its own, as its process would,
+/// and more gangs than processors form side by side: the order of things is another one each time.
+#[test]
+fn gangs_that_have_just_connected_form_every_time() {
+    let cluster = Cluster::new();
+    let shape = Shape { values: 10, lanes: 2 };
+    let gang = || {
+        let meshes = [0, 1].map(|rank| {
+            let io = Io::thread("stoke-test-net").unwrap();
+            Mesh::bind(&io, LOOPBACK, cluster.credentials(1, rank)).unwrap()
+        });
+        let members = meshes.iter().map(member).collect();
+        let membership = Membership { generation: Generation(1), members, joining: vec![].into(), after: None };
+        let form = |mesh: &Mesh| runtime().block_on(mesh.form(&membership, at(0, None), shape));
+        let [zero, one] = &meshes;
+        let (zero, one) = thread::scope(|scope| {
+            let zero = scope.spawn(|| form(zero));
+            (form(one), zero.join().unwrap())
+        });
+        // Both are kept until both stand: one that is dropped takes its streams with it.
+        drop((zero.unwrap(), one.unwrap()));
+    };
+    thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(|| (0..100).for_each(|_| gang())))));
+}
+
 #[test]
 fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     let cluster = Cluster::new();
