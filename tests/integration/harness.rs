@@ -29,33 +29,7 @@ pub fn spec(name: &str) -> PathBuf {
 /// The binary, built once if it is not there yet.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        // What cargo tells a test about its package: ring's build script would see it as a change, and half of the tree be compiled again.
-        let names = std::env::vars_os().map(|(name, _)| name);
-        for name in names.filter(is_of_package) {
-            cargo.env_remove(name);
-        }
-        let built = cargo
-            .args(["build", "--release", "--locked", "-p", "stoke-cli", "--bin", "stoke", "--message-format=json"])
-            .current_dir(root())
-            .stderr(Stdio::inherit())
-            .output()
-            .expect("cargo runs");
-        assert!(built.status.success(), "the stoke binary does not build");
-        let messages = String::from_utf8(built.stdout).expect("cargo writes JSON");
-        let found = messages.lines().find_map(|line| {
-            let message: Value = serde_json::from_str(line).ok()?;
-            let is_ours = message["target"]["name"] == "stoke" && message["reason"] == "compiler-artifact";
-            is_ours.then(|| message["executable"].as_str().map(PathBuf::from))?
-        });
-        found.expect("cargo names the executable")
-    })
-}
-
-fn is_of_package(name: &std::ffi::OsString) -> bool {
-    let name = name.to_string_lossy();
-    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    BINARY.get_or_init(|| stoke_tests::binary::build(root()))
 }
 
 /// A command with nothing of the caller's in its environment that could lead it to another cluster.

@@ -1,4 +1,4 @@
-//! The `stoke` binary that benches drive. Owns how it is built; never runs it.
+//! The `stoke` binary that integration tests and benches drive. Owns how it is built; never runs it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use serde_json::Value;
 /// Builds the binary and finds it.
 pub fn build(root: &Path) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
-    // What cargo tells a bench about its package: ring's build script would see it as a change, and half of the tree be compiled again.
+    // What cargo tells a test or bench about its package: ring's build script would see it as a change, and half of the tree be compiled again.
     let names = std::env::vars_os().map(|(name, _)| name);
     for name in names.filter(is_of_package) {
         cargo.env_remove(name);
@@ -19,6 +19,7 @@ pub fn build(root: &Path) -> PathBuf {
         .stderr(Stdio::inherit())
         .output()
         .expect("run cargo");
+    assert!(output.status.success(), "the stoke binary does not build");
     let text = String::from_utf8_lossy(&output.stdout);
     let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use stoke_jobs::NamedTensor;
-use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, Step};
+use stoke_protocol::ids::{Generation, Step};
 
+use super::tests::{sorted, write_step};
 use super::*;
 
 const DAMAGES: u64 = 10_000;
@@ -29,30 +30,7 @@ fn write(folder: &Path, step: u64) -> (String, Vec<NamedTensor>) {
     };
     let tensors: Vec<NamedTensor> = (0..6).map(tensor).collect();
     let uri = format!("file://{}/job-1/{}", folder.display(), folder_name(Step(step), Generation(1)));
-    let place = Folder::at(&uri).unwrap();
-    let write = |(index, shard): (usize, &Vec<usize>)| {
-        let owned: Vec<NamedTensor> = shard.iter().map(|&i| tensors[i].clone()).collect();
-        write_shard(&place, index as u32, WORLD, &owned).unwrap().into()
-    };
-    let manifest = Manifest {
-        format: FORMAT.into(),
-        cluster: ClusterId([0xab; 16]),
-        job: JobId(1),
-        name: "t".into(),
-        trainer: "digits".into(),
-        generation: Generation(1),
-        step: Step(step),
-        cursor: step * 64,
-        world: WORLD,
-        lanes: 8,
-        seed: 7,
-        spec: "name = \"t\"\n".into(),
-        shards: plan_shards(&tensors, WORLD).iter().enumerate().map(write).collect(),
-        loss: Some(0.25),
-        weights_blake3: Digest([1; 32]),
-        metrics: BTreeMap::from([("roc_auc".to_owned(), 0.97)]),
-    };
-    write_manifest(&place, &manifest).unwrap();
+    write_step(&uri, Step(step), &tensors, WORLD);
     (uri, tensors)
 }
 
@@ -123,17 +101,15 @@ fn no_random_damage_of_a_checkpoint_is_loaded() {
     let older = files(&write(dir.path(), 100).0);
     let (uri, tensors) = write(dir.path(), 120);
     let good = files(&uri);
-    let mut whole = tensors;
-    whole.sort_by(|a, b| a.name.cmp(&b.name));
+    let whole = sorted(tensors);
     let (mut found, mut no_change, mut wrong) = (0, 0, Vec::new());
     for seed in 0..DAMAGES {
         let (what, changed) = damage(&mut ChaCha8Rng::seed_from_u64(seed), &good, &older);
         changed.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
         match std::panic::catch_unwind(|| load(&uri)) {
             Ok(Err(error)) if error.is_damage() => found += 1,
-            Ok(Ok((_, mut tensors))) if changed.is_empty() => {
-                tensors.sort_by(|a, b| a.name.cmp(&b.name));
-                assert_eq!(tensors, whole);
+            Ok(Ok((_, tensors))) if changed.is_empty() => {
+                assert_eq!(sorted(tensors), whole);
                 no_change += 1;
             }
             Ok(Ok(_)) => wrong.push(format!("seed {seed}: {what}: loaded")),

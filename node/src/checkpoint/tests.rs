@@ -25,6 +25,11 @@ fn uri(dir: &Path) -> String {
 }
 
 fn write(uri: &str, tensors: &[NamedTensor], world: u32) -> Manifest {
+    write_step(uri, Step(120), tensors, world)
+}
+
+/// What the ranks of `world` write of these tensors after `step`.
+pub(super) fn write_step(uri: &str, step: Step, tensors: &[NamedTensor], world: u32) -> Manifest {
     let folder = Folder::at(uri).unwrap();
     let shards = plan_shards(tensors, world);
     let write = |(index, shard): (usize, &Vec<usize>)| {
@@ -38,8 +43,8 @@ fn write(uri: &str, tensors: &[NamedTensor], world: u32) -> Manifest {
         name: "t".into(),
         trainer: "digits".into(),
         generation: Generation(1),
-        step: Step(120),
-        cursor: 120 * 64,
+        step,
+        cursor: step.0 * 64,
         world,
         lanes: 8,
         seed: 7,
@@ -53,7 +58,7 @@ fn write(uri: &str, tensors: &[NamedTensor], world: u32) -> Manifest {
     manifest
 }
 
-fn sorted(mut tensors: Vec<NamedTensor>) -> Vec<NamedTensor> {
+pub(super) fn sorted(mut tensors: Vec<NamedTensor>) -> Vec<NamedTensor> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     tensors
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Names the file. Read once a process.
 pub const WEATHER_VARIABLE: &str = "STOKE_WEATHER";
 
-/// How often the file is looked at: a cut begins and ends this much late.
+/// How often the file is looked at, a read of some bytes: a cut begins and ends this much late. Its end has to be seen by the clock anyway.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// An address that is cut off.
