@@ -176,7 +176,7 @@ fn parse_item(item: &str) -> Result<Item, Problem> {
             let mend = format!("write \"{name} {word} {time} for 2s\"");
             match duration(hold) {
                 Ok(hold) if hold > Duration::ZERO => hold,
-                Ok(_) => return problem("no time is none", mend),
+                Ok(_) => return problem("a pause or partition of no time is none", mend),
                 Err(what) => return problem(what, mend),
             }
         }
