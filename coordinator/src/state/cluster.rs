@@ -5,31 +5,24 @@
 //! K2 (I1): the epoch grows by one with each start. K3 (I14): a generation's gang is whole, and each node has the room.
 //! K4 (I15): a rank's room is held from the entry that places it to the one that tells of its end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank};
-use stoke_protocol::message::client::{JobState, TokenScope};
+use stoke_protocol::ids::{ClusterId, Digest, Epoch, JobId, LogIndex, NodeId, Rank, TokenId};
+use stoke_protocol::message::client::TokenScope;
 use stoke_protocol::message::join::Wants;
-use stoke_protocol::message::node::{NodeHello, Report, ToNode};
-use stoke_protocol::message::rank::{Exit, RankEvent, RankId};
+use stoke_protocol::message::node::ToNode;
+use stoke_protocol::message::rank::RankId;
 
-use super::checkpoints::{Catalogue, Checkpoint, Keep};
+use super::checkpoints::Catalogue;
 use super::effect::Order;
-use super::elastic::End;
 use super::event::{Event, Record};
 use super::jobs::Jobs;
-use super::machine::{Scene, stop_order};
-use super::members::{Members, NODES_MAX, Room, Stale};
+use super::machine::Scene;
+use super::members::{Members, Room, Stale};
 use super::planted::PlantedBug;
 use super::time::Time;
 use super::tokens::Tokens;
-use super::words::exit_words;
-
-/// Users that have joined: each is a person or a program.
-const USERS_MAX: usize = 10_000;
-/// A machine's name is shown in tables.
-const NODE_NAME_CHARS_MAX: usize = 63;
 
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Cluster {
@@ -50,7 +43,7 @@ pub struct Cluster {
     pub(super) bug: Option<PlantedBug>,
     /// Something has changed that may let a job be placed.
     #[serde(skip)]
-    replan: bool,
+    pub(super) replan: bool,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -157,132 +150,6 @@ impl Cluster {
         stoke_protocol::codec::decode_record(bytes)
     }
 
-    /// Whether an event would change anything, and if not, why not. Asked before an event is journalled, and again when it is applied.
-    pub fn check(&self, at: Time, event: &Event) -> Result<(), Refused> {
-        match event {
-            Event::Founded { .. } => match self.cluster {
-                None => Ok(()),
-                Some(cluster) => Err(Refused::Conflict(format!("this journal is cluster {cluster}'s"))),
-            },
-            Event::EpochRaised { .. } | Event::Refused { .. } | Event::TokenCreated { .. } => Ok(()),
-            Event::TokenRevoked { token, .. } => self.tokens.check_revoke(*token),
-            Event::Joined { token, secret_hash, wants } => {
-                let checked = self.tokens.check(at, *token, secret_hash, wants);
-                if self.bug != Some(PlantedBug::UsedTokenAccepted) {
-                    checked.map_err(Refused::Invalid)?;
-                }
-                self.check_wants(wants)
-            }
-            Event::NodeUp { hello, .. } => self
-                .members
-                .check_hello(hello.node, (hello.incarnation, hello.session), self.bug)
-                .map_err(Refused::Stale),
-            Event::NodeLost { node, incarnation } => match self.members.node(*node) {
-                Some(found) if found.up && found.incarnation == *incarnation => Ok(()),
-                Some(found) => Err(Refused::Stale(Stale::Incarnation { current: found.incarnation })),
-                None => Err(Refused::Stale(Stale::Unknown)),
-            },
-            Event::Reported { node, incarnation, report } => {
-                self.members.check_report(*node, *incarnation, report.sequence, self.bug).map_err(Refused::Stale)
-            }
-            Event::Submitted(submission) => match self.jobs.by_key(&submission.owner, &submission.key) {
-                Some(job) if self.bug != Some(PlantedBug::KeyIgnored) => {
-                    Err(Refused::Conflict(format!("{} has this key", job.id)))
-                }
-                Some(_) | None => Ok(()),
-            },
-            Event::CancelAsked { job, .. } => self.check_cancel(*job),
-            Event::Stalled { job, generation, .. } => match self.jobs.get(*job) {
-                Some(found) if found.state == JobState::Starting && found.generation == *generation => Ok(()),
-                Some(_) | None => Err(Refused::Conflict(format!("{job} {generation} is over"))),
-            },
-            Event::RanksPlaced { job, generation, places } => self.check_add(*job, *generation, places),
-            Event::Scaled { job, ranks, .. } => match self.jobs.get(*job) {
-                Some(found) => found.check_scale(*ranks).map_err(Refused::Conflict),
-                None => Err(Refused::NotFound(format!("there is no {job}"))),
-            },
-            Event::Evicted { id, .. } => match self.jobs.get(id.job) {
-                Some(found) if found.expects(*id) => Ok(()),
-                Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
-            },
-            Event::GenerationStarted { job, generation, placement } => self.check_start(*job, *generation, placement),
-        }
-    }
-
-    fn check_wants(&self, wants: &Wants) -> Result<(), Refused> {
-        match wants {
-            Wants::Node { .. } if self.members.nodes().len() >= NODES_MAX => {
-                Err(Refused::Unavailable(format!("the cluster has {NODES_MAX} nodes, the most that it takes")))
-            }
-            Wants::Node { name } if name.is_empty() || name.chars().count() > NODE_NAME_CHARS_MAX => {
-                Err(Refused::Invalid(format!("node name {name:?}: use 1 to {NODE_NAME_CHARS_MAX} characters")))
-            }
-            Wants::User { .. } if self.users.len() >= USERS_MAX => {
-                Err(Refused::Unavailable(format!("the cluster has {USERS_MAX} users, the most that it takes")))
-            }
-            Wants::User { name } if self.users.contains_key(name) => Err(Refused::Conflict(format!(
-                "a user named {name:?} has joined already: jobs belong to names, so choose another one"
-            ))),
-            Wants::Node { .. } | Wants::User { .. } => Ok(()),
-        }
-    }
-
-    fn check_cancel(&self, id: JobId) -> Result<(), Refused> {
-        let job = self.jobs.get(id).ok_or_else(|| Refused::NotFound(format!("there is no {id}")))?;
-        match job.state {
-            JobState::Queued | JobState::Starting | JobState::Running | JobState::Recovering => Ok(()),
-            JobState::Cancelling | JobState::Cancelled => Err(Refused::Conflict(format!("{id} was cancelled before"))),
-            JobState::Succeeded => Err(Refused::Conflict(format!("{id} has succeeded already"))),
-            JobState::Failed => Err(Refused::Conflict(format!("{id} has failed already"))),
-        }
-    }
-
-    /// K3: the gang is whole, the job waits for it, and every node has the room.
-    fn check_start(&self, id: JobId, generation: Generation, placement: &[NodeId]) -> Result<(), Refused> {
-        let refused = |why: String| Err(Refused::Conflict(format!("{id} {generation}: {why}")));
-        let Some(job) = self.jobs.get(id) else { return refused("there is no such job".into()) };
-        let lenient = self.bug == Some(PlantedBug::CancelledStaysQueued);
-        if (job.state != JobState::Queued && !lenient) || generation != job.generation.next() {
-            return refused(format!("the job is {:?} in {}", job.state, job.generation));
-        }
-        if placement.len() != job.ask.ranks as usize && self.bug != Some(PlantedBug::GangPlacedPartially) {
-            return refused(format!("{} ranks are placed of {}", placement.len(), job.ask.ranks));
-        }
-        self.check_room(job, placement.iter().copied()).or_else(refused)
-    }
-
-    /// K3 for ranks that are added: the slots are empty, and every node has the room.
-    fn check_add(&self, id: JobId, generation: Generation, places: &[(Rank, NodeId)]) -> Result<(), Refused> {
-        let refused = |why: String| Err(Refused::Conflict(format!("{id} {generation}: {why}")));
-        let Some(job) = self.jobs.get(id) else { return refused("there is no such job".into()) };
-        if generation != job.generation.next() {
-            return refused(format!("the job is {:?} in {}", job.state, job.generation));
-        }
-        let missing = job.missing();
-        let mut slots: BTreeSet<Rank> = BTreeSet::new();
-        if let Some((slot, _)) = places.iter().find(|(slot, _)| !missing.contains(slot) || !slots.insert(*slot)) {
-            return refused(format!("{slot} is not missing"));
-        }
-        self.check_room(job, places.iter().map(|(_, node)| *node)).or_else(refused)
-    }
-
-    fn check_room(&self, job: &super::machine::Job, nodes: impl Iterator<Item = NodeId>) -> Result<(), String> {
-        let mut asked: BTreeMap<NodeId, Room> = BTreeMap::new();
-        for node in nodes {
-            asked.entry(node).or_default().add(&job.ask.room);
-        }
-        for (node, mut room) in asked {
-            if self.bug == Some(PlantedBug::MemoryOvercommitted) {
-                room.memory_bytes = 0;
-            }
-            match self.members.node(node) {
-                Some(found) if found.up && !found.is_quarantined() && found.free().holds(&room) => {}
-                Some(_) | None => return Err(format!("{node} has no room for it")),
-            }
-        }
-        Ok(())
-    }
-
     /// Folds one entry into the state and says what is to be done once it is durable.
     pub fn apply(&mut self, record: &Record) -> Vec<Order> {
         let mut orders = Vec::new();
@@ -345,7 +212,7 @@ impl Cluster {
         orders
     }
 
-    fn join(&mut self, at: Time, token: stoke_protocol::ids::TokenId, wants: &Wants) {
+    fn join(&mut self, at: Time, token: TokenId, wants: &Wants) {
         let role = self.tokens.scope(token);
         self.tokens.spend(at, token);
         match wants {
@@ -356,191 +223,6 @@ impl Cluster {
                 self.users.insert(name.clone(), User { role, since: at });
             }
         }
-    }
-
-    /// Inventory sync: what the node has is compared with what it should have. Adopt first, decide after.
-    fn node_up(&mut self, scene: &mut Scene<'_>, hello: &NodeHello, address: &str) {
-        let node = hello.node;
-        let restarted = self.members.node(node).is_some_and(|found| found.incarnation != hello.incarnation);
-        let offer = (hello.name.clone(), address.to_owned(), hello.capacity.clone());
-        self.members.open(scene.at, node, (hello.incarnation, hello.session), offer);
-        self.replan = true;
-        let has: BTreeMap<RankId, bool> = hello.ranks.iter().map(|rank| (rank.id, rank.alive)).collect();
-        let held: BTreeSet<RankId> =
-            self.members.node(node).map(|node| node.held.keys().copied().collect()).unwrap_or_default();
-        let mut gone: BTreeMap<JobId, Vec<RankId>> = BTreeMap::new();
-        for id in held.iter().copied() {
-            match has.get(&id) {
-                Some(true) => self.remind(scene, node, id),
-                // The report of its end is on its way.
-                Some(false) => {}
-                None if !restarted && self.never_started(id) => self.remind(scene, node, id),
-                None => {
-                    self.members.release(node, id, self.bug);
-                    gone.entry(id.job).or_default().push(id);
-                }
-            }
-        }
-        for (job, ids) in gone {
-            self.gone(scene, job, &ids, "went with its agent, which was restarted");
-        }
-        for (id, _) in has.iter().filter(|(id, alive)| **alive && !held.contains(*id)) {
-            scene.orders.push(stop_order(node, *id, "this coordinator does not know it"));
-        }
-    }
-
-    /// Expected, and the order to start it may not have arrived.
-    fn never_started(&self, id: RankId) -> bool {
-        self.jobs.get(id.job).is_some_and(|job| job.unready(id).is_some())
-    }
-
-    fn remind(&self, scene: &mut Scene<'_>, node: NodeId, id: RankId) {
-        match self.jobs.get(id.job) {
-            Some(job) => job.remind(scene, node, id, self.catalogue.kept(id.job)),
-            None => scene.orders.push(stop_order(node, id, "its job is forgotten")),
-        }
-    }
-
-    fn gone(&mut self, scene: &mut Scene<'_>, job: JobId, ids: &[RankId], how: &str) {
-        self.replan = true;
-        self.jobs.drive(job, self.placements, |job| job.gone(scene, ids, how, End::Machine));
-    }
-
-    /// Its ranks are gone as far as their jobs go; their room on the node stays held until the node tells (K4).
-    fn node_lost(&mut self, scene: &mut Scene<'_>, node: NodeId) {
-        self.members.lose(scene.at, node);
-        let mut held: BTreeMap<JobId, Vec<RankId>> = BTreeMap::new();
-        for id in self.members.node(node).into_iter().flat_map(|node| node.held.keys()) {
-            held.entry(id.job).or_default().push(*id);
-        }
-        for (job, ids) in held {
-            self.gone(scene, job, &ids, "is lost: its node fell silent");
-        }
-    }
-
-    fn report(&mut self, scene: &mut Scene<'_>, node: NodeId, report: &Report) {
-        self.members.reported(node, report.sequence);
-        let acknowledge = ToNode::Acknowledge { sequence: report.sequence, index: scene.index };
-        scene.orders.push(Order::Send { node, message: acknowledge });
-        let id = report.id;
-        if !self.members.node(node).is_some_and(|node| node.held.contains_key(&id)) {
-            // I32: a node speaks of its own ranks only.
-            self.counts.foreign_reports += 1;
-            return;
-        }
-        match &report.event {
-            RankEvent::Ready { .. } => self.members.started(node, id.job, true),
-            RankEvent::Exited { exit: Exit::NotStarted(_) } => self.members.started(node, id.job, false),
-            RankEvent::Exited { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
-            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Resumed { .. } => {}
-            RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => {}
-            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
-        }
-        if matches!(report.event, RankEvent::Exited { .. }) {
-            self.members.release(node, id, self.bug);
-            self.replan = true;
-        }
-        let run = self.jobs.get(id.job).and_then(|job| job.run.as_ref());
-        let known = run.is_some_and(|run| run.ranks.contains_key(&id));
-        // A planted bug takes the words of an old rank for those of the one that has its slot now.
-        let mistaken =
-            run.filter(|_| self.bug == Some(PlantedBug::ReportsUnfenced)).and_then(|run| run.of_slot(id.rank));
-        match mistaken.filter(|_| !known) {
-            Some(id) => self.rank_event(scene, id, &report.event),
-            None if known => self.rank_event(scene, id, &report.event),
-            None => {
-                self.counts.stale_reports += 1;
-                if !matches!(report.event, RankEvent::Exited { .. }) {
-                    scene.orders.push(stop_order(node, id, "the job goes on without it"));
-                }
-            }
-        }
-    }
-
-    fn rank_event(&mut self, scene: &mut Scene<'_>, id: RankId, event: &RankEvent) {
-        if let RankEvent::ManifestStored { generation, step, uri, manifest_blake3 } = event {
-            return self.manifest(scene, id, (*generation, *step), (uri, *manifest_blake3));
-        }
-        if let RankEvent::Damaged { uri, error } = event {
-            let mine = self.catalogue.damage(id.job, uri);
-            self.jobs.drive(id.job, self.placements, |job| job.damaged(scene, id, (uri, mine), error));
-            return;
-        }
-        self.jobs.drive(id.job, self.placements, |job| match event {
-            RankEvent::Ready { address } => job.ready(scene, id, *address),
-            RankEvent::ShardStored { generation, step, shard } => {
-                job.shard_stored(scene, id, (*generation, *step), shard.clone());
-            }
-            RankEvent::ManifestStored { .. } | RankEvent::Damaged { .. } => {}
-            RankEvent::PeerLost { generation, peer, .. } => job.peer_lost(id, *generation, *peer),
-            RankEvent::NotStored { generation, step, error } => {
-                let words = format!("checkpoint at {step} was not written by {}: {error}", id.rank);
-                job.not_stored(scene, id, (*generation, *step), words);
-            }
-            RankEvent::Finished { generation, outcome } => job.finished(scene, id, *generation, outcome.clone()),
-            RankEvent::Failed { error, permanent } => job.failed(scene, id, error, *permanent),
-            RankEvent::Exited { exit } => {
-                let end = match exit {
-                    Exit::Code(0) => End::Left,
-                    Exit::AgentRestarted | Exit::AgentStopped => End::Machine,
-                    Exit::Code(_) | Exit::Signal(_) | Exit::NotStarted(_) => End::Fault,
-                };
-                job.gone(scene, &[id], &exit_words(exit), end);
-            }
-            RankEvent::Resumed { generation, step } => job.resumed(scene, id, *generation, *step),
-            RankEvent::Joined { generation, step } => job.joined(scene, id, *generation, *step),
-        });
-        self.replan |= matches!(event, RankEvent::Failed { .. });
-    }
-
-    /// The second phase of a checkpoint: it becomes visible, or its generation fails with the reason.
-    fn manifest(
-        &mut self,
-        scene: &mut Scene<'_>,
-        id: RankId,
-        (generation, step): (Generation, stoke_protocol::ids::Step),
-        manifest: (&str, Digest),
-    ) {
-        let Some(job) = self.jobs.get(id.job).filter(|job| job.is_active()) else { return };
-        let (uri, manifest_blake3) = manifest;
-        let unfenced = matches!(self.bug, Some(PlantedBug::ShardsUnfenced | PlantedBug::ReportsUnfenced));
-        if job.run.as_ref().is_none_or(|run| run.generation != generation) && !unfenced {
-            // It came too late: the members that stored it are not the members any more, and those store it again.
-            self.counts.stale_reports += 1;
-            return;
-        }
-        let outside = || Err(format!("{uri} is not in the job's folder {}", job.checkpoints));
-        let checked = match self.catalogue.check(id.job, generation, step) {
-            _ if self.bug == Some(PlantedBug::CommittedStepBack) => Ok(()),
-            Ok(()) if !uri.strip_prefix(&job.checkpoints).is_some_and(|rest| rest.starts_with('/')) => outside(),
-            checked => checked,
-        };
-        let shards = job.prepared(id, step, self.bug).ok_or("its shards were not all stored".to_owned());
-        let shards = match checked.and(shards) {
-            Ok(shards) => shards,
-            Err(why) => {
-                // Its rank is no worse for it; the next checkpoint takes its place.
-                let words = format!("checkpoint at {step} not taken: {why}");
-                self.jobs.drive(id.job, self.placements, |job| job.not_stored(scene, id, (generation, step), words));
-                return;
-            }
-        };
-        let checkpoint = Checkpoint {
-            generation,
-            step,
-            uri: uri.to_owned(),
-            shards: shards.len() as u32,
-            bytes: shards.iter().map(|shard| shard.bytes).sum(),
-            manifest_blake3,
-            at: scene.at,
-            index: scene.index,
-        };
-        let resumed: BTreeSet<&str> =
-            self.jobs.iter().filter(|job| !job.state.is_terminal()).filter_map(|job| job.resume.as_deref()).collect();
-        let keep = Keep { newest: job.keep, pinned: &|uri| resumed.contains(uri), bug: self.bug };
-        self.catalogue.commit(id.job, checkpoint, &keep);
-        let kept = self.catalogue.kept(id.job);
-        self.jobs.drive(id.job, self.placements, |job| job.committed(scene, step, kept));
     }
 
     fn start(&mut self, scene: &mut Scene<'_>, id: JobId, placement: &[NodeId]) {
@@ -578,21 +260,6 @@ impl Cluster {
             if let Order::Send { node, message: ToNode::Stop { id, .. } } = order {
                 self.members.release(*node, *id, None);
             }
-        }
-    }
-
-    /// Whether a rank may have a certificate: it was placed on this node, and is wanted (I32, J6).
-    pub fn check_sign(&self, node: NodeId, incarnation: Incarnation, id: RankId) -> Result<(), String> {
-        let found = self.members.node(node).ok_or_else(|| format!("{node} is not a member"))?;
-        if found.incarnation != incarnation {
-            return Err(format!("{node} has a newer incarnation"));
-        }
-        if !found.held.contains_key(&id) {
-            return Err(format!("{id} was not placed on {node}"));
-        }
-        match self.jobs.get(id.job) {
-            Some(job) if job.expects(id) => Ok(()),
-            Some(_) | None => Err(format!("{id} is not wanted any more")),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod authorise;
 pub mod checkpoints;
+mod checks;
 pub mod cluster;
 pub mod commits;
 pub mod control;
@@ -14,17 +15,22 @@ pub mod elastic;
 pub mod event;
 pub mod explain;
 pub mod invariants;
+mod inventory;
 pub mod jobs;
 pub mod liveness;
 pub mod machine;
 pub mod members;
+mod overdue;
 pub mod placement;
+mod planner;
 pub mod planted;
+mod reports;
 pub mod requests;
 pub mod room;
 pub mod run;
 #[cfg(test)]
 mod scenarios;
+mod sessions;
 pub mod suspicion;
 pub mod time;
 pub mod timeline;
