@@ -2,6 +2,7 @@
 //! follow the wire; ids are the strings that people type (`job-7`), moments are milliseconds since the Unix epoch.
 
 use serde_json::{Value, json};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{
     CheckpointView, ClusterView, Explanation, JobState, JobView, NodeState, NodeView, OutcomeView, TokenScope,
     TokenState, TokenView,
@@ -97,9 +98,15 @@ pub fn outcome(view: &OutcomeView) -> Value {
         "step": view.step.0,
         "loss": float(view.loss),
         "samples": view.samples,
+        "ledger": ledger(view.ledger),
         "weights_blake3": view.weights_blake3.to_string(),
         "metrics": view.metrics,
     })
+}
+
+/// Ranges of positions whose samples are in committed steps, each in exactly one.
+pub fn ledger(ledger: Ledger) -> Value {
+    json!([[ledger.first, ledger.end]])
 }
 
 pub fn checkpoint(view: &CheckpointView) -> Value {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::chaos::account::Account;
 use crate::client::Client;
 use crate::failure::{Exit, Failure, OrFail};
-use crate::json::{float, job_state};
+use crate::json::{float, job_state, ledger};
 use crate::output;
 
 /// Changes of the world size in a summary.
@@ -96,6 +96,7 @@ pub fn document(view: &JobView, wall: Duration) -> Value {
         "step": outcome.map(|outcome| outcome.step.0),
         "loss": outcome.map(|outcome| float(outcome.loss)),
         "samples": outcome.map(|outcome| outcome.samples),
+        "ledger": outcome.map(|outcome| ledger(outcome.ledger)),
         "metrics": outcome.map(|outcome| &outcome.metrics),
         "weights_blake3": outcome.map(|outcome| outcome.weights_blake3.to_string()),
         "world_sizes": view.world_sizes.0,
@@ -124,6 +125,7 @@ fn summary_table(view: &JobView) -> output::Table {
     if let Some(outcome) = &view.outcome {
         table.row(["steps".into(), outcome.step.0.to_string()]);
         table.row(["samples".into(), output::grouped(outcome.samples)]);
+        table.row(["ledger".into(), format!("{} exactly once", outcome.ledger)]);
         table.row(["loss".into(), format!("{:.6}", outcome.loss)]);
         for (name, value) in &outcome.metrics {
             table.row([format!("held-out {name}"), format!("{value:.4}")]);

@@ -9,7 +9,7 @@ use crate::journal::{JournalError, Log, Recovered};
 use crate::state::{Cluster, Record};
 
 /// Grows when an event or the state changes in a way that older releases would misread.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// The payload of one journal record.
 pub fn record_bytes(record: &Record) -> Vec<u8> {
@@ -133,7 +133,8 @@ mod tests {
         let mut log = ModelLog::default();
         log.append(&[record_bytes(&found()), vec![FORMAT + 1, 0], vec![FORMAT, 200]]).unwrap();
         let error = recover(&mut log).err().expect("damage").to_string();
-        assert!(error.contains("log-2") && error.contains("format 2"), "{error}");
+        let words = format!("format {}", FORMAT + 1);
+        assert!(error.contains("log-2") && error.contains(&words), "{error}");
         let mut log = ModelLog::default();
         let mut bytes = snapshot_bytes(&Cluster::default());
         *bytes.last_mut().unwrap() ^= 1;

@@ -11,6 +11,7 @@ use stoke_coordinator::state::Time;
 use stoke_coordinator::{Config, Coordinator, Ended, Environment, JournalMode, Running, StartError};
 use stoke_protocol::identity::{Authority, Credentials, JoinToken, KeyRequest, Subject, TokenSecret, UserRole};
 use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{JobState, JobView, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{
@@ -151,6 +152,7 @@ fn outcome() -> RankEvent {
         step: Step(10),
         loss: 0.25,
         samples: 80,
+        ledger: Ledger { first: 0, end: 80 },
         weights_blake3: Digest([7; 32]),
         metrics: [("accuracy".to_owned(), 0.5)].into(),
     };

@@ -13,6 +13,7 @@ pub(crate) mod optimizer;
 mod parameters;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::config::Spec;
 use crate::{JobError, data};
@@ -56,6 +57,11 @@ impl Layout {
     pub fn flat_len(&self) -> usize {
         self.len() + STATS
     }
+
+    /// Where the number of samples stands: the last of the figures.
+    pub fn samples_at(&self) -> usize {
+        self.flat_len() - 1
+    }
 }
 
 /// How to train: the part of the job's `[train]` section that decides the numbers.
@@ -76,14 +82,22 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Dataset indices of one lane at one step: the lane's contiguous part of the global batch, in global order.
-    /// `samples` is [`Train::samples`]. Lanes differ by at most one sample when `batch` is no multiple of `lanes`.
-    pub fn lane_samples(&self, samples: u64, step: u64, lane: u32) -> Vec<u64> {
+    /// Positions of the sample order that one lane takes at one step: its contiguous part of the global batch. Lanes differ by at most one
+    /// sample when `batch` is no multiple of `lanes`.
+    pub fn lane_positions(&self, step: u64, lane: u32) -> Range<u64> {
         let (batch, lanes, lane) = (self.batch as u64, self.lanes as u64, u64::from(lane));
         let first = step * batch;
-        (first + lane * batch / lanes..first + (lane + 1) * batch / lanes)
-            .map(|cursor| crate::order(self.seed, samples, cursor))
-            .collect()
+        first + lane * batch / lanes..first + (lane + 1) * batch / lanes
+    }
+
+    /// Dataset indices at these positions, in order. `samples` is [`Train::samples`].
+    pub fn samples_at(&self, samples: u64, positions: Range<u64>) -> Vec<u64> {
+        positions.map(|cursor| crate::order(self.seed, samples, cursor)).collect()
+    }
+
+    /// Dataset indices of one lane at one step.
+    pub fn lane_samples(&self, samples: u64, step: u64, lane: u32) -> Vec<u64> {
+        self.samples_at(samples, self.lane_positions(step, lane))
     }
 }
 

@@ -5,6 +5,7 @@ pub mod identity;
 pub mod ids;
 pub mod label;
 pub mod lanes;
+pub mod ledger;
 pub mod list;
 pub mod message;
 pub mod spec;

@@ -69,6 +69,7 @@ fn write(folder: &Folder, tensors: &[NamedTensor]) {
         generation: Generation(1),
         step: Step(1),
         cursor: 64,
+        ledger: None,
         world: 1,
         lanes: 1,
         seed: 1,

@@ -23,9 +23,11 @@ fn undisturbed() -> &'static Value {
 #[track_caller]
 fn same_weights(summary: &Value) {
     let reference = undisturbed();
-    for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
+    for key in ["weights_blake3", "loss", "samples", "ledger", "step", "metrics"] {
         assert_eq!(summary[key], reference[key], "{key} differs:\n{summary:#}\n{reference:#}");
     }
+    // Each sample of every step once, as the sums have shown it, whoever was lost.
+    assert_eq!(summary["chaos"]["ledger"], serde_json::json!([[0, summary["samples"]]]), "{summary:#}");
 }
 
 #[track_caller]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use stoke_node::agent::{RankEvents, RankProcess, Spawner};
 use stoke_protocol::identity::KeyRequest;
 use stoke_protocol::ids::{Digest, Generation, Step};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
     Exit, FromRank, Membership, Outcome, RankEvent, ShardRecord, StartFrom, StartRank, ToRank,
 };
@@ -182,6 +183,7 @@ impl Life {
 
 fn finished(generation: Generation, step: Step) -> RankEvent {
     let weights_blake3 = Digest([1; 32]);
-    let outcome = Outcome { step, loss: 0.5, samples: 8 * step.0, weights_blake3, metrics: BTreeMap::new() };
+    let ledger = Ledger { first: 0, end: 8 * step.0 };
+    let outcome = Outcome { step, loss: 0.5, samples: ledger.end, ledger, weights_blake3, metrics: BTreeMap::new() };
     RankEvent::Finished { generation, outcome }
 }

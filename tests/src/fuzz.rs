@@ -13,6 +13,7 @@ use stoke_protocol::ids::{
     ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, TokenId,
 };
 use stoke_protocol::lanes::Subtree;
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::{JoinReply, JoinRequest, Wants};
 use stoke_protocol::message::node::{
@@ -164,6 +165,7 @@ fn events() -> Vec<RankEvent> {
         step: Step(1_000),
         loss: 0.1,
         samples: 256_000,
+        ledger: Ledger { first: 0, end: 256_000 },
         weights_blake3: Digest([9; 32]),
         metrics: BTreeMap::from([("roc_auc".to_owned(), 0.97)]),
     };

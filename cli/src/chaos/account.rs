@@ -7,7 +7,7 @@ use stoke_protocol::message::client::JobState;
 
 use super::blows::Struck;
 use super::course::{Losses, Recovery};
-use crate::json::job_state;
+use crate::json::{job_state, ledger};
 use crate::output;
 
 pub struct Account {
@@ -135,6 +135,8 @@ fn losses_text(losses: &Losses) -> String {
     table.row(["  committed steps lost".into(), losses.steps_lost.to_string()]);
     let samples = losses.samples_lost.map_or("not known before the end".to_owned(), output::grouped);
     table.row(["  samples lost".into(), samples]);
+    let ledger = losses.ledger.map_or("not known before the end".to_owned(), |ledger| format!("{ledger} exactly once"));
+    table.row(["  ledger".into(), ledger]);
     let (still, all) = (losses.standstill_ms as f64 / 1e3, losses.training_ms as f64 / 1e3);
     table.row(["  without progress".into(), format!("{still:.1}s of {all:.1}s")]);
     let (rate, share) = (output::grouped(rate(losses) as u64), 100.0 * share(losses));
@@ -149,6 +151,7 @@ fn losses_json(losses: &Losses) -> Value {
         "steps_redone": losses.steps_redone,
         "steps_lost": losses.steps_lost,
         "samples_lost": losses.samples_lost,
+        "ledger": losses.ledger.map(ledger),
         "training_seconds": seconds(losses.training_ms.into()),
         "seconds_without_progress": seconds(losses.standstill_ms.into()),
         "committed_samples_per_second": rate(losses).round(),

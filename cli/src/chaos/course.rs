@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{Explanation, JobState, JobView};
 
 /// Reports of steps come every half second; later than this by so much, the job stood still.
@@ -61,8 +62,9 @@ pub struct Losses {
     pub steps_redone: u64,
     /// Committed, and done again from a checkpoint.
     pub steps_lost: u64,
-    /// Of a job that has succeeded: those of its steps, less those in its committed steps.
+    /// Of a job that has succeeded: those of its steps, less those in its ledger.
     pub samples_lost: Option<u64>,
+    pub ledger: Option<Ledger>,
     /// From the first step to the last.
     pub training_ms: u64,
     pub standstill_ms: u64,
@@ -141,7 +143,8 @@ impl Course {
             recoveries: self.view.recoveries - self.recoveries_before.min(self.view.recoveries),
             steps_redone: redone.len() as u64,
             steps_lost: rolled_back.values().sum(),
-            samples_lost: outcome.map(|outcome| (outcome.step.0 * batch).saturating_sub(outcome.samples)),
+            samples_lost: outcome.map(|outcome| outcome.samples.saturating_sub(outcome.ledger.end)),
+            ledger: outcome.map(|outcome| outcome.ledger),
             training_ms: end_ms - begin_ms,
             standstill_ms: covered(still, begin_ms, end_ms),
             samples: step.saturating_sub(first_step) * batch,

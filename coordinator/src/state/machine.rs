@@ -28,7 +28,7 @@
 //! rank of the run before is gone; a rank that is replaced is no member from the entry on that says so, alive or not.
 //! J3 (I8): terminal states absorb. J4 (I11): a job that fails `attempts_max` times without getting further fails for good.
 //! J5 (I14): a run starts with all its ranks. J6 (I10): no Start and no certificate for a job that is being cancelled.
-//! J7 (I19): success needs equal digests on all members. J8 (I21): Commit is ordered when every member's shard is stored, and a manifest
+//! J7 (I19, I20): success needs equal digests on all members, and ledgers that reach to the last sample. J8 (I21): Commit is ordered when every member's shard is stored, and a manifest
 //! counts only after that. J9: a run never goes on with fewer than `ranks_min` members.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +46,7 @@ use super::planted::PlantedBug;
 use super::run::{RankRun, Run, complete, rank_is_known};
 use super::time::Time;
 use super::timeline::Timeline;
-use super::words::{differing, state_word};
+use super::words::{differing, state_word, unaccounted};
 
 /// A reason that a rank gives is cut here: it stands in every view of the job.
 pub(super) const REASON_CHARS_MAX: usize = 2_000;
@@ -281,18 +281,19 @@ impl Job {
         if outcomes.is_empty() || !(evaluated || first == Some(run.generation)) {
             return;
         }
-        if let Some(difference) = differing(&ids, &outcomes)
-            && scene.bug != Some(PlantedBug::DigestsUncompared)
-        {
+        let differing = differing(&ids, &outcomes).filter(|_| scene.bug != Some(PlantedBug::DigestsUncompared));
+        if let Some(wrong) = differing.or_else(|| unaccounted(&ids, &outcomes)) {
             self.doomed = true;
-            return self.recover(scene, difference);
+            return self.recover(scene, wrong);
         }
         let first = outcomes[0];
+        let accounted = format!("samples {} are in committed steps, each in exactly one", first.ledger);
         let metrics = run.ranks.values().filter_map(|rank| rank.outcome.as_ref()).map(|outcome| &outcome.metrics);
         self.outcome = Some(OutcomeView {
             step: first.step,
             loss: first.loss,
             samples: first.samples,
+            ledger: first.ledger,
             weights_blake3: first.weights_blake3,
             metrics: metrics.max_by_key(|metrics| metrics.len()).cloned().unwrap_or_default(),
         });
@@ -300,6 +301,7 @@ impl Job {
         for (id, rank) in &run.ranks {
             scene.orders.push(Order::Send { node: rank.node, message: ToNode::Release { id: *id } });
         }
+        self.note(scene, accounted);
         self.end(scene, JobState::Succeeded, String::new());
     }
 

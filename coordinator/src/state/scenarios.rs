@@ -8,6 +8,7 @@ use stoke_protocol::identity::{Subject, UserRole};
 use stoke_protocol::ids::{
     ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step as TrainStep, TokenId,
 };
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Capacity, Heartbeat, NodeHello, RankInventory, Report, ToNode};
@@ -196,6 +197,7 @@ fn finished(generation: u64, weights: u8) -> RankEvent {
         step: TrainStep(10),
         loss: 0.5,
         samples: 80,
+        ledger: Ledger { first: 0, end: 80 },
         weights_blake3: Digest([weights; 32]),
         metrics: std::collections::BTreeMap::new(),
     };

@@ -55,6 +55,15 @@ pub(super) fn differing(members: &[RankId], outcomes: &[&Outcome]) -> Option<Str
     Some(format!("replicas differ: {} against {} of the others", others.join("; "), short(&majority.1)))
 }
 
+/// The first member whose ledger is not that of the steps that it says it has done, or not that of the others (J7).
+pub(super) fn unaccounted(members: &[RankId], outcomes: &[&Outcome]) -> Option<String> {
+    let expected = outcomes.first()?.ledger;
+    let wrong = |outcome: &Outcome| outcome.ledger.end != outcome.samples || outcome.ledger != expected;
+    let (id, outcome) = members.iter().zip(outcomes).find(|(_, outcome)| wrong(outcome))?;
+    let (ledger, samples, rank) = (outcome.ledger, outcome.samples, id.rank);
+    Some(format!("samples are not accounted for: {rank} has the ledger {ledger} after {samples} samples"))
+}
+
 /// Enough of a digest to tell two apart.
 fn short(digest: &Digest) -> String {
     digest.to_string().chars().take(12).collect()

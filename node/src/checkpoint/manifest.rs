@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, Step};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::ShardRecord;
 
 /// Grows when a reader of the old form would misread the new one.
@@ -35,6 +36,9 @@ pub struct Manifest {
     /// Samples that were consumed: positions `0..cursor` of the order are done (I20). The RNG of every later step follows from `seed`,
     /// the step and the lane, so that there is no other random state.
     pub cursor: u64,
+    /// The same as the sums of the steps have shown it; an early build wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<Ledger>,
     /// Ranks that wrote it. Any number may read it.
     pub world: u32,
     pub lanes: u32,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, Step};
+use stoke_protocol::ledger::Ledger;
 
 use super::*;
 
@@ -45,6 +46,7 @@ pub(super) fn write_step(uri: &str, step: Step, tensors: &[NamedTensor], world: 
         generation: Generation(1),
         step,
         cursor: step.0 * 64,
+        ledger: Some(Ledger { first: 0, end: step.0 * 64 }),
         world,
         lanes: 8,
         seed: 7,

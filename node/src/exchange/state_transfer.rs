@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::{Digest, Generation, Step};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::peer::{Opening, StateHeader};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::spec::RANKS_MAX;
@@ -28,6 +29,7 @@ pub struct Shard {
     pub index: u32,
     pub count: u32,
     pub loss: f32,
+    pub ledger: Ledger,
     pub weights_blake3: Digest,
     pub tensors: Vec<NamedTensor>,
 }
@@ -36,6 +38,7 @@ pub struct Shard {
 pub struct Received {
     pub step: Step,
     pub loss: f32,
+    pub ledger: Ledger,
     pub weights_blake3: Digest,
     pub tensors: Vec<NamedTensor>,
 }
@@ -64,7 +67,7 @@ impl Mesh {
     /// Receives the state in a generation: every shard, from whoever gives it, side by side.
     pub async fn take_state(&self, generation: Generation) -> Result<Received, ExchangeError> {
         let mut shards: Vec<Option<(RankId, Vec<NamedTensor>)>> = Vec::new();
-        let mut expected: Option<(Step, f32, Digest)> = None;
+        let mut expected: Option<(Step, f32, Ledger, Digest)> = None;
         let mut reading = tokio::task::JoinSet::new();
         let mut begun = 0;
         loop {
@@ -75,9 +78,9 @@ impl Mesh {
                         read.map_err(|_| ExchangeError::EndpointClosed)??;
                     shards[index as usize] = Some((from, tensors));
                     match expected {
-                        Some((step, loss, weights_blake3)) if shards.iter().all(Option::is_some) => {
+                        Some((step, loss, ledger, weights_blake3)) if shards.iter().all(Option::is_some) => {
                             let tensors = shards.into_iter().flatten().flat_map(|(_, tensors)| tensors).collect();
-                            return Ok(Received { step, loss, weights_blake3, tensors });
+                            return Ok(Received { step, loss, ledger, weights_blake3, tensors });
                         }
                         Some(_) | None => continue,
                     }
@@ -85,11 +88,13 @@ impl Mesh {
             };
             let Incoming { from, opening, stream } = incoming;
             let refused = |problem: String| ExchangeError::State { peer: from, problem };
-            let Opening::State { step, shard, shards: count, loss, weights_blake3, .. } = opening else { continue };
+            let Opening::State { step, shard, shards: count, loss, ledger, weights_blake3, .. } = opening else {
+                continue;
+            };
             if count == 0 || count > RANKS_MAX || shard >= count {
                 return Err(refused(format!("shard {shard} of {count}")));
             }
-            let (first, ..) = *expected.get_or_insert((step, loss, weights_blake3));
+            let (first, ..) = *expected.get_or_insert((step, loss, ledger, weights_blake3));
             if shards.is_empty() {
                 shards.resize_with(count as usize, || None);
             }
@@ -99,7 +104,10 @@ impl Mesh {
                     shards.len()
                 )));
             }
-            if expected.is_some_and(|(_, _, others)| others != weights_blake3) {
+            if expected.is_some_and(|(_, _, others, _)| others != ledger) {
+                return Err(refused(format!("its samples at {step} are {ledger}, those of others differ")));
+            }
+            if expected.is_some_and(|(.., others)| others != weights_blake3) {
                 return Err(refused(format!("its weights at {step} hash to {weights_blake3}, those of others differ")));
             }
             begun += 1;
@@ -109,8 +117,8 @@ impl Mesh {
 }
 
 async fn give(mut stream: BulkSender, shard: &Shard) -> Result<(), TransportError> {
-    let Shard { generation, step, index, count, loss, weights_blake3, .. } = *shard;
-    let opening = Opening::State { generation, step, shard: index, shards: count, loss, weights_blake3 };
+    let Shard { generation, step, index, count, loss, ledger, weights_blake3, .. } = *shard;
+    let opening = Opening::State { generation, step, shard: index, shards: count, loss, ledger, weights_blake3 };
     stream.write_header(&opening).await?;
     let runs =
         checkpoint::encode(&shard.tensors).map_err(|error| TransportError::Endpoint(std::io::Error::other(error)))?;

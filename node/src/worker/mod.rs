@@ -9,6 +9,7 @@ mod link;
 mod meter;
 mod orders;
 mod plan;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod trainer;

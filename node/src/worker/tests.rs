@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use stoke_protocol::identity::{Authority, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
     FromRank, Member, Membership, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
@@ -329,7 +330,7 @@ async fn any_number_of_ranks_trains_to_the_same_bits_and_continues_from_each_oth
     let spec = bench.spec("epochs = 2", "every = 3");
     let (alone, committed) = train(1, &spec, &bench.base("one"), None).await;
     let one = &alone[0];
-    assert_eq!((one.step, one.samples), (Step(9), 9 * 48));
+    assert_eq!((one.step, one.samples, one.ledger), (Step(9), 9 * 48, Ledger { first: 0, end: 9 * 48 }));
     assert_eq!(committed, [3, 6, 9]);
     assert!(one.loss.is_finite() && one.metrics.contains_key("roc_auc"), "{one:?}");
     for world in [2, 3] {
@@ -349,6 +350,7 @@ async fn any_number_of_ranks_trains_to_the_same_bits_and_continues_from_each_oth
     let last = format!("{}/step-00000009-g1", bench.base("resumed"));
     let manifest = checkpoint::open(&last).unwrap();
     assert_eq!((manifest.world, manifest.cursor, manifest.weights_blake3), (2, 9 * 48, one.weights_blake3));
+    assert_eq!((manifest.ledger, resumed[1].ledger), (Some(one.ledger), one.ledger), "it spans the restart");
     assert_eq!(manifest.metrics, one.metrics);
     // Nothing is left to train: what the checkpoint holds is the outcome.
     let (again, committed) = train_without_progress(&spec, &bench.base("again"), last).await;
@@ -413,6 +415,22 @@ async fn what_is_wrong_with_data_or_checkpoint_is_said_by_name() {
     assert!(words.contains("ask for more steps"), "{words}");
 }
 
+/// I20, with a fault that is planted in one rank: it takes another batch for its lanes than the others do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rank_that_computes_other_samples_is_found_in_the_sum_and_nothing_is_committed() {
+    let bench = Bench::new();
+    let right = bench.spec("steps = 20", "every = 2");
+    let wrong = right.replace("batch = 48", "batch = 96");
+    let base = bench.base("planted");
+    let given = |id: RankId| start(if id.rank == Rank(1) { &wrong } else { &right }, &base, None)(id);
+    let mut stage = Stage::open(2, given).await;
+    let words = stage.failure().await;
+    assert!(words.contains("step 0 is refused: lane"), "{words}");
+    assert!(words.contains("was computed from others") || words.contains("counts"), "{words}");
+    assert_eq!(stage.ends().await, [End::Failed, End::Failed]);
+    assert!(stage.committed.is_empty());
+}
+
 /// What a generation says of itself must not depend on how it came to be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ranks_that_die_and_are_replaced_change_no_bit() {
@@ -439,6 +457,7 @@ async fn ranks_that_die_and_are_replaced_change_no_bit() {
         let outcomes = stage.finish().await;
         assert_eq!(outcomes.len(), world as usize);
         assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3), "{:?}", stage.resumed);
+        assert!(outcomes.iter().all(|outcome| outcome.ledger == Ledger { first: 0, end: 4000 * 48 }), "{outcomes:?}");
         assert!(stage.resumed.is_sorted_by_key(|(_, step)| *step), "{:?}", stage.resumed);
         assert_eq!(stage.committed.last(), Some(&4000));
     }

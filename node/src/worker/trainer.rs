@@ -13,6 +13,7 @@ use bytes::Bytes;
 use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
 use stoke_protocol::ids::{Digest, Generation, Step};
 use stoke_protocol::lanes;
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{Membership, Outcome, Progress, RankEvent, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
@@ -22,12 +23,10 @@ use super::failure::{Failure, text_of};
 use super::meter::{Meter, Part};
 use super::orders::Orders;
 use super::plan::{is_due, mismatch, plan_of, steps_of};
+use super::tail::Tail;
 use super::vault::{Copy, Order, Vault};
 use crate::checkpoint;
 use crate::exchange::{Exchange, ExchangeError, Formed, LaneSums, Mesh, Received, Shape, Shard, State};
-
-/// Behind the trainer's flat vector: how many members have been told of the next generation (T2).
-const TOLD: usize = 1;
 
 /// Sums that a rank which joins keeps while it waits for the state. Then it takes no more, and the others wait for it.
 const SUMS_MAX: usize = 64;
@@ -111,6 +110,9 @@ struct Trainer {
     plan: Plan,
     /// Steps that were applied.
     step: u64,
+    /// The samples of these steps (I20).
+    ledger: Ledger,
+    tail: Tail,
     /// Mean loss of the last of them.
     loss: f32,
     /// Whether there is a state: a rank that joins has none at first.
@@ -153,9 +155,9 @@ impl Trainer {
             plan.steps = steps_of(spec, load(&plan)?.samples()).map_err(Failure::Permanent)?;
             train = load(&plan)?;
         }
-        let (mut step, mut loss, mut restored) = (0, f32::NAN, None);
+        let (mut step, mut loss, mut restored, mut ledger) = (0, f32::NAN, None, Ledger::default());
         if let StartFrom::Checkpoint(uri) = &start.from {
-            (step, loss) = restore(uri, &mut *train, spec, plan.steps)?;
+            (step, loss, ledger) = restore(uri, &mut *train, spec, plan.steps)?;
             restored = Some(step);
         }
         tracing::info!(
@@ -168,13 +170,15 @@ impl Trainer {
         let loaded = start.from != StartFrom::Peers;
         let meter = Meter::new(&plan, step);
         let beat = given.beat.clone();
-        Ok(Self { train, plan, step, loss, loaded, restored, last_sum: None, joining: None, meter, beat })
+        let tail = Tail::new(train.layout().flat_len(), spec.train.lanes);
+        let (last_sum, joining) = (None, None);
+        Ok(Self { train, plan, step, ledger, tail, loss, loaded, restored, last_sum, joining, meter, beat })
     }
 
     /// One generation, from its forming to its end.
     fn serve(&mut self, membership: &Membership, work: &mut Work<'_>) -> Result<(), Failure> {
         let generation = membership.generation;
-        let shape = Shape { values: self.train.layout().flat_len() + TOLD, lanes: work.spec.train.lanes };
+        let shape = Shape { values: self.tail.values(), lanes: work.spec.train.lanes };
         let forming = work.mesh.form(membership, self.state(), shape);
         let formed = work.runtime.block_on(async {
             tokio::select! {
@@ -187,7 +191,7 @@ impl Trainer {
         work.orders.entered(generation, exchange.abort_handle());
         self.meter.begin();
         if let Some(sum) = catch_up {
-            self.apply(&sum.read()[..shape.values - TOLD])?;
+            self.apply(sum.read())?;
             self.last_sum = Some((self.step, sum.share()));
         }
         let served = if exchange.place().is_observer() {
@@ -221,7 +225,7 @@ impl Trainer {
         if self.step > 0 && is_due(&work.spec, self.step, self.plan.steps) && !committed && !begun_here {
             self.checkpoint(generation, exchange, work)?;
         }
-        let values = self.train.layout().flat_len() + TOLD;
+        let values = self.tail.values();
         let owned = lanes::assign(work.spec.train.lanes, place.world)[place.position as usize].clone();
         let mut sums = LaneSums::new(values, work.spec.train.lanes, owned);
         while self.step < self.plan.steps {
@@ -257,36 +261,47 @@ impl Trainer {
         orders: &Orders,
     ) -> Result<bool, Failure> {
         let (size, flat) = (self.train.samples(), self.train.layout().flat_len());
+        let counted_at = self.train.layout().samples_at();
         let told = orders.is_told_of_next(generation);
         for lane in sums.owned() {
             orders.check(generation)?;
-            let samples = self.plan.lane_samples(size, self.step, lane);
+            let positions = self.plan.lane_positions(self.step, lane);
+            let samples = self.plan.samples_at(size, positions.clone());
             sums.begin(lane);
             let work = LaneWork { step: self.step, lane, samples: &samples };
-            let train = &mut self.train;
-            self.beat.piece(|| train.lane(work, &mut |offset, values| sums.push(offset, values)))?;
-            let first = lane == sums.owned().start;
-            sums.push(flat, &[if told && first { 1.0 } else { 0.0 }]);
+            let (train, mut counted) = (&mut self.train, 0.0);
+            self.beat.piece(|| {
+                train.lane(work, &mut |offset, values| {
+                    counted = values.get(counted_at - offset).copied().unwrap_or(counted);
+                    sums.push(offset, values);
+                })
+            })?;
+            let told = u32::from(told && lane == sums.owned().start);
+            sums.push(flat, self.tail.of_lane(lane, told, &positions, counted));
         }
         self.meter.lap(Part::Compute);
         let world = exchange.place().world;
         let sum = exchange.all_reduce(Step(self.step), sums)?;
         self.meter.lap(Part::Exchange);
-        let all_told = sum[flat] == world as f32;
-        self.apply(&sum[..flat])?;
+        let all_told = self.tail.told(sum) == world as f32;
+        self.apply(sum)?;
         Ok(all_told)
     }
 
+    /// Commits the step whose whole sum this is.
     fn apply(&mut self, sum: &[f32]) -> Result<(), Failure> {
         let (train, step) = (&mut self.train, self.step);
-        let applied = self.beat.piece(|| train.apply(step, sum))?;
+        let flat = train.layout().flat_len();
+        // Every rank sees the same, and no other try would end otherwise.
+        let ledger = self.tail.record(self.ledger, step, &self.plan, sum).map_err(Failure::Permanent)?;
+        let applied = self.beat.piece(|| train.apply(step, &sum[..flat]))?;
         self.meter.lap(Part::Apply);
         if applied.samples != self.plan.batch as u64 {
-            // I20: a sample that was left out or taken twice.
             let (counted, batch) = (applied.samples, self.plan.batch);
-            return Err(Failure::Error(format!("step {step} summed {counted} samples of a batch of {batch}")));
+            return Err(Failure::Permanent(format!("step {step} summed {counted} samples of a batch of {batch}")));
         }
         self.step += 1;
+        self.ledger = ledger;
         self.loss = applied.loss as f32;
         self.meter.stepped(&applied, self.step);
         Ok(())
@@ -308,15 +323,15 @@ impl Trainer {
             self.loaded = false;
             self.joining = Some(Joining { state: receive(work, generation), from: step, sums: VecDeque::new() });
         }
-        let (flat, world) = (self.train.layout().flat_len(), exchange.place().world);
+        let world = exchange.place().world;
         let mut said = false;
         for step in step..self.plan.steps {
             work.orders.check(generation)?;
             let sum = exchange.observe(Step(step))?;
-            let all_told = sum[flat] == world as f32;
+            let all_told = self.tail.told(sum) == world as f32;
             match &mut self.joining {
-                Some(joining) => joining.sums.push_back(sum[..flat].to_vec()),
-                None => self.apply(&sum[..flat])?,
+                Some(joining) => joining.sums.push_back(sum.to_vec()),
+                None => self.apply(sum)?,
             }
             self.settle()?;
             if self.loaded && !said {
@@ -344,13 +359,13 @@ impl Trainer {
             Err(TryRecvError::Disconnected) => return Err(Failure::Stopped),
         };
         let joining = self.joining.take().expect("looked at above");
-        let Received { step, loss, weights_blake3, tensors } = received;
+        let Received { step, loss, ledger, weights_blake3, tensors } = received;
         if step.0 != joining.from {
             return Err(Failure::Error(format!("the state received is of {step}, {} was expected", joining.from)));
         }
         self.take_state(tensors, weights_blake3)
             .map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
-        (self.step, self.loss, self.loaded) = (step.0, loss, true);
+        (self.step, self.loss, self.ledger, self.loaded) = (step.0, loss, ledger, true);
         tracing::info!(%step, behind = joining.sums.len(), "state received");
         joining.sums.iter().try_for_each(|sum| self.apply(sum))
     }
@@ -379,6 +394,7 @@ impl Trainer {
             index,
             count,
             loss: self.loss,
+            ledger: self.ledger,
             weights_blake3: Digest(self.train.weights_blake3()),
             tensors: self.shard(index, count)?,
         };
@@ -421,6 +437,7 @@ impl Trainer {
             index,
             world,
             loss: self.loss,
+            ledger: self.ledger,
             tensors: self.shard(index, world)?,
             weights_blake3: Digest(self.train.weights_blake3()),
             last: self.step == self.plan.steps,
@@ -437,6 +454,7 @@ impl Trainer {
             step: Step(self.step),
             loss: self.loss,
             samples: self.step * self.plan.batch as u64,
+            ledger: self.ledger,
             weights_blake3: Digest(self.train.weights_blake3()),
             metrics,
         })
@@ -454,8 +472,8 @@ fn receive(work: &Work<'_>, generation: Generation) -> Receiver<Result<Received,
     state
 }
 
-/// Takes a checkpoint over; returns its step and its loss.
-fn restore(uri: &str, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32), Failure> {
+/// Takes a checkpoint over; returns its step, its loss and its ledger.
+fn restore(uri: &str, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32, Ledger), Failure> {
     let failed = |what: String| Failure::Permanent(format!("continue from {uri}: {what}"));
     let (manifest, tensors) = checkpoint::load(uri).map_err(|error| {
         let damaged = error.is_damage();
@@ -471,5 +489,6 @@ fn restore(uri: &str, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Resu
         let error = format!("its weights hash to {restored}, the manifest says {}", manifest.weights_blake3);
         return Err(Failure::Damaged { uri: uri.to_owned(), error: format!("continue from {uri}: {error}") });
     }
-    Ok((manifest.step.0, manifest.loss.unwrap_or(f32::NAN)))
+    let ledger = manifest.ledger.unwrap_or(Ledger::from(manifest.cursor));
+    Ok((manifest.step.0, manifest.loss.unwrap_or(f32::NAN), ledger))
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::{ClusterId, Digest, Generation, Step};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{RankEvent, ShardRecord, StartRank};
 use stoke_protocol::spec::JobSpec;
 
@@ -48,6 +49,7 @@ pub struct Copy {
     pub index: u32,
     pub world: u32,
     pub loss: f32,
+    pub ledger: Ledger,
     pub weights_blake3: Digest,
     pub tensors: Vec<NamedTensor>,
     pub last: bool,
@@ -111,6 +113,7 @@ struct Written {
     world: u32,
     index: u32,
     loss: f32,
+    ledger: Ledger,
     weights_blake3: Digest,
     last: bool,
 }
@@ -151,7 +154,7 @@ impl<F: Fn(Told)> Keeper<F> {
     }
 
     fn store(&mut self, copy: Copy) {
-        let Copy { generation, step, index, world, loss, weights_blake3, last, tensors } = copy;
+        let Copy { generation, step, index, world, loss, ledger, weights_blake3, last, tensors } = copy;
         let stored = self.folder(generation, step).and_then(|folder| {
             let stored = checkpoint::write_shard(&folder, index, world, &tensors);
             if stored.is_err() {
@@ -161,7 +164,8 @@ impl<F: Fn(Told)> Keeper<F> {
         });
         match stored {
             Ok(shard) => {
-                self.written.insert((step, generation), Written { world, index, loss, weights_blake3, last });
+                let written = Written { world, index, loss, ledger, weights_blake3, last };
+                self.written.insert((step, generation), written);
                 tracing::info!(%step, %generation, bytes = shard.bytes, "shard stored");
                 (self.tell)(Told::Event(RankEvent::ShardStored { generation, step, shard }));
             }
@@ -206,6 +210,7 @@ impl<F: Fn(Told)> Keeper<F> {
             seed: spec.train.seed,
             spec: start.spec.clone(),
             shards: shards.into_iter().map(Into::into).collect(),
+            ledger: Some(written.ledger),
             loss: written.loss.is_finite().then_some(written.loss),
             weights_blake3: written.weights_blake3,
             metrics: if written.last { self.metrics.clone().unwrap_or_default() } else { BTreeMap::new() },

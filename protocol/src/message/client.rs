@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::node::{Capacity, LogChunk};
 use super::rank::Progress;
 use crate::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
+use crate::ledger::Ledger;
 use crate::list::List;
 
 /// Client → coordinator.
@@ -216,6 +217,7 @@ pub struct OutcomeView {
     pub step: Step,
     pub loss: f32,
     pub samples: u64,
+    pub ledger: Ledger,
     pub weights_blake3: Digest,
     pub metrics: BTreeMap<String, f64>,
 }

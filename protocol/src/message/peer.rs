@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Generation, Step};
 use crate::lanes::Subtree;
+use crate::ledger::Ledger;
 
 /// The first header of a bulk stream: what it carries.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
@@ -13,7 +14,15 @@ pub enum Opening {
     Exchange(Standing),
     /// One shard of the sender's state after `step` steps, to a rank that joins: `StateHeader`s, each with its bytes. Together they are what
     /// the shard's file would be.
-    State { generation: Generation, step: Step, shard: u32, shards: u32, loss: f32, weights_blake3: Digest },
+    State {
+        generation: Generation,
+        step: Step,
+        shard: u32,
+        shards: u32,
+        loss: f32,
+        ledger: Ledger,
+        weights_blake3: Digest,
+    },
 }
 
 impl Opening {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Generation, JobId, Rank, Step};
+use crate::ledger::Ledger;
 use crate::list::List;
 
 /// Which process: the one that was started for slot `rank` of the job when it was placed in `generation`. It keeps its id through later
@@ -90,8 +91,10 @@ pub struct Outcome {
     pub step: Step,
     /// Mean loss of the last step.
     pub loss: f32,
-    /// Samples in committed steps, from the first step of the job on.
+    /// Samples of so many steps.
     pub samples: u64,
+    /// The same as the sums of the steps have shown it.
+    pub ledger: Ledger,
     pub weights_blake3: Digest,
     /// Held-out metrics; empty but for the first member.
     pub metrics: BTreeMap<String, f64>,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use stoke_node::agent::state::Event;
 use stoke_protocol::ids::{Digest, Generation, JobId, Step};
+use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
     Exit, FromRank, Membership, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
@@ -459,7 +460,8 @@ fn outcome(process: &Process) -> Outcome {
         if process.wrong { format!("wrong on {}", process.id) } else { format!("weights of {}", process.id.job) };
     let weights_blake3: Digest = digest(&weights);
     let step = process.plan.steps;
-    Outcome { step, loss: 0.5, samples: 8 * step.0, weights_blake3, metrics: BTreeMap::new() }
+    let ledger = Ledger { first: 0, end: 8 * step.0 };
+    Outcome { step, loss: 0.5, samples: ledger.end, ledger, weights_blake3, metrics: BTreeMap::new() }
 }
 
 fn progress(generation: Generation, step: Step, steps: Step) -> Progress {

@@ -37,6 +37,21 @@ fn replicas_that_differ_fail_the_job_and_are_named() {
     assert!(reason.contains("replicas differ: rank-"), "{reason}");
 }
 
+/// J7 (I20): a rank that says it has done ten steps and has seen the samples of nine.
+#[test]
+fn a_ledger_that_lacks_samples_fails_the_job_and_names_the_rank() {
+    let (mut world, job, [first, second]) = running();
+    let RankEvent::Finished { generation, mut outcome } = finished(1, 1) else { unreachable!("it finishes") };
+    world.report(first, id(job, 1, 0), finished(1, 1));
+    outcome.ledger.end = 72;
+    world.report(second, id(job, 1, 1), RankEvent::Finished { generation, outcome });
+    world.report(first, id(job, 1, 0), exited(0));
+    world.report(second, id(job, 1, 1), exited(0));
+    assert_eq!(world.state(job), JobState::Failed);
+    let reason = &world.control.cluster().jobs().get(job).unwrap().reason;
+    assert!(reason.contains("rank-1 has the ledger [0, 72) after 80 samples"), "{reason}");
+}
+
 #[test]
 fn the_others_go_on_without_a_rank_that_dies_and_its_successor_joins_between_two_steps() {
     let (mut world, job, [first, second]) = running();
