@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{
-    CheckpointView, ClusterView, Explanation, JobState, JobView, NodeState, NodeView, OutcomeView, TokenScope,
-    TokenState, TokenView,
+    CheckpointView, ClusterView, DrainView, Explanation, JobState, JobView, NodeState, NodeView, OutcomeView,
+    TokenScope, TokenState, TokenView,
 };
 use stoke_protocol::message::node::LogChunk;
 use stoke_protocol::message::rank::Progress;
@@ -50,6 +50,17 @@ pub fn node(view: &NodeView) -> Value {
         "ranks": ranks,
         "cpu_load": float(view.cpu_load),
         "silent_ms": view.silent_ms,
+        "reason": view.reason,
+        "drain": view.drain.as_ref().map(drain),
+    })
+}
+
+fn drain(view: &DrainView) -> Value {
+    json!({
+        "by": view.by,
+        "since_ms": view.since_ms,
+        "deadline_ms": view.deadline_ms,
+        "overdue": view.overdue,
     })
 }
 
@@ -172,6 +183,9 @@ pub fn node_state(state: NodeState) -> &'static str {
         NodeState::Up => "up",
         NodeState::Silent => "silent",
         NodeState::Lost => "lost",
+        NodeState::Draining => "draining",
+        NodeState::Drained => "drained",
+        NodeState::Quarantined => "quarantined",
     }
 }
 

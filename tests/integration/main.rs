@@ -12,5 +12,6 @@ mod harness;
 mod hostile;
 mod lifecycle;
 mod namespaces;
+mod nodes;
 mod recovery;
 mod training;

@@ -6,6 +6,7 @@ mod checkpoint;
 mod coordinator;
 mod doctor;
 mod down;
+mod drain;
 mod explain;
 mod jobs;
 mod login;
@@ -49,6 +50,7 @@ pub enum Command {
     Logs(logs::Args),
     Cancel(cancel::Args),
     Scale(scale::Args),
+    Drain(drain::Args),
     Explain(explain::Args),
     /// List and verify checkpoints
     #[command(subcommand)]
@@ -87,6 +89,7 @@ impl Command {
             Self::Logs(args) => alone(logs::run(args, global)),
             Self::Cancel(args) => alone(cancel::run(args, global)),
             Self::Scale(args) => alone(scale::run(args, global)),
+            Self::Drain(args) => alone(drain::run(args, global)),
             Self::Explain(args) => alone(explain::run(args, global)),
             Self::Checkpoint(command) => alone(checkpoint::run(command, global)),
             Self::Predict(args) => alone(predict::run(args, global)),

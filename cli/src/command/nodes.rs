@@ -32,13 +32,21 @@ pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
         table.row(row(node));
     }
     output::print(&table.render())?;
+    // Columns are for all nodes; reasons are for the few that do not serve.
+    for node in nodes.iter().filter(|node| !node.reason.is_empty()) {
+        output::print(&format!("{}: {}\n", node.node, node.reason))?;
+    }
     Ok(Exit::Ok)
 }
 
 fn row(node: &NodeView) -> [String; 10] {
     let state = match node.state {
-        NodeState::Up => "up".to_owned(),
-        state => format!("{} {}", json::node_state(state), output::duration_ms(node.silent_ms)),
+        state @ (NodeState::Up | NodeState::Draining | NodeState::Drained | NodeState::Quarantined) => {
+            json::node_state(state).to_owned()
+        }
+        state @ (NodeState::Silent | NodeState::Lost) => {
+            format!("{} {}", json::node_state(state), output::duration_ms(node.silent_ms))
+        }
     };
     let ranks: Vec<String> = node.ranks.iter().map(|(job, rank)| format!("{job}/{}", rank.0)).collect();
     let labels: Vec<String> = node.capacity.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();

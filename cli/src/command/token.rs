@@ -137,7 +137,7 @@ async fn revoke(args: Revoke, global: &Global) -> Result<Exit, Failure> {
 }
 
 /// `15m` to seconds.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
     let found = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(*unit)?, *seconds)));
     let (digits, unit) = found.ok_or("write a number and s, m, h or d, for example 15m")?;

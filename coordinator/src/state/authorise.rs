@@ -13,6 +13,8 @@ pub enum Verb {
     ChangeOwn,
     /// Anybody's job.
     ChangeAny,
+    /// Drain a node, or let it serve again.
+    Nodes,
     /// Join tokens: make, list, revoke.
     Tokens,
     /// A fresh certificate for oneself.
@@ -29,6 +31,7 @@ impl Verb {
             Self::Submit => "submit",
             Self::ChangeOwn => "change",
             Self::ChangeAny => "change-any",
+            Self::Nodes => "nodes",
             Self::Tokens => "tokens",
             Self::Renew => "renew",
             Self::Session => "session",
@@ -42,6 +45,7 @@ impl Verb {
             Self::Submit => "submit jobs",
             Self::ChangeOwn => "cancel or resize jobs",
             Self::ChangeAny => "cancel or resize another user's job",
+            Self::Nodes => "drain nodes",
             Self::Tokens => "manage tokens",
             Self::Renew => "renew its certificate",
             Self::Session => "open a node's session",
@@ -58,6 +62,7 @@ impl Verb {
         match request {
             Request::Submit { .. } => Self::Submit,
             Request::Cancel { .. } | Request::Scale { .. } => Self::ChangeOwn,
+            Request::Drain { .. } | Request::Undrain { .. } => Self::Nodes,
             Request::TokenCreate { .. } | Request::TokenList | Request::TokenRevoke { .. } => Self::Tokens,
             Request::Renew { .. } => Self::Renew,
             Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => {
@@ -73,7 +78,10 @@ pub fn authorise(subject: &Subject, verb: Verb) -> Result<(), Refusal> {
         Subject::User { role, .. } => match role {
             UserRole::Admin => verb != Verb::Session,
             UserRole::Operator => {
-                matches!(verb, Verb::Look | Verb::Submit | Verb::ChangeOwn | Verb::ChangeAny | Verb::Renew)
+                matches!(
+                    verb,
+                    Verb::Look | Verb::Submit | Verb::ChangeOwn | Verb::ChangeAny | Verb::Nodes | Verb::Renew
+                )
             }
             UserRole::Submitter => matches!(verb, Verb::Look | Verb::Submit | Verb::ChangeOwn | Verb::Renew),
             UserRole::Viewer => matches!(verb, Verb::Look | Verb::Renew),
@@ -86,6 +94,7 @@ pub fn authorise(subject: &Subject, verb: Verb) -> Result<(), Refusal> {
     }
     let mend = match verb {
         Verb::Tokens => "ask an admin",
+        Verb::Nodes => "ask an operator or an admin",
         Verb::ChangeAny => "ask the job's owner, an operator or an admin",
         Verb::Session => "use the certificate that `stoke node --join` has stored",
         Verb::Look | Verb::Submit | Verb::ChangeOwn | Verb::Renew => {

@@ -69,6 +69,17 @@ impl Cluster {
                 Some(found) if found.expects(*id) => Ok(()),
                 Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
             },
+            Event::DrainAsked { node, .. } => self.check_node(*node).map(drop),
+            Event::DrainLifted { node, .. } => self.check_lift(*node),
+            Event::DrainOverdue { node } => self.check_overdue(*node),
+            Event::MoveAsked { id, .. } => match self.jobs.get(id.job) {
+                Some(found) if found.expects(*id) => Ok(()),
+                Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
+            },
+            Event::RankRetired { id, .. } => match self.jobs.get(id.job) {
+                Some(found) => found.check_retire(*id).map_err(Refused::Conflict),
+                None => Err(Refused::NotFound(format!("there is no {}", id.job))),
+            },
             Event::GenerationStarted { job, generation, placement } => self.check_start(*job, *generation, placement),
         }
     }
@@ -122,10 +133,13 @@ impl Cluster {
         if generation != job.generation.next() {
             return refused(format!("the job is {:?} in {}", job.state, job.generation));
         }
-        let missing = job.missing();
+        let vacant = job.vacant();
         let mut slots: BTreeSet<Rank> = BTreeSet::new();
-        if let Some((slot, _)) = places.iter().find(|(slot, _)| !missing.contains(slot) || !slots.insert(*slot)) {
+        if let Some((slot, _)) = places.iter().find(|(slot, _)| !vacant.contains(slot) || !slots.insert(*slot)) {
             return refused(format!("{slot} is not missing"));
+        }
+        if let Some((slot, node)) = places.iter().find(|(slot, node)| job.moves_from(*slot) == Some(*node)) {
+            return refused(format!("{slot} is to move away from {node}"));
         }
         self.check_room(job, places.iter().map(|(_, node)| *node)).or_else(refused)
     }
@@ -140,7 +154,7 @@ impl Cluster {
                 room.memory_bytes = 0;
             }
             match self.members.node(node) {
-                Some(found) if found.up && !found.is_quarantined() && found.free().holds(&room) => {}
+                Some(found) if found.serves(self.bug) && found.free().holds(&room) => {}
                 Some(_) | None => return Err(format!("{node} has no room for it")),
             }
         }

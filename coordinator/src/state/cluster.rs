@@ -21,6 +21,7 @@ use super::jobs::Jobs;
 use super::machine::Scene;
 use super::members::{Members, Room, Stale};
 use super::planted::PlantedBug;
+use super::run::Move;
 use super::time::Time;
 use super::tokens::Tokens;
 
@@ -202,6 +203,18 @@ impl Cluster {
             Event::Scaled { job, ranks, by } => {
                 self.replan = true;
                 self.jobs.drive(*job, self.placements, |job| job.scale(&mut scene, *ranks, by));
+            }
+            Event::DrainAsked { node, deadline_ms, by } => self.drain(&mut scene, *node, (*deadline_ms, by)),
+            Event::DrainLifted { node, .. } => self.lift_drain(&mut scene, *node),
+            Event::DrainOverdue { node } => self.drain_overdue(&mut scene, *node),
+            Event::MoveAsked { id, reason } => {
+                self.replan = true;
+                let why = Move::Replaced(reason.clone());
+                self.jobs.drive(id.job, self.placements, |job| job.move_away(&mut scene, *id, why));
+            }
+            Event::RankRetired { id, reason } => {
+                self.replan = true;
+                self.jobs.drive(id.job, self.placements, |job| job.retire(&mut scene, *id, reason));
             }
             Event::Evicted { id, reason } => {
                 self.replan = true;

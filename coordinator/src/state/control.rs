@@ -18,7 +18,7 @@ use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
 use super::members::Stale;
-use super::placement::{self, Wait};
+use super::placement::{self, Stuck, Wait};
 use super::planted::PlantedBug;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
@@ -129,6 +129,10 @@ pub struct Control {
     /// Until when a job that has failed gets no new ranks.
     pub(super) held_off: BTreeMap<JobId, Mono>,
     pub(super) hearings: Hearings,
+    /// When drains end that have a deadline.
+    pub(super) deadlines: BTreeMap<NodeId, Mono>,
+    /// Why ranks that are to move stay, as of the newest plan.
+    pub(super) stuck: BTreeMap<RankId, Stuck>,
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     pub(super) nagged: Mono,
     pub(super) unwanted: BTreeSet<RankId>,
@@ -146,6 +150,7 @@ impl Control {
         liveness.plant(cluster.planted_bug());
         let placed = cluster.jobs().iter().filter_map(|job| Some((job, job.run.as_ref()?)));
         let placed = placed.flat_map(|(job, run)| run.ranks.keys().filter(|id| job.unready(**id).is_some()));
+        let deadlines = Self::deadlines(&cluster, now);
         let starting = placed.map(|id| (*id, now.mono)).collect();
         Self {
             cluster,
@@ -158,6 +163,8 @@ impl Control {
             starting,
             held_off: BTreeMap::new(),
             hearings: Hearings::default(),
+            deadlines,
+            stuck: BTreeMap::new(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
             audited: (now.mono, 0),

@@ -122,11 +122,13 @@ impl Job {
             return;
         }
         run.joining.retain(|other| *other != id);
+        let before = run.supplant(id);
         run.members.push(id);
         run.members.sort_unstable_by_key(|id| id.rank);
         self.turned_away = 0;
         let world = run.members.len();
-        self.note(scene, format!("{} has caught up at {step}: {world} ranks", id.rank));
+        let moved = before.map(|(from, to)| format!(", and moves from {from} to {to}")).unwrap_or_default();
+        self.note(scene, format!("{} has caught up at {step}{moved}: {world} ranks", id.rank));
         self.regroup(scene, true);
         self.changed(scene);
     }
@@ -275,7 +277,7 @@ impl Job {
     }
 
     /// Another generation of the same processes. Planned: everybody of the one before lives.
-    fn regroup(&mut self, scene: &mut Scene<'_>, planned: bool) {
+    pub(super) fn regroup(&mut self, scene: &mut Scene<'_>, planned: bool) {
         self.generation = self.generation.next();
         let Some(run) = &mut self.run else { return };
         let before = std::mem::replace(&mut run.generation, self.generation);

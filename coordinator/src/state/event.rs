@@ -102,6 +102,31 @@ pub enum Event {
         ranks: u32,
         by: String,
     },
+    /// A node is to be emptied: it gets no new ranks, and those that it has move away. The deadline counts from this entry.
+    DrainAsked {
+        node: NodeId,
+        deadline_ms: Option<u64>,
+        by: String,
+    },
+    /// The node serves again.
+    DrainLifted {
+        node: NodeId,
+        by: String,
+    },
+    /// The deadline of a drain is over: the ranks that are left are stopped, and their jobs go on as after a loss.
+    DrainOverdue {
+        node: NodeId,
+    },
+    /// A rank is to give way to a successor on another node.
+    MoveAsked {
+        id: RankId,
+        reason: String,
+    },
+    /// A rank that is to move leaves between two steps; nobody takes its place for now.
+    RankRetired {
+        id: RankId,
+        reason: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

@@ -1,6 +1,6 @@
 //! Why a job fits or does not fit on each node, in words. Decides nothing.
 
-use stoke_protocol::ids::{JobId, NodeId};
+use stoke_protocol::ids::NodeId;
 use stoke_protocol::spec::Bytes;
 
 use super::machine::Ask;
@@ -25,11 +25,10 @@ fn line(left: &Left<'_>, node: &Node, ask: &Ask) -> String {
         return "is lost".into();
     }
     if node.is_quarantined() {
-        let jobs: Vec<String> = node.unstartable.iter().map(JobId::to_string).collect();
-        return format!(
-            "is quarantined: it could not start ranks of {}; mend it and restart its agent",
-            jobs.join(", ")
-        );
+        return format!("is quarantined: {}", node.quarantine_words());
+    }
+    if node.drain.is_some() {
+        return "is being drained: it gets no ranks (`stoke drain --undo` lets it serve again)".into();
     }
     if !left.is_usable(node) {
         return "is silent: no heartbeat within its lease".into();

@@ -99,7 +99,8 @@ fn check_members(job: &Job, run: &Run) -> Result<(), String> {
         if rank.address.is_none() || rank.leaving {
             return Err(format!("J1: {member} is a member and not ready, or on its way out"));
         }
-        if !slots.insert(member.rank) {
+        // V1: beside a rank that moves there may be its successor.
+        if !slots.insert(member.rank) && !run.succeeds(*member) {
             return Err(format!("I3: two ranks of {id} have the slot {}", member.rank));
         }
     }

@@ -29,7 +29,7 @@ pub struct Jobs {
     keys: BTreeMap<(String, String), JobId>,
     queue: BTreeSet<(Reverse<i32>, JobId)>,
     ended: BTreeSet<JobId>,
-    /// Running jobs without all their ranks.
+    /// Running jobs without all their ranks, or with ranks that are to move.
     lacking: BTreeSet<JobId>,
     /// Running jobs whose ranks have lost each other.
     parted: BTreeSet<JobId>,
@@ -62,7 +62,7 @@ impl Jobs {
         self.queue.iter().map(|(_, id)| &self.jobs[id])
     }
 
-    /// Running jobs that lack ranks.
+    /// Running jobs that lack ranks, or successors of ranks that are to move.
     pub fn lacking(&self) -> impl Iterator<Item = &Job> {
         self.lacking.iter().map(|id| &self.jobs[id])
     }
@@ -98,7 +98,7 @@ impl Jobs {
         if job.state.is_terminal() {
             self.ended.insert(id);
         }
-        for (table, belongs) in [(&mut self.lacking, !job.missing().is_empty()), (&mut self.parted, job.is_parted())] {
+        for (table, belongs) in [(&mut self.lacking, job.is_lacking()), (&mut self.parted, job.is_parted())] {
             if belongs {
                 table.insert(id);
             } else {
@@ -137,8 +137,9 @@ impl Jobs {
             if !keys.insert((&job.owner, &job.key)) {
                 return Err(format!("I7: {} has the key {:?} of an earlier job", job.id, job.key));
             }
-            if job.missing().is_empty() == self.lacking.contains(&job.id) {
-                return Err(format!("Q4: {} lacks {:?}, the table says otherwise", job.id, job.missing()));
+            if job.is_lacking() != self.lacking.contains(&job.id) {
+                let (missing, moving) = (job.missing(), job.moving());
+                return Err(format!("Q4: {} lacks {missing:?} and moves {moving:?}, the table says otherwise", job.id));
             }
             if job.is_parted() != self.parted.contains(&job.id) {
                 return Err(format!("Q4: the table is wrong about ranks of {} that lost each other", job.id));

@@ -13,7 +13,8 @@
 //! | Running     | room for a missing rank                            | Running     | Start to it                    |
 //! | Running     | a rank that was added is ready                     | Running     | Membership: it joins           |
 //! | Running     | it has caught up                                   | Running     | Membership: it owns lanes      |
-//! | Running     | resized to fewer ranks                             | Running     | Membership without the last, planned |
+//! | Running     | it has caught up, and another rank of its slot moves | Running   | Membership: the one in the place of the other, planned |
+//! | Running     | resized to fewer ranks, or one that moves has no room elsewhere | Running | Membership without them, planned |
 //! | Running     | every shard of a step stored                       | Running     | Commit to the first member     |
 //! | Running     | manifest stored, committed to the catalogue        | Running     | Committed to each rank         |
 //! | Running     | every member finished with the same weights        | Succeeded   | Release to each rank           |
@@ -231,6 +232,7 @@ impl Job {
                 finished: None,
                 leaving: false,
                 parting: false,
+                moves: None,
                 gone: false,
             };
             let run = self.run.as_mut().expect("a job with ranks has a run");

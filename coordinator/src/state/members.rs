@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{Incarnation, JobId, NodeId};
+use stoke_protocol::message::client::DrainView;
 use stoke_protocol::message::node::Capacity;
 use stoke_protocol::message::rank::RankId;
 
@@ -63,7 +64,20 @@ pub struct Node {
     pub shrunk: bool,
     /// Jobs whose ranks could not even be started here, since one could.
     pub unstartable: BTreeSet<JobId>,
+    /// It is being emptied, or is empty and stays so.
+    pub drain: Option<Drain>,
     pub changed: Time,
+}
+
+/// A node that is to have no ranks, until somebody lifts it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Drain {
+    pub by: String,
+    pub since: Time,
+    /// After so long its ranks are stopped.
+    pub deadline_ms: Option<u64>,
+    /// They were.
+    pub overdue: bool,
 }
 
 /// Why words of a node change nothing.
@@ -115,11 +129,34 @@ impl Room {
     }
 }
 
+impl Drain {
+    pub fn view(&self) -> DrainView {
+        let Self { by, since, deadline_ms, overdue } = self.clone();
+        DrainView { by, since_ms: since.0, deadline_ms, overdue }
+    }
+}
+
 impl Node {
     /// I11, I16: a machine that starts no process is empty, and so would draw one gang after the other. It is left alone until its agent is
     /// restarted. One job is not enough: its program may be at fault.
     pub fn is_quarantined(&self) -> bool {
         self.unstartable.len() >= UNSTARTABLE_JOBS_MAX
+    }
+
+    /// I16: whether it may get ranks, as far as the journal knows.
+    pub fn serves(&self, bug: Option<PlantedBug>) -> bool {
+        self.up && !self.is_quarantined() && (self.drain.is_none() || bug == Some(PlantedBug::DrainedNodePlaced))
+    }
+
+    /// No rank of it is waited for: none is there, or it is lost, and its ranks count as gone.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty() || !self.up
+    }
+
+    /// Why it is left alone, and how that ends.
+    pub fn quarantine_words(&self) -> String {
+        let jobs: Vec<String> = self.unstartable.iter().map(JobId::to_string).collect();
+        format!("it could not start ranks of {}; mend it and restart its agent", jobs.join(", "))
     }
 
     pub fn free(&self) -> Room {
@@ -147,6 +184,7 @@ impl Members {
             used: Room::default(),
             shrunk: false,
             unstartable: BTreeSet::new(),
+            drain: None,
             changed: now,
         };
         self.nodes.insert(self.last, node);
@@ -250,6 +288,10 @@ impl Members {
                 node.unstartable.insert(job);
             }
         });
+    }
+
+    pub fn drain(&mut self, id: NodeId, drain: Option<Drain>) {
+        self.change(id, |node| node.drain = drain);
     }
 
     pub fn lose(&mut self, now: Time, id: NodeId) {

@@ -26,6 +26,7 @@ impl Control {
             let _unchanged = self.commit(step, Event::NodeLost { node, incarnation });
         }
         self.replan |= self.liveness.live().len() != live;
+        self.end_drains(step);
         self.end_stalled(step);
         self.evict(step);
         if self.now.mono.since_ms(self.nagged) >= self.options.timings.exit_max_ms {

@@ -10,12 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use stoke_protocol::ids::{JobId, NodeId, Rank};
+use stoke_protocol::message::rank::RankId;
 
 use super::jobs::Jobs;
 use super::machine::Ask;
 use super::members::Members;
 use super::planted::PlantedBug;
 use super::room::Left;
+use super::run::Move;
 
 /// What a plan looks at.
 pub struct View<'a> {
@@ -25,6 +27,8 @@ pub struct View<'a> {
     pub jobs: &'a Jobs,
     /// Running jobs that lack ranks and may have new ones.
     pub missing: Vec<(JobId, Vec<Rank>)>,
+    /// Ranks of running jobs that are to move to another node.
+    pub moving: Vec<(JobId, Vec<RankId>)>,
     /// Gangs placed in the cluster so far.
     pub placements: u64,
     pub bug: Option<PlantedBug>,
@@ -51,6 +55,10 @@ pub struct Plan {
     pub placed: Vec<(JobId, Vec<NodeId>)>,
     /// Ranks for running jobs.
     pub added: Vec<(JobId, Vec<(Rank, NodeId)>)>,
+    /// Ranks that are to move, have no room elsewhere, and leave, with the reason.
+    pub retired: Vec<(RankId, String)>,
+    /// Ranks that are to move, and cannot.
+    pub stuck: BTreeMap<RankId, Stuck>,
     pub waits: BTreeMap<JobId, Wait>,
 }
 
@@ -80,13 +88,23 @@ pub enum Wait {
     },
 }
 
+/// Why a rank that is to move stays for now: there is no room for it elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stuck {
+    /// Without it the job would not go on.
+    Needed { ranks_min: u32, ask: String },
+    /// It does badly where it is, but better than not at all.
+    NoRoom { ask: String },
+}
+
 pub fn plan(view: &View<'_>, options: &Options) -> Plan {
     let mut plan = Plan::default();
-    if view.jobs.queue().len() == 0 && view.missing.is_empty() {
+    if view.jobs.queue().len() == 0 && view.missing.is_empty() && view.moving.is_empty() {
         return plan;
     }
     let mut left = Left::new(view.members, view.live, view.bug);
     plan.added = add(view, &mut left);
+    relocate(view, &mut left, &mut plan);
     // Room only shrinks while a plan is made: an ask of the same shape that found less room before finds no more now.
     let mut tried: BTreeMap<Shape<'_>, Found> = BTreeMap::new();
     let mut kept: Vec<JobId> = Vec::new();
@@ -149,6 +167,34 @@ fn add(view: &View<'_>, left: &mut Left<'_>) -> Vec<(JobId, Vec<(Rank, NodeId)>)
     added
 }
 
+/// P5: then successors of ranks that are to move, each on another node. Without room, a rank whose node is being drained leaves, if its job
+/// may go on with fewer.
+fn relocate(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan) {
+    for (id, moving) in &view.moving {
+        let Some((job, run)) = view.jobs.get(*id).and_then(|job| Some((job, job.run.as_ref()?))) else { continue };
+        let ask = Ask { ranks: 1, ..job.ask.clone() };
+        let ranks_min = job.ranks_min.max(1);
+        let (mut places, mut members) = (Vec::new(), run.members.len() as u32);
+        for rank in moving {
+            let Some(from) = run.ranks.get(rank) else { continue };
+            if let Ok(node) = left.find_beside(&ask, from.node) {
+                left.give(&node, &ask);
+                places.extend(node.first().map(|node| (rank.rank, *node)));
+            } else if from.moves != Some(Move::Drained) {
+                plan.stuck.insert(*rank, Stuck::NoRoom { ask: words(&ask) });
+            } else if members > ranks_min {
+                members -= 1;
+                plan.retired.push((*rank, "its node is being drained, and there is no room elsewhere".into()));
+            } else {
+                plan.stuck.insert(*rank, Stuck::Needed { ranks_min, ask: words(&ask) });
+            }
+        }
+        if !places.is_empty() {
+            plan.added.push((*id, places));
+        }
+    }
+}
+
 type Shape<'a> = (super::members::Room, &'a BTreeMap<String, String>);
 
 /// What was found for a shape: ranks that fit now, and that would fit into the empty cluster.
@@ -168,6 +214,18 @@ pub fn words(ask: &Ask) -> String {
         words = format!("{words} and label {key}={value}");
     }
     words
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Needed { ranks_min, ask } => write!(
+                f,
+                "has no room elsewhere ({ask}), and its job goes on with no fewer than {ranks_min} ranks (ranks_min): add a node or free one"
+            ),
+            Self::NoRoom { ask } => write!(f, "has no room elsewhere ({ask})"),
+        }
+    }
 }
 
 impl fmt::Display for Wait {
@@ -252,6 +310,7 @@ mod tests {
                 live: &self.live,
                 jobs: &self.jobs,
                 missing: Vec::new(),
+                moving: Vec::new(),
                 placements: self.placements,
                 bug: None,
             };

@@ -23,7 +23,11 @@ impl Control {
             return;
         }
         let plan = placement::plan(&self.view(), &self.options.placement);
-        self.waits = plan.waits;
+        (self.waits, self.stuck) = (plan.waits, plan.stuck);
+        for (id, reason) in plan.retired {
+            let committed = self.commit(step, Event::RankRetired { id, reason });
+            assert!(committed.is_ok(), "J9: a plan leaves enough ranks: {committed:?}");
+        }
         for (job, places) in plan.added {
             let Some(generation) = self.cluster.jobs().get(job).map(|job| job.generation.next()) else { continue };
             let ids = places.iter().map(|(rank, _)| RankId { job, generation, rank: *rank });
@@ -50,6 +54,13 @@ impl Control {
         missing.into_iter().map(|(job, missing)| (job.id, missing)).collect()
     }
 
+    /// Ranks that are to move and have no successor.
+    fn moving(&self) -> Vec<(JobId, Vec<RankId>)> {
+        let waits = |job: &Job| self.held_off.get(&job.id).is_some_and(|until| self.now.mono < *until);
+        let lacking = self.cluster.jobs().lacking().filter(|job| !waits(job));
+        lacking.map(|job| (job.id, job.moving())).filter(|(_, moving)| !moving.is_empty()).collect()
+    }
+
     /// What a plan or an explanation looks at.
     pub fn view(&self) -> View<'_> {
         View {
@@ -57,6 +68,7 @@ impl Control {
             live: self.liveness.live(),
             jobs: self.cluster.jobs(),
             missing: self.missing(),
+            moving: self.moving(),
             placements: self.cluster.placements(),
             bug: self.cluster.planted_bug(),
         }

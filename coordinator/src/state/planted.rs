@@ -20,6 +20,8 @@ pub enum PlantedBug {
     MemoryOvercommitted,
     /// The planner takes nodes that are silent or lost (I16).
     SilentNodePlaced,
+    /// The planner takes nodes that are being drained (I16).
+    DrainedNodePlaced,
     /// A token lets in twice (I33).
     UsedTokenAccepted,
     /// A key that was used before makes another job (I7).
@@ -59,7 +61,7 @@ pub enum PlantedBug {
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ReportsUnfenced,
         Self::ShardsUnfenced,
         Self::IncarnationUnfenced,
@@ -68,6 +70,7 @@ impl PlantedBug {
         Self::GangPlacedPartially,
         Self::MemoryOvercommitted,
         Self::SilentNodePlaced,
+        Self::DrainedNodePlaced,
         Self::UsedTokenAccepted,
         Self::KeyIgnored,
         Self::CancelledStaysQueued,

@@ -89,6 +89,9 @@ impl Cluster {
             RankEvent::Joined { generation, step } => job.joined(scene, id, *generation, *step),
         });
         self.replan |= matches!(event, RankEvent::Failed { .. });
+        // A gang that runs now, or a rank that owns lanes, may have ranks that are to move.
+        let grown = matches!(event, RankEvent::Ready { .. } | RankEvent::Joined { .. });
+        self.replan |= grown && self.jobs.get(id.job).is_some_and(|job| !job.moving().is_empty());
     }
 
     /// The second phase of a checkpoint: it becomes visible, or its generation fails with the reason.

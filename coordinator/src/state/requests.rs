@@ -16,7 +16,7 @@ use super::members::Room;
 use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
 use super::words::state_word;
 
-type Answer = Result<Reply, Refusal>;
+pub(super) type Answer = Result<Reply, Refusal>;
 
 impl Control {
     pub(super) fn request(&mut self, step: &mut Step, ticket: Ticket, caller: &Subject, asked: (Request, Digest)) {
@@ -32,6 +32,8 @@ impl Control {
             Request::Submit { key, spec } => self.submit(step, caller, key, &spec),
             Request::Cancel { job } => return self.cancel(step, ticket, caller, job),
             Request::Scale { job, ranks } => self.scale(step, caller, job, ranks),
+            Request::Drain { node, deadline_ms } => self.ask_drain(step, caller, (node, deadline_ms)),
+            Request::Undrain { node } => self.ask_undrain(step, caller, node),
             Request::TokenCreate { scope, ttl_seconds } => {
                 return self.token_create(step, ticket, caller, (scope, ttl_seconds, secret_hash));
             }
@@ -196,7 +198,7 @@ fn whose(job: &Job, caller: &Subject) -> Verb {
 }
 
 /// Jobs belong to names, whatever the role.
-fn owner(caller: &Subject) -> String {
+pub(super) fn owner(caller: &Subject) -> String {
     match caller {
         Subject::User { name, .. } => name.clone(),
         Subject::Node(_) | Subject::Rank { .. } | Subject::Coordinator => caller.to_string(),
@@ -218,7 +220,7 @@ pub(super) fn refuse_ended(step: &mut Step, ticket: Ticket, job: &Job) {
     reply(step, ticket, Err(refusal));
 }
 
-fn invalid(message: String, mend: &str) -> Refusal {
+pub(super) fn invalid(message: String, mend: &str) -> Refusal {
     Refusal { code: RefusalCode::Invalid, message, mend: mend.to_owned() }
 }
 
@@ -239,7 +241,7 @@ fn key_taken(id: JobId) -> Refusal {
     }
 }
 
-fn refusal(refused: Refused, mend: &str) -> Refusal {
+pub(super) fn refusal(refused: Refused, mend: &str) -> Refusal {
     let code = match &refused {
         Refused::Stale(_) | Refused::Conflict(_) => RefusalCode::Conflict,
         Refused::Invalid(_) => RefusalCode::Invalid,

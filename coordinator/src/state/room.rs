@@ -24,6 +24,8 @@ pub struct Left<'a> {
     /// copy of ten thousand entries would cost more than the rest of the plan.
     copy: Option<BTreeSet<(u32, NodeId)>>,
     kept: BTreeSet<NodeId>,
+    /// Not for the rank that is looked at.
+    shunned: Option<NodeId>,
 }
 
 /// A node with room for so many ranks.
@@ -36,7 +38,7 @@ struct Candidate {
 impl<'a> Left<'a> {
     pub fn new(members: &'a Members, live: &'a BTreeSet<NodeId>, bug: Option<PlantedBug>) -> Self {
         let (given, touched, kept) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { members, live, bug, given, touched, copy: None, kept }
+        Self { members, live, bug, given, touched, copy: None, kept, shunned: None }
     }
 
     /// Nodes for a whole gang, rank by rank, or how many ranks there would be room for.
@@ -47,6 +49,14 @@ impl<'a> Left<'a> {
     /// free for large gangs.
     pub fn find(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
         if ask.room.gpus > 0 { self.pack(ask) } else { self.spread(ask) }
+    }
+
+    /// The same anywhere but on one node.
+    pub fn find_beside(&mut self, ask: &Ask, shunned: NodeId) -> Result<Vec<NodeId>, u32> {
+        self.shunned = Some(shunned);
+        let found = self.find(ask);
+        self.shunned = None;
+        found
     }
 
     fn spread(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
@@ -98,16 +108,14 @@ impl<'a> Left<'a> {
     /// How many ranks fit on a node now.
     fn slots(&self, id: NodeId, ask: &Ask) -> u32 {
         let Some(node) = self.members.node(id) else { return 0 };
-        if self.kept.contains(&id) || !self.is_usable(node) || !carries(node, ask) {
+        if self.kept.contains(&id) || self.shunned == Some(id) || !self.is_usable(node) || !carries(node, ask) {
             return 0;
         }
         self.free(node).slots(&ask.room)
     }
 
     pub fn is_usable(&self, node: &Node) -> bool {
-        node.up
-            && !node.is_quarantined()
-            && (self.live.contains(&node.id) || self.bug == Some(PlantedBug::SilentNodePlaced))
+        node.serves(self.bug) && (self.live.contains(&node.id) || self.bug == Some(PlantedBug::SilentNodePlaced))
     }
 
     pub fn is_kept(&self, id: NodeId) -> bool {

@@ -42,8 +42,35 @@ pub struct RankRun {
     pub leaving: bool,
     /// It leaves between two steps, and the others wait for it until then.
     pub parting: bool,
+    /// It trains on until a successor on another node has caught up.
+    pub moves: Option<Move>,
     /// No process of this rank can have an effect any more.
     pub gone: bool,
+}
+
+/// Why a rank is to move to another node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Move {
+    /// Its node is to be emptied: where there is no room elsewhere, the job goes on with fewer ranks, if it may.
+    Drained,
+    /// It does badly where it is, for this reason: where there is no room elsewhere, it stays.
+    Replaced(String),
+}
+
+impl std::fmt::Display for Move {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Drained => f.write_str("its node is being drained"),
+            Self::Replaced(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl RankRun {
+    /// Its process is there, or comes up, and is to stay a part of the job.
+    pub fn is_wanted(&self) -> bool {
+        !self.gone && !self.leaving
+    }
 }
 
 impl Run {
@@ -54,7 +81,7 @@ impl Run {
 
     /// The process of a slot that is wanted, if there is one.
     pub fn of_slot(&self, slot: Rank) -> Option<RankId> {
-        self.ranks.iter().find(|(id, rank)| id.rank == slot && !rank.gone && !rank.leaving).map(|(id, _)| *id)
+        self.ranks.iter().find(|(id, rank)| id.rank == slot && rank.is_wanted()).map(|(id, _)| *id)
     }
 
     pub(super) fn is_live(&self, id: RankId) -> bool {

@@ -1,5 +1,6 @@
 //! Golden scenarios: the control machine from the outside, a few nodes, and what must come of it. Tests only.
 
+mod draining;
 mod training;
 
 use std::net::SocketAddr;

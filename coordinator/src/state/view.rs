@@ -11,7 +11,7 @@ use stoke_protocol::message::rank::RankId;
 use super::control::{Control, SessionId};
 use super::explain::explain;
 use super::machine::Job;
-use super::members::Node;
+use super::members::{Drain, Node};
 use super::run::Run;
 
 /// Jobs in one answer, the newest: the rest is asked for by id.
@@ -78,7 +78,7 @@ impl Control {
         self.cluster.members().nodes().map(|node| self.node_view(node)).collect()
     }
 
-    fn node_view(&self, node: &Node) -> NodeView {
+    pub(super) fn node_view(&self, node: &Node) -> NodeView {
         let lease = self.liveness.lease(node.id);
         let heartbeat = lease.and_then(|lease| lease.heartbeat);
         NodeView {
@@ -97,14 +97,28 @@ impl Control {
                 Some(lease) => self.now.mono.since_ms(lease.heard),
                 None => self.now.wall.0.saturating_sub(node.changed.0),
             },
+            reason: self.node_reason(node),
+            drain: node.drain.as_ref().map(Drain::view),
         }
     }
 
     fn node_state(&self, node: &Node) -> NodeState {
         match (node.up, self.liveness.live().contains(&node.id)) {
-            (true, true) => NodeState::Up,
-            (true, false) => NodeState::Silent,
             (false, _) => NodeState::Lost,
+            (true, false) => NodeState::Silent,
+            (true, true) if node.drain.is_some() && node.is_empty() => NodeState::Drained,
+            (true, true) if node.drain.is_some() => NodeState::Draining,
+            (true, true) if node.is_quarantined() => NodeState::Quarantined,
+            (true, true) => NodeState::Up,
+        }
+    }
+
+    fn node_reason(&self, node: &Node) -> String {
+        match &node.drain {
+            Some(drain) if node.is_empty() => format!("drained by {}", drain.by),
+            Some(drain) => format!("drained by {}: {}", drain.by, self.drain_words(node)),
+            None if node.is_quarantined() => node.quarantine_words(),
+            None => String::new(),
         }
     }
 

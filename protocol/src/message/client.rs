@@ -44,6 +44,11 @@ pub enum Request {
     Renew { csr: List<u8> },
     /// Let a job have so many ranks from now on, while it runs. Answered by `Scaled`. Role: submitter.
     Scale { job: JobId, ranks: u32 },
+    /// Empty a node: no new ranks, and those that it has move away. After the deadline those that are left are stopped. The same again changes
+    /// nothing. Answered by `Node`. Role: operator.
+    Drain { node: NodeId, deadline_ms: Option<u64> },
+    /// Let a node serve again that was drained. Answered by `Node`. Role: operator.
+    Undrain { node: NodeId },
 }
 
 /// Coordinator → client.
@@ -80,6 +85,7 @@ pub enum Reply {
         job: JobId,
         ranks: u32,
     },
+    Node(Box<NodeView>),
 }
 
 /// Why a request was not done. `code` is stable for programs; `message` says what, `mend` what to do.
@@ -148,6 +154,19 @@ pub struct NodeView {
     pub cpu_load: f32,
     /// Milliseconds since the last heartbeat.
     pub silent_ms: u64,
+    /// Why it gets no ranks, and what is waited for; empty while it serves.
+    pub reason: String,
+    pub drain: Option<DrainView>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DrainView {
+    pub by: String,
+    /// Milliseconds since the Unix epoch, by the coordinator's clock.
+    pub since_ms: u64,
+    pub deadline_ms: Option<u64>,
+    /// The deadline came first, and ranks were stopped.
+    pub overdue: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -157,6 +176,12 @@ pub enum NodeState {
     /// Its lease has run out; its ranks are taken as lost after the grace.
     Silent,
     Lost,
+    /// It gets no ranks, and those that it has move away.
+    Draining,
+    /// It has no ranks and gets none.
+    Drained,
+    /// It gets no ranks, because they fail there.
+    Quarantined,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

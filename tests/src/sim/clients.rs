@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use stoke_coordinator::state::Input;
 use stoke_coordinator::state::effect::Member;
 use stoke_protocol::identity::{Subject, UserRole};
-use stoke_protocol::ids::{Digest, JobId, TokenId};
+use stoke_protocol::ids::{Digest, JobId, NodeId, TokenId};
 use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 
@@ -72,6 +72,13 @@ enum Question {
     Scale {
         job: JobId,
         ranks: u32,
+    },
+    Drain {
+        node: NodeId,
+        deadline_ms: Option<u64>,
+    },
+    Undrain {
+        node: NodeId,
     },
     Look(Request),
 }
@@ -154,6 +161,16 @@ impl World {
             },
             (10 | 11, 2..) => Question::Cancel { job: job? },
             (17, 2..) => Question::Scale { job: job?, ranks: self.streams.clients.between(1, 4) as u32 },
+            (18, 0 | 4) => {
+                let members: Vec<NodeId> = self.machines.iter().filter_map(|machine| machine.node).collect();
+                let random = &mut self.streams.clients;
+                let node = random.pick(&members).copied()?;
+                match random.between(0, 3) {
+                    0 => Question::Drain { node, deadline_ms: Some(random.between(1, 20_000)) },
+                    1 => Question::Drain { node, deadline_ms: None },
+                    _ => Question::Undrain { node },
+                }
+            }
             (12, 0) => {
                 let token = self.streams.clients.pick(&self.clients.used).copied()?;
                 Question::Replay { token }
@@ -164,6 +181,12 @@ impl World {
             (16, _) => Question::Look(Request::Jobs),
             _ => Question::Look(Request::Job { job: job? }),
         })
+    }
+
+    /// Nodes that are still being drained when the faults stop serve again: everything is to come to an end.
+    pub fn lift_drains(&mut self) {
+        let members: Vec<NodeId> = self.machines.iter().filter_map(|machine| machine.node).collect();
+        members.into_iter().for_each(|node| self.ask(0, Question::Undrain { node }));
     }
 
     fn ask(&mut self, client: usize, question: Question) {
@@ -232,6 +255,8 @@ impl World {
             | Question::SubmitForbidden { key, spec } => Request::Submit { key, spec },
             Question::Cancel { job } => Request::Cancel { job },
             Question::Scale { job, ranks } => Request::Scale { job, ranks },
+            Question::Drain { node, deadline_ms } => Request::Drain { node, deadline_ms },
+            Question::Undrain { node } => Request::Undrain { node },
             Question::Look(request) => request,
         };
         self.say(|_| format!("{caller} asks ({ask}.{attempt}): {}", short(&request)));
@@ -354,6 +379,7 @@ impl World {
                     self.oracle.note("I6", || format!("a job that was acknowledged cannot be resized: {code:?}"));
                 }
             }
+            (Question::Drain { .. } | Question::Undrain { .. }, Reply::Node(_)) => {}
             (Question::Look(_), Reply::Job(view)) => {
                 if view.state.is_terminal() {
                     self.oracle.shown.insert(view.job, view.state);

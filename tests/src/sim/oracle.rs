@@ -139,12 +139,18 @@ impl Oracle {
                 self.note(name, || format!("a report of {report} ({why}) has changed its job"));
             }
         }
+        // A step lifts drains before it places, so those that are left were there when it did.
+        let drained: BTreeSet<NodeId> =
+            control.cluster().members().nodes().filter(|node| node.drain.is_some()).map(|node| node.id).collect();
         for record in records {
             match &record.event {
                 Event::GenerationStarted { job, placement, generation } => {
                     let silent = |node: &&NodeId| !control.liveness().live().contains(*node);
                     if let Some(node) = placement.iter().find(silent) {
                         self.note("I16", || format!("{job} {generation} is placed on {node}, which is silent"));
+                    }
+                    if let Some(node) = placement.iter().find(|node| drained.contains(node)) {
+                        self.note("I16", || format!("{job} {generation} is placed on {node}, which is drained"));
                     }
                     let ask = control.cluster().jobs().get(*job).map_or(0, |job| job.ask.ranks as usize);
                     if placement.len() != ask {
@@ -155,6 +161,9 @@ impl Oracle {
                     let silent = |node: &NodeId| !control.liveness().live().contains(node);
                     if let Some((rank, node)) = places.iter().find(|(_, node)| silent(node)) {
                         self.note("I16", || format!("{rank} of {job} is placed on {node}, which is silent"));
+                    }
+                    if let Some((rank, node)) = places.iter().find(|(_, node)| drained.contains(node)) {
+                        self.note("I16", || format!("{rank} of {job} is placed on {node}, which is drained"));
                     }
                 }
                 Event::NodeLost { node, .. } if !graced(*node) => {

@@ -248,6 +248,7 @@ impl World {
             self.crash_coordinator();
             self.boot();
         }
+        self.lift_drains();
     }
 
     /// What still stands in the way of rest.

@@ -1,0 +1,79 @@
+//! Nodes that leave: drained without their jobs noticing, and removed.
+
+use serde_json::Value;
+
+use crate::harness::{Background, Cluster, poll, process_of, signal, text};
+
+/// One node of a cluster, as `stoke nodes` shows it.
+fn node(cluster: &Cluster, id: &str) -> Value {
+    let nodes = cluster.json(&["nodes"]);
+    let found = nodes["nodes"].as_array().into_iter().flatten().find(|node| node["node"] == id);
+    found.unwrap_or_else(|| panic!("{id} is not among {nodes}")).clone()
+}
+
+fn nodes_of(cluster: &Cluster, job: &str) -> Vec<String> {
+    let placement = cluster.job(job)["placement"].clone();
+    placement.as_array().into_iter().flatten().map(|place| text(&place["node"])).collect()
+}
+
+fn reaches(cluster: &Cluster, job: &str, step: u64) {
+    poll("some steps", || cluster.job(job)["progress"]["step"].as_u64().filter(|now| *now >= step));
+}
+
+/// The job trains on while its rank moves, ends with the bits of one that nobody touched, and does not notice when the machine goes.
+#[test]
+fn a_drained_node_is_left_by_its_ranks_between_two_steps_and_can_be_stopped() {
+    const STEPS: u64 = 300;
+    let cluster = Cluster::start(3);
+    let job = cluster.submit(STEPS, &["--ranks", "2"]);
+    reaches(&cluster, &job, 3);
+    let before = nodes_of(&cluster, &job);
+    let from = before[0].clone();
+    let drained = cluster.run(&["drain", &from, "--json"]).expect(0).says(&["moves to"]);
+    assert_eq!((&drained.json()["state"], &drained.json()["node"]), (&"drained".into(), &from.clone().into()));
+    let after = nodes_of(&cluster, &job);
+    assert!(!after.contains(&from) && after.len() == 2, "{before:?} became {after:?}");
+    assert!(cluster.run(&["nodes"]).expect(0).stdout.contains(&format!("{from}: drained by admin")));
+    // A drained node stays one: it gets nothing, also over a kill of the coordinator.
+    signal(process_of(cluster.dir(), "coordinator"), rustix::process::Signal::KILL);
+    poll("the coordinator", || (cluster.run(&["status"]).code() == 0).then_some(()));
+    poll("its session", || (node(&cluster, &from)["state"] == "drained").then_some(()));
+    let all = cluster.submit(1, &["--ranks", "3"]);
+    let waits = cluster.json(&["explain", &all]);
+    assert!(waits["nodes"].to_string().contains("is being drained"), "{waits:#}");
+    // Its machine can go now.
+    signal(process_of(cluster.dir(), &from), rustix::process::Signal::STOP);
+    poll("the loss of the node", || (node(&cluster, &from)["state"] == "lost").then_some(()));
+    let moved = cluster.wait_for_state(&job, "succeeded");
+    signal(process_of(cluster.dir(), &from), rustix::process::Signal::CONT);
+    assert_eq!((&moved["recoveries"], &moved["failures"]), (&0.into(), &0.into()), "{moved:#}");
+    cluster.run(&["drain", &from, "--undo"]).expect(0);
+    cluster.wait_for_state(&all, "succeeded");
+    let calm = cluster.submit(STEPS, &["--ranks", "2"]);
+    let calm = cluster.wait_for_state(&calm, "succeeded");
+    for key in ["weights_blake3", "loss", "samples"] {
+        assert_eq!(moved["outcome"][key], calm["outcome"][key], "{key}");
+    }
+}
+
+#[test]
+fn a_drain_without_room_elsewhere_shrinks_the_job_or_says_what_it_waits_for() {
+    let cluster = Cluster::start(1);
+    let job = cluster.submit(4_000, &["--ranks", "1"]);
+    reaches(&cluster, &job, 3);
+    let waiting = Background::start(cluster.command(&["drain", "node-1"]));
+    poll("the reason", || {
+        let reason = text(&node(&cluster, "node-1")["reason"]);
+        reason.contains("no room elsewhere").then_some(())
+    });
+    drop(waiting);
+    let forced = cluster.run(&["drain", "node-1", "--deadline", "1s"]).expect(1);
+    assert!(forced.stdout.contains("the deadline came first"), "{forced:#?}");
+    let view = cluster.wait_for_state(&job, "queued");
+    assert_eq!(view["failures"], 0);
+    cluster.run(&["drain", "node-9"]).expect(3).says(&["no node-9"]);
+    cluster.run(&["drain", "node-1", "--undo", "--deadline", "1s"]).expect(2);
+    cluster.run(&["drain", "node-1", "--undo"]).expect(0);
+    cluster.wait_for_state(&job, "running");
+    cluster.run(&["cancel", &job]).expect(0);
+}
