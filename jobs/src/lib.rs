@@ -12,6 +12,6 @@ pub use config::absolute_paths;
 pub use error::JobError;
 pub use order::order;
 pub use train::{
-    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, TRAINERS, Train,
-    check, check_files, classifier, load,
+    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, Snapshot, TRAINERS,
+    Train, check, check_files, classifier, load, weights_blake3,
 };

@@ -11,9 +11,12 @@ mod layers;
 mod metrics;
 pub(crate) mod optimizer;
 mod parameters;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+
+pub use snapshot::{Snapshot, weights_blake3};
 
 use crate::config::Spec;
 use crate::{JobError, data};
@@ -150,15 +153,21 @@ pub trait Train: Send {
     /// Metrics on the held-out data.
     fn evaluate(&mut self) -> Result<Metrics, JobError>;
 
-    /// Parameters and optimizer state: all that [`Train::restore`] needs for the same bits afterwards.
-    fn save(&self) -> Result<Vec<NamedTensor>, JobError>;
+    /// Parameters and optimizer state as they are now; later steps do not change it.
+    fn snapshot(&self) -> Snapshot;
+
+    /// The same as plain numbers.
+    fn save(&self) -> Result<Vec<NamedTensor>, JobError> {
+        self.snapshot().tensors()
+    }
 
     /// Takes the state of [`Train::save`]. Every name and shape is checked before anything changes.
     fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError>;
 
-    /// BLAKE3 over the parameters in layout order: for each, the path's length (u64) and bytes, the rank (u64), the
-    /// dimensions (u64), then the elements as f32; all little-endian.
-    fn weights_blake3(&self) -> [u8; 32];
+    /// [`weights_blake3()`] of the parameters.
+    fn weights_blake3(&self) -> [u8; 32] {
+        weights_blake3(&self.snapshot().weights().expect("parameters are f32"))
+    }
 }
 
 /// A trained classifier's answer for one line.

@@ -115,7 +115,7 @@ fn job(root: &Path, stoke: &Path) {
         let done = log.lines().find(|line| line.contains("steps done")).expect("the steps are done");
         figures(done, "samples_per_second=")[0]
     };
-    let (mut held, mut copied) = (figures(&often, "held_us="), figures(&often, "copied_us="));
+    let (mut held, mut taken) = (figures(&often, "held_us="), figures(&often, "taken_us="));
     let stored: Vec<&str> = often.lines().filter(|line| line.contains("shard stored")).collect();
     let bytes = figures(stored[0], "bytes=")[0] as usize;
     let state = vec![1u8; bytes];
@@ -123,7 +123,7 @@ fn job(root: &Path, stoke: &Path) {
         held.iter().map(|_| 1e6 * seconds(|| drop(std::hint::black_box(state.clone())))).collect();
     println!("{} checkpoints of {bytes} bytes in a job      median us    p99 us", held.len());
     for (what, values) in
-        [("training is held", &mut held), ("  of it the copy", &mut copied), ("plain copy in memory", &mut plain)]
+        [("training is held", &mut held), ("  of it taking the state", &mut taken), ("plain copy in memory", &mut plain)]
     {
         println!("{what:<40} {:>12.0} {:>9.0}", at(values, 0.5), at(values, 0.99));
     }

@@ -1,13 +1,15 @@
 //! The training loop's parts that all built-in trainers share: gradients of a lane, the optimizer step, saving and
 //! restoring. A trainer adds data, model and loss (`Task`). It never reads files and never talks to other ranks.
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::optimizer::{Schedule, Update};
-use super::parameters::{add, by_name, check_model, gradients, layout, load_model, save_model};
-use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, STATS, Train};
+use super::parameters::{add, by_name, check_model, gradients, layout, load_model};
+use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, STATS, Snapshot, Train};
 use crate::JobError;
 use crate::config::{OptimizerConfig, ScheduleConfig};
 
@@ -55,7 +57,7 @@ pub(crate) struct Engine<T: Task> {
     /// None only while `apply` has it.
     model: Option<T::Model>,
     device: Device,
-    layout: Layout,
+    layout: Arc<Layout>,
     update: Update,
     schedule: Schedule,
     plan: Plan,
@@ -71,7 +73,7 @@ impl<T: Task> Engine<T> {
         plan: Plan,
         (optimizer, schedule): (&OptimizerConfig, &ScheduleConfig),
     ) -> Result<Self, JobError> {
-        let layout = layout(&model);
+        let layout = Arc::new(layout(&model));
         let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule] or [train]".to_owned() };
         let schedule = Schedule::new(schedule, plan.steps).map_err(bad)?;
         let update = Update::new(optimizer.rule(), &layout);
@@ -165,10 +167,8 @@ impl<T: Task> Train for Engine<T> {
         Ok(self.pool.install(|| task.evaluate(&model.valid(), &device)))
     }
 
-    fn save(&self) -> Result<Vec<NamedTensor>, JobError> {
-        let mut tensors = save_model(self.model())?;
-        tensors.extend(self.update.save(&self.layout)?);
-        Ok(tensors)
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.model(), &self.layout, &self.update)
     }
 
     fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError> {
@@ -181,29 +181,6 @@ impl<T: Task> Train for Engine<T> {
         self.model = Some(load_model(model, weights));
         self.update.put(state);
         Ok(())
-    }
-
-    fn weights_blake3(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        let number = |hasher: &mut blake3::Hasher, value: usize| {
-            hasher.update(&(value as u64).to_le_bytes());
-        };
-        let tensors = save_model(self.model()).expect("parameters are f32");
-        for (param, tensor) in self.layout.params.iter().zip(tensors) {
-            number(&mut hasher, param.path.len());
-            hasher.update(param.path.as_bytes());
-            number(&mut hasher, param.shape.len());
-            param.shape.iter().for_each(|&size| number(&mut hasher, size));
-            // In runs: a hash that is given four bytes at a time costs many times the hash.
-            let mut run = [0; 16 * 1024];
-            for values in tensor.values.chunks(run.len() / 4) {
-                run.chunks_exact_mut(4)
-                    .zip(values)
-                    .for_each(|(bytes, value)| bytes.copy_from_slice(&value.to_le_bytes()));
-                hasher.update(&run[..values.len() * 4]);
-            }
-        }
-        *hasher.finalize().as_bytes()
     }
 }
 

@@ -18,6 +18,7 @@ use crate::JobError;
 use crate::config::{Decay, ScheduleConfig};
 
 /// An update rule of Burn.
+#[derive(Clone)]
 pub(crate) enum Rule {
     AdamW(AdamW),
     Adam(Adam),
@@ -34,7 +35,8 @@ impl Rule {
     }
 }
 
-/// A rule and its state, one entry a parameter in layout order; none before the first step.
+/// A rule and its state, one entry a parameter in layout order; none before the first step. A clone shares the buffers.
+#[derive(Clone)]
 pub(crate) struct Update {
     rule: Rule,
     states: Vec<Option<DynState>>,
@@ -54,13 +56,22 @@ impl Update {
         model.map(&mut Stepper { update: self, layout, sum, scale, lr, index: 0 })
     }
 
+    /// The same on another device; sharing the buffers if they are there already.
+    pub fn to_device(&self, device: &Device) -> Self {
+        let rule = self.rule.clone();
+        let moved = |state: &DynState| rule.erased().to_device_dyn(state.clone(), device);
+        let states = self.states.iter().map(|state| state.as_ref().map(moved)).collect();
+        Update { rule, states }
+    }
+
     /// The state as tensors named `optimizer.<path>.<field>`.
-    pub fn save(&self, layout: &Layout) -> Result<Vec<NamedTensor>, JobError> {
+    pub fn save(self, layout: &Layout) -> Result<Vec<NamedTensor>, JobError> {
         let mut out = Vec::new();
-        for (param, state) in layout.params.iter().zip(&self.states) {
+        for (param, state) in layout.params.iter().zip(self.states) {
             let Some(state) = state else { continue };
             let mut sink = StateSink::default();
-            self.rule.erased().state_flatten(&format!("optimizer.{}", param.path), state, &mut sink);
+            self.rule.erased().state_flatten(&format!("optimizer.{}", param.path), &state, &mut sink);
+            drop(state);
             for (name, data) in sink.tensors {
                 let shape = data.shape().to_vec();
                 let values = floats(&name, data)?;

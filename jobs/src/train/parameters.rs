@@ -6,7 +6,6 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
-use super::optimizer::floats;
 use super::{Layout, NamedTensor, ParamSpec};
 use crate::JobError;
 
@@ -84,23 +83,19 @@ pub(crate) fn add(total: &mut [TensorData], part: &[TensorData]) {
     }
 }
 
-struct Save(Result<Vec<NamedTensor>, JobError>);
+struct Handles(Vec<Tensor<1>>);
 
-impl Visit for Save {
-    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
-        let Ok(out) = &mut self.0 else { return };
-        let (name, tensor) = (format!("model.{path}"), param.val().inner());
-        let shape = tensor.dims().to_vec();
-        match floats(&name, tensor.into_data()) {
-            Ok(values) => out.push(NamedTensor { name, shape, values }),
-            Err(error) => self.0 = Err(error),
-        }
+impl Visit for Handles {
+    fn visit<const D: usize>(&mut self, _: String, param: &Param<Tensor<D>>) {
+        let tensor = param.val().inner();
+        let len = tensor.shape().num_elements();
+        self.0.push(tensor.reshape([len]));
     }
 }
 
-/// The parameters as `model.<path>`, in layout order.
-pub(crate) fn save_model<M: Module>(model: &M) -> Result<Vec<NamedTensor>, JobError> {
-    walk(model, Save(Ok(Vec::new()))).0
+/// The parameters' tensors in layout order, each flat and sharing the model's buffer.
+pub(crate) fn handles<M: Module>(model: &M) -> Vec<Tensor<1>> {
+    walk(model, Handles(Vec::new())).0
 }
 
 /// Tensors by name, each with as many values as its shape says.

@@ -84,15 +84,41 @@ fn accumulation_changes_only_the_rounding() {
     assert_eq!(whole[whole.len() - 1], parts[parts.len() - 1], "samples");
 }
 
+const OPTIMIZERS: [(&str, &str); 4] = [
+    ("domains", "name = 'adamw'\nweight_decay = 0.1"),
+    ("digits", "name = 'adam'\namsgrad = true\nweight_decay = 0.01"),
+    ("domains", "name = 'sgd'\nmomentum = 0.9\nnesterov = true"),
+    ("domains", "name = 'sgd'"),
+];
+
+#[test]
+fn a_snapshot_is_of_its_step_whatever_is_trained_meanwhile() {
+    for (trainer, optimizer) in OPTIMIZERS {
+        let spec = with_optimizer(trainer, optimizer);
+        let plan = common::plan(&spec);
+        let (mut watched, mut alone) = (common::load(&spec, &plan), common::load(&spec, &plan));
+        let (mut held, mut read) = (Vec::new(), Vec::new());
+        for step in 0..6 {
+            let now = alone.save().expect("a saved state");
+            held.push((watched.snapshot(), now.clone()));
+            // One that is read while the next step is done.
+            let snapshot = watched.snapshot();
+            read.push(std::thread::spawn(move || assert!(snapshot.tensors().expect("a state") == now)));
+            let (a, b) = (common::step(&mut *watched, &plan, step), common::step(&mut *alone, &plan, step));
+            assert_eq!(a, b, "{optimizer}, step {step}");
+        }
+        for (step, (snapshot, then)) in held.into_iter().enumerate() {
+            assert!(snapshot.tensors().expect("a state") == then, "{optimizer}, step {step}");
+        }
+        read.into_iter().for_each(|reader| reader.join().expect("the state of its step"));
+        let tensors = watched.save().expect("a saved state");
+        assert_eq!(stoke_jobs::weights_blake3(&tensors), alone.weights_blake3(), "{optimizer}");
+    }
+}
+
 #[test]
 fn resumed_training_gives_the_same_bits() {
-    let optimizers = [
-        ("domains", "name = 'adamw'\nweight_decay = 0.1"),
-        ("digits", "name = 'adam'\namsgrad = true\nweight_decay = 0.01"),
-        ("domains", "name = 'sgd'\nmomentum = 0.9\nnesterov = true"),
-        ("domains", "name = 'sgd'"),
-    ];
-    for (trainer, optimizer) in optimizers {
+    for (trainer, optimizer) in OPTIMIZERS {
         let spec = with_optimizer(trainer, optimizer);
         let plan = common::plan(&spec);
         let mut straight = common::load(&spec, &plan);

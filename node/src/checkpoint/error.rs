@@ -21,6 +21,9 @@ pub enum CheckpointError {
         "no checkpoint at {uri}: manifest.json is missing (see `stoke checkpoint list` for those that are committed)"
     )]
     Missing { uri: String },
+    /// The trainer's own state is not what a checkpoint can hold.
+    #[error("take the state of the trainer")]
+    State(#[source] stoke_jobs::JobError),
     #[error("manifest of {uri}: {problem}: {MEND}")]
     Manifest { uri: String, problem: String },
     #[error("shard {shard} ({file}), byte {offset}: {problem}: {MEND}")]

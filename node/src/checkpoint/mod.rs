@@ -17,7 +17,7 @@ mod write;
 pub use error::CheckpointError;
 pub use folder::Folder;
 pub use manifest::{FORMAT, MANIFEST_FILE, Manifest, Shard};
-pub use plan::{folder_name, plan_shards, shard_file};
+pub use plan::{folder_name, own_shard, plan_shards, shard_file};
 pub use read::{Verified, load, open, verify};
 pub use shard::{decode, encode};
 pub use write::{abandon, remove, remove_older, write_manifest, write_shard};

@@ -41,6 +41,13 @@ pub fn plan_shards(tensors: &[NamedTensor], world: u32) -> Vec<Vec<usize>> {
         .collect()
 }
 
+/// The tensors of shard `index`.
+pub fn own_shard(tensors: Vec<NamedTensor>, index: u32, world: u32) -> Vec<NamedTensor> {
+    let own = plan_shards(&tensors, world).swap_remove(index as usize);
+    let owned = |(position, tensor)| own.binary_search(&position).is_ok().then_some(tensor);
+    tensors.into_iter().enumerate().filter_map(owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use stoke_jobs::NamedTensor;
+use stoke_jobs::{JobError, NamedTensor, Snapshot};
 use stoke_protocol::ids::{Digest, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::peer::{Opening, StateHeader};
@@ -22,7 +22,7 @@ use crate::checkpoint;
 /// The longest run of bytes that is taken.
 const RUN_BYTES_MAX: u32 = 64 << 20;
 
-/// A copy of one member's part of the state.
+/// The state of one member, and which part of it it gives.
 pub struct Shard {
     pub generation: Generation,
     pub step: Step,
@@ -30,8 +30,13 @@ pub struct Shard {
     pub count: u32,
     pub loss: f32,
     pub ledger: Ledger,
-    pub weights_blake3: Digest,
-    pub tensors: Vec<NamedTensor>,
+    pub state: Snapshot,
+}
+
+/// The part as numbers.
+struct Part {
+    weights_blake3: Digest,
+    tensors: Vec<NamedTensor>,
 }
 
 /// The whole state after `step` steps.
@@ -46,22 +51,29 @@ pub struct Received {
 impl Mesh {
     /// Sends a shard to the ranks that join, behind the caller's back. One that cannot take it is told of by its own end.
     pub fn give_state(&self, runtime: &Handle, shard: Shard, to: &[RankId]) {
-        let shard = Arc::new(shard);
-        for peer in to.iter().copied() {
-            let Some(connection) = self.connection(peer) else { continue };
-            let shard = shard.clone();
-            // Not on the network thread: hashing would hold packets up.
-            runtime.spawn(async move {
-                let given = async {
-                    let stream = connection.open_bulk().await?;
-                    give(stream, &shard).await
-                };
-                match given.await {
-                    Ok(()) => tracing::info!(%peer, step = %shard.step, shard = shard.index, "state given"),
-                    Err(error) => tracing::info!(%peer, %error, "state was not taken"),
-                }
-            });
-        }
+        let to: Vec<_> = to.iter().filter_map(|peer| Some((*peer, self.connection(*peer)?))).collect();
+        let Shard { generation, step, index, count, loss, ledger, state } = shard;
+        // Not on the network thread: hashing would hold packets up.
+        runtime.spawn(async move {
+            let part = match tokio::task::spawn_blocking(move || part_of(state, index, count)).await {
+                Ok(Ok(part)) => Arc::new(part),
+                Ok(Err(error)) => return tracing::error!(%error, "the state cannot be given"),
+                // It panicked, which was logged, or the process ends.
+                Err(_) => return,
+            };
+            let weights_blake3 = part.weights_blake3;
+            for (peer, connection) in to {
+                let part = part.clone();
+                tokio::spawn(async move {
+                    let opening = Opening::State { generation, step, shard: index, shards: count, loss, ledger, weights_blake3 };
+                    let given = async { give(connection.open_bulk().await?, &opening, &part.tensors).await };
+                    match given.await {
+                        Ok(()) => tracing::info!(%peer, %step, shard = index, "state given"),
+                        Err(error) => tracing::info!(%peer, %error, "state was not taken"),
+                    }
+                });
+            }
+        });
     }
 
     /// Receives the state in a generation: every shard, from whoever gives it, side by side.
@@ -116,12 +128,15 @@ impl Mesh {
     }
 }
 
-async fn give(mut stream: BulkSender, shard: &Shard) -> Result<(), TransportError> {
-    let Shard { generation, step, index, count, loss, ledger, weights_blake3, .. } = *shard;
-    let opening = Opening::State { generation, step, shard: index, shards: count, loss, ledger, weights_blake3 };
-    stream.write_header(&opening).await?;
-    let runs =
-        checkpoint::encode(&shard.tensors).map_err(|error| TransportError::Endpoint(std::io::Error::other(error)))?;
+fn part_of(state: Snapshot, index: u32, count: u32) -> Result<Part, JobError> {
+    let tensors = state.tensors()?;
+    let weights_blake3 = Digest(stoke_jobs::weights_blake3(&tensors));
+    Ok(Part { weights_blake3, tensors: checkpoint::own_shard(tensors, index, count) })
+}
+
+async fn give(mut stream: BulkSender, opening: &Opening, tensors: &[NamedTensor]) -> Result<(), TransportError> {
+    stream.write_header(opening).await?;
+    let runs = checkpoint::encode(tensors).map_err(|error| TransportError::Endpoint(std::io::Error::other(error)))?;
     for run in runs {
         let header = StateHeader { count: run.len() as u32, blake3: Digest(*blake3::hash(&run).as_bytes()) };
         stream.write_header(&header).await?;

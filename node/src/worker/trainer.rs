@@ -198,8 +198,8 @@ impl Trainer {
             self.join(generation, step.0, &mut exchange, work)
         } else {
             assert_eq!(self.step, step.0, "X10: every member has done the same steps");
-            self.give_state(generation, &exchange, &lacking, work)
-                .and_then(|()| self.train(generation, &mut exchange, work))
+            self.give_state(generation, &exchange, &lacking, work);
+            self.train(generation, &mut exchange, work)
         };
         // Not after a step that was summed and could not be applied.
         let sum = exchange.into_last_sum().filter(|(step, _)| step.0 + 1 == self.step);
@@ -223,7 +223,7 @@ impl Trainer {
         let begun_here = self.restored == Some(self.step) && self.step < self.plan.steps;
         let committed = work.orders.highest_committed().is_some_and(|committed| committed.0 >= self.step);
         if self.step > 0 && is_due(&work.spec, self.step, self.plan.steps) && !committed && !begun_here {
-            self.checkpoint(generation, exchange, work)?;
+            self.checkpoint(generation, exchange, work);
         }
         let values = self.tail.values();
         let owned = lanes::assign(work.spec.train.lanes, place.world)[place.position as usize].clone();
@@ -238,7 +238,7 @@ impl Trainer {
                 (work.tell)(Told::Progress(progress));
             }
             if is_due(&work.spec, self.step, self.plan.steps) {
-                self.checkpoint(generation, exchange, work)?;
+                self.checkpoint(generation, exchange, work);
             }
             if all_told && self.step < self.plan.steps {
                 return Ok(());
@@ -383,9 +383,9 @@ impl Trainer {
         exchange: &Exchange,
         lacking: &[stoke_protocol::message::rank::RankId],
         work: &Work<'_>,
-    ) -> Result<(), Failure> {
+    ) {
         if lacking.is_empty() {
-            return Ok(());
+            return;
         }
         let (index, count) = (exchange.place().position, exchange.place().world);
         let shard = Shard {
@@ -395,53 +395,21 @@ impl Trainer {
             count,
             loss: self.loss,
             ledger: self.ledger,
-            weights_blake3: Digest(self.train.weights_blake3()),
-            tensors: self.shard(index, count)?,
+            state: self.train.snapshot(),
         };
         work.mesh.give_state(&work.runtime, shard, lacking);
-        Ok(())
     }
 
-    /// Part `index` of `count` of the state.
-    fn shard(&self, index: u32, count: u32) -> Result<Vec<NamedTensor>, Failure> {
-        let tensors = self.train.save()?;
-        let mut own = checkpoint::plan_shards(&tensors, count).swap_remove(index as usize).into_iter();
-        let mut next = own.next();
-        let tensors = tensors.into_iter().enumerate().filter_map(|(index, tensor)| {
-            let ours = next == Some(index);
-            if ours {
-                next = own.next();
-            }
-            ours.then_some(tensor)
-        });
-        Ok(tensors.collect())
-    }
-
-    /// Hands a copy of the state to the vault. Training is held for as long as this takes.
-    fn checkpoint(&self, generation: Generation, exchange: &Exchange, work: &Work<'_>) -> Result<(), Failure> {
+    /// Hands the state to the vault. Training is held for as long as this takes.
+    fn checkpoint(&self, generation: Generation, exchange: &Exchange, work: &Work<'_>) {
         let begun = Instant::now();
-        let copy = self.copy(generation, exchange)?;
-        let copied_us = begun.elapsed().as_micros() as u64;
-        work.vault.store(copy);
-        let held_us = begun.elapsed().as_micros() as u64;
-        tracing::info!(step = self.step, copied_us, held_us, "state copied");
-        Ok(())
-    }
-
-    /// This rank's share of the state, apart from everything that the next step changes (V1).
-    fn copy(&self, generation: Generation, exchange: &Exchange) -> Result<Copy, Failure> {
         let (index, world) = (exchange.place().position, exchange.place().world);
-        Ok(Copy {
-            generation,
-            step: Step(self.step),
-            index,
-            world,
-            loss: self.loss,
-            ledger: self.ledger,
-            tensors: self.shard(index, world)?,
-            weights_blake3: Digest(self.train.weights_blake3()),
-            last: self.step == self.plan.steps,
-        })
+        let (state, last) = (self.train.snapshot(), self.step == self.plan.steps);
+        let taken_us = begun.elapsed().as_micros() as u64;
+        let (step, loss, ledger) = (Step(self.step), self.loss, self.ledger);
+        work.vault.store(Copy { generation, step, index, world, loss, ledger, state, last });
+        let held_us = begun.elapsed().as_micros() as u64;
+        tracing::info!(step = self.step, taken_us, held_us, "state handed over");
     }
 
     fn outcome(&mut self, is_first: bool, vault: &Vault) -> Result<Outcome, Failure> {

@@ -1,7 +1,8 @@
-//! Checkpoints of one rank, written behind the trainer's back by a thread of their own. Owns what was copied until it is durable; decides
+//! Checkpoints of one rank, written behind the trainer's back by a thread of their own. Owns what was handed over until it is durable; decides
 //! neither when a checkpoint is taken (the trainer) nor when it is visible (the coordinator).
 //!
-//! V1: what is written was copied before the next step; nothing of the trainer is read later.
+//! V1: what is written is the state of before the next step: the trainer hands over a snapshot that no later step can touch, and the vault turns
+//!     it into numbers, hashes and writes it while training goes on.
 //! V2: checkpoints are written in the order of their steps, at most [`COPIES_MAX`] wait; then the trainer does.
 //! V3: a checkpoint that cannot be written is dropped with a warning and training goes on, but for the last one.
 
@@ -10,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use stoke_jobs::NamedTensor;
+use stoke_jobs::Snapshot;
 use stoke_protocol::ids::{ClusterId, Digest, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{RankEvent, ShardRecord, StartRank};
@@ -19,7 +20,7 @@ use stoke_protocol::spec::JobSpec;
 use super::failure::text_of;
 use crate::checkpoint::{self, CheckpointError, FORMAT, Folder, Manifest};
 
-/// One copy is written while the trainer makes the next.
+/// One is written while the trainer hands over the next: two states in memory beside the one that is trained.
 const COPIES_MAX: usize = 1;
 
 /// What the vault is told.
@@ -41,7 +42,7 @@ pub enum Order {
     Flush(SyncSender<()>),
 }
 
-/// A rank's part of the state after `step` steps.
+/// The state after `step` steps, and which part of it a rank writes.
 pub struct Copy {
     pub generation: Generation,
     pub step: Step,
@@ -50,8 +51,7 @@ pub struct Copy {
     pub world: u32,
     pub loss: f32,
     pub ledger: Ledger,
-    pub weights_blake3: Digest,
-    pub tensors: Vec<NamedTensor>,
+    pub state: Snapshot,
     pub last: bool,
 }
 
@@ -114,7 +114,8 @@ struct Written {
     index: u32,
     loss: f32,
     ledger: Ledger,
-    weights_blake3: Digest,
+    /// The first member's.
+    weights_blake3: Option<Digest>,
     last: bool,
 }
 
@@ -154,16 +155,20 @@ impl<F: Fn(Told)> Keeper<F> {
     }
 
     fn store(&mut self, copy: Copy) {
-        let Copy { generation, step, index, world, loss, ledger, weights_blake3, last, tensors } = copy;
+        let Copy { generation, step, index, world, loss, ledger, state, last } = copy;
         let stored = self.folder(generation, step).and_then(|folder| {
-            let stored = checkpoint::write_shard(&folder, index, world, &tensors);
+            let tensors = state.tensors().map_err(CheckpointError::State)?;
+            // Only the first member writes a manifest.
+            let weights_blake3 = (index == 0).then(|| Digest(stoke_jobs::weights_blake3(&tensors)));
+            let own = checkpoint::own_shard(tensors, index, world);
+            let stored = checkpoint::write_shard(&folder, index, world, &own);
             if stored.is_err() {
                 let _ = checkpoint::abandon(&folder, index, world);
             }
-            stored
+            Ok((stored?, weights_blake3))
         });
         match stored {
-            Ok(shard) => {
+            Ok((shard, weights_blake3)) => {
                 let written = Written { world, index, loss, ledger, weights_blake3, last };
                 self.written.insert((step, generation), written);
                 tracing::info!(%step, %generation, bytes = shard.bytes, "shard stored");
@@ -174,7 +179,9 @@ impl<F: Fn(Told)> Keeper<F> {
     }
 
     fn commit(&mut self, generation: Generation, step: Step, shards: Vec<ShardRecord>) {
-        let Some(written) = self.written.get(&(step, generation)) else {
+        let written = self.written.get(&(step, generation));
+        let Some((written, weights_blake3)) = written.and_then(|written| Some((written, written.weights_blake3?)))
+        else {
             return tracing::warn!(%step, %generation, "told to commit a checkpoint that is not here");
         };
         if written.last && self.metrics.is_none() {
@@ -182,7 +189,7 @@ impl<F: Fn(Told)> Keeper<F> {
             return;
         }
         let last = written.last;
-        match self.write_manifest(generation, step, shards) {
+        match self.write_manifest((generation, step), weights_blake3, shards) {
             Ok(event) => (self.tell)(Told::Event(event)),
             Err(error) => self.failed(generation, step, last, &error),
         }
@@ -190,8 +197,8 @@ impl<F: Fn(Told)> Keeper<F> {
 
     fn write_manifest(
         &self,
-        generation: Generation,
-        step: Step,
+        (generation, step): (Generation, Step),
+        weights_blake3: Digest,
         shards: Vec<ShardRecord>,
     ) -> Result<RankEvent, CheckpointError> {
         let Subject { cluster, start, spec } = &self.subject;
@@ -212,7 +219,7 @@ impl<F: Fn(Told)> Keeper<F> {
             shards: shards.into_iter().map(Into::into).collect(),
             ledger: Some(written.ledger),
             loss: written.loss.is_finite().then_some(written.loss),
-            weights_blake3: written.weights_blake3,
+            weights_blake3,
             metrics: if written.last { self.metrics.clone().unwrap_or_default() } else { BTreeMap::new() },
         };
         let folder = self.folder(generation, step)?;

@@ -1,0 +1,77 @@
+//! The state as it was after a step, held while training goes on. Owns handles of its tensors and turns them into plain numbers, on whichever
+//! thread asks; it never looks at the model again.
+//!
+//! Taking one copies nothing on the CPU. Burn's tensors are values with a counted buffer: an operation that would write in place finds the buffer
+//! shared, and writes its result elsewhere. So the next step cannot touch what is held here, and what it costs is that this one step allocates
+//! the moments anew. A device's memory is scarcer and is copied to the host at once.
+
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use super::optimizer::{Update, floats};
+use super::parameters::handles;
+use super::{Layout, NamedTensor};
+use crate::JobError;
+
+/// Parameters and optimizer state after some step.
+pub struct Snapshot {
+    layout: Arc<Layout>,
+    /// In layout order, each flat.
+    weights: Vec<Tensor<1>>,
+    update: Update,
+}
+
+impl Snapshot {
+    pub(crate) fn new<M: Module>(model: &M, layout: &Arc<Layout>, update: &Update) -> Self {
+        let host = Device::flex();
+        let weights = handles(model).into_iter().map(|tensor| tensor.to_device(&host)).collect();
+        Self { layout: layout.clone(), weights, update: update.to_device(&host) }
+    }
+
+    /// All that [`super::Train::restore`] needs for the same bits afterwards: the parameters as `model.<path>` in layout order, then the
+    /// optimizer's state. Copies what training still uses, so the training thread leaves it to others; each handle is let go once it was read.
+    pub fn tensors(self) -> Result<Vec<NamedTensor>, JobError> {
+        let mut tensors = values(&self.layout, self.weights)?;
+        tensors.extend(self.update.save(&self.layout)?);
+        Ok(tensors)
+    }
+
+    /// The parameters alone.
+    pub(crate) fn weights(self) -> Result<Vec<NamedTensor>, JobError> {
+        values(&self.layout, self.weights)
+    }
+}
+
+fn values(layout: &Layout, weights: Vec<Tensor<1>>) -> Result<Vec<NamedTensor>, JobError> {
+    let named = layout.params.iter().zip(weights).map(|(param, tensor)| {
+        let name = format!("model.{}", param.path);
+        let values = floats(&name, tensor.into_data())?;
+        Ok(NamedTensor { name, shape: param.shape.clone(), values })
+    });
+    named.collect()
+}
+
+/// BLAKE3 over the `model.*` tensors in the order given, which is layout order in what [`Snapshot::tensors`] gives: for each, the path's length
+/// (u64) and bytes, the rank (u64), the dimensions (u64), then the elements as f32; all little-endian.
+pub fn weights_blake3(tensors: &[NamedTensor]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    let number = |hasher: &mut blake3::Hasher, value: usize| {
+        hasher.update(&(value as u64).to_le_bytes());
+    };
+    let weights = tensors.iter().filter_map(|tensor| Some((tensor.name.strip_prefix("model.")?, tensor)));
+    for (path, tensor) in weights {
+        number(&mut hasher, path.len());
+        hasher.update(path.as_bytes());
+        number(&mut hasher, tensor.shape.len());
+        tensor.shape.iter().for_each(|&size| number(&mut hasher, size));
+        // In runs: a hash that is given four bytes at a time costs many times the hash.
+        let mut run = [0; 16 * 1024];
+        for values in tensor.values.chunks(run.len() / 4) {
+            run.chunks_exact_mut(4).zip(values).for_each(|(bytes, value)| bytes.copy_from_slice(&value.to_le_bytes()));
+            hasher.update(&run[..values.len() * 4]);
+        }
+    }
+    *hasher.finalize().as_bytes()
+}
