@@ -122,9 +122,11 @@ fn job(root: &Path, stoke: &Path) {
     let mut plain: Vec<f64> =
         held.iter().map(|_| 1e6 * seconds(|| drop(std::hint::black_box(state.clone())))).collect();
     println!("{} checkpoints of {bytes} bytes in a job      median us    p99 us", held.len());
-    for (what, values) in
-        [("training is held", &mut held), ("  of it taking the state", &mut taken), ("plain copy in memory", &mut plain)]
-    {
+    for (what, values) in [
+        ("training is held", &mut held),
+        ("  of it taking the state", &mut taken),
+        ("plain copy in memory", &mut plain),
+    ] {
         println!("{what:<40} {:>12.0} {:>9.0}", at(values, 0.5), at(values, 0.99));
     }
     let (calm, often) = (rate(&calm), rate(&often));

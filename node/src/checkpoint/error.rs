@@ -16,6 +16,13 @@ pub enum CheckpointError {
         #[source]
         source: object_store::Error,
     },
+    #[error("{verb} {object}")]
+    File {
+        verb: &'static str,
+        object: String,
+        #[source]
+        source: std::io::Error,
+    },
     /// A checkpoint without a manifest was never committed: its shards mean nothing.
     #[error(
         "no checkpoint at {uri}: manifest.json is missing (see `stoke checkpoint list` for those that are committed)"

@@ -3,20 +3,26 @@
 //! I21: a write that returned is durable. `LocalFileSystem` alone does not fsync; with `with_fsync(true)` each put writes a staging file,
 //! fsyncs it, publishes it by rename (or by hard link where it must not replace) and fsyncs the folder, also for folders that it makes.
 
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
+use bytes::Bytes;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{GetOptions, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use super::error::CheckpointError;
 
 /// Parts of a large write: S3's smallest is 5 MiB, and the copy of one part is all the memory that a write needs.
 pub(super) const PART_BYTES: usize = 8 << 20;
+
+/// What is read at once from a file: it stays in the processor's cache until it was hashed and taken.
+const RUN_BYTES: usize = 256 << 10;
 
 /// A folder of a store, by URI. Blocking.
 pub struct Folder {
@@ -71,7 +77,7 @@ impl Folder {
     }
 
     /// Writes an object part by part, durable and visible at once when `next` has no more parts; nothing of it stays after an error.
-    pub(super) fn write(&self, file: &str, mut next: impl FnMut() -> Option<Vec<u8>>) -> Result<(), CheckpointError> {
+    pub(super) fn write(&self, file: &str, mut next: impl FnMut() -> Option<Bytes>) -> Result<(), CheckpointError> {
         let path = self.child(file);
         wait(async {
             let mut upload = self.store.put_multipart(&path).await?;
@@ -100,21 +106,34 @@ impl Folder {
         }
     }
 
-    /// Gives the bytes of an object to `sink` in order, chunk by chunk, until it answers with an error.
+    /// Gives the bytes of an object, or of a range of it, to `sink` in order, until it answers with an error. Every run but the last has a multiple
+    /// of [`RUN_BYTES`]; what lies behind the object's end is left out.
     pub(super) fn read(
         &self,
         file: &str,
+        range: Option<Range<u64>>,
         mut sink: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        use futures_util::StreamExt;
         let failed = |error| CheckpointError::store("read", self.object(file), error);
-        wait(async {
-            let mut chunks = self.store.get(&self.child(file)).await.map_err(failed)?.into_stream();
-            while let Some(chunk) = chunks.next().await {
-                sink(&chunk.map_err(failed)?)?;
-            }
-            Ok(())
-        })
+        let options = GetOptions { range: range.map(Into::into), ..GetOptions::default() };
+        let got = wait(self.store.get_opts(&self.child(file), options)).map_err(failed)?;
+        let range = got.range.clone();
+        let GetResultPayload::File(file, path) = got.payload else {
+            return sink(&wait(got.bytes()).map_err(failed)?);
+        };
+        // The store's own stream would read 8 KiB at a time.
+        let mut run = vec![0; RUN_BYTES.min((range.end - range.start) as usize)];
+        let mut at = range.start;
+        while at < range.end {
+            let run = &mut run[..RUN_BYTES.min((range.end - at) as usize)];
+            file.read_exact_at(run, at).map_err(|source| {
+                let object = path.display().to_string();
+                CheckpointError::File { verb: "read", object, source }
+            })?;
+            sink(run)?;
+            at += run.len() as u64;
+        }
+        Ok(())
     }
 
     /// Removes an object; one that is not there is no error.

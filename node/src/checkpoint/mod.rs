@@ -8,6 +8,7 @@ mod error;
 mod folder;
 mod manifest;
 mod plan;
+mod ranges;
 mod read;
 mod shard;
 #[cfg(test)]

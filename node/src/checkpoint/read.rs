@@ -1,14 +1,20 @@
 //! Reading a checkpoint: nothing is believed before it was checked (I22, I24). Owns the checks; never repairs anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
+use blake3::hazmat::ChainingValue;
 use stoke_jobs::NamedTensor;
 
 use super::error::CheckpointError;
 use super::folder::Folder;
 use super::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, Shard};
 use super::plan::parse_folder_name;
+use super::ranges::{RangeHash, file_blake3, ranges, side_by_side};
 use super::shard::{Damage, Header, PREFIX_BYTES, header_len};
+
+/// Read at once for a header: most are shorter, a longer one is read again.
+const HEAD_BYTES: u64 = 64 << 10;
 
 /// What a whole verification saw.
 #[derive(Clone, Debug)]
@@ -27,27 +33,23 @@ pub fn open(uri: &str) -> Result<Manifest, CheckpointError> {
 pub fn verify(uri: &str) -> Result<Verified, CheckpointError> {
     let folder = Folder::at(uri)?;
     let manifest = read_manifest(&folder)?;
-    let mut seen = BTreeMap::new();
-    for shard in &manifest.shards {
-        let header = scan(&folder, shard, |_| ())?;
-        no_tensor_twice(&mut seen, shard, &header)?;
-    }
-    Ok(Verified { tensors: seen.len(), bytes: manifest.bytes(), manifest })
+    let heads = read_heads(&folder, &manifest)?;
+    let tensors = heads.iter().map(|head| head.header.names().len()).sum();
+    let pieces = heads.iter().flat_map(|head| head.pieces(&mut [])).collect();
+    read_pieces(&folder, &heads, pieces)?;
+    Ok(Verified { tensors, bytes: manifest.bytes(), manifest })
 }
 
-/// Reads a whole checkpoint, whatever number of shards it has; every shard is verified before one of its tensors is used.
+/// Reads a whole checkpoint, whatever number of shards it has, straight into its tensors; every byte is verified before any of it is given.
 pub fn load(uri: &str) -> Result<(Manifest, Vec<NamedTensor>), CheckpointError> {
     let folder = Folder::at(uri)?;
     let manifest = read_manifest(&folder)?;
-    let (mut seen, mut tensors) = (BTreeMap::new(), Vec::new());
-    for shard in &manifest.shards {
-        // Bounded by the file: `scan` compares the sizes first, and a forged size asks for no memory.
-        let held = folder.size(&shard.file)?.filter(|bytes| *bytes == shard.bytes).unwrap_or_default();
-        let mut data = Vec::with_capacity(held as usize);
-        let header = scan(&folder, shard, |chunk| data.extend_from_slice(chunk))?;
-        no_tensor_twice(&mut seen, shard, &header)?;
-        tensors.extend(header.tensors(&data));
-    }
+    let heads = read_heads(&folder, &manifest)?;
+    // Bounded by the files: their sizes were compared with the manifest's, and the headers' with them.
+    let mut values: Vec<Vec<Vec<f32>>> = heads.iter().map(|head| head.header.zeros()).collect();
+    let pieces = heads.iter().zip(&mut values).flat_map(|(head, values)| head.pieces(values)).collect();
+    read_pieces(&folder, &heads, pieces)?;
+    let tensors = heads.iter().zip(values).flat_map(|(head, values)| head.header.tensors(values)).collect();
     Ok((manifest, tensors))
 }
 
@@ -60,7 +62,7 @@ fn read_manifest(folder: &Folder) -> Result<Manifest, CheckpointError> {
         return Err(damaged(format!("it has {bytes} bytes, the limit is {MANIFEST_BYTES_MAX}")));
     }
     let mut json = Vec::new();
-    folder.read(MANIFEST_FILE, |chunk| {
+    folder.read(MANIFEST_FILE, None, |chunk| {
         json.extend_from_slice(chunk);
         Ok(())
     })?;
@@ -73,15 +75,30 @@ fn read_manifest(folder: &Folder) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
-/// Streams a shard: size, header and hash are checked, the values go to `sink`. What `sink` got counts only when this returns well.
-fn scan(folder: &Folder, shard: &Shard, mut sink: impl FnMut(&[u8])) -> Result<Header, CheckpointError> {
-    let damaged = |Damage { offset, problem }| CheckpointError::Shard {
-        shard: shard.index,
-        file: shard.file.clone(),
-        offset,
-        problem,
-    };
-    let at = |offset, problem: String| damaged(Damage { offset, problem });
+/// What a shard says of itself; counts only once all of its bytes were verified.
+struct Head<'a> {
+    shard: &'a Shard,
+    /// Prefix and header, as they were read.
+    bytes: Vec<u8>,
+    header: Header,
+}
+
+/// A range of a shard, and where its values go; nowhere when they are only verified.
+struct Piece<'a> {
+    head: &'a Head<'a>,
+    range: Range<u64>,
+    into: VecDeque<&'a mut [f32]>,
+}
+
+fn read_heads<'a>(folder: &Folder, manifest: &'a Manifest) -> Result<Vec<Head<'a>>, CheckpointError> {
+    let heads = side_by_side(manifest.shards.iter().collect(), |shard| read_head(folder, shard))?;
+    let mut seen = BTreeMap::new();
+    heads.iter().try_for_each(|head| no_tensor_twice(&mut seen, head.shard, &head.header))?;
+    Ok(heads)
+}
+
+fn read_head<'a>(folder: &Folder, shard: &'a Shard) -> Result<Head<'a>, CheckpointError> {
+    let at = |offset, problem: String| damaged(shard, Damage { offset, problem });
     let Some(bytes) = folder.size(&shard.file)? else {
         return Err(at(0, "the file is missing".into()));
     };
@@ -91,55 +108,115 @@ fn scan(folder: &Folder, shard: &Shard, mut sink: impl FnMut(&[u8])) -> Result<H
             format!("the file has {bytes} bytes, the manifest says {}", shard.bytes),
         ));
     }
-    let mut hasher = blake3::Hasher::new();
-    let mut head = Head { begun: Vec::new(), header: None };
-    let mut read = 0;
-    folder.read(&shard.file, |chunk| {
-        hasher.update(chunk);
-        read += chunk.len() as u64;
-        if let Some(values) = head.take(chunk, bytes).map_err(damaged)? {
-            sink(&values);
+    let read = |end: u64| {
+        let mut head = Vec::new();
+        folder.read(&shard.file, Some(0..end), |chunk| {
+            head.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        if head.len() as u64 == end { Ok(head) } else { Err(ended(shard, head.len() as u64)) }
+    };
+    if bytes < PREFIX_BYTES {
+        return Err(at(0, "the file is too short for a header".into()));
+    }
+    let mut head = read(bytes.min(HEAD_BYTES))?;
+    let prefix = *head.first_chunk().expect("the file has as many bytes");
+    let end = PREFIX_BYTES + header_len(prefix, bytes).map_err(|damage| damaged(shard, damage))?;
+    if end > head.len() as u64 {
+        head = read(end)?;
+    }
+    head.truncate(end as usize);
+    let header = Header::parse(&head[PREFIX_BYTES as usize..], bytes).map_err(|damage| damaged(shard, damage))?;
+    Ok(Head { shard, bytes: head, header })
+}
+
+impl<'a> Head<'a> {
+    /// The whole shard, range by range; `values` are its tensors, or none at all.
+    fn pieces(&'a self, values: &'a mut [Vec<f32>]) -> Vec<Piece<'a>> {
+        let mut rest: VecDeque<&mut [f32]> = values.iter_mut().map(Vec::as_mut_slice).collect();
+        let mut cut = |range: Range<u64>| {
+            let mut room =
+                (range.end - range.end.min(self.header.data_start.max(range.start))) as usize / size_of::<f32>();
+            let mut into = VecDeque::new();
+            while room > 0
+                && let Some(values) = rest.pop_front()
+            {
+                let (now, later) = values.split_at_mut(room.min(values.len()));
+                room -= now.len();
+                into.push_back(now);
+                if !later.is_empty() {
+                    rest.push_front(later);
+                }
+            }
+            Piece { head: self, range, into }
+        };
+        ranges(self.shard.bytes).map(&mut cut).collect()
+    }
+}
+
+/// Reads every piece to its place and compares the hashes of all shards. What the places hold counts only when this returns well.
+fn read_pieces(folder: &Folder, heads: &[Head<'_>], pieces: Vec<Piece<'_>>) -> Result<(), CheckpointError> {
+    let hashes = side_by_side(pieces, |piece| read_piece(folder, piece))?;
+    let mut rest = &hashes[..];
+    for Head { shard, .. } in heads {
+        let own = rest.split_off(..ranges(shard.bytes).count()).expect("a hash for every piece");
+        if file_blake3(own, shard.bytes) != shard.blake3.0 {
+            let problem = format!("the BLAKE3 of its {} bytes is not the manifest's: a bit has changed", shard.bytes);
+            return Err(damaged(shard, Damage { offset: 0, problem }));
         }
+    }
+    Ok(())
+}
+
+fn read_piece(folder: &Folder, piece: Piece<'_>) -> Result<ChainingValue, CheckpointError> {
+    let Piece { head: Head { shard, bytes: head, .. }, range, mut into } = piece;
+    let (mut hash, mut at) = (RangeHash::new(&range, shard.bytes), range.start);
+    folder.read(&shard.file, Some(range.clone()), |chunk| {
+        hash.update(chunk);
+        // The header was read before: it is believed because these bytes, which are hashed, are the same.
+        let known = head.get(at as usize..).unwrap_or_default();
+        let (again, values) = chunk.split_at(known.len().min(chunk.len()));
+        if again != &known[..again.len()] {
+            let problem = "the header has changed while the file was read".to_owned();
+            return Err(damaged(shard, Damage { offset: at, problem }));
+        }
+        put(values, &mut into);
+        at += chunk.len() as u64;
         Ok(())
     })?;
-    if read != bytes {
-        return Err(at(read, format!("the file ended after {read} of {bytes} bytes")));
-    }
-    if *hasher.finalize().as_bytes() != shard.blake3.0 {
-        return Err(at(0, format!("the BLAKE3 of its {bytes} bytes is not the manifest's: a bit has changed")));
-    }
-    head.header.ok_or_else(|| at(0, "the file is too short for a header".into()))
+    if at == range.end { Ok(hash.finish()) } else { Err(ended(shard, at)) }
 }
 
-/// The beginning of a file, until its header is complete.
-struct Head {
-    begun: Vec<u8>,
-    header: Option<Header>,
-}
-
-impl Head {
-    /// The part of `chunk` that is values.
-    fn take<'a>(&mut self, chunk: &'a [u8], file_bytes: u64) -> Result<Option<std::borrow::Cow<'a, [u8]>>, Damage> {
-        if self.header.is_some() {
-            return Ok(Some(chunk.into()));
+/// The values of `bytes` to the places that are left.
+fn put(bytes: &[u8], into: &mut VecDeque<&mut [f32]>) {
+    let mut numbers = bytes.as_chunks::<4>().0;
+    while !numbers.is_empty()
+        && let Some(place) = into.pop_front()
+    {
+        let (now, later) = place.split_at_mut(numbers.len().min(place.len()));
+        let (these, rest) = numbers.split_at(now.len());
+        now.iter_mut().zip(these).for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes));
+        numbers = rest;
+        if !later.is_empty() {
+            into.push_front(later);
         }
-        self.begun.extend_from_slice(chunk);
-        let Some((prefix, rest)) = self.begun.split_first_chunk::<{ PREFIX_BYTES as usize }>() else { return Ok(None) };
-        let len = header_len(*prefix, file_bytes)? as usize;
-        let Some((json, values)) = rest.split_at_checked(len) else { return Ok(None) };
-        self.header = Some(Header::parse(json, file_bytes)?);
-        let values = values.to_vec();
-        self.begun = Vec::new();
-        Ok(Some(values.into()))
     }
+}
+
+fn damaged(shard: &Shard, Damage { offset, problem }: Damage) -> CheckpointError {
+    CheckpointError::Shard { shard: shard.index, file: shard.file.clone(), offset, problem }
+}
+
+fn ended(shard: &Shard, at: u64) -> CheckpointError {
+    let problem = format!("the file ended after {at} of {} bytes", shard.bytes);
+    damaged(shard, Damage { offset: at, problem })
 }
 
 fn no_tensor_twice(seen: &mut BTreeMap<String, u32>, shard: &Shard, header: &Header) -> Result<(), CheckpointError> {
     for name in header.names() {
         if let Some(other) = seen.insert(name.clone(), shard.index) {
             let problem = format!("tensor {name:?} is in shard {other} too");
-            let offset = header.data_start;
-            return Err(CheckpointError::Shard { shard: shard.index, file: shard.file.clone(), offset, problem });
+            return Err(damaged(shard, Damage { offset: header.data_start, problem }));
         }
     }
     Ok(())

@@ -91,8 +91,12 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
         return Err(format!("{} bytes are too few for a header", bytes.len()));
     };
     let len = header_len(*prefix, bytes.len() as u64).map_err(words)? as usize;
-    let (json, values) = rest.split_at(len);
-    Ok(Header::parse(json, bytes.len() as u64).map_err(words)?.tensors(values))
+    let (json, data) = rest.split_at(len);
+    let header = Header::parse(json, bytes.len() as u64).map_err(words)?;
+    let (mut values, mut numbers) = (header.zeros(), data.as_chunks::<4>().0.iter());
+    let places = values.iter_mut().flatten();
+    places.zip(&mut numbers).for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes));
+    Ok(header.tensors(values))
 }
 
 fn append_le(bytes: &mut Vec<u8>, values: &[f32]) {
@@ -115,6 +119,12 @@ pub(super) fn header_len(prefix: [u8; 8], file_bytes: u64) -> Result<u64, Damage
     let len = u64::from_le_bytes(prefix);
     if len > HEADER_BYTES_MAX {
         return Err(damage(0, format!("header claims {len} bytes, the limit is {HEADER_BYTES_MAX}")));
+    }
+    if !len.is_multiple_of(PREFIX_BYTES) {
+        return Err(damage(
+            0,
+            format!("header claims {len} bytes, which is no multiple of 8: values would not be aligned"),
+        ));
     }
     if PREFIX_BYTES + len > file_bytes {
         return Err(damage(0, format!("header claims {len} bytes in a file of {file_bytes}")));
@@ -146,14 +156,18 @@ impl Header {
         self.metadata.offset_keys()
     }
 
-    /// The tensors of the values that follow the header.
-    pub(super) fn tensors(&self, data: &[u8]) -> Vec<NamedTensor> {
-        let tensor = |name: String| {
+    /// Places for the values, tensor by tensor in the order of their data.
+    pub(super) fn zeros(&self) -> Vec<Vec<f32>> {
+        let len = |name: &String| self.metadata.info(name).map_or(0, |info| info.data_offsets.1 - info.data_offsets.0);
+        self.names().iter().map(|name| vec![0.0; len(name) / size_of::<f32>()]).collect()
+    }
+
+    /// The tensors, from their values in the order of their data.
+    pub(super) fn tensors(&self, values: Vec<Vec<f32>>) -> Vec<NamedTensor> {
+        let named = |(name, values): (String, Vec<f32>)| {
             let info = self.metadata.info(&name).expect("the name is one of the metadata's");
-            let (start, end) = info.data_offsets;
-            let values = data[start..end].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
             NamedTensor { shape: info.shape.clone(), values, name }
         };
-        self.names().into_iter().map(tensor).collect()
+        self.names().into_iter().zip(values).map(named).collect()
     }
 }

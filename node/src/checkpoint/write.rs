@@ -1,6 +1,10 @@
 //! Writing a checkpoint and removing one. Owns the order of things: shards before the manifest, and the manifest first when removing (I21,
 //! I23); never decides when a checkpoint is visible (the coordinator does).
 
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use bytes::Bytes;
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::{Digest, Generation, Step};
 use stoke_protocol::message::rank::ShardRecord;
@@ -21,15 +25,27 @@ pub fn write_shard(
     let file = shard_file(index, world);
     let tensors: Vec<&NamedTensor> = tensors.iter().collect();
     let damaged = |problem| CheckpointError::Shard { shard: index, file: file.clone(), offset: 0, problem };
-    let mut parts = Parts::new(&tensors).map_err(damaged)?;
-    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
-    folder.write(&file, || {
-        let part = parts.next()?;
-        hasher.update(&part);
-        bytes += part.len() as u64;
-        Some(part)
-    })?;
-    Ok(ShardRecord { index, file, bytes, blake3: Digest(*hasher.finalize().as_bytes()) })
+    let parts = Parts::new(&tensors).map_err(damaged)?;
+    // A part is made and hashed while the one before it is written.
+    let (give, take) = sync_channel::<Bytes>(1);
+    thread::scope(|scope| {
+        let making = scope.spawn(move || {
+            let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+            for part in parts {
+                hasher.update(&part);
+                bytes += part.len() as u64;
+                if give.send(part.into()).is_err() {
+                    break;
+                }
+            }
+            (bytes, Digest(*hasher.finalize().as_bytes()))
+        });
+        let written = folder.write(&file, || take.recv().ok());
+        // One that is not written any more need not be made.
+        drop(take);
+        let (bytes, blake3) = making.join().expect("making parts does not panic");
+        written.map(|()| ShardRecord { index, file: file.clone(), bytes, blake3 })
+    })
 }
 
 /// Writes the manifest, once: the same manifest again is no error, another one is (I2). Returns the digest of its bytes.
@@ -40,7 +56,7 @@ pub fn write_manifest(folder: &Folder, manifest: &Manifest) -> Result<Digest, Ch
         return Ok(digest);
     }
     let mut present = Vec::new();
-    folder.read(MANIFEST_FILE, |chunk| {
+    folder.read(MANIFEST_FILE, None, |chunk| {
         present.extend_from_slice(chunk);
         Ok(())
     })?;

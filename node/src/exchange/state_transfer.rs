@@ -65,7 +65,8 @@ impl Mesh {
             for (peer, connection) in to {
                 let part = part.clone();
                 tokio::spawn(async move {
-                    let opening = Opening::State { generation, step, shard: index, shards: count, loss, ledger, weights_blake3 };
+                    let opening =
+                        Opening::State { generation, step, shard: index, shards: count, loss, ledger, weights_blake3 };
                     let given = async { give(connection.open_bulk().await?, &opening, &part.tensors).await };
                     match given.await {
                         Ok(()) => tracing::info!(%peer, %step, shard = index, "state given"),

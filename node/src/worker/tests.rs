@@ -450,7 +450,11 @@ async fn ranks_that_die_and_are_replaced_change_no_bit() {
             stage.generation = stage.generation.next();
             let id = RankId { generation: stage.generation, ..victim };
             stage.launch(StartRank { from: StartFrom::Peers, ..start(&spec, &base, None)(id) }).await;
-            stage.play(|_, event| matches!(event, RankEvent::Joined { .. })).await;
+            let joined = |rank: usize, event: &RankEvent| match event {
+                RankEvent::Failed { error, .. } => panic!("rank {rank} failed: {error}"),
+                event => matches!(event, RankEvent::Joined { .. }),
+            };
+            stage.play(joined).await;
             stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
             assert_eq!(stage.members.len(), world as usize);
         }
