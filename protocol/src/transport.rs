@@ -21,6 +21,7 @@ mod error;
 mod frames;
 mod gate;
 mod io;
+mod outdoors;
 mod settings;
 mod socket;
 #[cfg(test)]
@@ -38,7 +39,7 @@ pub use gate::{Accepted, JoinAttempt};
 pub use io::Io;
 pub use settings::{PathMtu, Settings};
 pub use socket::{SOCKET_BUFFER_BYTES, SocketBuffers, interface_mtu, socket_buffers};
-pub use weather::{Cut, WEATHER_VARIABLE, read_weather, write_weather};
+pub use weather::{Harm, Spell, WEATHER_VARIABLE, read_weather, write_weather};
 
 /// What a simulator implements to carry packets itself; see [`Bind::Socket`].
 pub use quinn::{AsyncUdpSocket, UdpPoller, udp};

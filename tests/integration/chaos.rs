@@ -87,6 +87,39 @@ fn nodes_that_are_cut_off_change_no_bit() {
     assert!(summary["chaos"]["recoveries"].as_u64().is_some_and(|count| count > 0), "{summary:#}");
 }
 
+/// Packets that are lost, late, overtaken or doubled, one way that is cut, processes that stand half of the time: slower, and the same bits.
+#[test]
+fn bad_weather_and_slow_processes_change_no_bit() {
+    let schedule = "lose-packets at 1s for 2s by 10%, delay-packets at 2s for 2s by 20ms, reorder-packets at 3s for 2s by 30%, \
+                    duplicate-packets at 4s for 2s by 30%, partition-inbound at 6s for 700ms, partition-outbound at 8s for 700ms, \
+                    slow-rank at 5s for 2s by 50%, slow-node at 9s for 2s by 30%";
+    let (running, _scratch) = short().with(&["--chaos", schedule, "--seed", "5"]).start();
+    let ended = running.wait().expect(0).says(&["chaos: lose-packets: node-", "for 2.0s by 10%"]);
+    let summary = ended.json();
+    same_weights_without_a_loss(&summary);
+    for fault in ["lose-packets", "delay-packets", "reorder-packets", "duplicate-packets", "slow-rank"] {
+        let [struck] = met(&summary["chaos"], fault)[..] else { panic!("one {fault}: {summary:#}") };
+        assert!(struck["amount"].is_string() && struck["paused_seconds"].is_number(), "{struck:#}");
+    }
+}
+
+/// Checkpoints that cannot be written are given up, and the ones before them stay; one at the end is tried again.
+#[test]
+fn a_disk_that_is_full_now_and_then_changes_no_bit() {
+    let run = short().set("checkpoint.every", 15).set("restart.attempts", 20);
+    let (running, _scratch) = run.with(&["--chaos", "fill-disk every 3s for 1s", "--seed", "5"]).start();
+    let ended = running.wait();
+    if ended.code() == 2 {
+        return drop(ended.says(&["fill-disk needs root"]));
+    }
+    let summary = ended.expect(0).json();
+    same_weights(&summary);
+    let faults = summary["chaos"]["faults"].as_array().expect("faults");
+    // A machine may have no overlay file system.
+    let has_none = faults.iter().any(|struck| text(&struck["effect"]).contains("mount"));
+    assert!(has_none || !met(&summary["chaos"], "fill-disk").is_empty(), "{summary:#}");
+}
+
 /// A run that has lost every rank begins again from a checkpoint; a damaged one is not it.
 #[test]
 fn damage_and_the_loss_of_all_ranks_cost_steps_and_no_bit() {

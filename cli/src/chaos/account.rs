@@ -61,6 +61,7 @@ impl Account {
                 "processes": struck.victim.as_ref().map(|victim| &victim.pids),
                 "effect": self.effect(index),
                 "back_after_seconds": struck.back_after.map(|after| seconds(after.as_millis())),
+                "amount": struck.amount.map(|amount| amount.to_string()),
                 "paused_seconds": struck.resumed_after.map(|after| seconds(after.as_millis())),
             })
         });
@@ -93,7 +94,8 @@ impl Account {
         }
         let mut parts: Vec<String> = struck.remark.iter().cloned().collect();
         if let Some(after) = struck.resumed_after {
-            parts.push(format!("went on after {:.1}s", after.as_secs_f64()));
+            let by = struck.amount.map(|amount| format!(" by {amount}")).unwrap_or_default();
+            parts.push(format!("over after {:.1}s{by}", after.as_secs_f64()));
         }
         if let Some(after) = struck.back_after {
             parts.push(format!("started again after {:.2}s", after.as_secs_f64()));
@@ -193,6 +195,7 @@ mod tests {
             fault,
             victim: Some(Victim { text: "the rank of node-1 (process 7)".into(), pids: vec![7] }),
             hold: Duration::ZERO,
+            amount: None,
             back_after: None,
             resumed_after: None,
             remark: None,

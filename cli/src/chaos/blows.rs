@@ -1,5 +1,5 @@
-//! Faults, carried out. Owns every pause and partition until it is over (whatever ends this process but `kill -9`; a partition ends by itself
-//! even then) and the list of what was done; decides neither when nor whom by itself: the plan's draw does.
+//! Faults, carried out. Owns what lasts until it is over (`lasting.rs`) and the list of what was done; decides neither when nor whom by itself: the
+//! plan's draw does.
 
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use stoke_node::checkpoint::{self, CheckpointError};
-use stoke_protocol::transport::{Cut, read_weather, write_weather};
+use stoke_protocol::transport::{Harm, Spell};
 
 use super::cast::{Actor, Cast};
+use super::disk::FullDisk;
+use super::lasting::{Lasting, Weather, harm};
 use super::plan::Strike;
-use super::schedule::Fault;
+use super::schedule::{Amount, Fault};
 use crate::failure::Failure;
 use crate::local::folder::{Folder, node_index, node_ip};
 use crate::output;
@@ -28,11 +30,12 @@ pub struct Struck {
     pub fault: Fault,
     /// Whom it met; none when nobody was there.
     pub victim: Option<Victim>,
-    /// How long a pause or partition was meant to last.
+    /// How long it was meant to last.
     pub hold: Duration,
+    pub amount: Option<Amount>,
     /// The supervisor had the process running again after this long.
     pub back_after: Option<Duration>,
-    /// A paused process went on, or a partition was over, after this long.
+    /// What lasts was over after this long.
     pub resumed_after: Option<Duration>,
     /// Why it met nobody, or what became of a damaged checkpoint.
     pub remark: Option<String>,
@@ -55,18 +58,13 @@ pub struct Blows {
     damaged: Vec<Damaged>,
 }
 
-/// A pause or partition; over when this is dropped.
+/// What lasts; over when this is dropped.
 struct Held {
     index: usize,
     until: Duration,
-    actors: Vec<Actor>,
-    partition: Option<Partition>,
-}
-
-/// One node's, in the file that all processes of the cluster look at.
-struct Partition {
-    weather: PathBuf,
-    cut: Cut,
+    /// Processes that it is about.
+    pids: Vec<u32>,
+    _lasting: Lasting,
 }
 
 /// A process that the supervisor starts again.
@@ -79,35 +77,6 @@ struct Awaited {
 struct Damaged {
     index: usize,
     uri: String,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        match &self.partition {
-            Some(partition) => partition.heal(),
-            None => {
-                for actor in &self.actors {
-                    actor.signal(Signal::CONT);
-                }
-            }
-        }
-    }
-}
-
-impl Partition {
-    fn begin(&self) -> std::io::Result<()> {
-        let mut cuts = read_weather(&self.weather);
-        cuts.retain(|cut| cut.address != self.cut.address);
-        cuts.push(self.cut);
-        write_weather(&self.weather, &cuts)
-    }
-
-    fn heal(&self) {
-        let mut cuts = read_weather(&self.weather);
-        cuts.retain(|cut| *cut != self.cut);
-        // A cut that could not be removed ends at its time.
-        let _ = write_weather(&self.weather, &cuts);
-    }
 }
 
 impl Blows {
@@ -128,6 +97,7 @@ impl Blows {
             fault: strike.fault,
             victim: None,
             hold: strike.hold,
+            amount: strike.amount,
             back_after: None,
             resumed_after: None,
             remark: None,
@@ -136,7 +106,10 @@ impl Blows {
         let index = self.struck.len() - 1;
         let met = match strike.fault {
             Fault::CorruptShard => self.corrupt(index, strike.draw, newest),
-            fault => self.meet(index, now + strike.hold, victims(cast, fault, strike.draw, &self.held_pids()), fault),
+            Fault::FillDisk => self.fill(index, now + strike.hold, newest),
+            fault => {
+                victims(cast, fault, strike.draw, &self.held_pids()).and_then(|found| self.meet(index, strike, found))
+            }
         };
         match met {
             Ok(victim) => self.struck[index].victim = Some(victim),
@@ -199,28 +172,22 @@ impl Blows {
     }
 
     fn held_pids(&self) -> Vec<u32> {
-        self.held.iter().flat_map(|held| &held.actors).map(|actor| actor.pid).collect()
+        self.held.iter().flat_map(|held| held.pids.iter().copied()).collect()
     }
 
-    fn meet(
-        &mut self,
-        index: usize,
-        until: Duration,
-        found: Result<Found, String>,
-        fault: Fault,
-    ) -> Result<Victim, String> {
-        let Found { text, actors } = found?;
+    fn meet(&mut self, index: usize, strike: Strike, found: Found) -> Result<Victim, String> {
+        let (Found { text, actors }, fault) = (found, strike.fault);
         let pids: Vec<u32> = actors.iter().map(|actor| actor.pid).collect();
-        if fault == Fault::PartitionNode {
-            let partition = self.partition(&actors, until.saturating_sub(self.struck[index].at))?;
-            self.held.push(Held { index, until, actors, partition: Some(partition) });
-            return Ok(Victim { text, pids });
-        }
+        let ended = || format!("{text} ended before it was struck");
         if fault.lasts() {
-            if actors.iter().filter(|actor| actor.signal(Signal::STOP)).count() == 0 {
-                return Err(format!("{text} ended before it was struck"));
-            }
-            self.held.push(Held { index, until, actors, partition: None });
+            let lasting = match harm(fault, strike.amount) {
+                Some(harm) => self.weather(&actors, strike.hold, harm)?,
+                None => Lasting::of_processes(actors, strike.amount)
+                    .map_err(|error| format!("slow {text} down: {error}"))?
+                    .ok_or_else(ended)?,
+            };
+            let until = self.struck[index].at + strike.hold;
+            self.held.push(Held { index, until, pids: pids.clone(), _lasting: lasting });
             return Ok(Victim { text, pids });
         }
         // An agent goes first, so that it tells nobody of the end of its ranks.
@@ -233,30 +200,37 @@ impl Blows {
         if let Some(actor) = supervised {
             self.awaited.push(Awaited { index, name: actor.name.clone(), killed: actor.pid });
         }
-        if hit == 0 { Err(format!("{text} ended before it was struck")) } else { Ok(Victim { text, pids }) }
+        if hit == 0 { Err(ended()) } else { Ok(Victim { text, pids }) }
     }
 
-    /// Cuts off the node of these processes.
-    fn partition(&self, actors: &[Actor], hold: Duration) -> Result<Partition, String> {
+    /// Lets bad weather begin at the node of these processes.
+    fn weather(&self, actors: &[Actor], hold: Duration, harm: Harm) -> Result<Lasting, String> {
         let address = self.folder.read_state().map(|state| state.address).unwrap_or_default();
         if address.parse::<SocketAddr>().is_ok_and(|address| address.is_ipv6()) {
-            return Err(format!("the coordinator is at {address}: partitions are on IPv4 only"));
+            return Err(format!("the coordinator is at {address}: packets are struck on IPv4 only"));
         }
         let index = actors.first().and_then(|agent| node_index(&agent.name)).ok_or("no node was there")?;
         let until_ms = output::now_ms().saturating_add(u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));
-        let cut = Cut { address: node_ip(index).into(), until_ms };
-        let partition = Partition { weather: self.folder.weather(), cut };
-        partition.begin().map_err(|error| format!("write {}: {error}", partition.weather.display()))?;
-        Ok(partition)
+        let spell = Spell { address: node_ip(index).into(), until_ms, harm };
+        let file = self.folder.weather();
+        let weather = Weather { file: file.clone(), spell };
+        weather.begin().map_err(|error| format!("write {}: {error}", file.display()))
+    }
+
+    /// Lets nothing more be written beside the newest checkpoint.
+    fn fill(&mut self, index: usize, until: Duration, newest: Option<&str>) -> Result<Victim, String> {
+        if self.held.iter().any(|held| self.struck[held.index].fault == Fault::FillDisk) {
+            return Err("the disk is full already".to_owned());
+        }
+        let folder = folder_of(newest)?.parent().map(Path::to_owned).ok_or("the checkpoint is in no folder")?;
+        let lasting = Lasting::FullDisk(FullDisk::begin(&folder, &self.folder.dir.join("full-disk"))?);
+        self.held.push(Held { index, until, pids: Vec::new(), _lasting: lasting });
+        Ok(Victim { text: format!("the checkpoints in {}", folder.display()), pids: Vec::new() })
     }
 
     /// Flips a bit of a shard in the newest checkpoint.
     fn corrupt(&mut self, index: usize, draw: u64, newest: Option<&str>) -> Result<Victim, String> {
-        let uri = newest.ok_or("no checkpoint was committed yet")?;
-        let folder: PathBuf = uri
-            .strip_prefix("file://")
-            .map(PathBuf::from)
-            .ok_or_else(|| format!("checkpoint {uri} is in no folder of this machine"))?;
+        let (folder, uri) = (folder_of(newest)?, newest.unwrap_or_default());
         let manifest = checkpoint::open(uri).map_err(|error| error.to_string())?;
         let shards: Vec<_> = manifest.shards.iter().filter(|shard| shard.bytes > 0).collect();
         let count = shards.len() as u64;
@@ -269,6 +243,13 @@ impl Blows {
     }
 }
 
+/// Of the newest committed checkpoint.
+fn folder_of(newest: Option<&str>) -> Result<PathBuf, String> {
+    let uri = newest.ok_or("no checkpoint was committed yet")?;
+    let folder = uri.strip_prefix("file://").map(PathBuf::from);
+    folder.ok_or_else(|| format!("checkpoint {uri} is in no folder of this machine"))
+}
+
 struct Found {
     text: String,
     actors: Vec<Actor>,
@@ -278,7 +259,7 @@ struct Found {
 fn victims(cast: Cast, fault: Fault, draw: u64, held: &[u32]) -> Result<Found, String> {
     let free = |actor: &&Actor| !fault.lasts() || !held.contains(&actor.pid);
     match fault {
-        Fault::KillRank | Fault::PauseRank => {
+        Fault::KillRank | Fault::PauseRank | Fault::SlowRank => {
             let pid = pick(cast.ranks.iter().filter(free).collect(), draw).ok_or("no rank was there")?.pid;
             let actors: Vec<Actor> = cast.ranks.into_iter().filter(|rank| rank.pid == pid).collect();
             Ok(Found { text: format!("the rank of {} (process {pid})", actors[0].name), actors })
@@ -288,7 +269,16 @@ fn victims(cast: Cast, fault: Fault, draw: u64, held: &[u32]) -> Result<Found, S
             let ranks = output::count(cast.ranks.len() as u64, "rank");
             Ok(Found { text: format!("all {ranks}"), actors: cast.ranks })
         }
-        Fault::KillNode | Fault::PauseNode | Fault::PartitionNode => {
+        Fault::KillNode
+        | Fault::PauseNode
+        | Fault::SlowNode
+        | Fault::PartitionNode
+        | Fault::PartitionInbound
+        | Fault::PartitionOutbound
+        | Fault::LosePackets
+        | Fault::DelayPackets
+        | Fault::ReorderPackets
+        | Fault::DuplicatePackets => {
             let agents = cast.busy_agents().into_iter().filter(free).collect();
             let name = pick(agents, draw).ok_or("no node was there")?.name.clone();
             let of_node = |actor: &Actor| actor.name == name;
@@ -302,7 +292,7 @@ fn victims(cast: Cast, fault: Fault, draw: u64, held: &[u32]) -> Result<Found, S
             let actor = cast.coordinator.filter(|actor| free(&actor)).ok_or("no coordinator was there")?;
             Ok(Found { text: format!("the coordinator (process {})", actor.pid), actors: vec![actor] })
         }
-        Fault::CorruptShard => Err("a checkpoint is no process".to_owned()),
+        Fault::CorruptShard | Fault::FillDisk => Err("a checkpoint is no process".to_owned()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::schedule::{Fault, Item, Schedule, When};
+use super::schedule::{Amount, Fault, Item, Schedule, When};
 
 /// A moment moves by up to this share of its period either way: less than half, so that moments of an item keep their order.
 const JITTER_SHARE: f64 = 0.2;
@@ -23,6 +23,7 @@ pub struct Strike {
     pub at: Duration,
     pub fault: Fault,
     pub hold: Duration,
+    pub amount: Option<Amount>,
     /// Picks among those who are there when it strikes.
     pub draw: u64,
 }
@@ -82,7 +83,7 @@ impl Upcoming {
         // 53 bits are a fraction of one, exactly.
         let share = (jitter >> 11) as f64 / (1u64 << 53) as f64;
         let at = base.saturating_sub(moves) + moves.mul_f64(2.0 * share);
-        self.next = Some(Strike { at, fault: self.item.fault, hold: self.item.hold, draw });
+        self.next = Some(Strike { at, fault: self.item.fault, hold: self.item.hold, amount: self.item.amount, draw });
     }
 }
 

@@ -2,20 +2,27 @@
 //!
 //! ```text
 //! schedule = item { ("," | ";") item }
-//! item     = fault ( "every" | "at" ) duration [ "for" duration ]
+//! item     = fault ( "every" | "at" ) duration [ "for" duration ] [ "by" amount ]
 //! duration = number ( "ms" | "s" | "m" | "h" )
+//! amount   = number "%" | duration
 //! ```
 
+use std::fmt;
 use std::time::Duration;
 
+use super::disk;
 use crate::failure::Failure;
 
 /// Faults that follow each other faster than this find nobody who is back from the last one.
 const PERIOD_MIN: Duration = Duration::from_millis(100);
-/// A pause or partition without `for`: shorter than a lease, longer than anything in a step.
+/// What lasts, without `for`: shorter than a lease, longer than anything in a step.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Items of a schedule: each has random numbers of its own.
 const ITEMS_MAX: usize = 64;
+/// All of it is a partition or a pause.
+const PERCENT_MAX: u16 = 95;
+/// Packets that are later than this are lost, as every time-out sees it.
+const DELAY_MS_MAX: u16 = 2_000;
 /// A longer time is a slip.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -34,6 +41,24 @@ pub enum Fault {
     PauseCoordinator,
     /// No packet between a node and the coordinator or other nodes.
     PartitionNode,
+    /// None towards the node.
+    PartitionInbound,
+    /// None from it.
+    PartitionOutbound,
+    /// A share of the packets between a node and others.
+    LosePackets,
+    /// All of them come late.
+    DelayPackets,
+    /// A share of them is held back.
+    ReorderPackets,
+    /// A share of them comes twice.
+    DuplicatePackets,
+    /// A rank stands for a share of the time.
+    SlowRank,
+    /// An agent and its ranks do.
+    SlowNode,
+    /// Nothing can be written beside the newest committed checkpoint.
+    FillDisk,
     /// A byte of a shard of the newest committed checkpoint.
     CorruptShard,
 }
@@ -49,8 +74,18 @@ pub struct Schedule {
 pub struct Item {
     pub fault: Fault,
     pub when: When,
-    /// How long a pause or partition lasts; zero for what is over at once.
+    /// How long it lasts; zero for what is over at once.
     pub hold: Duration,
+    /// How much, where that is a question.
+    pub amount: Option<Amount>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Amount {
+    /// Of a hundred.
+    Percent(u16),
+    Ms(u16),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,7 +95,7 @@ pub enum When {
 }
 
 impl Fault {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 18] = [
         Self::KillRank,
         Self::KillAllRanks,
         Self::KillNode,
@@ -69,6 +104,15 @@ impl Fault {
         Self::PauseNode,
         Self::PauseCoordinator,
         Self::PartitionNode,
+        Self::PartitionInbound,
+        Self::PartitionOutbound,
+        Self::LosePackets,
+        Self::DelayPackets,
+        Self::ReorderPackets,
+        Self::DuplicatePackets,
+        Self::SlowRank,
+        Self::SlowNode,
+        Self::FillDisk,
         Self::CorruptShard,
     ];
 
@@ -82,29 +126,65 @@ impl Fault {
             Self::PauseNode => "pause-node",
             Self::PauseCoordinator => "pause-coordinator",
             Self::PartitionNode => "partition-node",
+            Self::PartitionInbound => "partition-inbound",
+            Self::PartitionOutbound => "partition-outbound",
+            Self::LosePackets => "lose-packets",
+            Self::DelayPackets => "delay-packets",
+            Self::ReorderPackets => "reorder-packets",
+            Self::DuplicatePackets => "duplicate-packets",
+            Self::SlowRank => "slow-rank",
+            Self::SlowNode => "slow-node",
+            Self::FillDisk => "fill-disk",
             Self::CorruptShard => "corrupt-shard",
         }
     }
 
-    /// Whether it is over after a time: a pause or a partition.
+    /// Whether it is over after a time.
     pub fn lasts(self) -> bool {
         match self {
-            Self::PauseRank | Self::PauseNode | Self::PauseCoordinator | Self::PartitionNode => true,
+            Self::PauseRank | Self::PauseNode | Self::PauseCoordinator => true,
+            Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound => true,
+            Self::LosePackets | Self::DelayPackets | Self::ReorderPackets | Self::DuplicatePackets => true,
+            Self::SlowRank | Self::SlowNode | Self::FillDisk => true,
             Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillCoordinator | Self::CorruptShard => false,
         }
     }
 
-    /// Whether ranks that are hit stop stepping.
+    /// How much, if nothing else is written; none where that is no question.
+    pub fn amount(self) -> Option<Amount> {
+        match self {
+            Self::LosePackets => Some(Amount::Percent(5)),
+            Self::DelayPackets => Some(Amount::Ms(20)),
+            Self::ReorderPackets | Self::DuplicatePackets => Some(Amount::Percent(20)),
+            Self::SlowRank | Self::SlowNode => Some(Amount::Percent(50)),
+            Self::PauseRank | Self::PauseNode | Self::PauseCoordinator => None,
+            Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound | Self::FillDisk => None,
+            Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillCoordinator | Self::CorruptShard => None,
+        }
+    }
+
+    /// Whether it can keep ranks that are hit from stepping.
     pub fn is_of_ranks(self) -> bool {
         match self {
             Self::KillRank | Self::KillAllRanks | Self::KillNode => true,
-            Self::PauseRank | Self::PauseNode | Self::PartitionNode => true,
-            Self::KillCoordinator | Self::PauseCoordinator | Self::CorruptShard => false,
+            Self::PauseRank | Self::PauseNode | Self::SlowRank | Self::SlowNode => true,
+            Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound => true,
+            Self::LosePackets | Self::DelayPackets | Self::ReorderPackets | Self::DuplicatePackets => true,
+            Self::KillCoordinator | Self::PauseCoordinator | Self::FillDisk | Self::CorruptShard => false,
         }
     }
 
     fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|fault| fault.name() == word)
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Percent(share) => write!(f, "{share}%"),
+            Self::Ms(ms) => write!(f, "{ms}ms"),
+        }
     }
 }
 
@@ -127,6 +207,15 @@ impl Schedule {
             return Err(Failure::usage(what).help("use `every`, which repeats a fault"));
         }
         Ok(Self { items, text: text.trim().to_owned() })
+    }
+
+    /// Reads a schedule that this process may carry out.
+    pub fn parse_for_use(text: &str) -> Result<Self, Failure> {
+        let schedule = Self::parse(text)?;
+        if schedule.items.iter().any(|item| item.fault == Fault::FillDisk) {
+            disk::check_rights()?;
+        }
+        Ok(schedule)
     }
 }
 
@@ -169,29 +258,66 @@ fn parse_item(item: &str) -> Result<Item, Problem> {
             );
         }
     };
-    let hold = match words[3..] {
-        [] if fault.lasts() => PAUSE,
-        [] => Duration::ZERO,
-        ["for", hold] if fault.lasts() => {
-            let mend = format!("write \"{name} {word} {time} for 2s\"");
-            match duration(hold) {
-                Ok(hold) if hold > Duration::ZERO => hold,
-                Ok(_) => return problem("a pause or partition of no time is none", mend),
-                Err(what) => return problem(what, mend),
+    let (hold, amount) = limits(fault, &words[3..], &format!("{name} {word} {time}"))?;
+    Ok(Item { fault, when, hold, amount })
+}
+
+/// `for` and `by`, in any order; `before` is what stands before them.
+fn limits(fault: Fault, mut words: &[&str], before: &str) -> Result<(Duration, Option<Amount>), Problem> {
+    let mut hold = if fault.lasts() { PAUSE } else { Duration::ZERO };
+    let mut amount = fault.amount();
+    let by = amount.map(|amount| format!("write \"{before} by {amount}\""));
+    while let [word, rest @ ..] = words {
+        let value = rest.first();
+        match (*word, value) {
+            ("for", _) if !fault.lasts() => {
+                let what = format!("{} takes no `for`: it is over at once", fault.name());
+                return problem(what, format!("write {before:?}"));
+            }
+            ("by", _) if amount.is_none() => {
+                return problem(format!("{} takes no `by`", fault.name()), format!("write {before:?}"));
+            }
+            ("for", None) => {
+                return problem("there is no time after \"for\"", format!("write \"{before} for 2s\""));
+            }
+            ("by", None) => return problem("there is no amount after \"by\"", by.unwrap_or_default()),
+            ("for", Some(value)) => {
+                let mend = format!("write \"{before} for 2s\"");
+                hold = match duration(value) {
+                    Ok(hold) if hold > Duration::ZERO => hold,
+                    Ok(_) => return problem("a pause or partition of no time is none", mend),
+                    Err(what) => return problem(what, mend),
+                };
+            }
+            ("by", Some(value)) => {
+                amount = amount
+                    .map(|usual| usual.parse(value))
+                    .transpose()
+                    .or_else(|what| problem(what, by.clone().unwrap_or_default()))?;
+            }
+            (other, _) => return problem(format!("{other:?} is too much"), "separate faults with commas"),
+        }
+        words = rest.get(1..).unwrap_or_default();
+    }
+    Ok((hold, amount))
+}
+
+impl Amount {
+    /// Another amount of this kind.
+    fn parse(self, text: &str) -> Result<Self, String> {
+        match self {
+            Self::Percent(_) => {
+                let share = text.strip_suffix('%').and_then(|digits| digits.parse().ok());
+                let share = share.filter(|share| (1..=PERCENT_MAX).contains(share));
+                share.map(Self::Percent).ok_or_else(|| format!("{text:?} is no share from 1% to {PERCENT_MAX}%"))
+            }
+            Self::Ms(_) => {
+                let ms = duration(text)?.as_millis();
+                let fits = u16::try_from(ms).ok().filter(|ms| (1..=DELAY_MS_MAX).contains(ms));
+                fits.map(Self::Ms).ok_or_else(|| format!("{text:?} is no delay from 1ms to {DELAY_MS_MAX}ms"))
             }
         }
-        ["for"] => return problem("there is no time after \"for\"", format!("write \"{name} {word} {time} for 2s\"")),
-        ["for", _] => {
-            return problem(
-                format!("{name} takes no `for`: only pauses and partitions last"),
-                format!("write {example:?}"),
-            );
-        }
-        [other, ..] => {
-            return problem(format!("{other:?} is too much"), "separate faults with commas".to_owned());
-        }
-    };
-    Ok(Item { fault, when, hold })
+    }
 }
 
 /// `500ms`, `1.5s`, `2m`, `1h`; also the values of arguments.
@@ -223,7 +349,7 @@ mod tests {
     fn a_schedule_is_items_with_commas_or_semicolons_between() {
         let schedule =
             Schedule::parse("pause-node every 5s for 500ms,kill-coordinator at 1.5m; pause-rank at 3s").unwrap();
-        let item = |fault, when, hold| Item { fault, when, hold };
+        let item = |fault, when, hold| Item { fault, when, hold, amount: None };
         assert_eq!(
             schedule.items,
             [
@@ -232,6 +358,17 @@ mod tests {
                 item(Fault::PauseRank, When::At(seconds(3)), PAUSE),
             ]
         );
+    }
+
+    #[test]
+    fn amounts_stand_behind_by_and_have_a_usual_value() {
+        let item = |text: &str| Schedule::parse(text).unwrap().items[0];
+        let lose = item("lose-packets every 5s by 12% for 3s");
+        assert_eq!((lose.hold, lose.amount), (seconds(3), Some(Amount::Percent(12))));
+        assert_eq!(item("lose-packets every 5s for 3s by 12%"), lose);
+        assert_eq!(item("delay-packets at 1s by 0.1s").amount, Some(Amount::Ms(100)));
+        assert_eq!(item("slow-rank at 1s").amount, Some(Amount::Percent(50)));
+        assert_eq!(item("partition-inbound at 1s").amount, None);
     }
 
     #[test]
@@ -265,6 +402,11 @@ mod tests {
             ("pause-rank every 3s for", "no time after \"for\"", "pause-rank every 3s for 2s"),
             ("pause-rank every 3s for x", "\"x\" is no time", "pause-rank every 3s for 2s"),
             ("pause-rank at 3s for 0s", "no time is none", "pause-rank at 3s for 2s"),
+            ("lose-packets every 3s by 100%", "\"100%\" is no share from 1% to 95%", "lose-packets every 3s by 5%"),
+            ("lose-packets every 3s by 20ms", "\"20ms\" is no share", "lose-packets every 3s by 5%"),
+            ("delay-packets every 3s by 5%", "\"5%\" is no time", "delay-packets every 3s by 20ms"),
+            ("delay-packets every 3s by 1m", "\"1m\" is no delay from 1ms", "delay-packets every 3s by 20ms"),
+            ("kill-rank every 3s by 5%", "kill-rank takes no `by`", "kill-rank every 3s"),
             ("kill-rank every 3s kill-node at 3s", "\"kill-node\" is too much", "commas"),
         ] {
             let failure = Schedule::parse(text).unwrap_err();

@@ -181,7 +181,8 @@ fn line(struck: &Struck) -> String {
     let fault = struck.fault.name();
     match (&struck.victim, &struck.remark) {
         (Some(victim), _) if struck.fault.lasts() => {
-            format!("chaos: {fault}: {} for {:.1}s", victim.text, struck.hold.as_secs_f64())
+            let by = struck.amount.map(|amount| format!(" by {amount}")).unwrap_or_default();
+            format!("chaos: {fault}: {} for {:.1}s{by}", victim.text, struck.hold.as_secs_f64())
         }
         (Some(victim), _) => format!("chaos: {fault}: {}", victim.text),
         (None, remark) => format!("chaos: {fault}: {}", remark.as_deref().unwrap_or("met nobody")),

@@ -14,9 +14,11 @@ const EXAMPLES: &str = "\
 Examples:
   stoke up --nodes 3 && stoke submit jobs/specs/domains.toml && stoke chaos \"kill-rank every 3s\" --for 20s
   stoke chaos \"pause-node every 5s for 2s, kill-coordinator at 4s\" --seed 7
+  stoke chaos \"lose-packets every 5s for 3s by 10%, slow-rank at 4s by 50%\" --for 30s
   stoke chaos \"kill-rank every 2s\" --json | jq '.jobs[].steps_lost'
 
 The schedule is one or more of FAULT every TIME and FAULT at TIME, with commas or semicolons between; TIME is a number and ms, s, m or h.
+What lasts takes `for TIME`, and some faults `by AMOUNT`, behind it.
   kill-rank          kill -9 of one rank's process
   kill-all-ranks     kill -9 of all of them at once: jobs go on from their checkpoints
   kill-node          kill -9 of an agent and its ranks; the agent is started again
@@ -25,6 +27,13 @@ The schedule is one or more of FAULT every TIME and FAULT at TIME, with commas o
   pause-node         an agent and its ranks
   pause-coordinator
   partition-node     no packet between a node and the coordinator or other nodes, for `for TIME` (2s if not given)
+  partition-inbound  none towards the node; partition-outbound: none from it
+  lose-packets       a share of the packets between a node and others is lost, `by 5%`; all of these last `for TIME`
+  delay-packets      each of them comes late, `by 20ms`
+  reorder-packets    a share of them is held back and overtaken, `by 20%`
+  duplicate-packets  a share of them comes twice, `by 20%`
+  slow-rank          a rank's process stands for a share of the time, `by 50%`; slow-node: an agent and its ranks do
+  fill-disk          nothing more can be written beside the newest checkpoint; needs root
   corrupt-shard      flips a bit of a shard of the newest committed checkpoint, and does not mend it
 Moments move a little by the seed: with `every` by up to a fifth of the period, with `at` by up to half a second. Who is struck is drawn too.
 
@@ -57,7 +66,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
-    let schedule = Schedule::parse(&args.schedule)?;
+    let schedule = Schedule::parse_for_use(&args.schedule)?;
     let folder = Folder::new(&place::cluster_dir(global.cluster.as_deref())?);
     if folder.holder().is_none() {
         return Err(Failure::new(Exit::NotFound, format!("no local cluster runs in {}", folder.dir.display()))

@@ -85,7 +85,7 @@ struct Scene {
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let began = Instant::now();
-    let chaos = args.chaos.as_deref().map(Schedule::parse).transpose()?;
+    let chaos = args.chaos.as_deref().map(Schedule::parse_for_use).transpose()?;
     let chaos = chaos.map(|schedule| (schedule, args.seed.unwrap_or_else(chaos::fresh_seed)));
     let mut spec_args = args.spec;
     spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;

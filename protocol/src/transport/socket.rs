@@ -14,6 +14,7 @@ use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::Interest;
 
+use super::outdoors::Outdoors;
 use super::weather::Weather;
 
 /// Asked of the kernel for each direction. Its default of 212 KiB loses packets at a few hundred MB/s; `net.core.rmem_max` and `wmem_max`
@@ -87,10 +88,22 @@ fn enlarge_buffers(socket: &StdSocket) -> SocketBuffers {
 /// A tokio UDP socket with segmentation offload, whose sends never exceed [`SEND_BYTES_MAX`].
 #[derive(Debug)]
 pub(super) struct Socket {
+    wire: Arc<Wire>,
+    /// What packets of a local cluster pass through.
+    outdoors: Option<Outdoors>,
+}
+
+/// The kernel's side of it.
+#[derive(Debug)]
+pub(super) struct Wire {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
-    /// The partitions of a local cluster, and the address that this socket is bound to.
-    weather: Option<(Arc<Weather>, IpAddr)>,
+}
+
+impl Wire {
+    pub(super) fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
+    }
 }
 
 impl Socket {
@@ -98,8 +111,9 @@ impl Socket {
     pub(super) fn new(socket: StdSocket) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
         let own = socket.local_addr()?.ip().to_canonical();
-        let weather = Weather::of_process().map(|weather| (weather, own));
-        Ok(Self { io: tokio::net::UdpSocket::from_std(socket)?, state, weather })
+        let wire = Arc::new(Wire { io: tokio::net::UdpSocket::from_std(socket)?, state });
+        let outdoors = Weather::of_process().map(|weather| Outdoors::new(weather, own, wire.clone()));
+        Ok(Self { wire, outdoors })
     }
 }
 
@@ -109,10 +123,8 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let parted = |(weather, own): &(Arc<Weather>, IpAddr)| weather.parts(*own, transmit.destination.ip());
-        if self.weather.as_ref().is_some_and(parted) {
-            // As on a network: lost without a word. The other side drops its own.
-            return Ok(());
+        if let Some(outdoors) = self.outdoors.as_ref().filter(|outdoors| outdoors.is_foul(transmit)) {
+            return outdoors.send(transmit);
         }
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let send_bytes = (SEND_BYTES_MAX / segment).max(1) * segment;
@@ -120,7 +132,7 @@ impl AsyncUdpSocket for Socket {
         for contents in transmit.contents.chunks(send_bytes) {
             let segment_size = transmit.segment_size.filter(|segment| contents.len() > *segment);
             let part = Transmit { contents, segment_size, ..*transmit };
-            self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), &part))?;
+            self.wire.send(&part)?;
         }
         Ok(())
     }
@@ -132,20 +144,20 @@ impl AsyncUdpSocket for Socket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.io.poll_recv_ready(cx))?;
-            let receive = || self.state.recv((&self.io).into(), bufs, meta);
-            if let Ok(received) = self.io.try_io(Interest::READABLE, receive) {
+            ready!(self.wire.io.poll_recv_ready(cx))?;
+            let receive = || self.wire.state.recv((&self.wire.io).into(), bufs, meta);
+            if let Ok(received) = self.wire.io.try_io(Interest::READABLE, receive) {
                 return Poll::Ready(Ok(received));
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        self.wire.io.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.wire.state.max_gso_segments()
     }
 
     /// Coalesced receives are on, but a slot of the largest payload holds any of them: without this the endpoint would multiply its buffer
@@ -155,7 +167,7 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.wire.state.may_fragment()
     }
 }
 
@@ -178,7 +190,7 @@ impl UdpPoller for WritePoller {
         let this = self.get_mut();
         let waiting = this.waiting.get_or_insert_with(|| {
             let socket = this.socket.clone();
-            Box::pin(async move { socket.io.writable().await })
+            Box::pin(async move { socket.wire.io.writable().await })
         });
         let writable = ready!(waiting.as_mut().poll(cx));
         this.waiting = None;
