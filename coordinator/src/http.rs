@@ -10,15 +10,21 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::metrics::Metrics;
 
+/// Connections that wait in the kernel. One more would not be refused there: its client would try again for a minute, and seem to hang.
+const WAITING_MAX: u32 = 1024;
+
 /// Binds at once, so that a port in use is an error of the start.
 pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_MAX)
 }
 
 /// Connections at a time: each costs memory and a file; more wait in the kernel.
