@@ -56,6 +56,40 @@ fn a_drained_node_is_left_by_its_ranks_between_two_steps_and_can_be_stopped() {
     }
 }
 
+/// The agent ends and says how to come back; with a new token it does, in the same folder and as another node.
+#[test]
+fn a_removed_node_is_refused_until_it_joins_again() {
+    let cluster = Cluster::start(2);
+    cluster.run(&["node", "remove", "node-2"]).expect(6).says(&["neither lost nor drained", "stoke drain node-2"]);
+    cluster.run(&["drain", "node-2"]).expect(0);
+    let agent = process_of(cluster.dir(), "node-2");
+    assert_eq!(cluster.json(&["node", "remove", "node-2"])["removed"], true);
+    poll("the end of the agent", || (!std::path::Path::new(&format!("/proc/{agent}")).exists()).then_some(()));
+    let nodes = cluster.json(&["nodes"]);
+    assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(1), "{nodes:#}");
+    cluster.run(&["drain", "node-2"]).expect(3).says(&["no node-2"]);
+    // The folder has no identity any more, and the agent says what to do.
+    let dir = cluster.dir().join("node-2");
+    let (dir, address) = (dir.to_str().expect("UTF-8"), cluster.address());
+    let start = ["node", "--dir", dir, "--coordinator", &address];
+    crate::harness::run(start).expect(4).says(&["--join TOKEN"]);
+    let token = cluster.token("node");
+    let again = crate::harness::stoke([&start[..], &["--join", &token, "--name", "again"]].concat());
+    let again = Background::start(again);
+    poll("the node", || {
+        let nodes = cluster.json(&["nodes"]);
+        let names = nodes["nodes"].as_array()?.iter().map(|node| (text(&node["node"]), text(&node["state"])));
+        names.into_iter().find(|known| *known == ("node-3".to_owned(), "up".to_owned()))
+    });
+    let job = cluster.submit(5, &["--ranks", "2"]);
+    cluster.wait_for_state(&job, "succeeded");
+    signal(again.pid(), rustix::process::Signal::TERM);
+    again.wait().expect(0);
+    // By its name, as it is lost.
+    poll("the loss of the node", || (node(&cluster, "node-3")["state"] == "lost").then_some(()));
+    cluster.run(&["node", "remove", "again"]).expect(0);
+}
+
 #[test]
 fn a_drain_without_room_elsewhere_shrinks_the_job_or_says_what_it_waits_for() {
     let cluster = Cluster::start(1);

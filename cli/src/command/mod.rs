@@ -74,7 +74,10 @@ pub enum Command {
 impl Command {
     /// Whether it runs until it is stopped, and its log is what people read.
     pub fn is_service(&self) -> bool {
-        matches!(self, Self::Coordinator(_) | Self::Node(_) | Self::Worker | Self::Supervise(_))
+        match self {
+            Self::Node(args) => args.is_service(),
+            other => matches!(other, Self::Coordinator(_) | Self::Worker | Self::Supervise(_)),
+        }
     }
 
     pub fn run(self, global: &Global) -> Result<ExitCode, Failure> {

@@ -1,4 +1,4 @@
-//! `stoke node`: the agent of a machine.
+//! `stoke node`: the agent of a machine; and what is done to a machine as a member of the cluster.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -6,22 +6,32 @@ use std::path::PathBuf;
 use stoke_node::Config;
 use stoke_node::agent::{self, Agent, HomeError, JoinError, StartError};
 use stoke_protocol::identity::Credentials;
+use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::spec::Bytes;
 
-use super::{login, read_config, stop_signal};
+use super::{connect, drain, login, read_config, stop_signal};
 use crate::Global;
-use crate::client::transport_failure;
+use crate::client::{Repeat, transport_failure, unexpected};
 use crate::failure::{Exit, Failure};
+use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
   stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --join - < token.txt     the first time
   stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --label zone=a           ever after";
 
+const REMOVE_EXAMPLES: &str = "\
+Examples:
+  stoke drain node-2 && stoke node remove node-2
+  stoke node remove node-5              # one that died and will not be back";
+
 /// Run the agent of this machine in the foreground: joins the cluster once, then offers the machine to it
 #[derive(clap::Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Node>,
+
     /// Identity, logs and state of this node
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     dir: Option<PathBuf>,
@@ -59,7 +69,27 @@ pub struct Args {
     memory: Option<Bytes>,
 }
 
+#[derive(clap::Subcommand, Debug)]
+enum Node {
+    Remove(Remove),
+}
+
+/// Let a lost or drained node go for good: its certificate opens nothing any more
+///
+/// The machine comes back only with a new join token, and as a new node.
+#[derive(clap::Args, Debug)]
+#[command(after_help = REMOVE_EXAMPLES)]
+struct Remove {
+    /// The node: its id (node-2), or its name where no other has it
+    node: String,
+}
+
 impl Args {
+    /// Whether it is the agent itself.
+    pub fn is_service(&self) -> bool {
+        self.command.is_none()
+    }
+
     fn config(self) -> Result<Config, Failure> {
         let mut config = match (&self.config, &self.dir) {
             (Some(file), _) => read_config(file)?,
@@ -79,7 +109,11 @@ impl Args {
     }
 }
 
-pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
+pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    match args.command {
+        Some(Node::Remove(remove)) => return run_remove(remove, global).await,
+        None => {}
+    }
     let stop = stop_signal()?;
     let token = args.join.clone();
     let config = args.config()?;
@@ -88,15 +122,30 @@ pub async fn run(args: Args, _global: &Global) -> Result<Exit, Failure> {
         Some(token) => join(&config, token).await?,
         None => must_have_identity(&config)?,
     }
-    let name = config.name.clone();
+    let (name, identity) = (config.name.clone(), agent::identity_dir(&config.dir));
     let running = Agent::start(config).await.map_err(|error| start_failure(error, &name))?;
     tokio::select! {
         () = stop => {}
         reason = running.wait() => {
-            return reason.map_or(Ok(Exit::Ok), |reason| Err(Failure::new(Exit::Negative, format!("the agent ended: {reason}"))));
+            // An agent whose node was removed sets its identity aside.
+            let exit = if identity.exists() { Exit::Negative } else { Exit::Denied };
+            return reason.map_or(Ok(Exit::Ok), |reason| Err(Failure::new(exit, format!("the agent ended: {reason}"))));
         }
     }
     running.stop().await;
+    Ok(Exit::Ok)
+}
+
+async fn run_remove(args: Remove, global: &Global) -> Result<Exit, Failure> {
+    let mut client = connect(global).await?;
+    let node = drain::find(&mut client, &args.node).await?;
+    let reply = client.ask(&Request::RemoveNode { node }, Repeat::Safe).await?;
+    let Reply::NodeRemoved { node } = reply else { return Err(unexpected()) };
+    if global.json {
+        output::print_json(&serde_json::json!({ "node": node.to_string(), "removed": true }))?;
+    } else {
+        output::print(&format!("{node} is removed: the machine comes back only with a new token\n"))?;
+    }
     Ok(Exit::Ok)
 }
 

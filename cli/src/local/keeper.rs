@@ -28,6 +28,10 @@ pub enum Happening {
         slot: usize,
         reason: String,
     },
+    /// It may not speak to the cluster any more: its node was removed. It is not started again, and the others go on.
+    Dismissed {
+        slot: usize,
+    },
     /// It died and will not be.
     GaveUp {
         slot: usize,
@@ -73,6 +77,9 @@ impl Keeper {
             let after = match (phase, decision) {
                 (Phase::Stopping, _) => return,
                 (Phase::Starting, _) => return self.give_up(reason, exit).await,
+                (Phase::Up, _) if exit == Exit::Denied => {
+                    return self.tell(Happening::Dismissed { slot: self.slot }).await;
+                }
                 (Phase::Up, Decision::GiveUp) => {
                     let reason = format!("{reason}, after {RESTARTS_MAX} restarts within a minute");
                     return self.give_up(reason, exit).await;
@@ -104,8 +111,9 @@ impl Keeper {
                     return Some(match status {
                         Err(error) => (format!("could not be watched: {error}"), Exit::Negative),
                         Ok(status) => {
-                            let conflict = status.code() == Some(Exit::Conflict.code().into());
-                            (describe(status), if conflict { Exit::Conflict } else { Exit::Negative })
+                            let told = [Exit::Conflict, Exit::Denied];
+                            let told = told.into_iter().find(|exit| status.code() == Some(exit.code().into()));
+                            (describe(status), told.unwrap_or(Exit::Negative))
                         }
                     });
                 }

@@ -217,6 +217,14 @@ impl Supervisor {
                 let (process, restarts) = (process.name.clone(), process.restarts);
                 notify(&Notice::Restarting { process, reason, restarts });
             }
+            Happening::Dismissed { slot } => {
+                let process = &mut self.state.processes[slot];
+                process.pid = 0;
+                tracing::warn!(
+                    process = process.name,
+                    "its node was removed from the cluster: it is not started again"
+                );
+            }
             Happening::GaveUp { slot, reason, exit } => {
                 let name = self.state.processes[slot].name.clone();
                 let failure = Failure::new(exit, format!("the {name} {reason}"))

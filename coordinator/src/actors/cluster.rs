@@ -224,6 +224,11 @@ impl State {
                 self.tell(session, session::Message::Close { reason });
                 self.links.remove(&session);
             }
+            Effect::Revoke { session, reason } => {
+                tracing::warn!(session = session.0, %reason, "session revoked");
+                self.tell(session, session::Message::Revoke { reason });
+                self.links.remove(&session);
+            }
             Effect::Reply { ticket, reply } => {
                 if let Reply::Refused(refusal) = &*reply {
                     let code = format!("{:?}", refusal.code).to_lowercase();
@@ -264,6 +269,7 @@ impl State {
             }
             Question::Join { token, secret_hash, wants } => Input::Join { ticket, token, secret_hash, wants },
             Question::SignRank { session, id } => Input::SignRank { ticket, session, id },
+            Question::RenewNode { session } => Input::RenewNode { ticket, session },
         });
     }
 

@@ -48,6 +48,7 @@ pub(crate) enum Question {
     Request { caller: Subject, request: Request, secret_hash: Digest },
     Join { token: TokenId, secret_hash: Digest, wants: Wants },
     SignRank { session: SessionId, id: RankId },
+    RenewNode { session: SessionId },
 }
 
 #[derive(Debug)]

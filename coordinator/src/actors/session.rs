@@ -38,6 +38,8 @@ pub(crate) enum Message {
     Send(Box<ToNode>),
     /// From the cluster: the session is over.
     Close { reason: String },
+    /// From the cluster: the node was removed.
+    Revoke { reason: String },
     /// From the cluster: this coordinator goes down.
     ShutDown,
     /// From this session's tasks: the connection is over.
@@ -93,6 +95,7 @@ impl Actor for SessionActor {
                 }
             }
             Message::Close { reason } => state.connection.close(CloseCode::Superseded, &reason),
+            Message::Revoke { reason } => state.connection.close(CloseCode::Revoked, &reason),
             Message::ShutDown => state.connection.close(CloseCode::ShuttingDown, "the coordinator goes down"),
             Message::Ended => myself.stop(None),
         }
@@ -287,7 +290,11 @@ impl Desk {
             }
             NodeRequest::Renew { csr } => {
                 self.metrics.requests.with_label_values(&["renew"]).inc();
-                self.sign(&csr, &Subject::Node(self.node), self.lifetimes.node_s)
+                match self.cluster.ask(Question::RenewNode { session: self.session }).await {
+                    Some(Answer::Granted) => self.sign(&csr, &Subject::Node(self.node), self.lifetimes.node_s),
+                    Some(Answer::Denied(reason)) => NodeReply::Refused { reason },
+                    Some(_) | None => NodeReply::Refused { reason: "the coordinator is going down".into() },
+                }
             }
         };
         reply.send(&answer).await

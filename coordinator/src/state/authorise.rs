@@ -13,7 +13,7 @@ pub enum Verb {
     ChangeOwn,
     /// Anybody's job.
     ChangeAny,
-    /// Drain a node, or let it serve again.
+    /// Drain a node, let it serve again, remove it.
     Nodes,
     /// Join tokens: make, list, revoke.
     Tokens,
@@ -45,7 +45,7 @@ impl Verb {
             Self::Submit => "submit jobs",
             Self::ChangeOwn => "cancel or resize jobs",
             Self::ChangeAny => "cancel or resize another user's job",
-            Self::Nodes => "drain nodes",
+            Self::Nodes => "drain or remove nodes",
             Self::Tokens => "manage tokens",
             Self::Renew => "renew its certificate",
             Self::Session => "open a node's session",
@@ -62,7 +62,7 @@ impl Verb {
         match request {
             Request::Submit { .. } => Self::Submit,
             Request::Cancel { .. } | Request::Scale { .. } => Self::ChangeOwn,
-            Request::Drain { .. } | Request::Undrain { .. } => Self::Nodes,
+            Request::Drain { .. } | Request::Undrain { .. } | Request::RemoveNode { .. } => Self::Nodes,
             Request::TokenCreate { .. } | Request::TokenList | Request::TokenRevoke { .. } => Self::Tokens,
             Request::Renew { .. } => Self::Renew,
             Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => {

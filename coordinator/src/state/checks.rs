@@ -72,6 +72,7 @@ impl Cluster {
             Event::DrainAsked { node, .. } => self.check_node(*node).map(drop),
             Event::DrainLifted { node, .. } => self.check_lift(*node),
             Event::DrainOverdue { node } => self.check_overdue(*node),
+            Event::NodeRemoved { node, .. } => self.check_remove(*node),
             Event::MoveAsked { id, .. } => match self.jobs.get(id.job) {
                 Some(found) if found.expects(*id) => Ok(()),
                 Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),

@@ -207,6 +207,7 @@ impl Cluster {
             Event::DrainAsked { node, deadline_ms, by } => self.drain(&mut scene, *node, (*deadline_ms, by)),
             Event::DrainLifted { node, .. } => self.lift_drain(&mut scene, *node),
             Event::DrainOverdue { node } => self.drain_overdue(&mut scene, *node),
+            Event::NodeRemoved { node, .. } => self.members.remove(*node),
             Event::MoveAsked { id, reason } => {
                 self.replan = true;
                 let why = Move::Replaced(reason.clone());

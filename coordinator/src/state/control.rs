@@ -75,6 +75,11 @@ pub enum Input {
         session: SessionId,
         id: RankId,
     },
+    /// A node asks for a fresh certificate for itself.
+    RenewNode {
+        ticket: Ticket,
+        session: SessionId,
+    },
     /// `secret_hash` is of a fresh secret, for the case that a token is to be made.
     Request {
         ticket: Ticket,
@@ -207,6 +212,7 @@ impl Control {
             // A plan has other reasons to wait when a node is silent.
             Input::Closed { session } => self.replan |= self.liveness.close(session).is_some(),
             Input::SignRank { ticket, session, id } => self.sign_rank(&mut step, ticket, session, id),
+            Input::RenewNode { ticket, session } => self.renew_node(&mut step, ticket, session),
             Input::Request { ticket, caller, request, secret_hash } => {
                 self.request(&mut step, ticket, &caller, (request, secret_hash));
             }

@@ -29,6 +29,11 @@ pub enum Effect {
         session: SessionId,
         reason: String,
     },
+    /// Ends a session for good: its node was removed, and its agent ends with it.
+    Revoke {
+        session: SessionId,
+        reason: String,
+    },
     Reply {
         ticket: Ticket,
         reply: Box<Reply>,
@@ -53,7 +58,7 @@ pub enum Effect {
         ticket: Ticket,
         id: RankId,
     },
-    /// The caller may do what only the shell can: sign its renewal, read logs, watch.
+    /// The caller, a user or a node, may do what only the shell can: sign its renewal, read logs, watch.
     Granted {
         ticket: Ticket,
     },

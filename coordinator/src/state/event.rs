@@ -127,6 +127,11 @@ pub enum Event {
         id: RankId,
         reason: String,
     },
+    /// A lost or drained node is no member any more; its certificate opens nothing.
+    NodeRemoved {
+        node: NodeId,
+        by: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

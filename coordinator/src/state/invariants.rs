@@ -18,8 +18,9 @@ impl Cluster {
             self.check_job(job)?;
             self.catalogue.check_job(job.id, job.keep, &job.worlds)?;
         }
-        let joined = self.members.nodes().len() + self.users.len().saturating_sub(1);
-        if joined as u64 != self.tokens.spent() {
+        // Removed nodes too: ids are given in order, and never twice.
+        let joined = self.members.last().0 + self.users.len().saturating_sub(1) as u64;
+        if joined != self.tokens.spent() {
             return Err(format!("I33: {joined} members have joined, {} tokens were used", self.tokens.spent()));
         }
         self.check_held()

@@ -137,6 +137,14 @@ impl Liveness {
         Some(node)
     }
 
+    /// A node is no member any more. Gives its session.
+    pub fn forget(&mut self, node: NodeId) -> Option<SessionId> {
+        self.live.remove(&node);
+        let session = self.leases.remove(&node)?.session?;
+        self.sessions.remove(&session);
+        Some(session)
+    }
+
     /// Anything heard in a session renews the lease. Gives whether the node was silent until now.
     pub fn heard(&mut self, now: Mono, session: SessionId, heartbeat: Option<Heartbeat>) -> bool {
         let Some(node) = self.sessions.get(&session) else { return false };

@@ -191,6 +191,16 @@ impl Members {
         self.last
     }
 
+    /// Its id is never given again.
+    pub fn remove(&mut self, id: NodeId) {
+        self.change(id, |node| node.up = false);
+        self.nodes.remove(&id);
+    }
+
+    pub fn was_removed(&self, id: NodeId) -> bool {
+        (1..=self.last.0).contains(&id.0) && !self.nodes.contains_key(&id)
+    }
+
     /// The newest node's id.
     pub fn last(&self) -> NodeId {
         self.last

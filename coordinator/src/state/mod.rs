@@ -26,6 +26,7 @@ mod overdue;
 pub mod placement;
 mod planner;
 pub mod planted;
+mod removal;
 mod reports;
 pub mod requests;
 pub mod room;

@@ -10,6 +10,7 @@ use super::control::{Control, SessionId, Step, Ticket, stale_words};
 use super::effect::Effect;
 use super::event::Event;
 use super::members::Stale;
+use super::removal::removed_words;
 
 impl Control {
     pub(super) fn hello(
@@ -19,6 +20,9 @@ impl Control {
         address: String,
         hello: NodeHello,
     ) {
+        if self.cluster.members().was_removed(node) {
+            return step.effects.push(Effect::Revoke { session, reason: removed_words(node) });
+        }
         if let Err(reason) = self.check_hello(node, &hello) {
             step.effects.push(Effect::Close { session, reason });
             return;
@@ -103,6 +107,14 @@ impl Control {
             *newest = progress;
             step.effects.push(Effect::Changed { job: id.job });
         }
+    }
+
+    /// A node's own certificate is renewed for members only.
+    pub(super) fn renew_node(&mut self, step: &mut Step, ticket: Ticket, session: SessionId) {
+        step.effects.push(match self.liveness.node(session) {
+            Some(_) => Effect::Granted { ticket },
+            None => Effect::Deny { ticket, reason: "the session is over".into() },
+        });
     }
 
     pub(super) fn sign_rank(&mut self, step: &mut Step, ticket: Ticket, session: SessionId, id: RankId) {

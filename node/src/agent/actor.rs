@@ -44,6 +44,8 @@ pub enum Message {
     Disconnected {
         session: u64,
     },
+    /// The coordinator has removed this node: nothing of it may go on.
+    Revoked(String),
     /// Time to look for ranks that are silent.
     Look,
     /// A grace is over.
@@ -136,6 +138,12 @@ impl Actor for AgentActor {
                     acting.live = None;
                     acting.take(Event::Disconnected, &myself);
                 }
+            }
+            Message::Revoked(reason) => {
+                acting.processes.values().for_each(|process| process.kill());
+                acting.home.set_identity_aside();
+                acting.end(Some(reason));
+                myself.stop(None);
             }
             Message::Look => acting.look(&myself),
             Message::Kill(id) => acting.kill(id),

@@ -14,6 +14,8 @@ use super::state::Fence;
 const LOCK_FILE: &str = "lock";
 const STATE_FILE: &str = "agent.json";
 const IDENTITY_DIR: &str = "identity";
+/// Where an identity goes that was revoked.
+const REMOVED_DIR: &str = "identity.removed";
 const LOGS_DIR: &str = "logs";
 
 /// An agent's folder, locked while this lives.
@@ -90,6 +92,15 @@ impl Home {
 
     pub fn credentials(&self) -> Result<Credentials, HomeError> {
         Ok(Credentials::load(&self.identity_dir())?)
+    }
+
+    /// The identity is good for nothing any more: out of the way of the next join. Kept, for people who wonder.
+    pub fn set_identity_aside(&self) {
+        let (from, to) = (self.identity_dir(), self.dir.join(REMOVED_DIR));
+        let _ = fs::remove_dir_all(&to);
+        if let Err(error) = fs::rename(&from, &to) {
+            tracing::error!(%error, "move {} to {}", from.display(), to.display());
+        }
     }
 
     pub fn logs_dir(&self) -> PathBuf {

@@ -10,7 +10,7 @@ use stoke_protocol::identity::{Credentials, Subject};
 use stoke_protocol::ids::Incarnation;
 use stoke_protocol::message::node::{FromNode, ToNode};
 use stoke_protocol::message::rank::RankId;
-use stoke_protocol::transport::{CloseCode, Connection, Endpoint, FrameReceiver, FrameSender, TransportError};
+use stoke_protocol::transport::{CloseCode, Closed, Connection, Endpoint, FrameReceiver, FrameSender, TransportError};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -47,7 +47,7 @@ pub struct SessionArguments {
 
 pub enum SessionMessage {
     Dial,
-    Dialled(Box<Result<Dialled, String>>),
+    Dialled(Box<Result<Dialled, Undialled>>),
     Send {
         session: u64,
         frame: FromNode,
@@ -76,6 +76,13 @@ pub struct Dialled {
     welcome: ToNode,
     heartbeat: Duration,
     lease: Duration,
+}
+
+/// Why there is none.
+pub enum Undialled {
+    Failed(String),
+    /// This node was removed from the cluster.
+    Revoked(String),
 }
 
 pub struct Session;
@@ -151,10 +158,12 @@ impl Standing {
         });
     }
 
-    fn dialled(&mut self, result: Result<Dialled, String>, myself: &ActorRef<SessionMessage>) {
+    fn dialled(&mut self, result: Result<Dialled, Undialled>, myself: &ActorRef<SessionMessage>) {
         let dialled = match result {
             Ok(dialled) => dialled,
-            Err(reason) => return self.again(&reason, myself),
+            Err(Undialled::Failed(reason)) => return self.again(&reason, myself),
+            // No other try can help: the agent ends.
+            Err(Undialled::Revoked(reason)) => return drop(self.agent.cast(Message::Revoked(reason))),
         };
         self.number += 1;
         let (frames, queue) = mpsc::channel(FRAMES_MAX);
@@ -225,7 +234,7 @@ impl Standing {
     }
 }
 
-async fn dial(arguments: &SessionArguments, agent: &ActorRef<Message>) -> Result<Dialled, String> {
+async fn dial(arguments: &SessionArguments, agent: &ActorRef<Message>) -> Result<Dialled, Undialled> {
     let mut errors = Vec::new();
     for name in &arguments.coordinator {
         let addresses = match resolve(name).await {
@@ -238,11 +247,16 @@ async fn dial(arguments: &SessionArguments, agent: &ActorRef<Message>) -> Result
         for address in addresses {
             match meet(arguments, agent, address).await {
                 Ok(dialled) => return Ok(dialled),
-                Err(error) => errors.push(error.to_string()),
+                Err(error) => match error.closed() {
+                    Some(Closed::ByPeer { code: CloseCode::Revoked, reason }) => {
+                        return Err(Undialled::Revoked(reason.clone()));
+                    }
+                    Some(_) | None => errors.push(error.to_string()),
+                },
             }
         }
     }
-    Err(errors.join("; "))
+    Err(Undialled::Failed(errors.join("; ")))
 }
 
 /// The addresses of `host:port`. An address needs no look-up.

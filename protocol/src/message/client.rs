@@ -49,6 +49,9 @@ pub enum Request {
     Drain { node: NodeId, deadline_ms: Option<u64> },
     /// Let a node serve again that was drained. Answered by `Node`. Role: operator.
     Undrain { node: NodeId },
+    /// Let a lost or drained node go for good: its certificate opens nothing any more. The same again changes nothing. Answered by
+    /// `NodeRemoved`. Role: operator.
+    RemoveNode { node: NodeId },
 }
 
 /// Coordinator → client.
@@ -86,6 +89,9 @@ pub enum Reply {
         ranks: u32,
     },
     Node(Box<NodeView>),
+    NodeRemoved {
+        node: NodeId,
+    },
 }
 
 /// Why a request was not done. `code` is stable for programs; `message` says what, `mend` what to do.

@@ -168,6 +168,16 @@ impl World {
         }
     }
 
+    /// Its node was removed: the agent ends with its ranks, and the machine asks for a new token.
+    pub fn agent_revoked(&mut self, conn: SessionId) {
+        let Some((machine, life)) = self.conns.get(&conn).map(|conn| (conn.machine, conn.life)) else { return };
+        if self.machines[machine].is_life(life) {
+            self.agent_crash(machine);
+            self.machines[machine].node = None;
+            self.rejoin(machine);
+        }
+    }
+
     fn dial_later(&mut self, machine: usize) {
         let Some(agent) = &mut self.machines[machine].agent else { return };
         agent.dialling = None;

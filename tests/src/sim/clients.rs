@@ -80,6 +80,9 @@ enum Question {
     Undrain {
         node: NodeId,
     },
+    Remove {
+        node: NodeId,
+    },
     Look(Request),
 }
 
@@ -165,7 +168,8 @@ impl World {
                 let members: Vec<NodeId> = self.machines.iter().filter_map(|machine| machine.node).collect();
                 let random = &mut self.streams.clients;
                 let node = random.pick(&members).copied()?;
-                match random.between(0, 3) {
+                match random.between(0, 5) {
+                    4 | 5 => Question::Remove { node },
                     0 => Question::Drain { node, deadline_ms: Some(random.between(1, 20_000)) },
                     1 => Question::Drain { node, deadline_ms: None },
                     _ => Question::Undrain { node },
@@ -181,6 +185,11 @@ impl World {
             (16, _) => Question::Look(Request::Jobs),
             _ => Question::Look(Request::Job { job: job? }),
         })
+    }
+
+    /// A machine whose node was removed becomes another one.
+    pub fn rejoin(&mut self, machine: usize) {
+        self.ask(0, Question::Token { machine });
     }
 
     /// Nodes that are still being drained when the faults stop serve again: everything is to come to an end.
@@ -257,6 +266,7 @@ impl World {
             Question::Scale { job, ranks } => Request::Scale { job, ranks },
             Question::Drain { node, deadline_ms } => Request::Drain { node, deadline_ms },
             Question::Undrain { node } => Request::Undrain { node },
+            Question::Remove { node } => Request::RemoveNode { node },
             Question::Look(request) => request,
         };
         self.say(|_| format!("{caller} asks ({ask}.{attempt}): {}", short(&request)));
@@ -380,6 +390,12 @@ impl World {
                 }
             }
             (Question::Drain { .. } | Question::Undrain { .. }, Reply::Node(_)) => {}
+            (Question::Remove { .. }, Reply::NodeRemoved { .. }) => {}
+            // It was removed meanwhile; or it is neither lost nor drained.
+            (
+                Question::Drain { .. } | Question::Undrain { .. } | Question::Remove { .. },
+                Reply::Refused(Refusal { code: RefusalCode::NotFound | RefusalCode::Conflict, .. }),
+            ) => {}
             (Question::Look(_), Reply::Job(view)) => {
                 if view.state.is_terminal() {
                     self.oracle.shown.insert(view.job, view.state);

@@ -314,6 +314,13 @@ impl World {
                 self.say(|_| format!("C closes {session:?}: {reason}"));
                 self.close(session, Side::Coordinator);
             }
+            Effect::Revoke { session, reason } => {
+                self.say(|_| format!("C revokes {session:?}: {reason}"));
+                if let Some(conn) = self.conns.get_mut(&session) {
+                    conn.revoked = true;
+                }
+                self.close(session, Side::Coordinator);
+            }
             Effect::Changed { .. } => {}
             Effect::SignRank { ticket, id } => {
                 let authority = vec![7];

@@ -181,6 +181,10 @@ fn a_process_holds_its_room(world: &World, _: &mut Memory) -> Result<(), String>
     for process in world.processes.values() {
         let node = world.machines[process.machine].node.expect("only members run ranks");
         for state in states(world) {
+            // The room of a removed node is nobody's: no rank is placed there before its agent has ended with its processes.
+            if state.members().was_removed(node) {
+                continue;
+            }
             if !state.members().node(node).is_some_and(|node| node.held.contains_key(&process.id)) {
                 return Err(format!("{} has a process on {node} and no room there", process.id));
             }

@@ -40,6 +40,8 @@ pub struct Conn {
     pub up: Pipe<FromNode>,
     pub down: Pipe<ToNode>,
     pub beats: u64,
+    /// The coordinator has closed it because the node was removed.
+    pub revoked: bool,
 }
 
 pub struct End {
@@ -91,7 +93,8 @@ impl World {
         let end = || End { open: true, heard: 0 };
         let (agent, server) = (end(), End { open: false, heard: 0 });
         let (up, down) = (Pipe::new(), Pipe::new());
-        self.conns.insert(conn, Conn { machine, life, coordinator: 0, agent, server, up, down, beats: 0 });
+        self.conns
+            .insert(conn, Conn { machine, life, coordinator: 0, agent, server, up, down, beats: 0, revoked: false });
         if let Some(agent) = &mut self.machines[machine].agent {
             agent.dialling = Some(conn);
         }
@@ -271,8 +274,12 @@ impl World {
         let Some(found) = self.conns.get_mut(&conn) else { return };
         match of {
             Side::Agent => {
+                let revoked = found.revoked;
                 if std::mem::replace(&mut found.agent.open, false) {
                     self.agent_lost(conn);
+                    if revoked {
+                        self.agent_revoked(conn);
+                    }
                 }
             }
             Side::Coordinator => {

@@ -191,6 +191,55 @@ fn a_rank_that_is_to_move_for_a_reason_stays_where_there_is_no_better_place() {
 }
 
 #[test]
+fn a_node_is_removed_when_it_is_lost_or_drained_and_is_told_so_when_it_comes_back() {
+    let (mut world, job, [first, second, third]) = beside();
+    let remove = |node| Request::RemoveNode { node: NodeId(node) };
+    let refused = world.ask(&operator(), remove(2));
+    assert!(matches!(refused, Reply::Refused(Refusal { code: RefusalCode::Conflict, .. })), "{refused:?}");
+    // Drained: it is up, and its session ends.
+    world.drain(3, None);
+    world.ticket += 1;
+    let input =
+        Input::Request { ticket: Ticket(world.ticket), caller: operator(), request: remove(3), secret_hash: SECRET };
+    let step = world.step(input);
+    assert!(
+        step.effects.iter().any(|effect| matches!(effect, Effect::Revoke { session, .. } if *session == third)),
+        "{step:?}"
+    );
+    assert_eq!(world.ask(&operator(), remove(3)), Reply::NodeRemoved { node: NodeId(3) }, "the same again");
+    // Lost: its ranks are gone as far as their jobs go, and its books go with it.
+    world.step(Input::Closed { session: second });
+    world.ms = 10_000;
+    world.beat(&[first]);
+    assert_eq!(world.view(2).state, NodeState::Lost);
+    assert_eq!(world.ask(&operator(), remove(2)), Reply::NodeRemoved { node: NodeId(2) });
+    world.restart();
+    let first = world.connect(NodeId(1), 2, 1, &[id(job, 1, 0)]);
+    let hello = NodeHello {
+        cluster: CLUSTER,
+        node: NodeId(2),
+        name: "n".into(),
+        incarnation: Incarnation(9),
+        session: 99,
+        epoch_seen: Epoch(0),
+        index_seen: LogIndex(0),
+        capacity: Capacity::default(),
+        ranks: Vec::new().into(),
+    };
+    let step = world.step(Input::Hello { session: SessionId(99), node: NodeId(2), address: String::new(), hello });
+    assert!(
+        matches!(&step.effects[..], [Effect::Revoke { reason, .. }] if reason.contains("--join TOKEN")),
+        "{step:?}"
+    );
+    let renewal = world.step(Input::RenewNode { ticket: Ticket(1_000), session: SessionId(99) });
+    assert!(matches!(&renewal.effects[..], [Effect::Deny { .. }]), "{renewal:?}");
+    let renewal = world.step(Input::RenewNode { ticket: Ticket(1_001), session: first });
+    assert!(matches!(&renewal.effects[..], [Effect::Granted { .. }]), "{renewal:?}");
+    let (again, _) = world.node(1);
+    assert_eq!((again, world.state(job)), (NodeId(4), JobState::Running));
+}
+
+#[test]
 fn only_an_operator_drains() {
     let mut world = World::new();
     world.node(1);
