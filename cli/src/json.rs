@@ -129,6 +129,7 @@ pub fn checkpoint(view: &CheckpointView) -> Value {
         "shards": view.shards,
         "bytes": view.bytes,
         "committed_ms": view.committed_ms,
+        "manifest_blake3": view.manifest_blake3.to_string(),
     })
 }
 

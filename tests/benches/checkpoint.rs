@@ -50,7 +50,7 @@ fn disk() {
             fs::copy(&shard, &copy).expect("copy the shard");
             File::open(&copy).expect("open the copy").sync_all().expect("sync the copy");
         }));
-        restores.push(seconds(|| assert_eq!(checkpoint::load(folder.uri()).expect("whole").1.len(), TENSORS)));
+        restores.push(seconds(|| assert_eq!(checkpoint::load(folder.uri(), None).expect("whole").1.len(), TENSORS)));
         reads.push(seconds(|| read_and_hash(&copy)));
     }
     println!("{} MiB of state           GB/s   of the plain way", STATE_BYTES >> 20);

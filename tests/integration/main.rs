@@ -5,6 +5,7 @@ mod bad_disk;
 mod bad_spec;
 mod bad_token;
 mod chaos;
+mod checkpoints;
 mod control;
 mod crash_points;
 mod descriptors;

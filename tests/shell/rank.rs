@@ -88,7 +88,7 @@ impl Life {
         let spec = JobSpec::parse(&self.start.spec).expect("the coordinator has parsed it");
         let (steps, every) = (spec.train.steps.unwrap_or(1), spec.checkpoint.every.unwrap_or(u64::MAX));
         let resumed = match &self.start.from {
-            StartFrom::Checkpoint(uri) => uri.rsplit('/').next().and_then(|name| name.get(5..13)),
+            StartFrom::Checkpoint(origin) => origin.uri.rsplit('/').next().and_then(|name| name.get(5..13)),
             StartFrom::Seed | StartFrom::Peers => None,
         };
         let mut at: u64 = resumed.and_then(|digits| digits.parse().ok()).unwrap_or(0);

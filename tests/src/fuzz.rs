@@ -22,7 +22,8 @@ use stoke_protocol::message::node::{
 };
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Member, Membership, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+    Exit, FromRank, Member, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom,
+    StartRank, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 
@@ -194,7 +195,7 @@ fn start() -> StartRank {
         id: id(),
         spec: SPEC.into(),
         checkpoints: "file:///c".into(),
-        from: StartFrom::Checkpoint("file:///c/step-1".into()),
+        from: StartFrom::Checkpoint(Origin { uri: "file:///c/step-1".into(), manifest_blake3: Some(Digest([7; 32])) }),
     }
 }
 

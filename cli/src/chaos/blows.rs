@@ -159,7 +159,7 @@ impl Blows {
     pub fn verify(&mut self) {
         for damaged in &self.damaged {
             let struck = &mut self.struck[damaged.index];
-            let found = match checkpoint::verify(&damaged.uri) {
+            let found = match checkpoint::verify(&damaged.uri, None) {
                 Err(CheckpointError::Missing { .. }) => "removed since then, as older ones are".to_owned(),
                 Err(error) => format!("found by a verification: {error}"),
                 Ok(_) => {

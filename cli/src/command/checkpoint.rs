@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use stoke_node::checkpoint;
-use stoke_protocol::ids::JobId;
+use stoke_protocol::ids::{Digest, JobId};
 use stoke_protocol::list::List as Frames;
 use stoke_protocol::message::client::{CheckpointView, Reply, Request};
 
@@ -76,9 +76,9 @@ async fn list(args: List, global: &Global) -> Result<Exit, Failure> {
 }
 
 async fn verify(args: Verify, global: &Global) -> Result<Exit, Failure> {
-    let uri = locate(&args.what, global).await?;
+    let Located { uri, manifest_blake3 } = locate(&args.what, global).await?;
     let checked = uri.clone();
-    let verified = tokio::task::spawn_blocking(move || checkpoint::verify(&checked));
+    let verified = tokio::task::spawn_blocking(move || checkpoint::verify(&checked, manifest_blake3));
     let verified = verified.await.or_fail(Exit::Negative, "verify")?.map_err(|error| failure(error, &uri))?;
     let manifest = &verified.manifest;
     if global.json {
@@ -96,13 +96,23 @@ async fn verify(args: Verify, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// A URI from what a person typed: a job stands for its newest checkpoint.
-pub async fn locate(what: &str, global: &Global) -> Result<String, Failure> {
+/// Where a checkpoint is, and which one it must be where the catalogue knows.
+pub struct Located {
+    pub uri: String,
+    pub manifest_blake3: Option<Digest>,
+}
+
+/// A checkpoint from what a person typed: a job stands for its newest one.
+pub async fn locate(what: &str, global: &Global) -> Result<Located, Failure> {
     let job: Option<JobId> = what.parse().ok().filter(|_| !std::path::Path::new(what).exists());
-    let Some(job) = job else { return checkpoint_uri(what) };
+    let Some(job) = job else { return Ok(Located { uri: checkpoint_uri(what)?, manifest_blake3: None }) };
     let checkpoints = committed(Some(job), global).await?;
     let newest = checkpoints.iter().max_by_key(|checkpoint| (checkpoint.step, checkpoint.generation));
-    newest.map(|checkpoint| checkpoint.uri.clone()).ok_or_else(|| {
+    let found = |checkpoint: &CheckpointView| Located {
+        uri: checkpoint.uri.clone(),
+        manifest_blake3: Some(checkpoint.manifest_blake3),
+    };
+    newest.map(found).ok_or_else(|| {
         Failure::new(Exit::NotFound, format!("{job} has no committed checkpoint"))
             .help(format!("see how far it came with `stoke explain {job}`"))
     })
@@ -111,7 +121,7 @@ pub async fn locate(what: &str, global: &Global) -> Result<String, Failure> {
 /// The same for `--resume`, where there is one.
 pub async fn locate_resume(resume: Option<String>, global: &Global) -> Result<Option<String>, Failure> {
     match resume {
-        Some(what) => locate(&what, global).await.map(Some),
+        Some(what) => locate(&what, global).await.map(|found| Some(found.uri)),
         None => Ok(None),
     }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use stoke_jobs::Prediction;
 use stoke_node::checkpoint as store;
 
-use super::checkpoint;
+use super::checkpoint::{self, Located};
 use crate::Global;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::{json, output};
@@ -35,15 +35,15 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
-    let uri = checkpoint::locate(&args.checkpoint, global).await?;
+    let found = checkpoint::locate(&args.checkpoint, global).await?;
     let as_json = global.json;
     // Reading and computing block, and nothing else runs here.
-    tokio::task::spawn_blocking(move || classify(&uri, as_json)).await.or_fail(Exit::Negative, "predict")?
+    tokio::task::spawn_blocking(move || classify(&found, as_json)).await.or_fail(Exit::Negative, "predict")?
 }
 
 /// A line that cannot be classified is told of, and costs no other line its answer.
-fn classify(uri: &str, as_json: bool) -> Result<Exit, Failure> {
-    let (manifest, tensors) = store::load(uri).map_err(|error| checkpoint::failure(error, uri))?;
+fn classify(Located { uri, manifest_blake3 }: &Located, as_json: bool) -> Result<Exit, Failure> {
+    let (manifest, tensors) = store::load(uri, *manifest_blake3).map_err(|error| checkpoint::failure(error, uri))?;
     let mut classifier = stoke_jobs::classifier(&manifest.spec, &manifest.trainer, tensors)
         .or_fail(Exit::Negative, format!("build the {} model of {uri}", manifest.trainer))?;
     let (lines, mut bad) = (stdin_lines(), 0u64);

@@ -64,6 +64,12 @@ impl Catalogue {
         self.jobs.keys().copied()
     }
 
+    /// The manifest that was committed at a URI, by whichever job.
+    pub fn manifest_at(&self, uri: &str) -> Option<Digest> {
+        let visible = self.jobs.values().flat_map(|shelf| shelf.visible.values());
+        visible.filter(|checkpoint| checkpoint.uri == uri).map(|checkpoint| checkpoint.manifest_blake3).next()
+    }
+
     pub fn count(&self) -> usize {
         self.jobs.values().map(|shelf| shelf.visible.len()).sum()
     }
@@ -176,6 +182,7 @@ impl Checkpoint {
             shards: self.shards,
             bytes: self.bytes,
             committed_ms: self.at.0,
+            manifest_blake3: self.manifest_blake3,
         }
     }
 }
@@ -217,6 +224,16 @@ mod tests {
         assert_eq!(commit(&mut catalogue, 1, 40, pinned), ["step-10-g1", "step-30-g1", "step-40-g1"]);
         let steps: Vec<u64> = catalogue.of(JOB).map(|checkpoint| checkpoint.step.0).collect();
         assert_eq!(steps, [10, 30, 40]);
+    }
+
+    #[test]
+    fn a_manifest_is_found_by_its_place_until_it_goes() {
+        let mut catalogue = Catalogue::default();
+        commit(&mut catalogue, 1, 10, "");
+        assert_eq!(catalogue.manifest_at("file:///c/step-10-g1"), Some(Digest([0; 32])));
+        assert_eq!(catalogue.manifest_at("file:///c/step-10-g2"), None);
+        assert!(catalogue.damage(JOB, "file:///c/step-10-g1"));
+        assert_eq!(catalogue.manifest_at("file:///c/step-10-g1"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use stoke_protocol::ids::{ClusterId, Digest, Epoch, JobId, LogIndex, NodeId, Ran
 use stoke_protocol::message::client::TokenScope;
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::ToNode;
-use stoke_protocol::message::rank::RankId;
+use stoke_protocol::message::rank::{Origin, RankId};
 
 use super::checkpoints::Catalogue;
 use super::effect::Order;
@@ -241,7 +241,9 @@ impl Cluster {
 
     fn start(&mut self, scene: &mut Scene<'_>, id: JobId, placement: &[NodeId]) {
         let Some(job) = self.jobs.get(id) else { return };
-        let resume = self.catalogue.last(id).map(|last| last.uri.clone()).or_else(|| job.resume.clone());
+        let own = self.catalogue.last(id).map(|last| (last.uri.clone(), Some(last.manifest_blake3)));
+        let named = || job.resume.clone().map(|uri| (uri.clone(), self.catalogue.manifest_at(&uri)));
+        let resume = own.or_else(named).map(|(uri, manifest_blake3)| Origin { uri, manifest_blake3 });
         let (room, generation) = (job.ask.room, job.generation.next());
         for (rank, node) in (0..).map(Rank).zip(placement) {
             self.hold(*node, RankId { job: id, generation, rank }, room);

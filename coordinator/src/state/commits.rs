@@ -65,7 +65,8 @@ impl Job {
 
     /// The checkpoint that a gang was to begin with cannot be used. `mine`: it was one of this job's, and the one before it is taken.
     pub fn damaged(&mut self, scene: &mut Scene<'_>, id: RankId, (uri, mine): (&str, bool), error: &str) {
-        let first = mine || self.run.as_ref().is_some_and(|run| run.resume.as_deref() == Some(uri));
+        let first =
+            mine || self.run.as_ref().is_some_and(|run| run.resume.as_ref().is_some_and(|origin| origin.uri == uri));
         if !self.is_active() || !self.knows(id) || !first {
             return;
         }

@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{Generation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::client::{JobState, OutcomeView};
 use stoke_protocol::message::node::ToNode;
-use stoke_protocol::message::rank::{Outcome, RankId, StartFrom, StartRank};
+use stoke_protocol::message::rank::{Origin, Outcome, RankId, StartFrom, StartRank};
 
 use super::effect::Order;
 use super::event::Submission;
@@ -198,13 +198,13 @@ impl Job {
     }
 
     /// A gang was placed.
-    pub fn start(&mut self, scene: &mut Scene<'_>, placement: &[NodeId], resume: Option<String>) {
+    pub fn start(&mut self, scene: &mut Scene<'_>, placement: &[NodeId], resume: Option<Origin>) {
         let before = self.run.as_ref().is_none_or(Run::is_over);
         assert!(before || scene.bug.is_some(), "J2: {} starts a gang while ranks of the last one live", self.id);
         self.generation = self.generation.next();
         let generation = self.generation;
         let ranks = (0..).map(Rank).zip(placement.iter().copied());
-        let from = resume.as_deref().map(|uri| format!(", from {uri}")).unwrap_or_default();
+        let from = resume.as_ref().map(|origin| format!(", from {}", origin.uri)).unwrap_or_default();
         let places: Vec<String> = ranks.clone().map(|(rank, node)| format!("{rank} on {node}")).collect();
         self.note(scene, format!("{generation} placed: {}{from}", places.join(", ")));
         self.run = Some(Run {
@@ -246,7 +246,7 @@ impl Job {
         let run = self.run.as_ref().expect("a rank is started in a run");
         let from = match (&run.resume, run.members.is_empty()) {
             (_, false) => StartFrom::Peers,
-            (Some(uri), true) => StartFrom::Checkpoint(uri.clone()),
+            (Some(origin), true) => StartFrom::Checkpoint(origin.clone()),
             (None, true) => StartFrom::Seed,
         };
         StartRank { id, spec: self.spec.clone(), checkpoints: self.checkpoints.clone(), from }

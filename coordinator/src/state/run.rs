@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{Generation, NodeId, Rank, Step};
 use stoke_protocol::list::List;
-use stoke_protocol::message::rank::{Member, Membership, Outcome, RankId, ShardRecord};
+use stoke_protocol::message::rank::{Member, Membership, Origin, Outcome, RankId, ShardRecord};
 
 use super::planted::PlantedBug;
 
@@ -16,7 +16,7 @@ use super::planted::PlantedBug;
 pub struct Run {
     /// The membership that may commit.
     pub generation: Generation,
-    pub resume: Option<String>,
+    pub resume: Option<Origin>,
     /// In the order of lanes; empty until every rank of the gang is ready.
     pub members: Vec<RankId>,
     pub joining: Vec<RankId>,

@@ -13,7 +13,7 @@ use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Capacity, Heartbeat, NodeHello, RankInventory, Report, ToNode};
-use stoke_protocol::message::rank::{Exit, Membership, Outcome, RankEvent, RankId, ShardRecord, StartFrom};
+use stoke_protocol::message::rank::{Exit, Membership, Origin, Outcome, RankEvent, RankId, ShardRecord, StartFrom};
 
 use super::cluster::Cluster;
 use super::control::{Control, Input, Options, SessionId, Step, Ticket};
@@ -226,6 +226,11 @@ fn manifest(job: JobId, step: u64, generation: u64) -> RankEvent {
         uri,
         manifest_blake3: Digest([0; 32]),
     }
+}
+
+/// What a rank is told that begins with a checkpoint of [`manifest`].
+fn committed_at(uri: &str) -> Origin {
+    Origin { uri: uri.to_owned(), manifest_blake3: Some(Digest([0; 32])) }
 }
 
 fn resumed(generation: u64, step: u64) -> RankEvent {

@@ -258,7 +258,7 @@ async fn a_rank_is_started_trains_is_logged_and_released() {
     };
     session.tell(ToNode::Commit { id: RANK, generation, step: Step(4), shards: vec![shard].into() }).await;
     let RankEvent::ManifestStored { uri, .. } = session.report().await.event else { panic!("a manifest") };
-    assert_eq!(crate::checkpoint::verify(&uri).unwrap().manifest.step, Step(4));
+    assert_eq!(crate::checkpoint::verify(&uri, None).unwrap().manifest.step, Step(4));
     session.tell(ToNode::Committed { id: RANK, step: Step(4), keep: vec![].into() }).await;
     assert!(matches!(session.report().await.event, RankEvent::Finished { .. }));
     session.tell(ToNode::Release { id: RANK }).await;

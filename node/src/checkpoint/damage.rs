@@ -106,7 +106,7 @@ fn no_random_damage_of_a_checkpoint_is_loaded() {
     for seed in 0..DAMAGES {
         let (what, changed) = damage(&mut ChaCha8Rng::seed_from_u64(seed), &good, &older);
         changed.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
-        match std::panic::catch_unwind(|| load(&uri)) {
+        match std::panic::catch_unwind(|| load(&uri, None)) {
             Ok(Err(error)) if error.is_damage() => found += 1,
             Ok(Ok((_, tensors))) if changed.is_empty() => {
                 assert_eq!(sorted(tensors), whole);
@@ -130,10 +130,10 @@ fn an_older_checkpoint_in_the_folder_of_another_is_refused() {
     for (path, bytes) in files(&older) {
         fs::write(Path::new(newer.strip_prefix("file://").unwrap()).join(path.file_name().unwrap()), bytes).unwrap();
     }
-    let error = load(&newer).unwrap_err();
+    let error = load(&newer, None).unwrap_err();
     assert!(error.is_damage() && error.to_string().contains("step-00000120-g1"), "{error}");
     // Under a name of its own it is a checkpoint like any other.
     let copy = dir.path().join("copy");
     fs::rename(older.strip_prefix("file://").unwrap(), &copy).unwrap();
-    load(copy.to_str().unwrap()).unwrap();
+    load(copy.to_str().unwrap(), None).unwrap();
 }

@@ -1,5 +1,7 @@
 //! Why a checkpoint could not be written or read. Each error names the object, and for damage the shard, the byte and the mend.
 
+use stoke_protocol::ids::Digest;
+
 /// What a person does about a damaged checkpoint.
 const MEND: &str = "restore the file from a copy, or continue from an earlier checkpoint (`stoke checkpoint list`)";
 
@@ -33,6 +35,11 @@ pub enum CheckpointError {
     State(#[source] stoke_jobs::JobError),
     #[error("manifest of {uri}: {problem}: {MEND}")]
     Manifest { uri: String, problem: String },
+    /// A whole checkpoint, and not the one that was committed.
+    #[error(
+        "manifest of {uri}: its BLAKE3 is {found}, and {expected} was committed: another checkpoint lies in the place of this one: {MEND}"
+    )]
+    Foreign { uri: String, found: Digest, expected: Digest },
     #[error("shard {shard} ({file}), byte {offset}: {problem}: {MEND}")]
     Shard { shard: u32, file: String, offset: u64, problem: String },
     /// Another writer was there first: two generations never share a folder.
@@ -43,7 +50,7 @@ pub enum CheckpointError {
 impl CheckpointError {
     /// Whether the checkpoint itself is at fault: another one may be whole.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Missing { .. } | Self::Manifest { .. } | Self::Shard { .. })
+        matches!(self, Self::Missing { .. } | Self::Manifest { .. } | Self::Foreign { .. } | Self::Shard { .. })
     }
 
     /// Names what was being done, and tells a full disk from other failures.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use blake3::hazmat::ChainingValue;
 use stoke_jobs::NamedTensor;
+use stoke_protocol::ids::Digest;
 
 use super::error::CheckpointError;
 use super::folder::Folder;
@@ -26,13 +27,13 @@ pub struct Verified {
 
 /// The manifest of the checkpoint at `uri` (`file:///...` or a path). Looks at no shard.
 pub fn open(uri: &str) -> Result<Manifest, CheckpointError> {
-    read_manifest(&Folder::at(uri)?)
+    read_manifest(&Folder::at(uri)?, None)
 }
 
-/// Reads every byte of every shard, in constant memory.
-pub fn verify(uri: &str) -> Result<Verified, CheckpointError> {
+/// Reads every byte of every shard, in constant memory. `committed` as for [`load`].
+pub fn verify(uri: &str, committed: Option<Digest>) -> Result<Verified, CheckpointError> {
     let folder = Folder::at(uri)?;
-    let manifest = read_manifest(&folder)?;
+    let manifest = read_manifest(&folder, committed)?;
     let heads = read_heads(&folder, &manifest)?;
     let tensors = heads.iter().map(|head| head.header.names().len()).sum();
     let pieces = heads.iter().flat_map(|head| head.pieces(&mut [])).collect();
@@ -41,9 +42,10 @@ pub fn verify(uri: &str) -> Result<Verified, CheckpointError> {
 }
 
 /// Reads a whole checkpoint, whatever number of shards it has, straight into its tensors; every byte is verified before any of it is given.
-pub fn load(uri: &str) -> Result<(Manifest, Vec<NamedTensor>), CheckpointError> {
+/// `committed` is the BLAKE3 of the manifest that the catalogue knows; without it, whatever checkpoint lies there is read.
+pub fn load(uri: &str, committed: Option<Digest>) -> Result<(Manifest, Vec<NamedTensor>), CheckpointError> {
     let folder = Folder::at(uri)?;
-    let manifest = read_manifest(&folder)?;
+    let manifest = read_manifest(&folder, committed)?;
     let heads = read_heads(&folder, &manifest)?;
     // Bounded by the files: their sizes were compared with the manifest's, and the headers' with them.
     let mut values: Vec<Vec<Vec<f32>>> = heads.iter().map(|head| head.header.zeros()).collect();
@@ -53,7 +55,7 @@ pub fn load(uri: &str) -> Result<(Manifest, Vec<NamedTensor>), CheckpointError> 
     Ok((manifest, tensors))
 }
 
-fn read_manifest(folder: &Folder) -> Result<Manifest, CheckpointError> {
+fn read_manifest(folder: &Folder, committed: Option<Digest>) -> Result<Manifest, CheckpointError> {
     let damaged = |problem: String| CheckpointError::Manifest { uri: folder.uri().to_owned(), problem };
     let Some(bytes) = folder.size(MANIFEST_FILE)? else {
         return Err(CheckpointError::Missing { uri: folder.uri().to_owned() });
@@ -67,6 +69,10 @@ fn read_manifest(folder: &Folder) -> Result<Manifest, CheckpointError> {
         Ok(())
     })?;
     let manifest = Manifest::from_json(&json).map_err(damaged)?;
+    let found = Digest(*blake3::hash(&json).as_bytes());
+    if let Some(expected) = committed.filter(|committed| *committed != found) {
+        return Err(CheckpointError::Foreign { uri: folder.uri().to_owned(), found, expected });
+    }
     // A whole checkpoint that lies where another one was.
     let (found, name) = ((manifest.step, manifest.generation), folder.name());
     if parse_folder_name(name).is_some_and(|named| named != found) {

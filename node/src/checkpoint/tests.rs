@@ -72,9 +72,9 @@ fn what_any_number_of_ranks_wrote_is_read_back() {
         let uri = uri(dir.path());
         let manifest = write(&uri, &tensors(), world);
         assert_eq!(open(&uri).unwrap(), manifest);
-        let verified = verify(&uri).unwrap();
+        let verified = verify(&uri, None).unwrap();
         assert_eq!((verified.tensors, verified.bytes), (10, manifest.bytes()));
-        let (_, read) = load(&uri).unwrap();
+        let (_, read) = load(&uri, None).unwrap();
         assert_eq!(sorted(read), sorted(tensors()));
         // A plain path is the same place.
         assert_eq!(open(uri.strip_prefix("file://").unwrap()).unwrap(), manifest);
@@ -90,7 +90,7 @@ fn a_shard_larger_than_one_part_is_read_back_and_opens_with_the_safetensors_crat
     let big =
         NamedTensor { name: "big".into(), shape: vec![5_000_000], values: (0..5_000_000).map(|i| i as f32).collect() };
     write(&uri, std::slice::from_ref(&big), 1);
-    assert_eq!(load(&uri).unwrap().1, std::slice::from_ref(&big));
+    assert_eq!(load(&uri, None).unwrap().1, std::slice::from_ref(&big));
     let bytes = fs::read(format!("{}/shard-0-of-1.safetensors", uri.strip_prefix("file://").unwrap())).unwrap();
     let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(theirs.tensor("big").unwrap().data().len(), 20_000_000);
@@ -109,8 +109,8 @@ fn damage_is_found_and_named() {
             Some(bytes) => fs::write(&shard, bytes).unwrap(),
             None => fs::remove_file(&shard).unwrap(),
         }
-        let error = verify(&uri).unwrap_err().to_string();
-        assert_eq!(load(&uri).unwrap_err().to_string(), error);
+        let error = verify(&uri, None).unwrap_err().to_string();
+        assert_eq!(load(&uri, None).unwrap_err().to_string(), error);
         assert!(
             error.contains("shard 1 (shard-1-of-3.safetensors)") && error.contains("earlier checkpoint"),
             "{error}"
@@ -129,6 +129,36 @@ fn damage_is_found_and_named() {
     json[9] = b'{';
     assert!(broken(Some(&json)).contains("header"));
     assert!(broken(None).contains("missing"));
+}
+
+#[test]
+fn a_checkpoint_that_is_not_the_committed_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = |uri: &str| {
+        let json = fs::read(format!("{}/manifest.json", uri.strip_prefix("file://").unwrap())).unwrap();
+        Digest(*blake3::hash(&json).as_bytes())
+    };
+    let (ours, theirs) = (uri(dir.path()), uri(&dir.path().join("other")));
+    write(&ours, &tensors(), 2);
+    // The same step, generation, spec and shape, and other numbers.
+    let mut others = tensors();
+    others[0].values[0] += 1.0;
+    write(&theirs, &others, 2);
+    let (committed, other) = (digest(&ours), digest(&theirs));
+    load(&ours, Some(committed)).unwrap();
+    verify(&ours, Some(committed)).unwrap();
+    let place = Path::new(ours.strip_prefix("file://").unwrap());
+    fs::remove_dir_all(place).unwrap();
+    fs::rename(theirs.strip_prefix("file://").unwrap(), place).unwrap();
+    for error in [load(&ours, Some(committed)).unwrap_err(), verify(&ours, Some(committed)).unwrap_err()] {
+        let words = error.to_string();
+        assert!(error.is_damage(), "{words}");
+        for part in [&ours, &committed.to_string(), &other.to_string(), "earlier checkpoint"] {
+            assert!(words.contains(part), "{words}");
+        }
+    }
+    // Nobody says which one was committed there.
+    load(&ours, None).unwrap();
 }
 
 #[test]

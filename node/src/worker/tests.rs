@@ -10,7 +10,7 @@ use stoke_protocol::identity::{Authority, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
-    FromRank, Member, Membership, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+    FromRank, Member, Membership, Origin, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
@@ -197,7 +197,7 @@ impl Stage {
             }
             RankEvent::ShardStored { generation, step, shard } => self.stored(generation, step, shard).await,
             RankEvent::ManifestStored { step, uri, .. } => {
-                checkpoint::verify(&uri).unwrap();
+                checkpoint::verify(&uri, None).unwrap();
                 self.committed.push(step.0);
                 self.kept.extend(uri.rsplit('/').next().map(str::to_owned));
                 self.tell_all(ToRank::Committed { step, keep: self.kept.clone().into() }).await;
@@ -316,7 +316,8 @@ impl Stage {
 
 fn start(spec: &str, base: &str, resume: Option<String>) -> impl Fn(RankId) -> StartRank {
     let (spec, checkpoints) = (spec.to_owned(), base.to_owned());
-    let from = resume.map_or(StartFrom::Seed, StartFrom::Checkpoint);
+    let origin = |uri| StartFrom::Checkpoint(Origin { uri, manifest_blake3: None });
+    let from = resume.map_or(StartFrom::Seed, origin);
     move |id| StartRank { id, spec: spec.clone(), checkpoints: checkpoints.clone(), from: from.clone() }
 }
 

@@ -14,7 +14,7 @@ use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
 use stoke_protocol::ids::{Digest, Generation, Step};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
-use stoke_protocol::message::rank::{Membership, Outcome, Progress, RankEvent, StartFrom, StartRank};
+use stoke_protocol::message::rank::{Membership, Origin, Outcome, Progress, RankEvent, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
 
@@ -156,8 +156,8 @@ impl Trainer {
             train = load(&plan)?;
         }
         let (mut step, mut loss, mut restored, mut ledger) = (0, f32::NAN, None, Ledger::default());
-        if let StartFrom::Checkpoint(uri) = &start.from {
-            (step, loss, ledger) = restore(uri, &mut *train, spec, plan.steps)?;
+        if let StartFrom::Checkpoint(origin) = &start.from {
+            (step, loss, ledger) = restore(origin, &mut *train, spec, plan.steps)?;
             restored = Some(step);
         }
         tracing::info!(
@@ -441,12 +441,13 @@ fn receive(work: &Work<'_>, generation: Generation) -> Receiver<Result<Received,
 }
 
 /// Takes a checkpoint over; returns its step, its loss and its ledger.
-fn restore(uri: &str, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32, Ledger), Failure> {
+fn restore(origin: &Origin, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32, Ledger), Failure> {
+    let uri = &origin.uri;
     let failed = |what: String| Failure::Permanent(format!("continue from {uri}: {what}"));
-    let (manifest, tensors) = checkpoint::load(uri).map_err(|error| {
+    let (manifest, tensors) = checkpoint::load(uri, origin.manifest_blake3).map_err(|error| {
         let damaged = error.is_damage();
         let error = format!("continue from {uri}: {}", text_of(&error));
-        if damaged { Failure::Damaged { uri: uri.to_owned(), error } } else { Failure::Error(error) }
+        if damaged { Failure::Damaged { uri: uri.clone(), error } } else { Failure::Error(error) }
     })?;
     if let Some(reason) = mismatch(&manifest, spec, steps) {
         return Err(failed(reason));
@@ -455,7 +456,7 @@ fn restore(uri: &str, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Resu
     let restored = Digest(train.weights_blake3());
     if restored != manifest.weights_blake3 {
         let error = format!("its weights hash to {restored}, the manifest says {}", manifest.weights_blake3);
-        return Err(Failure::Damaged { uri: uri.to_owned(), error: format!("continue from {uri}: {error}") });
+        return Err(Failure::Damaged { uri: uri.clone(), error: format!("continue from {uri}: {error}") });
     }
     let ledger = manifest.ledger.unwrap_or(Ledger::from(manifest.cursor));
     Ok((manifest.step.0, manifest.loss.unwrap_or(f32::NAN), ledger))

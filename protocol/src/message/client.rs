@@ -262,6 +262,7 @@ pub struct CheckpointView {
     pub shards: u32,
     pub bytes: u64,
     pub committed_ms: u64,
+    pub manifest_blake3: Digest,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -41,10 +41,18 @@ pub struct StartRank {
 pub enum StartFrom {
     /// The seed.
     Seed,
-    /// URI of a checkpoint.
-    Checkpoint(String),
+    Checkpoint(Origin),
     /// The ranks that train already: it joins them.
     Peers,
+}
+
+/// A checkpoint to begin with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Origin {
+    pub uri: String,
+    /// Of the manifest that is in the catalogue: whatever else lies there is not that checkpoint. None where the catalogue does not know the URI,
+    /// which a person has named.
+    pub manifest_blake3: Option<Digest>,
 }
 
 /// Who trains in a generation: the fence of steps and checkpoints (I2). Made by the coordinator alone.

@@ -9,7 +9,7 @@ use stoke_node::agent::state::Event;
 use stoke_protocol::ids::{Digest, Generation, JobId, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Membership, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+    Exit, FromRank, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 
 use super::specs::Plan;
@@ -132,7 +132,10 @@ impl World {
         let uri = match &start.from {
             StartFrom::Seed => return Some(Step(0)),
             StartFrom::Peers => return None,
-            StartFrom::Checkpoint(uri) => uri,
+            StartFrom::Checkpoint(Origin { uri, manifest_blake3 }) => {
+                assert_eq!(*manifest_blake3, Some(digest(uri)), "I22: {uri} is named with the manifest of another");
+                uri
+            }
         };
         let Some(newest) = self.store.folder(uri).map(|folder| folder.step) else { return Some(Step(0)) };
         let (job, generation) = (start.id.job, start.id.generation);

@@ -138,11 +138,14 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
         let from = |message| if let ToNode::Start(start) = message { Some(start.from) } else { None };
         told.into_iter().filter_map(from).collect()
     };
-    assert_eq!(starts(world.told(session)).last(), Some(&StartFrom::Checkpoint("file:///c/job-1/step-8-g1".into())));
+    assert_eq!(
+        starts(world.told(session)).last(),
+        Some(&StartFrom::Checkpoint(committed_at("file:///c/job-1/step-8-g1")))
+    );
     let (uri, error) = ("file:///c/job-1/step-8-g1".to_owned(), "a bit has changed".to_owned());
     world.report(session, id(job, 2, 0), RankEvent::Damaged { uri, error });
     world.report(session, id(job, 2, 0), exited(1));
-    assert_eq!(starts(world.told(session)), [StartFrom::Checkpoint("file:///c/job-1/step-4-g1".into())]);
+    assert_eq!(starts(world.told(session)), [StartFrom::Checkpoint(committed_at("file:///c/job-1/step-4-g1"))]);
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn too_few_ranks_end_the_run_and_the_next_continues_from_the_checkpoint() {
         ToNode::Start(start) => Some(start),
         _ => None,
     });
-    assert_eq!(start.unwrap().from, StartFrom::Checkpoint("file:///c/job-1/step-5-g1".into()));
+    assert_eq!(start.unwrap().from, StartFrom::Checkpoint(committed_at("file:///c/job-1/step-5-g1")));
 }
 
 #[test]
