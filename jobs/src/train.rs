@@ -11,6 +11,7 @@ mod layers;
 mod metrics;
 pub(crate) mod optimizer;
 mod parameters;
+mod pytorch;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -223,6 +224,18 @@ pub fn classifier(
     match trainer {
         "domains" => domains::classifier(&spec, tensors),
         "digits" => digits::classifier(&spec, tensors),
+        unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
+    }
+}
+
+/// A checkpoint's `model.*` tensors (others are passed over) under the names and in the layouts of a plain PyTorch module: the `Net` of
+/// `jobs/reference/<trainer>.py`.
+pub fn pytorch(config_toml: &str, trainer: &str, mut tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
+    tensors.retain(|tensor| tensor.name.starts_with("model."));
+    let spec = Spec::new(config_toml);
+    match trainer {
+        "domains" => domains::pytorch(&spec, tensors),
+        "digits" => digits::pytorch(&spec, tensors),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
 }

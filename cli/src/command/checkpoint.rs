@@ -1,8 +1,10 @@
 //! `stoke checkpoint`: which there are, and whether their bytes are still what was written.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use stoke_node::checkpoint;
-use stoke_protocol::ids::{Digest, JobId};
+use stoke_protocol::ids::{Digest, JobId, Step};
 use stoke_protocol::list::List as Frames;
 use stoke_protocol::message::client::{CheckpointView, Reply, Request};
 
@@ -22,10 +24,17 @@ Examples:
   stoke checkpoint verify job-3
   stoke checkpoint verify stoke-runs/domains/20261122-170405/JOB/step-00000120-g1";
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  stoke checkpoint export job-3 --out model.safetensors
+  stoke checkpoint export job-3 400 --out model.safetensors --json
+  python3 -c 'from safetensors.torch import load_file; print(load_file(\"model.safetensors\").keys())'";
+
 #[derive(Subcommand, Debug)]
 pub enum Checkpoint {
     List(List),
     Verify(Verify),
+    Export(Export),
 }
 
 /// List committed checkpoints, oldest first
@@ -45,10 +54,27 @@ pub struct Verify {
     what: String,
 }
 
+/// Write the model's weights as one safetensors file for PyTorch; every byte of the checkpoint is verified first
+///
+/// Names and layouts are those of a plain nn.Module (docs/checkpoints.md). The optimizer's state is left out. A file that exists is not replaced.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub struct Export {
+    /// A job, or a checkpoint's folder or file:// URI
+    #[arg(value_name = "JOB|CHECKPOINT")]
+    what: String,
+    /// The step of one of the job's checkpoints [default: the newest]
+    step: Option<u64>,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
 pub async fn run(command: Checkpoint, global: &Global) -> Result<Exit, Failure> {
     match command {
         Checkpoint::List(args) => list(args, global).await,
         Checkpoint::Verify(args) => verify(args, global).await,
+        Checkpoint::Export(args) => export(args, global).await,
     }
 }
 
@@ -96,10 +122,68 @@ async fn verify(args: Verify, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+async fn export(args: Export, global: &Global) -> Result<Exit, Failure> {
+    let Export { what, step, out } = args;
+    let found = match step {
+        None => locate(&what, global).await?,
+        Some(step) => locate_step(&what, Step(step), global).await?,
+    };
+    let uri = found.uri.clone();
+    let work = move || {
+        let (manifest, tensors) =
+            checkpoint::load(&found.uri, found.manifest_blake3).map_err(|error| failure(error, &found.uri))?;
+        let weights = stoke_jobs::pytorch(&manifest.spec, &manifest.trainer, tensors)
+            .or_fail(Exit::Negative, format!("lay out the {} model of {}", manifest.trainer, found.uri))?;
+        let exported = checkpoint::export(&manifest, &weights, &out).map_err(|error| {
+            let (exit, help) = match out.exists() {
+                true => (Exit::Conflict, "it exists: remove it, or write another one with --out"),
+                false => (Exit::Negative, "see that the folder of --out exists and can be written"),
+            };
+            Failure::from_error(exit, error).help(help)
+        })?;
+        Ok::<_, Failure>((manifest, weights, exported, out))
+    };
+    let (manifest, weights, exported, out) =
+        tokio::task::spawn_blocking(work).await.or_fail(Exit::Negative, "export")??;
+    if global.json {
+        output::print_json(&serde_json::json!({
+            "uri": uri, "out": out, "job": manifest.job.to_string(), "step": manifest.step.0, "trainer": manifest.trainer,
+            "bytes": exported.bytes, "blake3": exported.blake3.to_string(),
+            "weights_blake3": manifest.weights_blake3.to_string(),
+            "tensors": weights.iter().map(|tensor| serde_json::json!({ "name": tensor.name, "shape": tensor.shape })).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        let (step, size) = (manifest.step.0, output::bytes(exported.bytes));
+        let tensors = output::count(weights.len() as u64, "tensor");
+        output::print(&format!("{} holds {} at step {step}: {tensors}, {size}\n", out.display(), manifest.name))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// A job's checkpoint of one step.
+async fn locate_step(what: &str, step: Step, global: &Global) -> Result<Located, Failure> {
+    let job: JobId = what
+        .parse()
+        .map_err(|_| Failure::usage(format!("a step is of a job, and {what:?} is not the name of one (job-3)")))?;
+    let checkpoints = committed(Some(job), global).await?;
+    checkpoints.iter().find(|checkpoint| checkpoint.step == step).map(Located::of).ok_or_else(|| {
+        let steps: Vec<String> = checkpoints.iter().map(|checkpoint| checkpoint.step.0.to_string()).collect();
+        let has = if steps.is_empty() { "no checkpoint".to_owned() } else { format!("those of {}", steps.join(", ")) };
+        Failure::new(Exit::NotFound, format!("{job} has no checkpoint of step {}", step.0))
+            .help(format!("it has {has} (`stoke checkpoint list {job}`)"))
+    })
+}
+
 /// Where a checkpoint is, and which one it must be where the catalogue knows.
 pub struct Located {
     pub uri: String,
     pub manifest_blake3: Option<Digest>,
+}
+
+impl Located {
+    fn of(checkpoint: &CheckpointView) -> Self {
+        Self { uri: checkpoint.uri.clone(), manifest_blake3: Some(checkpoint.manifest_blake3) }
+    }
 }
 
 /// A checkpoint from what a person typed: a job stands for its newest one.
@@ -108,11 +192,7 @@ pub async fn locate(what: &str, global: &Global) -> Result<Located, Failure> {
     let Some(job) = job else { return Ok(Located { uri: checkpoint_uri(what)?, manifest_blake3: None }) };
     let checkpoints = committed(Some(job), global).await?;
     let newest = checkpoints.iter().max_by_key(|checkpoint| (checkpoint.step, checkpoint.generation));
-    let found = |checkpoint: &CheckpointView| Located {
-        uri: checkpoint.uri.clone(),
-        manifest_blake3: Some(checkpoint.manifest_blake3),
-    };
-    newest.map(found).ok_or_else(|| {
+    newest.map(Located::of).ok_or_else(|| {
         Failure::new(Exit::NotFound, format!("{job} has no committed checkpoint"))
             .help(format!("see how far it came with `stoke explain {job}`"))
     })

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::engine::{Engine, Loss, Task, cross_entropy};
 use super::layers::{Init, Linear};
 use super::parameters::{check_model, layout, load_model};
+use super::pytorch::{Kind, to_pytorch};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
@@ -260,6 +261,23 @@ pub(crate) fn classifier(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<B
     let net = load_model(net, weights);
     let labels = (0..DIGITS).map(|digit| digit.to_string()).collect();
     Ok(Box::new(Classifier { config: sections.model, pixels: sections.data.pixels, labels, net, device }))
+}
+
+/// The weights for a plain PyTorch module: `nn.Conv2d`, `nn.Linear`.
+pub(crate) fn pytorch(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
+    let config = sections(spec)?.model;
+    let weights = check_model(&layout(&Net::new(&Init::new(0, &device()), &config)), tensors)?;
+    let kind = |name: &str| match name {
+        "model.first.weight" | "model.second.weight" => Kind::Convolution { window: vec![KERNEL, KERNEL] },
+        "model.hidden.weight" => Kind::Flattened { pixels: SIDE_2 * SIDE_2 },
+        "model.output.weight" => Kind::Linear,
+        _ => Kind::Plain,
+    };
+    let laid_out = weights.into_iter().map(|tensor| {
+        let kind = kind(&tensor.name);
+        to_pytorch(tensor, &kind)
+    });
+    Ok(laid_out.collect())
 }
 
 impl Predict for Classifier {

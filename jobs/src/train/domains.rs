@@ -15,6 +15,7 @@ use super::engine::{Engine, Loss, Task, cross_entropy};
 use super::layers::{Embedding, Init, Linear};
 use super::metrics::{at_false_positives, roc_auc};
 use super::parameters::{check_model, layout, load_model};
+use super::pytorch::{Kind, to_pytorch};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
@@ -298,6 +299,25 @@ pub(crate) fn classifier(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<B
     let weights = check_model(&layout(&net), tensors)?;
     let net = load_model(net, weights);
     Ok(Box::new(Classifier { config: sections.model, labels: sections.data.labels, net, device }))
+}
+
+/// The weights for a plain PyTorch module: `nn.Embedding`, `nn.Conv1d`, `nn.Linear`.
+pub(crate) fn pytorch(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
+    let config = sections(spec)?.model;
+    let weights = check_model(&layout(&Net::new(&Init::new(0, &device()), &config)), tensors)?;
+    let kind = |name: &str| match name.split('.').collect::<Vec<_>>()[..] {
+        ["model", "convolutions", at, "weight"] => {
+            let at: usize = at.parse().expect("P1: check_model knows the name");
+            Kind::Convolution { window: vec![config.widths[at]] }
+        }
+        ["model", "hidden" | "output", "weight"] => Kind::Linear,
+        _ => Kind::Plain,
+    };
+    let laid_out = weights.into_iter().map(|tensor| {
+        let kind = kind(&tensor.name);
+        to_pytorch(tensor, &kind)
+    });
+    Ok(laid_out.collect())
 }
 
 impl Predict for Classifier {

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod damage;
 mod error;
+mod export;
 mod folder;
 mod manifest;
 mod plan;
@@ -16,6 +17,7 @@ mod tests;
 mod write;
 
 pub use error::CheckpointError;
+pub use export::{Exported, export};
 pub use folder::Folder;
 pub use manifest::{FORMAT, MANIFEST_FILE, Manifest, Shard};
 pub use plan::{folder_name, own_shard, plan_shards, shard_file};

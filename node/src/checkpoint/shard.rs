@@ -2,10 +2,11 @@
 //!
 //! I24: a header has at most 16 MiB, its tensors lie one after the other without overlap or gap, and fill the file.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::Serialize;
 use stoke_jobs::NamedTensor;
 
 use super::folder::PART_BYTES;
@@ -27,17 +28,19 @@ fn damage(offset: u64, problem: impl Into<String>) -> Damage {
 }
 
 /// The header with its length: the first part of the file. Tensors keep their order, which is that of their data.
-pub(super) fn encode_header(tensors: &[&NamedTensor]) -> Result<Vec<u8>, String> {
+/// `notes` is what the file says of itself.
+pub(super) fn encode_header(tensors: &[&NamedTensor], notes: &BTreeMap<String, String>) -> Result<Vec<u8>, String> {
     let mut end = 0;
     let infos = tensors.iter().map(|tensor| {
         let start = end;
         end += tensor.values.len() * size_of::<f32>();
         (tensor.name.clone(), TensorInfo { dtype: Dtype::F32, shape: tensor.shape.clone(), data_offsets: (start, end) })
     });
-    // PyTorch's readers look for this key; a single one keeps the bytes deterministic.
-    let readers = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata = Metadata::new(Some(readers), infos.collect()).map_err(|error| error.to_string())?;
-    let mut json = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
+    let metadata = Metadata::new(None, infos.collect()).map_err(|error| error.to_string())?;
+    let mut header: BTreeMap<&str, Entry<'_>> = BTreeMap::from([("__metadata__", Entry::Notes(notes))]);
+    let tensors = metadata.offset_keys();
+    header.extend(tensors.iter().filter_map(|name| Some((name.as_str(), Entry::Tensor(metadata.info(name)?)))));
+    let mut json = serde_json::to_vec(&header).map_err(|error| error.to_string())?;
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() as u64 > HEADER_BYTES_MAX {
         return Err(format!("header has {} bytes, the limit is {HEADER_BYTES_MAX}", json.len()));
@@ -45,6 +48,19 @@ pub(super) fn encode_header(tensors: &[&NamedTensor]) -> Result<Vec<u8>, String>
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.append(&mut json);
     Ok(header)
+}
+
+/// Sorted by name: the same tensors and notes are the same bytes.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Notes(&'a BTreeMap<String, String>),
+    Tensor(&'a TensorInfo),
+}
+
+/// What every file says: PyTorch's readers look for this key.
+pub(super) fn notes() -> BTreeMap<String, String> {
+    BTreeMap::from([("format".to_owned(), "pt".to_owned())])
 }
 
 /// The file in parts of about [`PART_BYTES`]: the header, then the values.
@@ -55,8 +71,8 @@ pub(super) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    pub(super) fn new(tensors: &[&'a NamedTensor]) -> Result<Self, String> {
-        let header = encode_header(tensors)?;
+    pub(super) fn new(tensors: &[&'a NamedTensor], notes: &BTreeMap<String, String>) -> Result<Self, String> {
+        let header = encode_header(tensors, notes)?;
         Ok(Self { header: Some(header), rest: tensors.iter().map(|tensor| tensor.values.as_slice()).collect() })
     }
 }
@@ -81,7 +97,7 @@ impl Iterator for Parts<'_> {
 
 /// A shard's bytes, run by run.
 pub fn encode(tensors: &[NamedTensor]) -> Result<impl Iterator<Item = Vec<u8>>, String> {
-    Parts::new(&tensors.iter().collect::<Vec<_>>())
+    Parts::new(&tensors.iter().collect::<Vec<_>>(), &notes())
 }
 
 /// The tensors of a whole shard.

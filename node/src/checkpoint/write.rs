@@ -13,7 +13,7 @@ use super::error::CheckpointError;
 use super::folder::Folder;
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::plan::{parse_folder_name, shard_file};
-use super::shard::Parts;
+use super::shard::{Parts, notes};
 
 /// Writes one shard; when it returns, the shard is durable. Nothing is left of it after an error.
 pub fn write_shard(
@@ -25,7 +25,7 @@ pub fn write_shard(
     let file = shard_file(index, world);
     let tensors: Vec<&NamedTensor> = tensors.iter().collect();
     let damaged = |problem| CheckpointError::Shard { shard: index, file: file.clone(), offset: 0, problem };
-    let parts = Parts::new(&tensors).map_err(damaged)?;
+    let parts = Parts::new(&tensors, &notes()).map_err(damaged)?;
     // A part is made and hashed while the one before it is written.
     let (give, take) = sync_channel::<Bytes>(1);
     thread::scope(|scope| {
