@@ -1,62 +1,28 @@
-//! Runs of the simulator: a thousand seeds that must show no violation, each twice with equal hashes, and planted bugs that must be found.
-//! `SEED=7 cargo test --release -p stoke-cli -p stoke-tests --test simulation one_seed -- --nocapture` tells one run as it goes.
+//! Runs of the simulator: a thousand seeds that must show no violation, each twice with equal hashes; planted bugs that must be found; and traces
+//! of failures, shrunk and kept, that are run again.
+//! `SEED=7 cargo test --release -p stoke-cli -p stoke-tests --test simulation one_run -- --nocapture` tells one run as it goes, `TRACE=FILE` the run
+//! of a trace file.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
 
-use stoke_tests::sim::{Outcome, Planted, Setting, run};
+use stoke_tests::sim::{Outcome, Planted, Setting, Trace, run, seeds, shrink};
 
 /// Seeds of every run of the test suite.
 const SEEDS: u64 = 1_000;
 /// A planted bug must be found within so many.
 const SEEDS_PLANTED_MAX: u64 = 2_000;
 const THREADS: usize = 2;
-/// Lines of the trace that a failure shows.
-const TRACE_LINES: usize = 80;
-
-fn plain(seed: u64) -> Setting {
-    Setting { seed, planted: Planted::Nothing, trace: 0 }
-}
-
-/// What to read after a failure: the invariant, and what happened last.
-fn story(setting: Setting) -> String {
-    let outcome = run(Setting { trace: TRACE_LINES, ..setting });
-    let seed = setting.seed;
-    format!(
-        "seed {seed} ({:?}): {:?}\n  {}\nagain: SEED={seed} cargo test --release -p stoke-cli -p stoke-tests --test simulation one_seed -- --nocapture",
-        setting.planted,
-        outcome.violation,
-        outcome.trace.join("\n  ")
-    )
-}
-
-/// Runs seeds on all threads until `stop` says so; gives what it made of each, in no order.
-fn over<T: Send>(seeds: u64, each: impl Fn(u64) -> Option<T> + Sync) -> Vec<T> {
-    let next = AtomicU64::new(0);
-    let made = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
-                        return;
-                    }
-                    if let Some(one) = each(seed) {
-                        made.lock().unwrap_or_else(PoisonError::into_inner).push(one);
-                    }
-                }
-            });
-        }
-    });
-    made.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
+/// Lines of the story that a failure shows.
+const STORY_LINES: usize = 80;
+/// Of the shrinking of a planted bug: enough for a small trace, and a few seconds.
+const RUNS_PLANTED_MAX: usize = 1_500;
+/// A shrunk trace is at least so many times smaller.
+const SMALLER: usize = 20;
 
 #[test]
 fn a_thousand_seeds_hold_every_invariant_and_repeat_bit_for_bit() {
-    let seeds = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS);
-    let outcomes: Vec<(u64, Outcome, u64)> = over(seeds, |seed| {
-        let (first, second) = (run(plain(seed)), run(plain(seed)));
+    let outcomes: Vec<(u64, Outcome, u64)> = seeds::over(0..SEEDS, THREADS, |seed| {
+        let (first, second) = (run(&Setting::of_seed(seed)), run(&Setting::of_seed(seed)));
         Some((seed, first, second.hash))
     });
     let mut sums = (0, 0, 0, 0);
@@ -72,24 +38,23 @@ fn a_thousand_seeds_hold_every_invariant_and_repeat_bit_for_bit() {
             failed.push(*seed);
         }
     }
-    println!("{seeds} seeds: {} events, {} jobs, {} starts of a coordinator, {} ranks", sums.0, sums.1, sums.2, sums.3);
+    println!("{SEEDS} seeds: {} events, {} jobs, {} starts of a coordinator, {} ranks", sums.0, sums.1, sums.2, sums.3);
     failed.sort_unstable();
     if let Some(first) = failed.first() {
-        panic!("{} seeds fail: {failed:?}\n{}", failed.len(), story(plain(*first)));
+        let outcome = run(&Setting::of_seed(*first).story(STORY_LINES));
+        println!("seed {first}, the end of its story:\n  {}", outcome.story.join("\n  "));
+        let report = seeds::report(&Setting::of_seed(*first), &traces_made());
+        panic!("{} seeds fail: {failed:?}\n{report}", failed.len());
     }
 }
 
 #[test]
 fn every_planted_bug_is_found() {
-    let found: Vec<(Planted, Option<(u64, Outcome)>)> = {
-        let planted = Planted::all();
-        over(planted.len() as u64, |at| {
-            let planted = planted[at as usize];
-            let violated =
-                |seed| Some((seed, run(Setting { planted, ..plain(seed) }))).filter(|(_, o)| o.violation.is_some());
-            Some((planted, (0..SEEDS_PLANTED_MAX).find_map(violated)))
-        })
-    };
+    let planted = Planted::all();
+    let found: Vec<(Planted, Option<(u64, Outcome)>)> = seeds::over(0..planted.len() as u64, THREADS, |at| {
+        let planted = planted[at as usize];
+        Some((planted, first_found(planted)))
+    });
     let mut missed = Vec::new();
     for (planted, found) in &found {
         match found {
@@ -100,12 +65,77 @@ fn every_planted_bug_is_found() {
     assert!(missed.is_empty(), "not found within {SEEDS_PLANTED_MAX} seeds: {missed:?}");
 }
 
-/// Of `SEED`, or of the first: told as it goes.
+fn first_found(planted: Planted) -> Option<(u64, Outcome)> {
+    let violated = |seed| Some((seed, run(&Setting::of_seed(seed).planted(planted))));
+    (0..SEEDS_PLANTED_MAX).filter_map(violated).find(|(_, outcome)| outcome.violation.is_some())
+}
+
 #[test]
-fn one_seed() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let outcome = run(Setting { trace: 100_000, ..plain(seed) });
-    println!("{}", outcome.trace.join("\n"));
+fn a_failing_seed_shrinks_to_a_small_trace_that_fails_alike() {
+    let planted = Planted::named("SlotFreedBeforeExit").expect("it is planted");
+    let (seed, outcome) = first_found(planted).expect("a seed finds it");
+    let violation = outcome.violation.clone().expect("found by it");
+    let setting = Setting::of_seed(seed).planted(planted);
+    let (trace, runs) = shrink(&setting, &violation, RUNS_PLANTED_MAX);
+    let whole = Trace { plan: setting.plan, choices: outcome.drawn, ..trace.clone() };
+    println!("from {} to {} in {runs} runs:\n{}", whole.size(), trace.size(), trace.write(""));
+    assert!(trace.size() * SMALLER <= whole.size(), "{} is left of {}", trace.size(), whole.size());
+    let again = Trace::read(&trace.write("")).expect("what was written can be read");
+    assert_eq!(again, trace);
+    shows_what_it_says(&again);
+}
+
+#[test]
+fn traces_that_were_kept_show_what_they_say_and_nothing_without_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sim/traces");
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("the folder of traces").flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "no traces are kept");
+    for file in files {
+        println!("{}", file.display());
+        shows_what_it_says(&read(&file));
+    }
+}
+
+/// With its planted bug the invariant breaks, without it none does.
+fn shows_what_it_says(trace: &Trace) {
+    let setting = trace.setting();
+    let sound = run(&setting.clone().planted(Planted::Nothing));
+    assert_eq!(sound.violation, None, "it fails without a planted bug");
+    if trace.planted != Planted::Nothing {
+        let (first, second) = (run(&setting), run(&setting));
+        assert_eq!(first.hash, second.hash, "it does not repeat");
+        let again = "if its moment has only moved, shrink it anew: PLANTED=... SEED=..., test one_run";
+        assert_eq!(first.violation.map(|violation| violation.name()), Some(trace.breaks.clone()), "{again}");
+    }
+}
+
+fn read(file: &Path) -> Trace {
+    let text = std::fs::read_to_string(file).expect("a trace file can be read");
+    Trace::read(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+/// Where new ones are written.
+fn traces_made() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("traces")
+}
+
+/// Of the file `TRACE`, of `SEED`, or of the first seed, with `PLANTED` if it is given: told as it goes.
+#[test]
+fn one_run() {
+    let planted = std::env::var("PLANTED").ok();
+    let planted = planted.map_or(Planted::Nothing, |name| Planted::named(&name).expect("a planted bug's name"));
+    let seed = std::env::var("SEED").ok().map_or(0, |seed| seed.parse().expect("SEED is a number"));
+    let setting = match std::env::var("TRACE") {
+        Ok(file) => read(Path::new(&file)).setting(),
+        Err(_) => Setting::of_seed(seed).planted(planted),
+    };
+    let outcome = run(&setting.clone().story(100_000));
+    println!("{}", outcome.story.join("\n"));
     println!("{} events, {} jobs, hash {:016x}: {:?}", outcome.events, outcome.jobs, outcome.hash, outcome.violation);
-    assert_eq!(outcome.violation, None);
+    if outcome.violation.is_some() {
+        println!("{}", seeds::report(&setting, &traces_made()));
+    }
+    assert_eq!(outcome.violation.is_some(), setting.planted != Planted::Nothing, "{:?}", outcome.violation);
 }

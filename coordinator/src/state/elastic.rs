@@ -218,15 +218,15 @@ impl Job {
             return;
         }
         self.past.drain(..self.past.len().saturating_sub(PAST_MAX));
-        let reason = format!("{} {how}", words.join(", "));
+        let (reason, generation) = (format!("{} {how}", words.join(", ")), self.generation);
         if !lost.is_empty() {
             self.lose(scene, &lost, &reason, end != End::Machine);
         } else if !self.state.is_terminal() {
             self.note(scene, reason.clone());
-            if (waited_for || done) && self.state == JobState::Running {
-                // The step at which it was to leave will not be complete; or another one is to evaluate.
-                self.go_on(scene, &reason);
-            }
+        }
+        if (waited_for || done) && self.state == JobState::Running && self.generation == generation {
+            // The step at which it was to leave will not be complete; or another one is to evaluate.
+            self.go_on(scene, &reason);
         }
         self.settle(scene);
     }
@@ -240,13 +240,14 @@ impl Job {
         run.members.retain(|id| !lost.contains(id));
         run.joining.retain(|id| !lost.contains(id));
         let least = if scene.bug == Some(PlantedBug::TooFewGoOn) { 1 } else { self.ranks_min.max(1) as usize };
-        let enough = run.members.iter().filter(|id| run.is_live(**id)).count() >= least;
+        let live = run.members.iter().filter(|id| run.is_live(**id)).count();
         if running && !members {
             self.turned_away += 1;
         } else if fault && !std::mem::replace(&mut self.struck, true) {
             self.failures += 1;
         }
-        if !running || members && (!enough || self.is_spent(scene.bug)) {
+        // A member that has finished is not among the lost, and may be gone with them.
+        if !running || live == 0 || members && (live < least || self.is_spent(scene.bug)) {
             return self.recover(scene, reason.to_owned());
         }
         if known {

@@ -421,6 +421,34 @@ fn a_finished_rank_that_comes_back_on_a_lost_node_is_stopped() {
     assert_eq!(world.state(job), JobState::Succeeded);
 }
 
+/// Found by the simulator: nobody was left, and the job ran on.
+#[test]
+fn a_finished_rank_that_is_lost_together_with_a_newcomer_leaves_a_job_that_begins_again() {
+    let mut world = World::new();
+    let (_, first) = world.node(2);
+    let (_, second) = world.node(1);
+    let job = world.submit("k", &spec("ranks = 3"));
+    for (session, rank) in [(first, 0), (first, 1), (second, 2)] {
+        world.ready(session, id(job, 1, rank));
+    }
+    assert_eq!(world.state(job), JobState::Running);
+    // A successor is placed beside the first rank, and is not ready yet when that one has finished.
+    world.report(first, id(job, 1, 1), exited(1));
+    world.step(Input::Tick);
+    let run = world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap();
+    assert_eq!(run.ranks.values().filter(|rank| rank.node == NodeId(1) && !rank.gone).count(), 2);
+    world.report(first, id(job, 1, 0), finished(2, 1));
+    world.ms = 3_900;
+    world.step(Input::Heartbeat { session: first, heartbeat: heartbeat(8) });
+    world.ms = 5_000;
+    world.step(Input::Tick);
+    assert_eq!(world.state(job), JobState::Running, "the first is to evaluate alone");
+    world.ms = 20_000;
+    world.step(Input::Tick);
+    assert_eq!(world.state(job), JobState::Queued);
+    world.control.cluster().check_invariants().unwrap();
+}
+
 /// Found by seed 784 of the simulator: its inventory did not know the rank yet, so the rank was taken as gone and its room given away.
 #[test]
 fn a_hello_that_a_newer_one_has_overtaken_is_refused() {

@@ -11,8 +11,8 @@ use stoke_protocol::message::rank::{Exit, RankId, ToRank};
 
 use super::network::Side;
 use super::oracle::CLUSTER;
+use super::plan::MachinePlan;
 use super::planted::{AgentBug, Planted};
-use super::random::Stream;
 use super::world::{Happening, Ms, World};
 
 /// The longest wait between two calls of an agent.
@@ -58,15 +58,15 @@ pub struct Agent {
 }
 
 impl Machine {
-    pub fn draw(at: usize, random: &mut Stream) -> Self {
+    pub fn new(plan: &MachinePlan) -> Self {
         let gpu = || Gpu { name: "sim".into(), memory_bytes: 1 << 30 };
-        let zone = if random.chance(0.5) { "a" } else { "b" };
+        let name = format!("m{}", plan.name);
         let capacity = Capacity {
-            cpus: random.between(2, 5) as u32,
-            memory_bytes: random.between(3, 8) << 30,
+            cpus: plan.cpus,
+            memory_bytes: plan.memory_gib << 30,
             disk_bytes: 1 << 40,
-            gpus: (0..random.between(0, 2)).map(|_| gpu()).collect(),
-            labels: vec![("zone".to_owned(), zone.to_owned()), ("host".to_owned(), format!("m{at}"))].into(),
+            gpus: (0..plan.gpus).map(|_| gpu()).collect(),
+            labels: vec![("zone".to_owned(), plan.zone.clone()), ("host".to_owned(), name)].into(),
             version: "sim".into(),
         };
         Self {
@@ -81,7 +81,7 @@ impl Machine {
             cut_down: false,
             paused: false,
             deferred: Vec::new(),
-            rate: 0.95 + random.unit() * 0.1,
+            rate: plan.rate,
         }
     }
 
@@ -184,7 +184,7 @@ impl World {
         agent.failures += 1;
         let most = (100 << agent.failures.min(6)).min(DIAL_MS_MAX);
         let life = agent.life;
-        let wait = self.streams.scheduler.between(most / 2, most);
+        let wait = self.streams.scheduler.between("dial-later", most / 2, most);
         let wait = self.machines[machine].lasts(wait);
         self.after(wait, Happening::Dial { machine, life });
     }
@@ -265,7 +265,7 @@ impl World {
             }
             Effect::Spawn(start) => {
                 let rates = self.rates;
-                if self.streams.ranks.chance(rates.spawn_fails) {
+                if self.streams.ranks.chance("spawn-fails", rates.spawn_fails) {
                     return Some(Event::NotStarted { id: start.id, error: "out of processes".into() });
                 }
                 self.spawn(machine, life, start);

@@ -11,26 +11,23 @@ use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, Toke
 use stoke_protocol::message::join::Wants;
 
 use super::oracle::Submission;
-use super::specs;
+use super::plan::{Ask, ROOT, TimedAsk};
+use super::store::digest;
 use super::world::{Happening, Ms, World};
 
 const PATIENCE_MS: Ms = 4_000;
 const AGAIN_MS: (Ms, Ms) = (200, 2_000);
-/// Jobs that a run may have: more make it slow and show nothing new.
-const JOBS_MAX: usize = 24;
 
 pub struct Clients {
     subjects: Vec<Subject>,
-    asks: BTreeMap<u64, Ask>,
+    asks: BTreeMap<u64, Asked>,
     made: u64,
-    machines: usize,
-    begun: bool,
     secrets: Vec<(TokenId, Digest)>,
     /// Tokens that have let somebody in.
     used: Vec<TokenId>,
 }
 
-struct Ask {
+struct Asked {
     client: usize,
     question: Question,
     attempt: u32,
@@ -96,16 +93,16 @@ pub enum Answer {
 }
 
 impl Clients {
-    pub fn new(count: usize, machines: usize) -> Self {
+    pub fn new() -> Self {
         let user = |role, name: &str| Subject::user(role, name).expect("a good name");
-        let mut subjects = vec![user(UserRole::Admin, "root"), user(UserRole::Viewer, "vera")];
-        let more = [(UserRole::Submitter, "ada"), (UserRole::Submitter, "bob"), (UserRole::Operator, "olga")];
-        subjects.extend(more.iter().take(count).map(|(role, name)| user(*role, name)));
-        Self { subjects, asks: BTreeMap::new(), made: 0, machines, begun: false, secrets: Vec::new(), used: Vec::new() }
-    }
-
-    pub fn count(&self) -> usize {
-        self.subjects.len()
+        let subjects = vec![
+            user(UserRole::Admin, "root"),
+            user(UserRole::Viewer, "vera"),
+            user(UserRole::Submitter, "ada"),
+            user(UserRole::Submitter, "bob"),
+            user(UserRole::Operator, "olga"),
+        ];
+        Self { subjects, asks: BTreeMap::new(), made: 0, secrets: Vec::new(), used: Vec::new() }
     }
 
     pub fn owner(&self, client: usize) -> String {
@@ -122,68 +119,58 @@ impl Clients {
 }
 
 impl World {
-    pub fn client_acts(&mut self, client: usize) {
-        if self.calm {
-            return;
-        }
-        if client == 0 && !std::mem::replace(&mut self.clients.begun, true) {
-            (0..self.clients.machines).for_each(|machine| self.ask(0, Question::Token { machine }));
-        }
-        if let Some(question) = self.question(client) {
-            self.ask(client, question);
-        }
-        let wait = self.streams.clients.between(100, 5_000);
-        self.after(wait, Happening::ClientActs { client });
+    /// Machines come one after the other, each with a token of its own.
+    pub fn machine_comes(&mut self, machine: usize) {
+        self.ask(ROOT, Question::Token { machine });
     }
 
-    fn question(&mut self, client: usize) -> Option<Question> {
+    /// What is planned is asked, if there is what it is about.
+    pub fn asks(&mut self, at: usize) {
+        let TimedAsk { client, ask, .. } = self.plan.asks[at].clone();
+        if let Some(question) = self.question(client, ask).filter(|_| !self.calm) {
+            self.ask(client, question);
+        }
+    }
+
+    fn question(&mut self, client: usize, ask: Ask) -> Option<Question> {
         let owner = self.clients.owner(client);
-        let jobs = self.oracle.submissions.len();
-        let acked: Vec<JobId> = self.oracle.submissions.values().filter_map(|submission| submission.acked).collect();
-        let random = &mut self.streams.clients;
-        let (kind, number) = (random.between(0, 19), random.between(1, 9));
-        let job = random.pick(&acked).copied();
-        let spec = specs::draw(&mut self.streams.specs);
-        let key = format!("key-{number}");
-        Some(match (kind, client) {
-            (0..=9, 1) => {
-                let key = format!("forbidden-{number}");
+        let known = |world: &Self, of: usize, key: u64| {
+            world.oracle.submissions.get(&(world.clients.owner(of), key_text(key))).cloned()
+        };
+        let acked = |world: &Self, of: usize, key: u64| known(world, of, key)?.acked;
+        Some(match ask {
+            Ask::Submit { key, job } => {
+                let (key, spec) = (key_text(key), job.text());
+                let submission = Submission { spec: spec.clone(), acked: None };
+                self.oracle.submissions.entry((owner, key.clone())).or_insert(submission);
+                Question::Submit { key, spec }
+            }
+            Ask::Again { key } => Question::Submit { spec: known(self, client, key)?.spec, key: key_text(key) },
+            Ask::SubmitOther { key, job } => {
+                let (known, spec) = (known(self, client, key)?, job.text());
+                (known.spec != spec).then(|| Question::SubmitOther { key: key_text(key), spec })?
+            }
+            Ask::SubmitForbidden { key, job } => {
+                let key = format!("forbidden-{key}");
                 self.oracle.forbidden.insert(key.clone());
-                Question::SubmitForbidden { key, spec }
+                Question::SubmitForbidden { key, spec: job.text() }
             }
-            (0..=9, _) => match self.oracle.submissions.get(&(owner.clone(), key.clone())) {
-                // The same again, or the same key for another job.
-                Some(known) if kind < 3 => Question::Submit { key, spec: known.spec.clone() },
-                Some(known) if known.spec != spec => Question::SubmitOther { key, spec },
-                None if jobs < JOBS_MAX => {
-                    let submission = Submission { spec: spec.clone(), acked: None };
-                    self.oracle.submissions.insert((owner, key.clone()), submission);
-                    Question::Submit { key, spec }
-                }
-                Some(_) | None => return None,
-            },
-            (10 | 11, 2..) => Question::Cancel { job: job? },
-            (17, 2..) => Question::Scale { job: job?, ranks: self.streams.clients.between(1, 4) as u32 },
-            (18, 0 | 4) => {
-                let members: Vec<NodeId> = self.machines.iter().filter_map(|machine| machine.node).collect();
-                let random = &mut self.streams.clients;
-                let node = random.pick(&members).copied()?;
-                match random.between(0, 5) {
-                    4 | 5 => Question::Remove { node },
-                    0 => Question::Drain { node, deadline_ms: Some(random.between(1, 20_000)) },
-                    1 => Question::Drain { node, deadline_ms: None },
-                    _ => Question::Undrain { node },
-                }
+            Ask::Cancel { of, key } => Question::Cancel { job: acked(self, of, key)? },
+            Ask::Scale { of, key, ranks } => Question::Scale { job: acked(self, of, key)?, ranks },
+            Ask::Drain { machine, deadline_ms } => {
+                Question::Drain { node: self.machines.get(machine)?.node?, deadline_ms }
             }
-            (12, 0) => {
-                let token = self.streams.clients.pick(&self.clients.used).copied()?;
-                Question::Replay { token }
+            Ask::Remove { machine } => Question::Remove { node: self.machines.get(machine)?.node? },
+            Ask::Undrain { machine } => Question::Undrain { node: self.machines.get(machine)?.node? },
+            Ask::Replay { pick } => {
+                let used = &self.clients.used;
+                Question::Replay { token: *used.get(pick as usize % used.len().max(1))? }
             }
-            (13, _) => Question::Look(Request::Explain { job: job? }),
-            (14, _) => Question::Look(Request::Nodes),
-            (15, _) => Question::Look(Request::Cluster),
-            (16, _) => Question::Look(Request::Jobs),
-            _ => Question::Look(Request::Job { job: job? }),
+            Ask::Job { of, key } => Question::Look(Request::Job { job: acked(self, of, key)? }),
+            Ask::Explain { of, key } => Question::Look(Request::Explain { job: acked(self, of, key)? }),
+            Ask::Nodes => Question::Look(Request::Nodes),
+            Ask::Cluster => Question::Look(Request::Cluster),
+            Ask::Jobs => Question::Look(Request::Jobs),
         })
     }
 
@@ -195,11 +182,13 @@ impl World {
     /// Nodes that are still being drained when the faults stop serve again: everything is to come to an end.
     pub fn lift_drains(&mut self) {
         let members: Vec<NodeId> = self.machines.iter().filter_map(|machine| machine.node).collect();
-        members.into_iter().for_each(|node| self.ask(0, Question::Undrain { node }));
+        members.into_iter().for_each(|node| self.ask(ROOT, Question::Undrain { node }));
     }
 
     fn ask(&mut self, client: usize, question: Question) {
-        let mut secret = Digest(self.streams.clients.bytes());
+        self.clients.made += 1;
+        let ask = self.clients.made;
+        let mut secret = digest(&format!("the secret of ask {ask}"));
         match &question {
             Question::Join { token, .. } | Question::Replay { token } => {
                 secret =
@@ -207,9 +196,7 @@ impl World {
             }
             _ => {}
         }
-        self.clients.made += 1;
-        let ask = self.clients.made;
-        self.clients.asks.insert(ask, Ask { client, question, attempt: 0, done: false, secret });
+        self.clients.asks.insert(ask, Asked { client, question, attempt: 0, done: false, secret });
         self.send_ask(ask);
     }
 
@@ -227,11 +214,11 @@ impl World {
     fn client_trip(&mut self) -> Option<Ms> {
         let rates = self.rates;
         let net = &mut self.streams.client_net;
-        if net.chance(rates.client_loss) {
+        if net.chance("loss", rates.client_loss) {
             return None;
         }
-        let tail = if net.chance(rates.tail) { net.between(0, rates.tail_ms) } else { 0 };
-        Some(net.between(1, 30) + tail)
+        let tail = if net.chance("tail", rates.tail) { net.between("tail-trip", 0, rates.tail_ms) } else { 0 };
+        Some(net.between("trip", 1, 30) + tail)
     }
 
     pub fn ask_timed_out(&mut self, ask: u64, attempt: u32) {
@@ -312,7 +299,7 @@ impl World {
                 let first = !std::mem::replace(&mut found.done, true);
                 if let (Question::Token { machine }, true) = (question, first) {
                     self.clients.secrets.push((token, secret));
-                    self.ask(0, Question::Join { machine, token });
+                    self.ask(ROOT, Question::Join { machine, token });
                 }
                 return;
             }
@@ -334,14 +321,14 @@ impl World {
                     let spent = reason.contains("used already") || reason.contains("expired");
                     assert!(spent || !reason.is_empty(), "a refusal says why");
                     if self.machines[machine].node.is_none() {
-                        self.ask(0, Question::Token { machine });
+                        self.ask(ROOT, Question::Token { machine });
                     }
                 }
                 return;
             }
         };
         if again {
-            let wait = self.streams.clients.between(AGAIN_MS.0, AGAIN_MS.1);
+            let wait = self.streams.clients.between("again", AGAIN_MS.0, AGAIN_MS.1);
             let attempt = self.clients.asks[&ask].attempt;
             self.after(wait, Happening::AskTimedOut { ask, attempt });
         } else if let Some(found) = self.clients.asks.get_mut(&ask) {
@@ -412,6 +399,10 @@ impl World {
         }
         false
     }
+}
+
+fn key_text(key: u64) -> String {
+    format!("key-{key}")
 }
 
 /// Two texts of one spec.

@@ -95,13 +95,13 @@ impl World {
     }
 
     /// An old copy of the folder is started in the coordinator's place. Every node must have seen more than it.
-    pub fn boot_copy(&mut self) -> bool {
+    pub fn boot_copy(&mut self, depth: u64) -> bool {
         let seen = self.machines.iter().map(|machine| machine.fence.index.0).min().unwrap_or(0);
         let most = (self.history.len() as u64).min(seen.saturating_sub(2));
         if most < 3 {
             return false;
         }
-        let entries = self.streams.faults.between(2, most) as usize;
+        let entries = 2 + depth as usize % (most as usize - 1);
         let mut log = ModelLog::default();
         log.append(&self.history[..entries]).expect("a fresh disk has room");
         let recovered = log.recover().expect("the model disk can always be read");
@@ -131,14 +131,14 @@ impl World {
     fn start(&mut self, cluster: Cluster, log: ModelLog, (durable, snapshot): (LogIndex, LogIndex), copy: bool) {
         self.lives += 1;
         let life = self.lives;
-        let timings = Timings { failover_grace_ms: self.faults.failover_grace_ms, ..Timings::default() };
+        let timings = Timings { failover_grace_ms: self.plan.failover_grace_ms, ..Timings::default() };
         let options = Options {
             timings,
             placement: placement::Options { passes_max: 4, ..placement::Options::default() },
             checkpoints: "file:///checkpoints".into(),
             version: "sim".into(),
         };
-        let rate = 0.95 + self.streams.scheduler.unit() * 0.1;
+        let rate = self.streams.scheduler.drift("coordinator-drift");
         let now = Now { wall: Time((self.wall_ms + self.now as i64) as u64), mono: Mono(0) };
         self.coordinator = Some(Coordinator {
             life,
@@ -177,7 +177,7 @@ impl World {
         let step = coordinator.control.step(now, input);
         let copy = coordinator.copy;
         if !copy {
-            let (over, connected) = (now.mono.0 >= self.faults.failover_grace_ms, &coordinator.connected);
+            let (over, connected) = (now.mono.0 >= self.plan.failover_grace_ms, &coordinator.connected);
             let graced = |node| over || connected.contains(&node);
             self.oracle.after(&coordinator.control, before, &step.records, &graced);
             coordinator.connected.extend(coordinator.control.liveness().live());
@@ -215,7 +215,10 @@ impl World {
         coordinator.writing = std::mem::take(&mut coordinator.gathered);
         let life = coordinator.life;
         let disk = &mut self.streams.disk;
-        let took = if disk.chance(rates.slow_disk) { disk.between(1, rates.slow_ms) } else { disk.between(1, 8) };
+        let took = match disk.chance("slow", rates.slow_disk) {
+            true => disk.between("slow-sync", 1, rates.slow_ms),
+            false => disk.between("sync", 1, 8),
+        };
         self.after(took, Happening::Synced { life });
     }
 
@@ -279,7 +282,7 @@ impl World {
 
     fn keep_snapshot(&mut self) {
         let Some(coordinator) = self.coordinator.as_mut().filter(|coordinator| !coordinator.copy) else { return };
-        let due = coordinator.durable.0 >= coordinator.snapshot.0 + self.faults.snapshot_every;
+        let due = coordinator.durable.0 >= coordinator.snapshot.0 + self.plan.snapshot_every;
         // Only of what is durable: the state ahead of it may be lost.
         if due && coordinator.durable == self.shadow.index() && self.planted != Planted::LyingDisk {
             let payload = self.shadow.to_bytes();
@@ -292,8 +295,8 @@ impl World {
     pub fn crash_coordinator(&mut self) {
         let Some(coordinator) = &mut self.coordinator else { return };
         let writing = std::mem::take(&mut coordinator.writing);
-        if !writing.is_empty() && !coordinator.copy && self.streams.disk.chance(0.5) {
-            let some = self.streams.disk.between(0, writing.len() as u64) as usize;
+        if !writing.is_empty() && !coordinator.copy && self.streams.disk.chance("kept", 0.5) {
+            let some = self.streams.disk.between("kept-part", 0, writing.len() as u64) as usize;
             // A disk that is full takes nothing, which a crash may do too.
             let _taken = self.append(&writing[..some]);
         }

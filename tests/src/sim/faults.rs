@@ -1,25 +1,16 @@
-//! What a seed draws: the size of the cluster, which faults may happen, how often, and when. Swarm testing: each seed has a random subset of
-//! the faults, because a run with all of them hides what one of them alone would show. Owns the draw; the world makes them happen.
+//! What can be done to a run: faults that are planned at a time, and rates of mishaps that may happen at any time. Swarm testing: each seed has a
+//! random subset of both, because a run with all of them hides what one of them alone would show. Owns how they are drawn; the world makes
+//! them happen.
 
+use serde::{Deserialize, Serialize};
+
+use super::plan::TimedFault;
 use super::random::Stream;
 use super::world::Ms;
 
-/// One seed's draw.
-#[derive(Clone, Debug)]
-pub struct Faults {
-    pub nodes: usize,
-    pub clients: usize,
-    /// Until then faults happen and clients ask for new work.
-    pub chaos_ms: Ms,
-    pub failover_grace_ms: Ms,
-    /// Journal entries between snapshots.
-    pub snapshot_every: u64,
-    pub schedule: Vec<(Ms, Fault)>,
-    pub rates: Rates,
-}
-
 /// Probabilities of what may happen at any time; all zero in the calm.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rates {
     /// A packet is lost: its frame comes a retransmission later; a datagram not at all.
     pub loss: f64,
@@ -47,7 +38,8 @@ pub struct Rates {
     pub client_loss: f64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "fault", rename_all = "kebab-case")]
 pub enum Fault {
     CoordinatorCrash {
         down: Ms,
@@ -55,8 +47,9 @@ pub enum Fault {
     CoordinatorPause {
         lasts: Ms,
     },
-    /// An old copy of the journal is started in the coordinator's place, for a while.
+    /// An old copy of the journal is started in the coordinator's place, for a while; it ends somewhere before what all nodes have seen.
     OldCopy {
+        depth: u64,
         lasts: Ms,
     },
     AgentCrash {
@@ -96,6 +89,7 @@ pub enum Fault {
     },
     /// One process, killed from outside.
     RankKill {
+        pick: u64,
         signal: i32,
     },
     /// The journal's disk has only so much room, for a while.
@@ -110,45 +104,34 @@ pub enum Fault {
 
 /// Simulated time that faults of one kind are apart, at most and at least.
 const APART_MS: (Ms, Ms) = (3_000, 25_000);
+const KINDS: u64 = 13;
 
-impl Faults {
-    pub fn draw(seed: u64) -> Self {
-        let mut random = Stream::new(seed, "faults");
-        let random = &mut random;
-        let nodes = random.between(1, 5) as usize;
-        let chaos_ms = random.between(40_000, 120_000);
-        let mut schedule = Vec::new();
-        for kind in 0..13 {
-            if !random.chance(0.4) {
-                continue;
-            }
-            let mut at = random.between(2_000, chaos_ms);
-            while at < chaos_ms {
-                schedule.push((at, fault(kind, nodes, random)));
-                at += random.between(APART_MS.0, APART_MS.1);
-            }
+pub fn draw(random: &mut Stream, nodes: usize, chaos_ms: Ms) -> Vec<TimedFault> {
+    let mut schedule = Vec::new();
+    for kind in 0..KINDS {
+        if !random.chance("armed", 0.4) {
+            continue;
         }
-        Self {
-            nodes,
-            clients: random.between(2, 4) as usize,
-            chaos_ms,
-            failover_grace_ms: *random.pick(&[10_000, 15_000, 30_000]).unwrap_or(&10_000),
-            snapshot_every: random.between(30, 600),
-            schedule,
-            rates: rates(random),
+        let mut at = random.between("first", 2_000, chaos_ms);
+        while at < chaos_ms {
+            schedule.push(TimedFault { at, fault: fault(kind, nodes, random) });
+            at += random.between("apart", APART_MS.0, APART_MS.1);
         }
     }
+    schedule.sort_by_key(|fault| fault.at);
+    schedule
 }
 
 fn fault(kind: u64, nodes: usize, random: &mut Stream) -> Fault {
-    let node = random.next() as usize % nodes;
+    let node = random.between("node", 0, nodes as u64 - 1) as usize;
     // Half are over before a lease is, half outlast lease and grace.
-    let lasts = if random.chance(0.5) { random.between(200, 4_000) } else { random.between(4_000, 25_000) };
-    let down = random.between(100, 12_000);
+    let short = random.chance("short", 0.5);
+    let lasts = if short { random.between("lasts", 200, 4_000) } else { random.between("lasts", 4_000, 25_000) };
+    let down = random.between("down", 100, 12_000);
     match kind {
         0 => Fault::CoordinatorCrash { down },
         1 => Fault::CoordinatorPause { lasts: lasts.min(12_000) },
-        2 => Fault::OldCopy { lasts: random.between(2_000, 9_000) },
+        2 => Fault::OldCopy { depth: random.between("depth", 0, 1_000_000), lasts: lasts.clamp(2_000, 9_000) },
         3 => Fault::AgentCrash { node, down },
         4 => Fault::AgentStop { node, down },
         5 => Fault::NodePause { node, lasts },
@@ -156,29 +139,97 @@ fn fault(kind: u64, nodes: usize, random: &mut Stream) -> Fault {
         7 => Fault::CutDown { node, lasts },
         8 => Fault::CutBoth { node, lasts },
         9 => Fault::SessionBreak { node },
-        10 => Fault::RankKill { signal: if random.chance(0.5) { 9 } else { 11 } },
-        11 => Fault::DiskLimit { bytes: random.between(1_000, 150_000), lasts },
-        _ => Fault::WallJump { ms: random.between(0, 20_000_000) as i64 - 10_000_000 },
+        10 => {
+            let signal = if random.chance("signal", 0.5) { 9 } else { 11 };
+            Fault::RankKill { pick: random.between("victim", 0, 1_000), signal }
+        }
+        11 => Fault::DiskLimit { bytes: random.between("bytes", 1_000, 150_000), lasts },
+        _ => Fault::WallJump { ms: random.between("jump", 0, 20_000_000) as i64 - 10_000_000 },
     }
 }
 
-fn rates(random: &mut Stream) -> Rates {
-    let mut some = |most: f64| if random.chance(0.45) { random.unit() * most } else { 0.0 };
-    let rates = Rates {
-        loss: some(0.3),
-        tail: some(0.1),
-        tail_ms: 0,
-        duplicate: some(0.2),
-        rank_dies: some(0.3),
-        spawn_fails: some(0.2),
-        deaf: some(0.3),
-        wrong_digest: some(0.1),
-        damaged_checkpoint: some(0.8),
-        slow_disk: some(0.2),
-        slow_ms: 0,
-        flap: some(0.7),
-        client_loss: some(0.3),
-        peers_part: some(0.05),
-    };
-    Rates { tail_ms: random.between(200, 6_000), slow_ms: random.between(50, 4_000), ..rates }
+impl Fault {
+    /// Its name, without what it was drawn with.
+    pub fn kind(&self) -> String {
+        format!("{self:?}").chars().take_while(char::is_ascii_alphanumeric).collect()
+    }
+
+    /// The machine that it happens to.
+    pub fn node(&mut self) -> Option<&mut usize> {
+        match self {
+            Self::AgentCrash { node, .. }
+            | Self::AgentStop { node, .. }
+            | Self::NodePause { node, .. }
+            | Self::Flap { node }
+            | Self::CutUp { node, .. }
+            | Self::CutDown { node, .. }
+            | Self::CutBoth { node, .. }
+            | Self::SessionBreak { node } => Some(node),
+            Self::CoordinatorCrash { .. }
+            | Self::CoordinatorPause { .. }
+            | Self::OldCopy { .. }
+            | Self::RankKill { .. }
+            | Self::DiskLimit { .. }
+            | Self::WallJump { .. } => None,
+        }
+    }
+
+    /// How long it lasts.
+    pub fn lasts(&mut self) -> Option<&mut Ms> {
+        match self {
+            Self::CoordinatorCrash { down: lasts }
+            | Self::CoordinatorPause { lasts }
+            | Self::OldCopy { lasts, .. }
+            | Self::AgentCrash { down: lasts, .. }
+            | Self::AgentStop { down: lasts, .. }
+            | Self::NodePause { lasts, .. }
+            | Self::CutUp { lasts, .. }
+            | Self::CutDown { lasts, .. }
+            | Self::CutBoth { lasts, .. }
+            | Self::DiskLimit { lasts, .. } => Some(lasts),
+            Self::Flap { .. } | Self::SessionBreak { .. } | Self::RankKill { .. } | Self::WallJump { .. } => None,
+        }
+    }
+}
+
+impl Rates {
+    pub fn draw(random: &mut Stream) -> Self {
+        let mut some = |site, most: f64| if random.chance("armed", 0.45) { random.unit(site) * most } else { 0.0 };
+        let rates = Self {
+            loss: some("loss", 0.3),
+            tail: some("tail", 0.1),
+            tail_ms: 0,
+            duplicate: some("duplicate", 0.2),
+            rank_dies: some("rank-dies", 0.3),
+            spawn_fails: some("spawn-fails", 0.2),
+            deaf: some("deaf", 0.3),
+            wrong_digest: some("wrong-digest", 0.1),
+            damaged_checkpoint: some("damaged-checkpoint", 0.8),
+            slow_disk: some("slow-disk", 0.2),
+            slow_ms: 0,
+            flap: some("flap", 0.7),
+            client_loss: some("client-loss", 0.3),
+            peers_part: some("peers-part", 0.05),
+        };
+        let (tail_ms, slow_ms) = (random.between("tail-ms", 200, 6_000), random.between("slow-ms", 50, 4_000));
+        Self { tail_ms, slow_ms, ..rates }
+    }
+
+    /// Each rate, to be taken away one by one.
+    pub fn all(&mut self) -> [&mut f64; 12] {
+        [
+            &mut self.loss,
+            &mut self.tail,
+            &mut self.duplicate,
+            &mut self.rank_dies,
+            &mut self.spawn_fails,
+            &mut self.deaf,
+            &mut self.wrong_digest,
+            &mut self.damaged_checkpoint,
+            &mut self.slow_disk,
+            &mut self.flap,
+            &mut self.client_loss,
+            &mut self.peers_part,
+        ]
+    }
 }

@@ -4,8 +4,9 @@
 //! A run has two phases. Chaos: the faults that the seed drew happen while jobs come and go. Calm: faults are off, and everything must
 //! converge (I37). After every event the invariants of `invariants.rs` are checked; a run ends at the first that does not hold.
 //!
-//! Deterministic by construction: one queue ordered by (time, sequence), one stream of random numbers a concern (`random.rs`), ordered maps
-//! only. Two runs of a seed have equal hashes.
+//! Deterministic by construction: one queue ordered by (time, sequence), random numbers that depend on seed, concern and time (`random.rs`), ordered
+//! maps only. Two runs of a seed have equal hashes. What a run goes through is a plan (`plan.rs`); of one that fails a small one is made (`shrink.rs`)
+//! and written as a file (`trace.rs`).
 
 mod agents;
 mod clients;
@@ -14,15 +15,22 @@ mod faults;
 mod invariants;
 mod network;
 mod oracle;
+mod plan;
 mod planted;
 mod random;
 mod ranks;
 mod run;
+pub mod seeds;
+mod shrink;
 mod specs;
 mod store;
+mod trace;
 mod world;
 
-pub use faults::Faults;
 pub use invariants::TABLE;
+pub use plan::Plan;
 pub use planted::{AgentBug, Planted};
+pub use random::Source;
 pub use run::{Outcome, Setting, Violation, run};
+pub use shrink::{RUNS_MAX, shrink};
+pub use trace::Trace;

@@ -66,12 +66,12 @@ impl World {
     pub fn delay(&mut self, machine: usize) -> Ms {
         let rates = self.rates;
         let link = &mut self.streams.links[machine];
-        let mut delay = link.between(1, 20);
-        if link.chance(rates.loss) {
-            delay += link.between(50, 600);
+        let mut delay = link.between("trip", 1, 20);
+        if link.chance("loss", rates.loss) {
+            delay += link.between("resent", 50, 600);
         }
-        if link.chance(rates.tail) {
-            delay += link.between(0, rates.tail_ms);
+        if link.chance("tail", rates.tail) {
+            delay += link.between("tail-trip", 0, rates.tail_ms);
         }
         delay
     }
@@ -134,10 +134,11 @@ impl World {
     fn flap(&mut self, conn: SessionId, machine: usize) {
         let (now, rates) = (self.now, self.rates);
         let link = &mut self.streams.links[machine];
-        if !link.chance(rates.flap) {
+        if !link.chance("flap", rates.flap) {
             return;
         }
-        let (late, gone, crash) = (link.between(200, 5_000), link.between(5, 100), link.chance(0.3));
+        let (late, gone, crash) =
+            (link.between("flap-late", 200, 5_000), link.between("flap-gone", 5, 100), link.chance("flap-crash", 0.3));
         let found = self.conns.get_mut(&conn).expect("it was just made");
         found.up.last = now + late;
         if crash {
@@ -264,7 +265,7 @@ impl World {
             }
         };
         let lost = self.rates.loss;
-        if !self.is_cut(machine, to) && !self.streams.links[machine].chance(lost) {
+        if !self.is_cut(machine, to) && !self.streams.links[machine].chance("close-loss", lost) {
             self.after(trip, Happening::Closed { conn, to });
         }
     }
@@ -376,7 +377,7 @@ impl World {
         let heartbeat = Heartbeat { incarnation, sequence, cpu_used: 0.5, memory_used_bytes: 1 };
         for copy in 0..2 {
             let link = &mut self.streams.links[machine];
-            let (lost, twice) = (link.chance(rates.loss), link.chance(rates.duplicate));
+            let (lost, twice) = (link.chance("beat-loss", rates.loss), link.chance("duplicate", rates.duplicate));
             if lost || (copy == 1 && !twice) || self.machines[machine].cut_up {
                 continue;
             }

@@ -46,6 +46,19 @@ impl Planted {
         state.chain([Self::LyingDisk]).chain(agents.into_iter().map(Self::Agent)).collect()
     }
 
+    /// As trace files have it.
+    pub fn name(self) -> String {
+        match self {
+            Self::Nothing | Self::LyingDisk => format!("{self:?}"),
+            Self::State(bug) => format!("{bug:?}"),
+            Self::Agent(bug) => format!("{bug:?}"),
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().into_iter().find(|planted| planted.name() == name)
+    }
+
     pub fn state(self) -> Option<PlantedBug> {
         match self {
             Self::State(bug) => Some(bug),

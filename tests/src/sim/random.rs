@@ -1,50 +1,131 @@
-//! Random numbers: one stream a concern, split from the seed, so that a concern that draws more or less does not shift the others.
+//! Random numbers. What is drawn depends on the seed, the concern, the site and the time, and on nothing that was drawn before: who takes something
+//! out of a run shifts nothing else in it. What was drawn can be written down and played again: then a draw that is not written down is 0, which
+//! everywhere means the least that may happen (no loss, the shortest delay, the first of a list).
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::collections::BTreeMap;
+
+/// Millisecond, and the how manieth draw of the site in it.
+pub type Moment = (u64, u64);
+/// What was drawn, by site and moment; zeros are left out.
+pub type Sites = BTreeMap<String, BTreeMap<Moment, u64>>;
+/// By stream.
+pub type Choices = BTreeMap<String, Sites>;
+
+/// Where the numbers of a run come from.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Source {
+    Seed(u64),
+    Written(Choices),
+}
 
 /// The random numbers of one concern.
 #[derive(Clone, Debug)]
-pub struct Stream(ChaCha8Rng);
+pub struct Stream {
+    name: String,
+    key: u64,
+    written: Option<Sites>,
+    now: u64,
+    sites: BTreeMap<&'static str, Site>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Site {
+    /// Of the next draw, if no time passes.
+    next: Moment,
+    /// Chances that came true.
+    hits: u64,
+    drawn: BTreeMap<Moment, u64>,
+}
 
 impl Stream {
-    pub fn new(seed: u64, concern: &str) -> Self {
-        // FNV-1a: any function that tells the names apart does.
-        let name = concern
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&seed.to_le_bytes());
-        key[8..16].copy_from_slice(&name.to_le_bytes());
-        Self(ChaCha8Rng::from_seed(key))
+    pub fn new(seed: u64, name: &str) -> Self {
+        Self { name: name.to_owned(), key: mixed(seed ^ named(name)), written: None, now: 0, sites: BTreeMap::new() }
     }
 
-    pub fn next(&mut self) -> u64 {
-        self.0.next_u64()
+    pub fn of(source: &Source, name: &str) -> Self {
+        match source {
+            Source::Seed(seed) => Self::new(*seed, name),
+            Source::Written(choices) => {
+                let written = Some(choices.get(name).cloned().unwrap_or_default());
+                Self { written, ..Self::new(0, name) }
+            }
+        }
+    }
+
+    pub fn set_time(&mut self, now: u64) {
+        self.now = now;
     }
 
     /// Between 0 and 1.
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    pub fn unit(&mut self, site: &'static str) -> f64 {
+        self.draw(site, |raw| raw >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    pub fn chance(&mut self, probability: f64) -> bool {
-        self.unit() < probability
+    /// What cannot happen does not, whatever is written.
+    pub fn chance(&mut self, site: &'static str, probability: f64) -> bool {
+        if probability <= 0.0 {
+            return false;
+        }
+        let hit = self.draw(site, |raw| u64::from(((raw >> 11) as f64 / (1u64 << 53) as f64) < probability)) > 0;
+        self.sites.entry(site).or_default().hits += u64::from(hit);
+        hit
     }
 
     /// Both ends included.
-    pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
+    pub fn between(&mut self, site: &'static str, low: u64, high: u64) -> u64 {
+        (low + self.draw(site, |raw| raw % (high - low + 1))).min(high)
     }
 
-    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
-        let at = self.next() as usize;
-        items.get(at % items.len().max(1))
+    pub fn pick<'a, T>(&mut self, site: &'static str, items: &'a [T]) -> Option<&'a T> {
+        let many = items.len().max(1) as u64;
+        let at = self.draw(site, |raw| raw % many) % many;
+        items.get(at as usize)
     }
 
-    pub fn bytes(&mut self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        self.0.fill_bytes(&mut bytes);
-        bytes
+    /// A duration of a clock that runs up to a twentieth too fast or too slow, as a factor.
+    pub fn drift(&mut self, site: &'static str) -> f64 {
+        // 0 is a clock that runs right.
+        let step = self.between(site, 0, 100);
+        let off = step.div_ceil(2) as f64 / 1_000.0;
+        if step.is_multiple_of(2) { 1.0 + off } else { 1.0 - off }
     }
+
+    /// Name and everything that was drawn.
+    pub fn drawn(&self) -> (String, Sites) {
+        let sites = self.sites.iter().filter(|(_, site)| !site.drawn.is_empty());
+        (self.name.clone(), sites.map(|(name, site)| ((*name).to_owned(), site.drawn.clone())).collect())
+    }
+
+    /// Chances that came true, by site.
+    pub fn hits(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.sites.iter().map(|(name, site)| (*name, site.hits))
+    }
+
+    fn draw(&mut self, name: &'static str, choose: impl FnOnce(u64) -> u64) -> u64 {
+        let site = self.sites.entry(name).or_default();
+        let nth = if site.next.0 == self.now { site.next.1 } else { 0 };
+        let at = (self.now, nth);
+        site.next = (self.now, nth + 1);
+        let chosen = match &self.written {
+            Some(sites) => sites.get(name).and_then(|site| site.get(&at)).copied().unwrap_or(0),
+            None => choose(mixed(mixed(self.key ^ named(name)) ^ (at.0 << 20 | at.1))),
+        };
+        if chosen > 0 {
+            site.drawn.insert(at, chosen);
+        }
+        chosen
+    }
+}
+
+/// FNV-1a: any function that tells the names apart does.
+fn named(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The finish of splitmix64.
+fn mixed(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
 }

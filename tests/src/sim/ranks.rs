@@ -88,10 +88,11 @@ impl World {
         let process = ProcessId(self.processes_made);
         let step = self.first_step(&start);
         let random = &mut self.streams.ranks;
-        let boots = random.between(20, 1_500);
-        let deaf = random.chance(rates.deaf);
-        let wrong = random.chance(rates.wrong_digest);
-        let dies = random.chance(rates.rank_dies).then(|| (random.between(10, 12_000), random.between(0, 5)));
+        let boots = random.between("boot", 20, 1_500);
+        let deaf = random.chance("deaf", rates.deaf);
+        let wrong = random.chance("wrong", rates.wrong_digest);
+        let dies = random.chance("dies", rates.rank_dies);
+        let dies = dies.then(|| (random.between("dies-after", 10, 12_000), random.between("dies-how", 0, 5)));
         let made = Process {
             machine,
             life,
@@ -139,8 +140,9 @@ impl World {
         };
         let Some(newest) = self.store.folder(uri).map(|folder| folder.step) else { return Some(Step(0)) };
         let (job, generation) = (start.id.job, start.id.generation);
-        let mut draw = super::random::Stream::new(job.0 << 16 | generation.0, "damaged");
-        let damaged = draw.chance(self.rates.damaged_checkpoint);
+        let rate = self.rates.damaged_checkpoint;
+        let random = &mut self.streams.ranks;
+        let damaged = *self.damaged.entry((job, generation)).or_insert_with(|| random.chance("damaged", rate));
         Some(if damaged { self.store.before(job, newest).unwrap_or(newest) } else { newest })
     }
 
@@ -155,7 +157,7 @@ impl World {
 
     pub fn pass_to_rank(&mut self, machine: usize, life: u64, id: RankId, frame: ToRank) {
         let Some(at) = self.process_of(machine, life, id) else { return };
-        let wait = self.streams.ranks.between(1, 3);
+        let wait = self.streams.ranks.between("hears", 1, 3);
         let process = self.processes.get_mut(&at).expect("found above");
         let due = (self.now + wait).max(process.heard);
         process.heard = due;
@@ -163,7 +165,7 @@ impl World {
     }
 
     fn says(&mut self, at: ProcessId, frame: FromRank) {
-        let wait = self.streams.ranks.between(1, 3);
+        let wait = self.streams.ranks.between("says", 1, 3);
         let Some(process) = self.processes.get_mut(&at) else { return };
         let due = (self.now + wait).max(process.said);
         process.said = due;
@@ -174,7 +176,7 @@ impl World {
 
     pub fn deliver_to_rank(&mut self, at: ProcessId, frame: ToRank) {
         let Some(process) = self.processes.get_mut(&at) else { return };
-        let wait = self.streams.ranks.between(1, 400);
+        let wait = self.streams.ranks.between("obeys", 1, 400);
         match frame {
             ToRank::Start(_) => {}
             ToRank::Certificate { .. } => self.act_after(wait, at, Act::Ready),
@@ -274,9 +276,9 @@ impl World {
         self.break_up(generation);
         let lost =
             self.processes.values().find(|process| process.id.job == generation.0).map(|process| process.plan.steps);
-        let halfway = self.streams.ranks.chance(0.5) && lost.is_some_and(|steps| at < steps);
+        let halfway = self.streams.ranks.chance("halfway", 0.5) && lost.is_some_and(|steps| at < steps);
         for member in members {
-            let done = halfway && self.streams.ranks.chance(0.5);
+            let done = halfway && self.streams.ranks.chance("step-done", 0.5);
             if let Some(process) = self.processes.get_mut(&member).filter(|_| done) {
                 process.step = Some(at.next());
             }
@@ -287,7 +289,7 @@ impl World {
     fn break_up(&mut self, generation: (JobId, Generation)) {
         let Some(gang) = self.gangs.remove(&generation) else { return };
         for peer in gang.members.into_iter().chain(gang.joining) {
-            let wait = self.streams.ranks.between(1, 50);
+            let wait = self.streams.ranks.between("enters", 1, 50);
             self.act_after(wait, peer, Act::Enter);
         }
     }
@@ -343,7 +345,7 @@ impl World {
         for joiner in &joining {
             let process = self.processes.get_mut(joiner).expect("found above");
             process.step = process.step.filter(|step| *step == at);
-            let wait = if process.step.is_some() { 1 } else { self.streams.ranks.between(50, 1_500) };
+            let wait = if process.step.is_some() { 1 } else { self.streams.ranks.between("takes-state", 50, 1_500) };
             self.act_after(wait, *joiner, Act::TakeState { generation });
         }
         self.say(|_| format!("    {job} {generation} stands at {at} with {} ranks", members.len()));
@@ -401,7 +403,7 @@ impl World {
             return self.after(200, Happening::GangStep { job, generation });
         }
         if gang.at < plan.steps {
-            if members.len() > 1 && self.streams.ranks.chance(self.rates.peers_part) {
+            if members.len() > 1 && self.streams.ranks.chance("peers-part", self.rates.peers_part) {
                 return self.part(job, generation, &members);
             }
             let gang = self.gangs.get_mut(&(job, generation)).expect("found above");
@@ -429,7 +431,7 @@ impl World {
             self.gangs.remove(&(job, generation));
             members.iter().chain(&joining).for_each(|member| self.enter(*member));
         } else {
-            let wait = self.streams.ranks.between(30, 400);
+            let wait = self.streams.ranks.between("step", 30, 400);
             self.after(wait, Happening::GangStep { job, generation });
         }
     }
@@ -440,8 +442,8 @@ impl World {
         let (one, other) = (members[0], members[1]);
         for (by, of) in [(one, other), (other, one)] {
             let peer = self.processes[&of].id;
-            if self.streams.ranks.chance(0.8) || by == one {
-                let wait = self.streams.ranks.between(1, 2_000);
+            if self.streams.ranks.chance("both-lose", 0.8) || by == one {
+                let wait = self.streams.ranks.between("loses-after", 1, 2_000);
                 self.act_after(wait, by, Act::LosePeer { generation, peer });
             }
         }
@@ -452,7 +454,7 @@ impl World {
         let (step, members) = (gang.at, gang.members.clone());
         let world = members.len() as u32;
         for (index, member) in (0..).zip(members) {
-            let wait = self.streams.ranks.between(5, 600);
+            let wait = self.streams.ranks.between("stores", 5, 600);
             self.act_after(wait, member, Act::StoreShard { generation, step, index, world });
         }
     }

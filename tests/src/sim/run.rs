@@ -10,7 +10,9 @@ use stoke_protocol::message::rank::Exit;
 
 use super::faults::{Fault, Rates};
 use super::network::Side;
+use super::plan::Plan;
 use super::planted::Planted;
+use super::random::{Choices, Source};
 use super::world::{Happening, Ms, World};
 
 /// After the faults have stopped, everything converges within this.
@@ -20,12 +22,28 @@ const LOOK_MS: Ms = 1_000;
 /// More events than any sound run has.
 const EVENTS_MAX: u64 = 400_000;
 
-#[derive(Clone, Copy, Debug)]
+/// All that a run depends on.
+#[derive(Clone, PartialEq, Debug)]
 pub struct Setting {
-    pub seed: u64,
+    pub plan: Plan,
+    pub source: Source,
     pub planted: Planted,
-    /// Lines of the trace that are kept.
-    pub trace: usize,
+    /// Lines of the story that are kept.
+    pub story: usize,
+}
+
+impl Setting {
+    pub fn of_seed(seed: u64) -> Self {
+        Self { plan: Plan::draw(seed), source: Source::Seed(seed), planted: Planted::Nothing, story: 0 }
+    }
+
+    pub fn planted(self, planted: Planted) -> Self {
+        Self { planted, ..self }
+    }
+
+    pub fn story(self, story: usize) -> Self {
+        Self { story, ..self }
+    }
 }
 
 /// What a run has come to.
@@ -38,7 +56,9 @@ pub struct Outcome {
     pub replays: u64,
     pub spawned: u64,
     pub violation: Option<Violation>,
-    pub trace: Vec<String>,
+    pub story: Vec<String>,
+    /// Every choice of the run: with the plan, they are the run.
+    pub drawn: Choices,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,14 +68,26 @@ pub struct Violation {
     pub at_ms: Ms,
 }
 
+impl Violation {
+    /// The invariant, or of an assertion its place: what two runs have in common that fail alike.
+    pub fn name(&self) -> String {
+        let first = |ends: char| self.what.split(ends).next().unwrap_or_default().trim().to_owned();
+        match self.invariant.as_str() {
+            "noted" | "state" => first(':'),
+            // "panicked at FILE:LINE:COLUMN:", and the message with its numbers.
+            "assertion" => first('\n'),
+            other => other.to_owned(),
+        }
+    }
+}
+
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs one seed.
-pub fn run(setting: Setting) -> Outcome {
+pub fn run(setting: &Setting) -> Outcome {
     quiet_panics();
-    let mut world = World::new(setting.seed, setting.planted, setting.trace);
+    let mut world = World::new(setting.plan.clone(), &setting.source, setting.planted, setting.story);
     PANIC.with_borrow_mut(|told| *told = Some(String::new()));
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let told = PANIC.take().unwrap_or_default();
@@ -65,7 +97,7 @@ pub fn run(setting: Setting) -> Outcome {
         Err(_) => Some(("assertion".to_owned(), told)),
     };
     let at_ms = world.now;
-    let trace = world.trace();
+    let story = world.story();
     Outcome {
         hash: world.hash(),
         events: world.events,
@@ -74,7 +106,8 @@ pub fn run(setting: Setting) -> Outcome {
         replays: world.oracle.replays,
         spawned: world.oracle.spawned,
         violation: violation.map(|(invariant, what)| Violation { invariant, what, at_ms }),
-        trace,
+        story,
+        drawn: world.streams.drawn(),
     }
 }
 
@@ -100,8 +133,8 @@ fn quiet_panics() {
 
 impl World {
     fn run(&mut self) -> Result<(), (&'static str, String)> {
-        let deadline = self.faults.chaos_ms + CONVERGES_MS;
-        let mut look = self.faults.chaos_ms;
+        let deadline = self.plan.chaos_ms + CONVERGES_MS;
+        let mut look = self.plan.chaos_ms;
         while self.step()? {
             if !self.calm || self.now < look {
                 continue;
@@ -133,9 +166,9 @@ impl World {
                 self.paused = self.coordinator.is_some();
                 heals(lasts)
             }
-            Fault::OldCopy { lasts } => {
+            Fault::OldCopy { depth, lasts } => {
                 self.crash_coordinator();
-                let booted = self.boot_copy();
+                let booted = self.boot_copy(depth);
                 heals(if booted { lasts } else { 100 })
             }
             Fault::AgentCrash { node, down } => {
@@ -170,9 +203,9 @@ impl World {
                 }
                 None
             }
-            Fault::RankKill { signal } => {
+            Fault::RankKill { pick, signal } => {
                 let living: Vec<_> = self.processes.keys().copied().collect();
-                if let Some(process) = self.streams.faults.pick(&living).copied() {
+                if let Some(process) = living.get(pick as usize % living.len().max(1)).copied() {
                     self.end_process(process, Exit::Signal(signal));
                 }
                 None

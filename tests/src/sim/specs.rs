@@ -1,5 +1,6 @@
 //! The jobs that clients submit, as text and as what a modelled rank needs to know of it.
 
+use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::Step;
 use stoke_protocol::spec::JobSpec;
 
@@ -36,24 +37,68 @@ impl Plan {
     }
 }
 
-pub fn draw(random: &mut Stream) -> String {
-    let ranks = random.between(1, 4);
-    let ranks_min = if random.chance(0.7) { 1 } else { random.between(1, ranks) };
-    let cpus = random.between(1, 2);
-    let memory = random.between(1, 3);
-    let gpus = u64::from(random.chance(0.1));
-    let steps = random.between(2, 30);
-    let every = if random.chance(0.8) { format!("every = {}\n", random.between(1, 8)) } else { String::new() };
-    let (keep, attempts) = (random.between(1, 3), random.between(1, 5));
-    let zone = match random.between(0, 19) {
-        0..=2 => "[resources.labels]\nzone = \"a\"\n",
-        3 => "[resources.labels]\nzone = \"nowhere\"\n",
-        _ => "",
-    };
-    let priority = random.between(0, 2);
-    format!(
-        "name = \"sim\"\ntrainer = \"digits\"\npriority = {priority}\n[train]\nsteps = {steps}\nbatch = 8\n\
-         [resources]\nranks = {ranks}\nranks_min = {ranks_min}\ncpus = {cpus}\nmemory = \"{memory}GiB\"\ngpus = {gpus}\n{zone}\
-         [checkpoint]\nkeep = {keep}\n{every}[restart]\nattempts = {attempts}\n"
-    )
+/// A job as a client asks for it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct JobPlan {
+    pub ranks: u64,
+    pub ranks_min: u64,
+    pub steps: u64,
+    pub every: Option<u64>,
+    pub keep: u64,
+    pub attempts: u64,
+    pub priority: u64,
+    pub cpus: u64,
+    pub memory_gib: u64,
+    pub gpus: u64,
+    pub zone: Option<String>,
 }
+
+impl JobPlan {
+    pub fn draw(random: &mut Stream) -> Self {
+        let ranks = random.between("ranks", 1, 4);
+        Self {
+            ranks,
+            ranks_min: if random.chance("one-may-do", 0.7) { 1 } else { random.between("ranks-min", 1, ranks) },
+            cpus: random.between("cpus", 1, 2),
+            memory_gib: random.between("memory", 1, 3),
+            gpus: u64::from(random.chance("gpu", 0.1)),
+            steps: random.between("steps", 2, 30),
+            every: random.chance("checkpoints", 0.8).then(|| random.between("every", 1, 8)),
+            keep: random.between("keep", 1, 3),
+            attempts: random.between("attempts", 1, 5),
+            zone: match random.between("zone", 0, 19) {
+                0..=2 => Some("a".to_owned()),
+                3 => Some("nowhere".to_owned()),
+                _ => None,
+            },
+            priority: random.between("priority", 0, 2),
+        }
+    }
+
+    /// The spec that is submitted.
+    pub fn text(&self) -> String {
+        let Self { ranks, ranks_min, steps, every, keep, attempts, priority, cpus, memory_gib, gpus, zone } = self;
+        let zone = zone.as_ref().map(|zone| format!("[resources.labels]\nzone = {zone:?}\n")).unwrap_or_default();
+        let every = every.map(|every| format!("every = {every}\n")).unwrap_or_default();
+        format!(
+            "name = \"sim\"\ntrainer = \"digits\"\npriority = {priority}\n[train]\nsteps = {steps}\nbatch = 8\n\
+             [resources]\nranks = {ranks}\nranks_min = {ranks_min}\ncpus = {cpus}\nmemory = \"{memory_gib}GiB\"\ngpus = {gpus}\n{zone}\
+             [checkpoint]\nkeep = {keep}\n{every}[restart]\nattempts = {attempts}\n"
+        )
+    }
+}
+
+/// What makes a job simpler, one thing at a time.
+pub const SIMPLER: [fn(&mut JobPlan); 11] = [
+    |job| (job.ranks, job.ranks_min) = (1, 1),
+    |job| (job.ranks, job.ranks_min) = (2.min(job.ranks), job.ranks_min.min(2)),
+    |job| job.ranks_min = 1,
+    |job| job.steps = 2.min(job.steps),
+    |job| job.steps -= job.steps / 2,
+    |job| job.every = None,
+    |job| (job.cpus, job.memory_gib) = (1, 1),
+    |job| job.gpus = 0,
+    |job| job.zone = None,
+    |job| job.priority = 0,
+    |job| (job.keep, job.attempts) = (1, 1),
+];

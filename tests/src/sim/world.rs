@@ -13,17 +13,21 @@ use stoke_protocol::message::rank::{Exit, RankId, ToRank};
 use super::agents::Machine;
 use super::clients::{Answer, Clients};
 use super::coordinator::Coordinator;
-use super::faults::{Fault, Faults, Rates};
+use super::faults::{Fault, Rates};
 use super::invariants::{Memory, TABLE};
 use super::network::{Conn, Side};
 use super::oracle::Oracle;
+use super::plan::Plan;
 use super::planted::Planted;
-use super::random::Stream;
+use super::random::{Choices, Source, Stream};
 use super::ranks::{Act, Gang, Process, ProcessId};
 use super::store::Store;
 
 /// Milliseconds of simulated time since the run began.
 pub type Ms = u64;
+
+/// When machines ask to join.
+const COME_MS: Ms = 50;
 
 /// What happens at a time.
 #[derive(Clone, Debug)]
@@ -49,7 +53,8 @@ pub enum Happening {
     RankGone { machine: usize, life: u64, id: RankId, exit: Exit },
     RankActs { process: ProcessId, act: Act },
     GangStep { job: JobId, generation: Generation },
-    ClientActs { client: usize },
+    MachineComes { machine: usize },
+    Asks { ask: usize },
     Asked { ask: u64, attempt: u32 },
     Answered { ask: u64, answer: Answer },
     AskTimedOut { ask: u64, attempt: u32 },
@@ -73,7 +78,7 @@ pub struct World {
     pub events: u64,
     hash: u64,
     pub planted: Planted,
-    pub faults: Faults,
+    pub plan: Plan,
     pub rates: Rates,
     pub calm: bool,
     pub coordinator: Option<Coordinator>,
@@ -93,14 +98,16 @@ pub struct World {
     pub processes_made: u64,
     pub gangs: BTreeMap<(JobId, Generation), Gang>,
     pub store: Store,
+    /// Whether a generation finds the newest checkpoint damaged: all its ranks find the same.
+    pub damaged: BTreeMap<(JobId, Generation), bool>,
     pub clients: Clients,
     pub oracle: Oracle,
     memory: Memory,
     /// Something that an invariant looks at has changed.
     pub changed: bool,
     pub streams: Streams,
-    trace: Option<VecDeque<String>>,
-    trace_max: usize,
+    story: Option<VecDeque<String>>,
+    story_max: usize,
 }
 
 /// One a concern.
@@ -110,42 +117,56 @@ pub struct Streams {
     pub ranks: Stream,
     pub clients: Stream,
     pub client_net: Stream,
-    pub faults: Stream,
-    pub specs: Stream,
     pub links: Vec<Stream>,
 }
 
+impl Streams {
+    fn new(source: &Source, plan: &Plan) -> Self {
+        let stream = |concern: &str| Stream::of(source, concern);
+        Self {
+            scheduler: stream("scheduler"),
+            disk: stream("disk"),
+            ranks: stream("ranks"),
+            clients: stream("clients"),
+            client_net: stream("client-net"),
+            links: plan.machines.iter().map(|machine| stream(&format!("link-{}", machine.name))).collect(),
+        }
+    }
+
+    fn set_time(&mut self, now: Ms) {
+        let Self { scheduler, disk, ranks, clients, client_net, links } = self;
+        [scheduler, disk, ranks, clients, client_net].into_iter().chain(links).for_each(|stream| stream.set_time(now));
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Stream> {
+        let Self { scheduler, disk, ranks, clients, client_net, links } = self;
+        [scheduler, disk, ranks, clients, client_net].into_iter().chain(links)
+    }
+
+    /// Everything that was drawn.
+    pub fn drawn(&self) -> Choices {
+        self.all().map(Stream::drawn).filter(|(_, sites)| !sites.is_empty()).collect()
+    }
+}
+
 impl World {
-    pub fn new(seed: u64, planted: Planted, trace_max: usize) -> Self {
-        let faults = Faults::draw(seed);
-        let stream = |concern: &str| Stream::new(seed, concern);
+    pub fn new(plan: Plan, source: &Source, planted: Planted, story_max: usize) -> Self {
         let mut shadow = Cluster::default();
         shadow.plant(planted.state());
         let disk = ModelLog::default();
         if planted == Planted::LyingDisk {
             disk.lie_about_sync();
         }
-        let mut machines_stream = stream("machines");
-        let machines = (0..faults.nodes).map(|at| Machine::draw(at, &mut machines_stream)).collect();
-        let links = (0..faults.nodes).map(|at| stream(&format!("link-{at}"))).collect();
-        let streams = Streams {
-            scheduler: stream("scheduler"),
-            disk: stream("disk"),
-            ranks: stream("ranks"),
-            clients: stream("clients"),
-            client_net: stream("client-net"),
-            faults: stream("fault-choices"),
-            specs: stream("specs"),
-            links,
-        };
+        let machines = plan.machines.iter().map(Machine::new).collect();
+        let streams = Streams::new(source, &plan);
         let mut world = Self {
             now: 0,
             queue: BTreeMap::new(),
             sequence: 0,
             events: 0,
-            hash: seed,
+            hash: 0,
             planted,
-            rates: faults.rates,
+            rates: plan.rates,
             calm: false,
             coordinator: None,
             lives: 0,
@@ -162,14 +183,15 @@ impl World {
             processes_made: 0,
             gangs: BTreeMap::new(),
             store: Store::default(),
-            clients: Clients::new(faults.clients, faults.nodes),
+            damaged: BTreeMap::new(),
+            clients: Clients::new(),
             oracle: Oracle::default(),
             memory: Memory::default(),
             changed: true,
             streams,
-            trace: (trace_max > 0).then(VecDeque::new),
-            trace_max,
-            faults,
+            story: (story_max > 0).then(VecDeque::new),
+            story_max,
+            plan,
         };
         world.begin();
         world
@@ -177,15 +199,16 @@ impl World {
 
     fn begin(&mut self) {
         self.at(0, Happening::Boot);
-        for client in 0..self.clients.count() {
-            let first = 50 + 10 * client as Ms;
-            self.at(first, Happening::ClientActs { client });
+        for machine in 0..self.machines.len() {
+            self.at(COME_MS, Happening::MachineComes { machine });
         }
-        for fault in 0..self.faults.schedule.len() {
-            let at = self.faults.schedule[fault].0;
-            self.at(at, Happening::Inject { fault });
+        for ask in 0..self.plan.asks.len() {
+            self.at(self.plan.asks[ask].at, Happening::Asks { ask });
         }
-        self.at(self.faults.chaos_ms, Happening::Calm);
+        for fault in 0..self.plan.faults.len() {
+            self.at(self.plan.faults[fault].at, Happening::Inject { fault });
+        }
+        self.at(self.plan.chaos_ms, Happening::Calm);
     }
 
     pub fn at(&mut self, time: Ms, happening: Happening) {
@@ -197,22 +220,22 @@ impl World {
         self.at(self.now + wait, happening);
     }
 
-    /// A line of the trace; made only when somebody reads it.
+    /// A line of the story; made only when somebody reads it.
     pub fn say(&mut self, line: impl FnOnce(&Self) -> String) {
-        if self.trace.is_none() {
+        if self.story.is_none() {
             return;
         }
         let line = format!("{:>8} ms  {}", self.now, line(self));
-        if let Some(trace) = &mut self.trace {
-            trace.push_back(line);
-            if trace.len() > self.trace_max {
-                trace.pop_front();
+        if let Some(lines) = &mut self.story {
+            lines.push_back(line);
+            if lines.len() > self.story_max {
+                lines.pop_front();
             }
         }
     }
 
-    pub fn trace(&mut self) -> Vec<String> {
-        self.trace.take().map(Vec::from).unwrap_or_default()
+    pub fn story(&mut self) -> Vec<String> {
+        self.story.take().map(Vec::from).unwrap_or_default()
     }
 
     /// Takes part in the rolling hash.
@@ -236,6 +259,7 @@ impl World {
     pub fn step(&mut self) -> Result<bool, (&'static str, String)> {
         let Some(((time, sequence), happening)) = self.queue.pop_first() else { return Ok(false) };
         self.now = time;
+        self.streams.set_time(time);
         self.events += 1;
         self.mix(time);
         self.mix(sequence);
@@ -277,7 +301,8 @@ impl World {
             | Happening::KillDue { machine, .. }
             | Happening::RankGone { machine, .. } => Taker::Machine(*machine),
             Happening::ToRank { process, .. } | Happening::RankActs { process, .. } => machine_of(process),
-            Happening::GangStep { .. } | Happening::Boot | Happening::ClientActs { .. } => Taker::Nobody,
+            Happening::GangStep { .. } | Happening::Boot => Taker::Nobody,
+            Happening::MachineComes { .. } | Happening::Asks { .. } => Taker::Nobody,
             Happening::Answered { .. } | Happening::AskTimedOut { .. } => Taker::Nobody,
             Happening::Inject { .. } | Happening::Heal { .. } | Happening::Calm => Taker::Nobody,
         }
@@ -310,11 +335,12 @@ impl World {
             }
             Happening::RankActs { process, act } => self.rank_acts(process, act),
             Happening::GangStep { job, generation } => self.gang_step(job, generation),
-            Happening::ClientActs { client } => self.client_acts(client),
+            Happening::MachineComes { machine } => self.machine_comes(machine),
+            Happening::Asks { ask } => self.asks(ask),
             Happening::Asked { ask, attempt } => self.asked(ask, attempt),
             Happening::Answered { ask, answer } => self.answered(ask, answer),
             Happening::AskTimedOut { ask, attempt } => self.ask_timed_out(ask, attempt),
-            Happening::Inject { fault } => self.inject(self.faults.schedule[fault].1),
+            Happening::Inject { fault } => self.inject(self.plan.faults[fault].fault),
             Happening::Heal { fault } => self.heal(fault),
             Happening::Calm => self.calm_down(),
         }
