@@ -25,7 +25,7 @@ pub struct Catalogue {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 struct Shelf {
     visible: BTreeMap<Step, Checkpoint>,
-    /// Steps that were ever committed; a step that is replaced counts once.
+    /// Steps that were committed, and not removed before one was damaged; a step that is replaced counts once.
     commits: u64,
     damaged: Vec<Checkpoint>,
 }
@@ -113,7 +113,8 @@ impl Catalogue {
         };
         shelf.damaged.extend(shelf.visible.remove(&step));
         shelf.damaged.drain(..shelf.damaged.len().saturating_sub(DAMAGED_MAX));
-        shelf.commits -= 1;
+        // Those that were removed as one too many do not come back: what is left is all that can be kept.
+        shelf.commits = shelf.visible.len() as u64;
         true
     }
 
@@ -254,5 +255,18 @@ mod tests {
         assert!(catalogue.damage(JOB, "file:///c/step-30-g1") && !catalogue.damage(JOB, "file:///c/step-30-g1"));
         assert_eq!(catalogue.last(JOB).unwrap().step, Step(20));
         assert_eq!(commit(&mut catalogue, 2, 30, ""), ["step-20-g1", "step-30-g2", "step-30-g1"]);
+    }
+
+    /// Found by seed 11 of the simulator: the state was taken as unsound, and a coordinator that was started again refused its own journal.
+    #[test]
+    fn a_job_whose_only_checkpoint_is_damaged_may_have_none_left() {
+        let mut catalogue = Catalogue::default();
+        (1..=5).for_each(|step| drop(commit(&mut catalogue, 1, 10 * step, "")));
+        let worlds = BTreeMap::from([(Generation(1), (2, LogIndex(0)))]);
+        for step in [50, 40] {
+            assert!(catalogue.damage(JOB, &format!("file:///c/step-{step}-g1")));
+            assert_eq!(catalogue.check_job(JOB, 2, &worlds), Ok(()));
+        }
+        assert_eq!(catalogue.last(JOB), None);
     }
 }
