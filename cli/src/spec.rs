@@ -26,7 +26,7 @@ pub struct SpecArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
 
-    /// Continue from this checkpoint: its folder, its file:// URI, or a job of the cluster (its newest checkpoint)
+    /// Continue from this checkpoint: its folder, its URI, or a job of the cluster (its newest checkpoint)
     #[arg(long, value_name = "CHECKPOINT|JOB")]
     pub resume: Option<String>,
 }

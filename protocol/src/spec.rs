@@ -99,7 +99,7 @@ pub struct Checkpoint {
     /// Steps between checkpoints; one is always written after the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<u64>,
-    /// `file:///absolute/folder`. Left out: the cluster's own folder.
+    /// `file:///absolute/folder`, `s3://bucket/folder`, `az://container/folder` or `gs://bucket/folder`. Left out: the cluster's own folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
     /// Committed checkpoints that are kept; older ones are removed.
@@ -285,16 +285,37 @@ impl JobSpec {
     }
 }
 
-/// Taken literally: `%41` is three characters of a name, because people paste paths and nobody encodes them.
-fn check_uri(uri: &str) -> Result<(), &'static str> {
-    let Some(path) = uri.strip_prefix("file:///") else {
-        return Err("use an absolute URI like \"file:///var/lib/stoke/checkpoints\"");
-    };
+/// Whether checkpoints can be kept there, and if not, the mend. Taken literally: `%41` is three characters of a name, because people paste paths
+/// and nobody encodes them.
+pub fn check_uri(uri: &str) -> Result<(), &'static str> {
     if uri.len() > URI_BYTES_MAX || !is_plain(uri) {
         return Err("use up to 4096 bytes without control characters");
     }
+    let bucket = ["s3://", "az://", "gs://"].iter().find_map(|scheme| uri.strip_prefix(scheme));
+    let path = match (uri.strip_prefix("file:///"), bucket) {
+        (Some(path), _) => path.trim_end_matches('/'),
+        (None, Some(rest)) => {
+            let (bucket, path) = rest.trim_end_matches('/').split_once('/').unwrap_or((rest.trim_end_matches('/'), ""));
+            // No user, password or port: credentials never stand in a spec.
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            if bucket.is_empty() || !bucket.bytes().all(allowed) {
+                return Err(
+                    "name a bucket or container, then a folder, and nothing else, like \"s3://bucket/checkpoints\"",
+                );
+            }
+            if path.is_empty() {
+                return Ok(());
+            }
+            path
+        }
+        (None, None) => {
+            return Err(
+                "use an absolute URI like \"file:///var/lib/stoke/checkpoints\" or \"s3://bucket/checkpoints\"",
+            );
+        }
+    };
     let part = |part: &str| matches!(part, "" | "." | "..");
-    if path.trim_end_matches('/').split('/').any(part) {
+    if path.split('/').any(part) {
         return Err("write the path out, without \"..\", \".\" and empty parts");
     }
     Ok(())
@@ -455,13 +476,26 @@ mod tests {
     fn what_no_machine_has_or_no_folder_is_called_is_refused() {
         let threads = error(&GOOD.replace("epochs = 2", "epochs = 2\nthreads = 60000"));
         assert!(threads.message.contains("use 1 to 256"), "{threads}");
-        for to in
-            ["file:///a/../b", "file:///a//b", "file:///./a", "file:///", "file://host/a", "/a", "file:///a\\u001b"]
-        {
+        for to in [
+            "file:///a/../b",
+            "file:///a//b",
+            "file:///./a",
+            "file:///",
+            "file://host/a",
+            "/a",
+            "file:///a\\u001b",
+            "s3://",
+            "s3:///a",
+            "s3://key:secret@bucket/a",
+            "s3://bucket//a",
+            "az://container/../a",
+            "http://bucket/a",
+        ] {
             let refused = error(&format!("{GOOD}[checkpoint]\nto = \"{to}\"\n"));
             assert_eq!(refused.line, Some(9), "{refused}");
         }
-        for to in ["file:///a%41b", "file:///a b/", "file:///ä/b.c"] {
+        let buckets = ["s3://bucket", "s3://my.bucket-1/a b/ä/", "az://container/a", "gs://bucket/a"];
+        for to in ["file:///a%41b", "file:///a b/", "file:///ä/b.c"].into_iter().chain(buckets) {
             JobSpec::parse(&format!("{GOOD}[checkpoint]\nto = \"{to}\"\n")).unwrap();
         }
         let label = error(&format!("{GOOD}[resources.labels]\nzone = \"a\\u001b\"\n"));

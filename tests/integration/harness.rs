@@ -345,6 +345,12 @@ impl Run {
         self
     }
 
+    /// A variable of the command, and so of its agents.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// As the last arguments of another command.
     pub fn under(self, program: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(program);

@@ -17,4 +17,5 @@ mod namespaces;
 mod nodes;
 mod recovery;
 mod slow_disk;
+mod stores;
 mod training;

@@ -23,7 +23,7 @@ use stoke_protocol::message::node::{
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::{
     Exit, FromRank, Member, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom,
-    StartRank, ToRank,
+    StartRank, StoreSettings, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 
@@ -281,6 +281,7 @@ fn to_rank() -> Vec<ToRank> {
         ToRank::Committed { step: Step(9), keep: vec!["step-00000001-g1".to_owned()].into() },
         ToRank::Release,
         ToRank::Stop { reason: "cancelled".into() },
+        ToRank::Stores(StoreSettings(vec![("AWS_REGION".to_owned(), "eu-north-1".to_owned())].into())),
     ]
 }
 

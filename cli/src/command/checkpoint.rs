@@ -49,7 +49,7 @@ pub struct List {
 #[derive(clap::Args, Debug)]
 #[command(after_help = VERIFY_EXAMPLES)]
 pub struct Verify {
-    /// A checkpoint's folder or file:// URI, or a job (its newest checkpoint)
+    /// A checkpoint's folder or URI (file://, s3://, az://), or a job (its newest checkpoint)
     #[arg(value_name = "CHECKPOINT|JOB")]
     what: String,
 }

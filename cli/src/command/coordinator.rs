@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
 
-    /// URI below which jobs that name no folder keep their checkpoints; every node must see it [default: DIR/checkpoints]
+    /// URI (file:///, s3://, az://) below which jobs that name no folder keep their checkpoints; every node must reach it [default: DIR/checkpoints]
     #[arg(long, value_name = "URI")]
     checkpoints: Option<String>,
 }
@@ -58,6 +58,11 @@ impl Args {
         config.listen = self.listen.unwrap_or(config.listen);
         config.metrics = self.metrics.or(config.metrics);
         config.checkpoints = self.checkpoints.or(config.checkpoints);
+        if let Some(uri) = &config.checkpoints
+            && let Err(problem) = stoke_protocol::spec::check_uri(uri)
+        {
+            return Err(Failure::usage(format!("checkpoints = {uri:?}: {problem}")));
+        }
         if !self.advertise.is_empty() {
             config.advertise = self.advertise;
         }

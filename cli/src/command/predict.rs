@@ -29,7 +29,7 @@ const BATCH_LINES: usize = 256;
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A checkpoint's folder or file:// URI, or a job (its newest checkpoint)
+    /// A checkpoint's folder or URI (file://, s3://, az://), or a job (its newest checkpoint)
     #[arg(long, value_name = "CHECKPOINT|JOB")]
     checkpoint: String,
 }

@@ -138,7 +138,7 @@ fn check_inputs(job_spec: &JobSpec) -> Result<(), Failure> {
     let manifest = stoke_node::checkpoint::open(uri).map_err(|error| {
         Failure::from_error(Exit::Usage, error)
             .context(format!("resume from {uri}"))
-            .help("--resume takes a checkpoint's folder, its file:// URI, or a job (its newest checkpoint)")
+            .help("--resume takes a checkpoint's folder, its URI, or a job (its newest checkpoint)")
     })?;
     if manifest.trainer != job_spec.trainer {
         let (theirs, ours) = (&manifest.trainer, &job_spec.trainer);

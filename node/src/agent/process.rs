@@ -1,5 +1,6 @@
 //! Ranks as processes of this machine. Owns what a rank inherits and what it does not: one end of a socket pair, a pipe for what it prints,
-//! a process group of its own, a small environment. Nothing secret is in its arguments or its environment (I35).
+//! a process group of its own, a small environment. Nothing secret is in its arguments or its environment (I35): credentials of object stores
+//! go over the socket pair.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
-use stoke_protocol::message::rank::{Exit, FromRank, RankEvent, RankId, StartRank, ToRank};
+use stoke_protocol::message::rank::{Exit, FromRank, RankEvent, RankId, StartRank, StoreSettings, ToRank};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -20,7 +21,7 @@ use super::log::LogBook;
 use super::memory::OutOfMemory;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::watch::Watched;
-use crate::link;
+use crate::{checkpoint, link};
 
 /// The number of the inherited end of the socket pair.
 pub const LINK_FD: &str = "STOKE_LINK_FD";
@@ -28,7 +29,18 @@ pub const LINK_FD: &str = "STOKE_LINK_FD";
 pub const PEER_IP: &str = "STOKE_PEER_IP";
 
 /// All that a rank sees of the agent's environment, besides `STOKE_*`.
-const INHERITED: [&str; 7] = ["PATH", "HOME", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "LD_LIBRARY_PATH", "CUDA_PATH"];
+const INHERITED: [&str; 9] = [
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "LD_LIBRARY_PATH",
+    "CUDA_PATH",
+    // Which authorities are trusted for TLS to object stores.
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
 /// The kernel takes ranks before the agent when memory is short (F26).
 const OOM_SCORE_ADJ: &str = "500";
 /// Frames that wait for a rank that does not read. The coordinator sends a handful in a rank's life.
@@ -111,6 +123,11 @@ impl Spawner for Processes {
         let (read, write) = link.into_split();
         let (frames, queue) = mpsc::channel(FRAMES_MAX);
         let (kill, killed) = mpsc::channel(1);
+        // The queue is empty: both have room.
+        let settings = Vec::from_iter(checkpoint::settings());
+        if !settings.is_empty() {
+            let _ = frames.try_send(ToRank::Stores(StoreSettings(settings.into())));
+        }
         let _ = frames.try_send(ToRank::Start(start));
         tokio::spawn(write_frames(id, write, queue));
         let memory = self.memory.clone();

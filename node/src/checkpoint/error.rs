@@ -2,6 +2,9 @@
 
 use stoke_protocol::ids::Digest;
 
+use super::answer::{Answer, answer};
+use super::store::Kind;
+
 /// What a person does about a damaged checkpoint.
 const MEND: &str = "restore the file from a copy, or continue from an earlier checkpoint (`stoke checkpoint list`)";
 
@@ -25,6 +28,12 @@ pub enum CheckpointError {
         #[source]
         source: std::io::Error,
     },
+    /// An object store does not let this process do it.
+    #[error("{verb} {object}: the store denies it ({said}): {mend}")]
+    Denied { verb: &'static str, object: String, said: String, mend: String },
+    /// An object store is away, or failed for as long as it was asked again.
+    #[error("{verb} {object}: {said}")]
+    Remote { verb: &'static str, object: String, said: String },
     /// A checkpoint without a manifest was never committed: its shards mean nothing.
     #[error(
         "no checkpoint at {uri}: manifest.json is missing (see `stoke checkpoint list` for those that are committed)"
@@ -53,11 +62,31 @@ impl CheckpointError {
         matches!(self, Self::Missing { .. } | Self::Manifest { .. } | Self::Foreign { .. } | Self::Shard { .. })
     }
 
-    /// Names what was being done, and tells a full disk from other failures.
-    pub(super) fn store(verb: &'static str, object: impl ToString, source: object_store::Error) -> Self {
-        let object = object.to_string();
-        if is_full(&source) { Self::Full { verb, object } } else { Self::Store { verb, object, source } }
+    /// Whether the same may succeed later without anybody's doing, or when credentials were renewed.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Remote { .. })
     }
+
+    /// Names what was being done; tells a full disk, and credentials that do not do, from other failures.
+    pub(super) fn store(kind: Kind, verb: &'static str, object: impl ToString, source: object_store::Error) -> Self {
+        let object = object.to_string();
+        if kind == Kind::File {
+            return if is_full(&source) { Self::Full { verb, object } } else { Self::Store { verb, object, source } };
+        }
+        match answer(kind, &source) {
+            Answer::Denied { said, mend } => Self::Denied { verb, object, said, mend },
+            Answer::NoBucket { said } => {
+                let said = format!("the bucket or container is not there ({said}): make it, or correct its name");
+                Self::Remote { verb, object, said }
+            }
+            Answer::Other { said } => Self::Remote { verb, object, said },
+        }
+    }
+}
+
+/// What a client could not be made of. Values are not in it, but for names of options.
+pub(super) fn plain_text(error: &object_store::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 fn is_full(error: &object_store::Error) -> bool {

@@ -1,7 +1,7 @@
-//! One checkpoint's folder in an object store. Owns the mapping from a URI to a store and its durability; knows nothing of what is inside.
+//! One checkpoint's folder, on disk or in an object store. Owns how objects are written and their durability; knows nothing of what is inside.
 //!
-//! I21: a write that returned is durable. `LocalFileSystem` alone does not fsync; with `with_fsync(true)` each put writes a staging file,
-//! fsyncs it, publishes it by rename (or by hard link where it must not replace) and fsyncs the folder, also for folders that it makes.
+//! I21: a write that returned is durable, and nothing is seen of one that failed. Object stores give both. `LocalFileSystem` alone does not
+//! fsync; with `with_fsync(true)` each put writes a staging file, fsyncs it, publishes it by rename (or by hard link where it must not replace) and fsyncs the folder, also for folders that it makes.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -12,11 +12,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use bytes::Bytes;
-use object_store::local::LocalFileSystem;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use object_store::path::Path;
-use object_store::{GetOptions, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{GetOptions, GetResultPayload, MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
 
 use super::error::CheckpointError;
+use super::store::{Kind, Place, runtime};
 
 /// Parts of a large write: S3's smallest is 5 MiB, and the copy of one part is all the memory that a write needs.
 pub(super) const PART_BYTES: usize = 8 << 20;
@@ -25,84 +26,67 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 const RUN_BYTES: usize = 256 << 10;
 
 /// A folder of a store, by URI. Blocking.
-pub struct Folder {
-    uri: String,
-    store: Arc<dyn ObjectStore>,
-    path: Path,
-}
+pub struct Folder(Place);
 
 impl Folder {
-    /// `file:///absolute/folder`, or a plain path of this machine. The folder need not exist.
+    /// `file:///absolute/folder`, a plain path of this machine, or a folder of an object store (`s3://bucket/folder`). It need not exist.
     pub fn at(uri: &str) -> Result<Self, CheckpointError> {
-        let refused = |problem: String| CheckpointError::Uri { uri: uri.to_owned(), problem };
-        let path = match uri.split_once("://") {
-            // Taken literally, as it is written into manifests: no percent escapes.
-            Some(("file", path)) if path.starts_with('/') => Path::parse(path.trim_matches('/')),
-            Some(("file", _)) => return Err(refused("write file:///absolute/folder, with three slashes".into())),
-            Some((scheme, _)) => return Err(refused(format!("{scheme}:// is not supported yet, use file:///"))),
-            None => {
-                let absolute = std::path::absolute(uri).map_err(|error| refused(error.to_string()))?;
-                Path::from_absolute_path(absolute)
-            }
-        }
-        .map_err(|error| refused(error.to_string()))?;
-        let store = Arc::new(LocalFileSystem::new().with_fsync(true));
-        Ok(Self { uri: format!("file:///{path}"), store, path })
+        Place::of(uri).map(Self)
     }
 
     /// Always with its scheme, without a slash at the end.
     pub fn uri(&self) -> &str {
-        &self.uri
+        &self.0.uri
     }
 
     /// The last part of the URI.
     pub(super) fn name(&self) -> &str {
-        self.path.filename().unwrap_or_default()
+        self.0.path.filename().unwrap_or_default()
     }
 
     /// What a person looks for.
     pub(super) fn object(&self, file: &str) -> String {
-        format!("{}/{file}", self.uri)
+        format!("{}/{file}", self.0.uri)
     }
 
     /// Writes a whole small object that must not be there yet. `false`: it is there, and was not touched.
     pub(super) fn create(&self, file: &str, bytes: Vec<u8>) -> Result<bool, CheckpointError> {
         let path = self.child(file);
-        let put = self.store.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
-        match wait(put) {
+        let put = self.0.store.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
+        match self.wait(put) {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(CheckpointError::store("write", self.object(file), error)),
+            Err(error) => Err(self.failed("write", file, error)),
         }
     }
 
-    /// Writes an object part by part, durable and visible at once when `next` has no more parts; nothing of it stays after an error.
+    /// Writes an object part by part, durable and visible at once when `next` has no more parts; nothing of it is seen after an error.
     pub(super) fn write(&self, file: &str, mut next: impl FnMut() -> Option<Bytes>) -> Result<(), CheckpointError> {
         let path = self.child(file);
-        wait(async {
-            let mut upload = self.store.put_multipart(&path).await?;
-            let sent: Result<(), object_store::Error> = async {
-                while let Some(part) = next() {
-                    upload.put_part(PutPayload::from(part)).await?;
-                }
-                upload.complete().await.map(drop)
+        let written = self.wait(async {
+            let (first, second) = (next().unwrap_or_default(), next());
+            if second.is_none() && self.0.kind != Kind::File {
+                // One request in place of three.
+                return self.0.store.put(&path, first.into()).await.map(drop);
             }
-            .await;
+            let mut upload = self.0.store.put_multipart(&path).await?;
+            let parts = [Some(first), second].into_iter().flatten().chain(std::iter::from_fn(next));
+            let sent = send(&mut *upload, parts, self.0.kind.parts_in_flight_max()).await;
             if sent.is_err() {
                 // The error that is returned says more than one of the clean-up would.
                 let _ = upload.abort().await;
             }
             sent
-        })
-        .map_err(|error| CheckpointError::store("write", self.object(file), error))
+        });
+        written.map_err(|error| self.failed("write", file, error))
     }
 
     /// Size of an object, none when it is missing.
     pub(super) fn size(&self, file: &str) -> Result<Option<u64>, CheckpointError> {
-        match wait(self.store.head(&self.child(file))) {
+        match self.wait(self.0.store.head(&self.child(file))) {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(CheckpointError::store("read", self.object(file), error)),
+            Err(error) => Err(self.failed("read", file, error)),
         }
     }
 
@@ -114,12 +98,12 @@ impl Folder {
         range: Option<Range<u64>>,
         mut sink: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        let failed = |error| CheckpointError::store("read", self.object(file), error);
+        let failed = |error| self.failed("read", file, error);
         let options = GetOptions { range: range.map(Into::into), ..GetOptions::default() };
-        let got = wait(self.store.get_opts(&self.child(file), options)).map_err(failed)?;
+        let got = self.wait(self.0.store.get_opts(&self.child(file), options)).map_err(failed)?;
         let range = got.range.clone();
         let GetResultPayload::File(file, path) = got.payload else {
-            return sink(&wait(got.bytes()).map_err(failed)?);
+            return sink(&self.wait(got.bytes()).map_err(failed)?);
         };
         // The store's own stream would read 8 KiB at a time.
         let mut run = vec![0; RUN_BYTES.min((range.end - range.start) as usize)];
@@ -138,24 +122,28 @@ impl Folder {
 
     /// Removes an object; one that is not there is no error.
     pub(super) fn delete(&self, file: &str) -> Result<(), CheckpointError> {
-        match wait(self.store.delete(&self.child(file))) {
+        match self.wait(self.0.store.delete(&self.child(file))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(CheckpointError::store("remove", self.object(file), error)),
+            Err(error) => Err(self.failed("remove", file, error)),
         }
     }
 
     /// Names of the objects and of the folders directly inside.
     pub(super) fn list(&self) -> Result<(Vec<String>, Vec<String>), CheckpointError> {
-        let listed = wait(self.store.list_with_delimiter(Some(&self.path)))
-            .map_err(|error| CheckpointError::store("list", &self.uri, error))?;
+        let listed = self
+            .wait(self.0.store.list_with_delimiter(Some(&self.0.path)))
+            .map_err(|error| CheckpointError::store(self.0.kind, "list", self.uri(), error))?;
         let name = |path: &Path| path.filename().map(str::to_owned);
         let files = listed.objects.iter().filter_map(|object| name(&object.location)).collect();
         Ok((files, listed.common_prefixes.iter().filter_map(name).collect()))
     }
 
-    /// Removes the folder itself if it is empty; object stores have none, so that a failure means nothing.
+    /// Removes the folder itself if it is empty; object stores have none.
     pub(super) fn forget(&self) {
-        let folder = PathBuf::from(format!("/{}", self.path));
+        if self.0.kind != Kind::File {
+            return;
+        }
+        let folder = PathBuf::from(format!("/{}", self.0.path));
         // What a writer that was killed had begun; the store does not list it.
         let staged = |name: &str| name.rsplit_once('#').is_some_and(|(_, number)| number.parse::<u64>().is_ok());
         for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -167,11 +155,38 @@ impl Folder {
     }
 
     fn child(&self, file: &str) -> Path {
-        self.path.clone().join(file)
+        self.0.path.clone().join(file)
+    }
+
+    fn failed(&self, verb: &'static str, file: &str, error: object_store::Error) -> CheckpointError {
+        CheckpointError::store(self.0.kind, verb, self.object(file), error)
+    }
+
+    /// Blocks until `work` is done. Requests to object stores need a reactor, and have one of their own: it goes on while this thread waits.
+    fn wait<F: Future>(&self, work: F) -> F::Output {
+        let _entered = (self.0.kind != Kind::File).then(|| runtime().enter());
+        wait(work)
     }
 }
 
-/// Blocks until `work` is done, in a runtime or out of one. The store needs no reactor: where there is a runtime its calls run on that one's
+/// Sends the parts, a few at once, and completes the upload.
+async fn send(
+    upload: &mut dyn MultipartUpload,
+    parts: impl Iterator<Item = Bytes>,
+    in_flight_max: usize,
+) -> object_store::Result<()> {
+    let mut in_flight = FuturesUnordered::new();
+    for part in parts {
+        in_flight.push(upload.put_part(PutPayload::from(part)));
+        while in_flight.len() >= in_flight_max {
+            in_flight.next().await.transpose()?;
+        }
+    }
+    while in_flight.next().await.transpose()?.is_some() {}
+    upload.complete().await.map(drop)
+}
+
+/// Blocks until `work` is done, in a runtime or out of one. Files need no reactor: where there is a runtime their calls run on that one's
 /// blocking threads, elsewhere right here.
 fn wait<F: Future>(work: F) -> F::Output {
     struct Unpark(Thread);

@@ -2,16 +2,19 @@
 //!
 //! Everything here blocks its thread until the disk has answered: not for actors.
 
+mod answer;
 #[cfg(test)]
 mod damage;
 mod error;
 mod export;
 mod folder;
 mod manifest;
+mod patience;
 mod plan;
 mod ranges;
 mod read;
 mod shard;
+mod store;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -20,7 +23,9 @@ pub use error::CheckpointError;
 pub use export::{Exported, export};
 pub use folder::Folder;
 pub use manifest::{FORMAT, MANIFEST_FILE, Manifest, Shard};
+pub use patience::patiently;
 pub use plan::{folder_name, own_shard, plan_shards, shard_file};
 pub use read::{Verified, load, open, verify};
 pub use shard::{decode, encode};
+pub use store::{Settings, provide, settings};
 pub use write::{abandon, remove, remove_older, write_manifest, write_shard};

@@ -270,7 +270,7 @@ fn a_full_disk_says_so_and_leaves_nothing_behind() {
 
 #[test]
 fn places_that_are_none_are_refused() {
-    for uri in ["s3://bucket/x", "file://relative/x"] {
+    for uri in ["ftp://bucket/x", "file://relative/x", "s3://", "s3://key:secret@bucket/x", "az:///x"] {
         assert!(matches!(open(uri), Err(CheckpointError::Uri { .. })));
     }
     assert!(open("/no/such/place").unwrap_err().to_string().contains("checkpoint list"));

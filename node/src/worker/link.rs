@@ -21,6 +21,7 @@ use super::failure::{Failure, catch, text_of};
 use super::orders::Orders;
 use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
+use crate::checkpoint;
 use crate::exchange::Mesh;
 
 /// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
@@ -168,6 +169,10 @@ impl Linked {
             ToRank::Stop { reason } => {
                 tracing::info!(%reason, "told to stop");
                 Err(Stop::End(End::Stopped))
+            }
+            ToRank::Stores(settings) => {
+                checkpoint::provide(settings.0.0.into_iter().collect());
+                Ok(())
             }
         }
     }

@@ -444,7 +444,8 @@ fn receive(work: &Work<'_>, generation: Generation) -> Receiver<Result<Received,
 fn restore(origin: &Origin, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32, Ledger), Failure> {
     let uri = &origin.uri;
     let failed = |what: String| Failure::Permanent(format!("continue from {uri}: {what}"));
-    let (manifest, tensors) = checkpoint::load(uri, origin.manifest_blake3).map_err(|error| {
+    let load = || checkpoint::load(uri, origin.manifest_blake3);
+    let (manifest, tensors) = checkpoint::patiently(load).map_err(|error| {
         let damaged = error.is_damage();
         let error = format!("continue from {uri}: {}", text_of(&error));
         if damaged { Failure::Damaged { uri: uri.clone(), error } } else { Failure::Error(error) }

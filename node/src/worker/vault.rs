@@ -4,7 +4,8 @@
 //! V1: what is written is the state of before the next step: the trainer hands over a snapshot that no later step can touch, and the vault turns
 //!     it into numbers, hashes and writes it while training goes on.
 //! V2: checkpoints are written in the order of their steps, at most [`COPIES_MAX`] wait; then the trainer does.
-//! V3: a checkpoint that cannot be written is dropped with a warning and training goes on, but for the last one.
+//! V3: a checkpoint that cannot be written is dropped with a warning and training goes on, but for the last one, which is tried for longer where
+//!   its store may come back.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -161,10 +162,14 @@ impl<F: Fn(Told)> Keeper<F> {
             // Only the first member writes a manifest.
             let weights_blake3 = (index == 0).then(|| Digest(stoke_jobs::weights_blake3(&tensors)));
             let own = checkpoint::own_shard(tensors, index, world);
-            let stored = checkpoint::write_shard(&folder, index, world, &own);
-            if stored.is_err() {
-                let _ = checkpoint::abandon(&folder, index, world);
-            }
+            let write = || {
+                let stored = checkpoint::write_shard(&folder, index, world, &own);
+                if stored.is_err() {
+                    let _ = checkpoint::abandon(&folder, index, world);
+                }
+                stored
+            };
+            let stored = if last { checkpoint::patiently(write) } else { write() };
             Ok((stored?, weights_blake3))
         });
         match stored {
@@ -189,7 +194,8 @@ impl<F: Fn(Told)> Keeper<F> {
             return;
         }
         let last = written.last;
-        match self.write_manifest((generation, step), weights_blake3, shards) {
+        let write = || self.write_manifest((generation, step), weights_blake3, shards.clone());
+        match if last { checkpoint::patiently(write) } else { write() } {
             Ok(event) => (self.tell)(Told::Event(event)),
             Err(error) => self.failed(generation, step, last, &error),
         }

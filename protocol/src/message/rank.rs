@@ -185,6 +185,19 @@ pub enum ToRank {
     Release,
     /// Stop: the job was cancelled, or this generation ended. Exit within the grace; the agent kills after it.
     Stop { reason: String },
+    /// Before `Start`, where there is any: how object stores are reached, with their credentials. Not answered.
+    Stores(StoreSettings),
+}
+
+/// Variables of the agent's environment that are for object stores. Never leaves the machine, and never a process's memory (I35).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreSettings(pub List<(String, String)>);
+
+/// Names only: the values are secrets.
+impl std::fmt::Debug for StoreSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// Rank → agent.

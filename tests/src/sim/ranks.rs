@@ -178,7 +178,7 @@ impl World {
         let Some(process) = self.processes.get_mut(&at) else { return };
         let wait = self.streams.ranks.between("obeys", 1, 400);
         match frame {
-            ToRank::Start(_) => {}
+            ToRank::Start(_) | ToRank::Stores(_) => {}
             ToRank::Certificate { .. } => self.act_after(wait, at, Act::Ready),
             ToRank::Membership(membership) => self.hear_membership(at, membership),
             ToRank::Commit { generation, step, .. } => {
