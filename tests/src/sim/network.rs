@@ -226,7 +226,8 @@ impl World {
         let Some(machine) = self.conns.get(&conn).map(|conn| conn.machine) else { return };
         let input = match frame {
             FromNode::Hello(hello) => {
-                let node = self.machines[machine].node.expect("a node has joined before it dials");
+                // Of the certificate with which its agent dialled: the node may have been removed since, and the machine be another one.
+                let node = hello.node;
                 Input::Hello { session: conn, node, address: format!("machine-{machine}"), hello }
             }
             FromNode::Report(report) => Input::Report { session: conn, report },
