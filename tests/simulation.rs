@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use stoke_tests::sim::{Outcome, Planted, Setting, Trace, run, seeds, shrink};
+use stoke_tests::sim::seeds::{self, Sweep};
+use stoke_tests::sim::{Detection, Fault, Outcome, Plan, Planted, Rates, Setting, TimedFault, Trace, run, shrink};
 
 /// Seeds of every run of the test suite.
 const SEEDS: u64 = 1_000;
@@ -16,35 +17,53 @@ const THREADS: usize = 2;
 const STORY_LINES: usize = 80;
 /// Of the shrinking of a planted bug: enough for a small trace, and a few seconds.
 const RUNS_PLANTED_MAX: usize = 1_500;
+/// When everybody has joined.
+const CUT_MS: u64 = 20_000;
 /// A shrunk trace is at least so many times smaller.
 const SMALLER: usize = 20;
 
 #[test]
 fn a_thousand_seeds_hold_every_invariant_and_repeat_bit_for_bit() {
-    let outcomes: Vec<(u64, Outcome, u64)> = seeds::over(0..SEEDS, THREADS, |seed| {
-        let (first, second) = (run(&Setting::of_seed(seed)), run(&Setting::of_seed(seed)));
-        Some((seed, first, second.hash))
-    });
-    let mut sums = (0, 0, 0, 0);
-    let mut failed = Vec::new();
-    for (seed, outcome, again) in &outcomes {
-        assert_eq!(outcome.hash, *again, "seed {seed} does not repeat");
-        sums.0 += outcome.events;
-        sums.1 += outcome.jobs;
-        sums.2 += outcome.replays;
-        sums.3 += outcome.spawned;
-        if let Some(violation) = &outcome.violation {
-            println!("seed {seed}: {violation:?}");
-            failed.push(*seed);
-        }
-    }
-    println!("{SEEDS} seeds: {} events, {} jobs, {} starts of a coordinator, {} ranks", sums.0, sums.1, sums.2, sums.3);
-    failed.sort_unstable();
-    if let Some(first) = failed.first() {
+    let tally = Sweep { seeds: 0..SEEDS, threads: THREADS, repeat_every: 1, until: None }.run(|_| {});
+    println!("{}", tally.words());
+    assert!(tally.unequal.is_empty(), "seeds that do not repeat: {:?}", tally.unequal);
+    tally.failed.iter().for_each(|(seed, violation)| println!("seed {seed}: {violation:?}"));
+    if let Some(first) = tally.failed.keys().next() {
         let outcome = run(&Setting::of_seed(*first).story(STORY_LINES));
         println!("seed {first}, the end of its story:\n  {}", outcome.story.join("\n  "));
         let report = seeds::report(&Setting::of_seed(*first), &traces_made());
-        panic!("{} seeds fail: {failed:?}\n{report}", failed.len());
+        panic!("{} seeds fail: {:?}\n{report}", tally.failed.len(), tally.failed.keys());
+    }
+}
+
+/// Each packet of a minute takes up to 200 ms, and nothing else happens: nobody is taken for lost, whatever the profile.
+#[test]
+fn packets_that_take_200_ms_lose_no_node_in_either_profile() {
+    for seed in 0..40 {
+        let detection = if seed % 2 == 0 { Detection::Default } else { Detection::Fast };
+        let mut setting = Setting::of_seed(seed);
+        let rates = Rates { tail: 1.0, tail_ms: 200, ..Rates::default() };
+        setting.plan = Plan { detection, rates, faults: Vec::new(), chaos_ms: 60_000, ..setting.plan };
+        let outcome = run(&setting);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        assert_eq!(outcome.coverage.of("coordinator event", "NodeLost"), 0, "seed {seed} with {detection:?}");
+    }
+}
+
+/// From the cut to the entry in the journal; clocks may be off by a twentieth, and the modelled coordinator looks every 250 ms.
+#[test]
+fn a_node_that_is_cut_off_is_lost_after_4_s_or_in_the_fast_profile_after_1100_ms() {
+    for (detection, at_most) in [(Detection::Default, 4_500), (Detection::Fast, 1_450)] {
+        for seed in 0..20 {
+            let mut setting = Setting::of_seed(seed).story(100_000);
+            let faults = vec![TimedFault { at: CUT_MS, fault: Fault::CutBoth { node: 0, lasts: 20_000 } }];
+            setting.plan = Plan { detection, faults, rates: Rates::default(), chaos_ms: 60_000, ..setting.plan };
+            let outcome = run(&setting);
+            assert_eq!(outcome.violation, None, "seed {seed}");
+            let lost = outcome.story.iter().find(|line| line.contains("NodeLost"));
+            let lost = lost.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).expect("it is lost");
+            assert!((CUT_MS..CUT_MS + at_most).contains(&lost), "seed {seed}: lost at {lost} ms, cut at {CUT_MS} ms");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod chaos;
 mod client;
 mod command;
+mod detection;
 mod diagnosis;
 mod failure;
 mod json;

@@ -7,7 +7,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Background, Run, cluster_of, poll, process_of, processes_naming, signal, spec, step_of, stoke};
+use crate::harness::{
+    Background, Cluster, Run, cluster_of, poll, process_of, processes_naming, signal, spec, step_of, stoke,
+};
 
 /// Long enough to be hit in the middle.
 const STEPS: u64 = 60;
@@ -114,6 +116,26 @@ fn a_rank_that_is_stopped_is_replaced() {
     let summary = running.wait().expect(0).says(&["generation 1 ended: ", "stopped or hangs"]).json();
     same_weights(&summary);
     assert_eq!(summary["recoveries"], 1, "{summary:#}");
+}
+
+/// Nobody starts the agent again, and nobody says goodbye: only its silence tells.
+#[test]
+fn a_machine_that_dies_without_a_word_is_lost_and_comes_back() {
+    let parent = TempDir::new().expect("a scratch folder");
+    let cluster = Cluster::start_with(parent, 2, &["--detection", "fast"]);
+    let state = |wanted: &str| {
+        poll(wanted, || {
+            let nodes = cluster.json(&["nodes"]);
+            let found = nodes["nodes"].as_array()?.iter().find(|node| node["name"] == "node-2")?.clone();
+            (found["state"] == wanted).then_some(())
+        });
+    };
+    let supervisor = cluster.state()["supervisor"].as_u64().expect("a process id") as u32;
+    signal(supervisor, Signal::STOP);
+    signal(process_of(cluster.dir(), "node-2"), Signal::KILL);
+    state("lost");
+    signal(supervisor, Signal::CONT);
+    state("up");
 }
 
 #[test]

@@ -2,4 +2,5 @@
 
 pub mod binary;
 pub mod fuzz;
+pub mod local;
 pub mod sim;

@@ -19,6 +19,7 @@ use crate::Global;
 use crate::chaos::schedule::Schedule;
 use crate::chaos::storm::Storm;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, Sight, unexpected};
+use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::folder::Folder;
 use crate::local::handle::{Life, LocalCluster, Wish, failed};
@@ -153,7 +154,8 @@ async fn live(
     job_spec: &JobSpec,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Report, Failure> {
-    let wish = Wish { nodes: scene.nodes, listen: up::any_port(), metrics: None, life };
+    let detection = Detection::Default;
+    let wish = Wish { nodes: scene.nodes, listen: up::any_port(), metrics: None, detection, life };
     let mut cluster = LocalCluster::start(&scene.folder, &wish)?;
     let ended = tokio::select! {
         () = interrupted => Err(scene.interrupted()),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tokio::io::AsyncReadExt;
 
 use super::stop_signal;
+use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::supervisor::{self, Options};
 
@@ -20,6 +21,8 @@ pub struct Args {
     listen: SocketAddr,
     #[arg(long)]
     metrics: Option<SocketAddr>,
+    #[arg(long, default_value = "default")]
+    detection: Detection,
     /// Stop when standard input is closed
     #[arg(long)]
     lifeline: bool,
@@ -36,7 +39,8 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         rustix::process::setsid().or_fail(Exit::Negative, "leave the session of the terminal")?;
     }
     let stop = stop(stop_signal()?, args.lifeline);
-    let options = Options { dir: args.dir.clone(), nodes: args.nodes, listen: args.listen, metrics: args.metrics };
+    let Args { nodes, listen, metrics, detection, .. } = args;
+    let options = Options { dir: args.dir.clone(), nodes, listen, metrics, detection };
     let ended = supervisor::run(options, stop).await;
     if args.remove {
         std::fs::remove_dir_all(&args.dir).or_fail(Exit::Negative, format!("remove {}", args.dir.display()))?;

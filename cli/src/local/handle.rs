@@ -12,6 +12,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::folder::Folder;
 use super::notice::Notice;
+use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
 
 /// Agents and coordinator have 10 s each to stop; then the supervisor kills them.
@@ -33,6 +34,7 @@ pub struct Wish {
     pub nodes: u32,
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
+    pub detection: Detection,
     pub life: Life,
 }
 
@@ -52,6 +54,7 @@ impl LocalCluster {
         let mut command = Command::new(binary);
         command.arg("supervise").arg("--dir").arg(&folder.dir);
         command.args(["--nodes", &wish.nodes.to_string(), "--listen", &wish.listen.to_string()]);
+        command.args(["--detection", wish.detection.name()]);
         if let Some(metrics) = wish.metrics {
             command.args(["--metrics", &metrics.to_string()]);
         }

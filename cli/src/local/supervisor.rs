@@ -20,6 +20,7 @@ use super::keeper::{Happening, Keeper, Phase};
 use super::notice::{Listening, Notice};
 use super::process::Launch;
 use crate::client::{Client, Repeat, unexpected};
+use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
 
 /// Everything is on this machine: a start that takes longer hangs.
@@ -37,6 +38,7 @@ pub struct Options {
     pub nodes: u32,
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
+    pub detection: Detection,
 }
 
 struct Supervisor {
@@ -257,7 +259,9 @@ impl Supervisor {
         let listen = known.cloned().unwrap_or_else(|| self.options.listen.to_string());
         let metrics = self.state.metrics.clone().or(self.options.metrics.map(|address| address.to_string()));
         let dir = self.folder.coordinator().display().to_string();
-        let mut arguments = strings(&["coordinator", "--dir", &dir, "--listen", &listen, "--json"]);
+        let detection = self.options.detection.name();
+        let mut arguments =
+            strings(&["coordinator", "--dir", &dir, "--listen", &listen, "--detection", detection, "--json"]);
         if let Some(metrics) = metrics {
             arguments.extend(strings(&["--metrics", &metrics]));
         }

@@ -196,6 +196,7 @@ impl World {
         }
         self.say(|_| format!("  agent {machine} hears {}", short(&event)));
         let event = self.before_state(machine, life, event);
+        self.coverage.note("agent event", &event);
         let agent = self.machines[machine].agent.as_mut().expect("its life was checked");
         let welcome = match &event {
             Event::Coordinator(ToNode::Welcome { epoch, index, .. }) => Some(Fence { epoch: *epoch, index: *index }),
@@ -215,6 +216,7 @@ impl World {
         (obeyed.epoch, obeyed.index) = (obeyed.epoch.max(fence.epoch), obeyed.index.max(fence.index));
         while let Some(effect) = effects.pop_front() {
             if let Some(more) = self.carry(machine, life, effect) {
+                self.coverage.note("agent event", &more);
                 let agent = self.machines[machine].agent.as_mut().expect("its life was checked");
                 effects.extend(agent.state.apply(more));
             }
@@ -247,6 +249,7 @@ impl World {
     /// Gives what the state is to be told next, if the effect has failed.
     fn carry(&mut self, machine: usize, life: u64, effect: Effect) -> Option<Event> {
         let planted = self.planted;
+        self.coverage.note("agent effect", &effect);
         let node = self.machines[machine].node;
         match effect {
             Effect::Persist(fence) => {

@@ -23,8 +23,10 @@ pub struct Clients {
     asks: BTreeMap<u64, Asked>,
     made: u64,
     secrets: Vec<(TokenId, Digest)>,
-    /// Tokens that have let somebody in.
+    /// Tokens that have let somebody in, or are revoked, or whose secret nobody knows: none may let in.
     used: Vec<TokenId>,
+    /// Tokens that may be revoked.
+    spare: Vec<TokenId>,
 }
 
 struct Asked {
@@ -45,7 +47,12 @@ enum Question {
         machine: usize,
         token: TokenId,
     },
-    /// With a token that has been used.
+    /// A token that nobody joins with.
+    Spare,
+    Revoke {
+        token: TokenId,
+    },
+    /// With a token that has been used or revoked, or a wrong secret.
     Replay {
         token: TokenId,
     },
@@ -90,6 +97,7 @@ pub enum Answer {
     Token(TokenId),
     Admitted(Member),
     Denied(String),
+    Granted,
 }
 
 impl Clients {
@@ -102,7 +110,7 @@ impl Clients {
             user(UserRole::Submitter, "bob"),
             user(UserRole::Operator, "olga"),
         ];
-        Self { subjects, asks: BTreeMap::new(), made: 0, secrets: Vec::new(), used: Vec::new() }
+        Self { subjects, asks: BTreeMap::new(), made: 0, secrets: Vec::new(), used: Vec::new(), spare: Vec::new() }
     }
 
     pub fn owner(&self, client: usize) -> String {
@@ -127,7 +135,9 @@ impl World {
     /// What is planned is asked, if there is what it is about.
     pub fn asks(&mut self, at: usize) {
         let TimedAsk { client, ask, .. } = self.plan.asks[at].clone();
+        let noted = ask.clone();
         if let Some(question) = self.question(client, ask).filter(|_| !self.calm) {
+            self.coverage.note("ask", &noted);
             self.ask(client, question);
         }
     }
@@ -165,6 +175,16 @@ impl World {
             Ask::Replay { pick } => {
                 let used = &self.clients.used;
                 Question::Replay { token: *used.get(pick as usize % used.len().max(1))? }
+            }
+            Ask::Spare => Question::Spare,
+            Ask::Revoke => Question::Revoke { token: self.clients.spare.pop()? },
+            Ask::Tokens => Question::Look(Request::TokenList),
+            Ask::Renew => Question::Look(Request::Renew { csr: vec![1, 2, 3].into() }),
+            Ask::Checkpoints { of, key } => Question::Look(Request::Checkpoints { job: acked(self, of, key) }),
+            Ask::Watch { of, key } => Question::Look(Request::Watch { job: acked(self, of, key)? }),
+            Ask::Logs { of, key } => {
+                let job = acked(self, of, key)?;
+                Question::Look(Request::Logs { job, rank: None, tail: Some(3), follow: false })
             }
             Ask::Job { of, key } => Question::Look(Request::Job { job: acked(self, of, key)? }),
             Ask::Explain { of, key } => Question::Look(Request::Explain { job: acked(self, of, key)? }),
@@ -223,6 +243,9 @@ impl World {
 
     pub fn ask_timed_out(&mut self, ask: u64, attempt: u32) {
         if self.clients.asks.get(&ask).is_some_and(|found| !found.done && found.attempt == attempt) {
+            if self.streams.clients.chance("hangs-up", 0.3) {
+                self.hang_up(ask);
+            }
             self.send_ask(ask);
         }
     }
@@ -237,7 +260,9 @@ impl World {
         let caller = self.clients.subjects[found.client].clone();
         let secret_hash = found.secret;
         let request = match found.question.clone() {
-            Question::Token { .. } => Request::TokenCreate { scope: TokenScope::Node, ttl_seconds: 3_600 },
+            Question::Token { .. } | Question::Spare => {
+                Request::TokenCreate { scope: TokenScope::Node, ttl_seconds: 3_600 }
+            }
             Question::Join { token, machine } => {
                 let wants = Wants::Node { name: format!("m{machine}") };
                 return self.input(Input::Join { ticket, token, secret_hash, wants });
@@ -249,6 +274,7 @@ impl World {
             Question::Submit { key, spec }
             | Question::SubmitOther { key, spec }
             | Question::SubmitForbidden { key, spec } => Request::Submit { key, spec },
+            Question::Revoke { token } => Request::TokenRevoke { token },
             Question::Cancel { job } => Request::Cancel { job },
             Question::Scale { job, ranks } => Request::Scale { job, ranks },
             Question::Drain { node, deadline_ms } => Request::Drain { node, deadline_ms },
@@ -256,6 +282,7 @@ impl World {
             Question::Remove { node } => Request::RemoveNode { node },
             Question::Look(request) => request,
         };
+        self.coverage.note("request", &request);
         self.say(|_| format!("{caller} asks ({ask}.{attempt}): {}", short(&request)));
         self.input(Input::Request { ticket, caller, request, secret_hash });
     }
@@ -274,10 +301,14 @@ impl World {
 
     pub fn admitted(&mut self, ask: u64, member: Member) {
         if let Some(Question::Replay { token }) = self.clients.asks.get(&ask).map(|found| found.question.clone()) {
-            self.oracle.note("I33", || format!("{token} has let in twice"));
+            self.oracle.note("I33", || format!("{token} has let in, which it must not any more"));
             self.changed = true;
         }
         self.answer(ask, Answer::Admitted(member));
+    }
+
+    pub fn granted(&mut self, ask: u64) {
+        self.answer(ask, Answer::Granted);
     }
 
     pub fn denied(&mut self, ask: u64, reason: &str) {
@@ -297,9 +328,17 @@ impl World {
             Answer::Reply(reply) => self.told(&question, client, *reply),
             Answer::Token(token) => {
                 let first = !std::mem::replace(&mut found.done, true);
-                if let (Question::Token { machine }, true) = (question, first) {
-                    self.clients.secrets.push((token, secret));
-                    self.ask(ROOT, Question::Join { machine, token });
+                match question {
+                    Question::Token { machine } if first => {
+                        self.clients.secrets.push((token, secret));
+                        self.ask(ROOT, Question::Join { machine, token });
+                    }
+                    Question::Spare if first => {
+                        // Its secret is kept by nobody: a join with it is a guess.
+                        self.clients.spare.push(token);
+                        self.clients.used.push(token);
+                    }
+                    _ => {}
                 }
                 return;
             }
@@ -312,6 +351,10 @@ impl World {
                     self.machines[machine].node = Some(node);
                     self.agent_boot(machine);
                 }
+                return;
+            }
+            Answer::Granted => {
+                found.done = true;
                 return;
             }
             Answer::Denied(reason) => {
@@ -376,6 +419,9 @@ impl World {
                     self.oracle.note("I6", || format!("a job that was acknowledged cannot be resized: {code:?}"));
                 }
             }
+            (Question::Revoke { .. }, Reply::TokenRevoked { .. }) => {}
+            // It was revoked when it was asked before.
+            (Question::Revoke { .. }, Reply::Refused(Refusal { code: RefusalCode::Conflict, .. })) => {}
             (Question::Drain { .. } | Question::Undrain { .. }, Reply::Node(_)) => {}
             (Question::Remove { .. }, Reply::NodeRemoved { .. }) => {}
             // It was removed meanwhile; or it is neither lost nor drained.

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stoke_coordinator::journal::{Log, ModelLog, Recovered};
-use stoke_coordinator::state::liveness::Timings;
 use stoke_coordinator::state::{
     Cluster, Control, Effect, Event, Input, Mono, Now, Options, PlantedBug, Record, SessionId, Step, Ticket, Time,
     placement,
@@ -131,9 +130,8 @@ impl World {
     fn start(&mut self, cluster: Cluster, log: ModelLog, (durable, snapshot): (LogIndex, LogIndex), copy: bool) {
         self.lives += 1;
         let life = self.lives;
-        let timings = Timings { failover_grace_ms: self.plan.failover_grace_ms, ..Timings::default() };
         let options = Options {
-            timings,
+            timings: self.plan.timings(),
             placement: placement::Options { passes_max: 4, ..placement::Options::default() },
             checkpoints: "file:///checkpoints".into(),
             version: "sim".into(),
@@ -172,9 +170,11 @@ impl World {
     /// One input of the real state, checked against what it may do, and its records and effects handed on.
     pub fn input(&mut self, input: Input) {
         let Some(coordinator) = &mut self.coordinator else { return };
+        self.coverage.note("coordinator input", &input);
         let now = coordinator.now(self.now, self.wall_ms);
         let before = self.oracle.before(coordinator.control.cluster(), &input, coordinator.control.liveness());
         let step = coordinator.control.step(now, input);
+        step.records.iter().for_each(|record| self.coverage.note("coordinator event", &record.event));
         let copy = coordinator.copy;
         if !copy {
             let (over, connected) = (now.mono.0 >= self.plan.failover_grace_ms, &coordinator.connected);
@@ -227,7 +227,7 @@ impl World {
             return;
         };
         let records = std::mem::take(&mut coordinator.writing);
-        if !self.append(&records) {
+        if std::mem::take(&mut self.sync_fails) || !self.append(&records) {
             // J4: it ends, and recovers from disk.
             self.say(|_| "the journal cannot be written: the coordinator ends".into());
             self.crash_coordinator();
@@ -273,6 +273,7 @@ impl World {
             if matches!(record.event, Event::EpochRaised { .. }) {
                 self.oracle.started(self.shadow.epoch());
             }
+            self.oracle.recorded(&record.event);
             self.digest(&payload);
             self.history.push(payload);
         }
@@ -311,6 +312,7 @@ impl World {
     }
 
     fn carry_out(&mut self, effect: Effect) {
+        self.coverage.note("coordinator effect", &effect);
         match effect {
             Effect::Send { session, message } => self.send_down(session, message),
             Effect::Close { session, reason } => {
@@ -350,7 +352,11 @@ impl World {
                     self.admitted(ask, member);
                 }
             }
-            Effect::Granted { ticket } => drop(self.take_ticket(ticket)),
+            Effect::Granted { ticket } => {
+                if let Some(Origin::Client { ask }) = self.take_ticket(ticket) {
+                    self.granted(ask);
+                }
+            }
         }
     }
 
@@ -364,6 +370,15 @@ impl World {
         let ticket = Ticket(coordinator.drawn);
         coordinator.tickets.insert(ticket, origin);
         Some(ticket)
+    }
+
+    /// Nobody waits for the answers to a client's question any more.
+    pub fn hang_up(&mut self, ask: u64) {
+        let Some(coordinator) = self.coordinator.as_mut().filter(|_| !self.paused) else { return };
+        let waits = |origin: &Origin| matches!(origin, Origin::Client { ask: waiting } if *waiting == ask);
+        let tickets = coordinator.tickets.extract_if(.., |_, origin| waits(origin));
+        let tickets: Vec<Ticket> = tickets.map(|(ticket, _)| ticket).collect();
+        tickets.into_iter().for_each(|ticket| self.input(Input::Dropped { ticket }));
     }
 
     pub fn client_ticket(&mut self, ask: u64) -> Option<Ticket> {

@@ -25,9 +25,13 @@ pub struct Rates {
     pub deaf: f64,
     /// Two members of a generation lose each other in a step.
     pub peers_part: f64,
+    /// A shard or a manifest cannot be written (F19).
+    pub store_fails: f64,
+    /// A rank's process takes several times as long for a step (F34).
+    pub slow_rank: f64,
     /// A rank's weights differ from its peers'.
     pub wrong_digest: f64,
-    /// A generation cannot read the newest checkpoint and takes an older one.
+    /// A generation finds the checkpoint damaged that it was to begin with (F23).
     pub damaged_checkpoint: f64,
     /// The journal's disk takes `slow_ms` at most, not a few milliseconds.
     pub slow_disk: f64,
@@ -92,6 +96,22 @@ pub enum Fault {
         pick: u64,
         signal: i32,
     },
+    /// Every process of one job (F2).
+    JobKill {
+        pick: u64,
+    },
+    /// One process is stopped for a while (F4, F10): its agent kills it when it has said nothing for long.
+    RankPause {
+        pick: u64,
+        lasts: Ms,
+    },
+    /// A node speaks of a rank of another one (F31), and ends.
+    Lie {
+        node: usize,
+        pick: u64,
+    },
+    /// The next sync of the journal fails, once (F20).
+    SyncFails,
     /// The journal's disk has only so much room, for a while.
     DiskLimit {
         bytes: u64,
@@ -104,7 +124,9 @@ pub enum Fault {
 
 /// Simulated time that faults of one kind are apart, at most and at least.
 const APART_MS: (Ms, Ms) = (3_000, 25_000);
-const KINDS: u64 = 13;
+const KINDS: u64 = 17;
+/// Of the coordinator's crashes, so many leave it away for long (F8).
+const AWAY: f64 = 0.1;
 
 pub fn draw(random: &mut Stream, nodes: usize, chaos_ms: Ms) -> Vec<TimedFault> {
     let mut schedule = Vec::new();
@@ -129,7 +151,10 @@ fn fault(kind: u64, nodes: usize, random: &mut Stream) -> Fault {
     let lasts = if short { random.between("lasts", 200, 4_000) } else { random.between("lasts", 4_000, 25_000) };
     let down = random.between("down", 100, 12_000);
     match kind {
-        0 => Fault::CoordinatorCrash { down },
+        0 => {
+            let away = random.chance("away", AWAY);
+            Fault::CoordinatorCrash { down: if away { random.between("away-for", 20_000, 90_000) } else { down } }
+        }
         1 => Fault::CoordinatorPause { lasts: lasts.min(12_000) },
         2 => Fault::OldCopy { depth: random.between("depth", 0, 1_000_000), lasts: lasts.clamp(2_000, 9_000) },
         3 => Fault::AgentCrash { node, down },
@@ -144,6 +169,10 @@ fn fault(kind: u64, nodes: usize, random: &mut Stream) -> Fault {
             Fault::RankKill { pick: random.between("victim", 0, 1_000), signal }
         }
         11 => Fault::DiskLimit { bytes: random.between("bytes", 1_000, 150_000), lasts },
+        12 => Fault::JobKill { pick: random.between("victim", 0, 1_000) },
+        13 => Fault::RankPause { pick: random.between("victim", 0, 1_000), lasts },
+        14 => Fault::Lie { node, pick: random.between("victim", 0, 1_000) },
+        15 => Fault::SyncFails,
         _ => Fault::WallJump { ms: random.between("jump", 0, 20_000_000) as i64 - 10_000_000 },
     }
 }
@@ -164,11 +193,15 @@ impl Fault {
             | Self::CutUp { node, .. }
             | Self::CutDown { node, .. }
             | Self::CutBoth { node, .. }
+            | Self::Lie { node, .. }
             | Self::SessionBreak { node } => Some(node),
             Self::CoordinatorCrash { .. }
             | Self::CoordinatorPause { .. }
             | Self::OldCopy { .. }
             | Self::RankKill { .. }
+            | Self::RankPause { .. }
+            | Self::JobKill { .. }
+            | Self::SyncFails
             | Self::DiskLimit { .. }
             | Self::WallJump { .. } => None,
         }
@@ -186,8 +219,10 @@ impl Fault {
             | Self::CutUp { lasts, .. }
             | Self::CutDown { lasts, .. }
             | Self::CutBoth { lasts, .. }
+            | Self::RankPause { lasts, .. }
             | Self::DiskLimit { lasts, .. } => Some(lasts),
             Self::Flap { .. } | Self::SessionBreak { .. } | Self::RankKill { .. } | Self::WallJump { .. } => None,
+            Self::JobKill { .. } | Self::Lie { .. } | Self::SyncFails => None,
         }
     }
 }
@@ -203,6 +238,8 @@ impl Rates {
             rank_dies: some("rank-dies", 0.3),
             spawn_fails: some("spawn-fails", 0.2),
             deaf: some("deaf", 0.3),
+            store_fails: some("store-fails", 0.2),
+            slow_rank: some("slow-rank", 0.2),
             wrong_digest: some("wrong-digest", 0.1),
             damaged_checkpoint: some("damaged-checkpoint", 0.8),
             slow_disk: some("slow-disk", 0.2),
@@ -211,12 +248,12 @@ impl Rates {
             client_loss: some("client-loss", 0.3),
             peers_part: some("peers-part", 0.05),
         };
-        let (tail_ms, slow_ms) = (random.between("tail-ms", 200, 6_000), random.between("slow-ms", 50, 4_000));
+        let (tail_ms, slow_ms) = (random.between("tail-ms", 200, 6_000), random.between("slow-ms", 50, 10_000));
         Self { tail_ms, slow_ms, ..rates }
     }
 
     /// Each rate, to be taken away one by one.
-    pub fn all(&mut self) -> [&mut f64; 12] {
+    pub fn all(&mut self) -> [&mut f64; 14] {
         [
             &mut self.loss,
             &mut self.tail,
@@ -224,6 +261,8 @@ impl Rates {
             &mut self.rank_dies,
             &mut self.spawn_fails,
             &mut self.deaf,
+            &mut self.store_fails,
+            &mut self.slow_rank,
             &mut self.wrong_digest,
             &mut self.damaged_checkpoint,
             &mut self.slow_disk,

@@ -35,7 +35,8 @@ pub const TABLE: &[(&str, Holds)] = &[
 #[derive(Default)]
 pub struct Memory {
     ended: BTreeMap<JobId, JobState>,
-    commits: BTreeMap<JobId, (Step, Generation)>,
+    /// The newest checkpoint, and how many were damaged before.
+    commits: BTreeMap<JobId, (u64, Step, Generation)>,
     incarnations: BTreeMap<NodeId, Incarnation>,
     checked: Option<stoke_protocol::ids::LogIndex>,
 }
@@ -64,7 +65,8 @@ fn commits_go_forward_by_the_newest_generation(world: &World, memory: &mut Memor
     let catalogue = world.shadow.catalogue();
     for job in catalogue.jobs() {
         let Some(last) = catalogue.last(job) else { continue };
-        let now = (last.step, last.generation);
+        let damages = world.oracle.damages.get(&job).copied().unwrap_or(0);
+        let now = (damages, last.step, last.generation);
         let before = memory.commits.insert(job, now);
         if before == Some(now) {
             continue;

@@ -11,6 +11,7 @@
 mod agents;
 mod clients;
 mod coordinator;
+mod coverage;
 mod faults;
 mod invariants;
 mod network;
@@ -27,8 +28,10 @@ mod store;
 mod trace;
 mod world;
 
+pub use coverage::Coverage;
+pub use faults::{Fault, Rates};
 pub use invariants::TABLE;
-pub use plan::Plan;
+pub use plan::{Detection, Plan, TimedFault};
 pub use planted::{AgentBug, Planted};
 pub use random::Source;
 pub use run::{Outcome, Setting, Violation, run};

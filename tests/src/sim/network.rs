@@ -13,8 +13,6 @@ use super::world::{Happening, Ms, World};
 
 /// An end that hears nothing for so long gives the connection up.
 const IDLE_MS: Ms = 5_000;
-/// As the coordinator's welcome tells it.
-const LEASE_MS: Ms = 3_000;
 /// Keep-alives are so far apart.
 const KEEP_ALIVE_MS: Ms = 1_000;
 /// A frame that a partition holds up is tried again so often.
@@ -224,6 +222,10 @@ impl World {
 
     fn frame_up(&mut self, conn: SessionId, frame: FromNode) {
         let Some(machine) = self.conns.get(&conn).map(|conn| conn.machine) else { return };
+        self.coverage.note("from node", &frame);
+        if let FromNode::Report(report) = &frame {
+            self.coverage.note("rank event", &report.event);
+        }
         let input = match frame {
             FromNode::Hello(hello) => {
                 // Of the certificate with which its agent dialled: the node may have been removed since, and the machine be another one.
@@ -237,6 +239,7 @@ impl World {
     }
 
     fn frame_down(&mut self, conn: SessionId, frame: ToNode) {
+        self.coverage.note("to node", &frame);
         let Some(found) = self.conns.get(&conn) else { return };
         let (machine, life) = (found.machine, found.life);
         let Some(agent) = self.machines[machine].agent.as_mut().filter(|agent| agent.life == life) else { return };
@@ -353,7 +356,7 @@ impl World {
         let Some(found) = self.conns.get(&conn) else { return true };
         let Some(agent) = &mut self.machines[found.machine].agent else { return true };
         let slept = now - std::mem::replace(&mut agent.awake, now);
-        if slept > LEASE_MS {
+        if slept > self.plan.timings().lease_ms {
             self.say(|_| format!("{conn:?} is given up by its agent, which slept for {slept} ms"));
             self.close(conn, Side::Agent);
             self.agent_lost(conn);
@@ -385,7 +388,7 @@ impl World {
             let trip = self.delay(machine);
             self.after(trip, Happening::Beat { conn, heartbeat });
         }
-        let wait = self.machines[machine].lasts(500);
+        let wait = self.machines[machine].lasts(self.plan.timings().heartbeat_ms);
         self.after(wait, Happening::HeartbeatDue { conn });
     }
 

@@ -30,6 +30,8 @@ pub struct Oracle {
     pub shown: BTreeMap<JobId, JobState>,
     /// What must never come to be: keys of those who may not submit.
     pub forbidden: BTreeSet<String>,
+    /// How often a checkpoint of a job was told to be damaged: the newest may be an older one then.
+    pub damages: BTreeMap<JobId, u64>,
     pub spawned: u64,
     pub replays: u64,
 }
@@ -69,6 +71,15 @@ impl Oracle {
             self.note("I1", || format!("a coordinator starts as {epoch} after {before}"));
         }
         self.epoch = epoch;
+    }
+
+    /// Something is durable.
+    pub fn recorded(&mut self, event: &Event) {
+        if let Event::Reported { report, .. } = event
+            && let RankEvent::Damaged { .. } = &report.event
+        {
+            *self.damages.entry(report.id.job).or_default() += 1;
+        }
     }
 
     /// A restart has replayed the journal (I8).

@@ -3,6 +3,7 @@
 //! happen.
 
 use serde::{Deserialize, Serialize};
+use stoke_coordinator::state::liveness::Timings;
 
 use super::faults::{self, Fault, Rates};
 use super::random::Stream;
@@ -25,12 +26,23 @@ pub struct Plan {
     /// Until then faults happen and clients ask for new work.
     pub chaos_ms: Ms,
     pub failover_grace_ms: Ms,
+    #[serde(default)]
+    pub detection: Detection,
     /// Journal entries between snapshots.
     pub snapshot_every: u64,
     pub rates: Rates,
     pub machines: Vec<MachinePlan>,
     pub asks: Vec<TimedAsk>,
     pub faults: Vec<TimedFault>,
+}
+
+/// As `--detection` has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Detection {
+    #[default]
+    Default,
+    Fast,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -103,7 +115,24 @@ pub enum Ask {
     Remove {
         machine: usize,
     },
-    /// A join with one of the tokens that have been used.
+    /// A token that nobody joins with, and the end of one.
+    Spare,
+    Revoke,
+    Tokens,
+    Renew,
+    Checkpoints {
+        of: usize,
+        key: u64,
+    },
+    Watch {
+        of: usize,
+        key: u64,
+    },
+    Logs {
+        of: usize,
+        key: u64,
+    },
+    /// A join with one of the tokens that have been used or revoked.
     Replay {
         pick: u64,
     },
@@ -127,9 +156,10 @@ impl Ask {
             Self::Submit { key, .. } | Self::Again { key } => Some((client, *key)),
             Self::SubmitOther { key, .. } | Self::SubmitForbidden { key, .. } => Some((client, *key)),
             Self::Cancel { of, key } | Self::Scale { of, key, .. } => Some((*of, *key)),
-            Self::Job { of, key } | Self::Explain { of, key } => Some((*of, *key)),
+            Self::Job { of, key } | Self::Explain { of, key } | Self::Checkpoints { of, key } => Some((*of, *key)),
+            Self::Watch { of, key } | Self::Logs { of, key } => Some((*of, *key)),
             Self::Drain { .. } | Self::Undrain { .. } | Self::Remove { .. } | Self::Replay { .. } => None,
-            Self::Nodes | Self::Cluster | Self::Jobs => None,
+            Self::Nodes | Self::Cluster | Self::Jobs | Self::Tokens | Self::Renew | Self::Spare | Self::Revoke => None,
         }
     }
 
@@ -138,9 +168,13 @@ impl Ask {
         match self {
             Self::Submit { job, .. } | Self::SubmitOther { job, .. } | Self::SubmitForbidden { job, .. } => Some(job),
             Self::Again { .. } | Self::Cancel { .. } | Self::Scale { .. } | Self::Replay { .. } => None,
-            Self::Drain { .. } | Self::Undrain { .. } | Self::Remove { .. } => None,
-            Self::Job { .. } | Self::Explain { .. } => None,
-            Self::Nodes | Self::Cluster | Self::Jobs => None,
+            Self::Drain { .. }
+            | Self::Undrain { .. }
+            | Self::Remove { .. }
+            | Self::Job { .. }
+            | Self::Explain { .. } => None,
+            Self::Checkpoints { .. } | Self::Watch { .. } | Self::Logs { .. } => None,
+            Self::Nodes | Self::Cluster | Self::Jobs | Self::Tokens | Self::Renew | Self::Spare | Self::Revoke => None,
         }
     }
 
@@ -150,12 +184,29 @@ impl Ask {
             Self::Drain { machine, .. } | Self::Undrain { machine } | Self::Remove { machine } => Some(machine),
             Self::Submit { .. } | Self::SubmitOther { .. } | Self::SubmitForbidden { .. } | Self::Again { .. } => None,
             Self::Cancel { .. } | Self::Scale { .. } | Self::Replay { .. } => None,
-            Self::Job { .. } | Self::Explain { .. } | Self::Nodes | Self::Cluster | Self::Jobs => None,
+            Self::Job { .. } | Self::Explain { .. } | Self::Checkpoints { .. } => None,
+            Self::Watch { .. }
+            | Self::Logs { .. }
+            | Self::Nodes
+            | Self::Cluster
+            | Self::Jobs
+            | Self::Tokens
+            | Self::Renew
+            | Self::Spare
+            | Self::Revoke => None,
         }
     }
 }
 
 impl Plan {
+    pub fn timings(&self) -> Timings {
+        let timings = match self.detection {
+            Detection::Default => Timings::default(),
+            Detection::Fast => Timings::fast(),
+        };
+        Timings { failover_grace_ms: self.failover_grace_ms, ..timings }
+    }
+
     pub fn draw(seed: u64) -> Self {
         let mut random = Stream::new(seed, "plan");
         let chaos_ms = random.between("chaos", 40_000, 120_000);
@@ -164,6 +215,7 @@ impl Plan {
         Self {
             chaos_ms,
             failover_grace_ms: *random.pick("grace", &[10_000, 15_000, 30_000]).unwrap_or(&10_000),
+            detection: if random.chance("fast", 0.3) { Detection::Fast } else { Detection::Default },
             snapshot_every: random.between("snapshot-every", 30, 600),
             rates: Rates::draw(&mut Stream::new(seed, "rates")),
             machines: (0..nodes).map(|name| MachinePlan::draw(name, &mut random)).collect(),
@@ -233,6 +285,17 @@ fn ask(random: &mut Stream, client: usize, nodes: u64, jobs: &mut Vec<(usize, u6
             }
         }
         (12, ROOT) => Ask::Replay { pick: random.between("token", 0, 7) },
+        (19, ROOT) => match random.between("tokens", 0, 2) {
+            0 => Ask::Spare,
+            1 => Ask::Revoke,
+            _ => Ask::Tokens,
+        },
+        (19, _) => match random.between("look", 0, 3) {
+            0 => Ask::Renew,
+            1 => return of(|of, key| Ask::Watch { of, key }),
+            2 => return of(|of, key| Ask::Logs { of, key }),
+            _ => return of(|of, key| Ask::Checkpoints { of, key }),
+        },
         (13, _) => return of(|of, key| Ask::Explain { of, key }),
         (14, _) => Ask::Nodes,
         (15, _) => Ask::Cluster,

@@ -32,7 +32,8 @@ pub struct Stream {
 struct Site {
     /// Of the next draw, if no time passes.
     next: Moment,
-    /// Chances that came true.
+    /// Draws that were chances, and how many of those came true.
+    chances: u64,
     hits: u64,
     drawn: BTreeMap<Moment, u64>,
 }
@@ -67,7 +68,8 @@ impl Stream {
             return false;
         }
         let hit = self.draw(site, |raw| u64::from(((raw >> 11) as f64 / (1u64 << 53) as f64) < probability)) > 0;
-        self.sites.entry(site).or_default().hits += u64::from(hit);
+        let site = self.sites.entry(site).or_default();
+        (site.chances, site.hits) = (site.chances + 1, site.hits + u64::from(hit));
         hit
     }
 
@@ -96,9 +98,14 @@ impl Stream {
         (self.name.clone(), sites.map(|(name, site)| ((*name).to_owned(), site.drawn.clone())).collect())
     }
 
-    /// Chances that came true, by site.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Sites with chances, and how many of them came true.
     pub fn hits(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.sites.iter().map(|(name, site)| (*name, site.hits))
+        let chances = self.sites.iter().filter(|(_, site)| site.chances > 0);
+        chances.map(|(name, site)| (*name, site.hits))
     }
 
     fn draw(&mut self, name: &'static str, choose: impl FnOnce(u64) -> u64) -> u64 {

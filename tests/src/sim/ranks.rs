@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use stoke_coordinator::state::Input;
 use stoke_node::agent::state::Event;
 use stoke_protocol::ids::{Digest, Generation, JobId, Step};
 use stoke_protocol::ledger::Ledger;
+use stoke_protocol::message::node::Report;
 use stoke_protocol::message::rank::{
     Exit, FromRank, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
@@ -15,6 +17,9 @@ use stoke_protocol::message::rank::{
 use super::specs::Plan;
 use super::store::{digest, uri};
 use super::world::{Happening, Ms, World};
+
+/// A process that says nothing for so long is taken as one that hangs.
+const SILENCE_MS: Ms = 5_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ProcessId(pub u64);
@@ -37,6 +42,11 @@ pub struct Process {
     /// Does not stop when told to.
     deaf: bool,
     wrong: bool,
+    slow: bool,
+    /// What it was to begin with, if that is damaged.
+    damaged: Option<String>,
+    stopped: bool,
+    deferred: Vec<Happening>,
     /// What it has said reaches the agent in this order.
     said: Ms,
     heard: Ms,
@@ -86,13 +96,15 @@ impl World {
         let (id, rates) = (start.id, self.rates);
         self.processes_made += 1;
         let process = ProcessId(self.processes_made);
-        let step = self.first_step(&start);
+        let (step, poison) = (self.first_step(&start), Plan::read(&start.spec).poison);
+        let damaged = self.damaged_checkpoint(&start);
         let random = &mut self.streams.ranks;
         let boots = random.between("boot", 20, 1_500);
         let deaf = random.chance("deaf", rates.deaf);
         let wrong = random.chance("wrong", rates.wrong_digest);
+        let slow = random.chance("slow", rates.slow_rank);
         let dies = random.chance("dies", rates.rank_dies);
-        let dies = dies.then(|| (random.between("dies-after", 10, 12_000), random.between("dies-how", 0, 5)));
+        let dies = dies.then(|| (random.between("dies-after", 10, 12_000), random.between("dies-how", 0, 6)));
         let made = Process {
             machine,
             life,
@@ -107,6 +119,10 @@ impl World {
             committed: None,
             deaf,
             wrong,
+            slow,
+            damaged,
+            stopped: false,
+            deferred: Vec::new(),
             said: 0,
             heard: 0,
         };
@@ -114,8 +130,13 @@ impl World {
         self.changed = true;
         self.say(|_| format!("    {id} starts on machine {machine} from {step:?}"));
         self.oracle.spawned(id);
-        self.act_after(boots, process, Act::Hello);
-        if let Some((when, how)) = dies {
+        // Or hangs at its start, and its gang does not come up.
+        if dies.is_none_or(|(_, how)| how < 6) {
+            self.act_after(boots, process, Act::Hello);
+        }
+        if poison {
+            self.act_after(boots + 1, process, Act::Exit(Exit::Code(1)));
+        } else if let Some((when, how)) = dies.filter(|(_, how)| *how < 6) {
             let act = match how {
                 0 => Act::Exit(Exit::Code(0)),
                 1 => Act::Exit(Exit::Signal(9)),
@@ -128,22 +149,26 @@ impl World {
         }
     }
 
-    /// Where a process begins. All ranks of a gang decide alike: the newest checkpoint that they can read.
-    fn first_step(&mut self, start: &StartRank) -> Option<Step> {
-        let uri = match &start.from {
-            StartFrom::Seed => return Some(Step(0)),
-            StartFrom::Peers => return None,
+    /// Where a process begins.
+    fn first_step(&self, start: &StartRank) -> Option<Step> {
+        match &start.from {
+            StartFrom::Seed => Some(Step(0)),
+            StartFrom::Peers => None,
             StartFrom::Checkpoint(Origin { uri, manifest_blake3 }) => {
                 assert_eq!(*manifest_blake3, Some(digest(uri)), "I22: {uri} is named with the manifest of another");
-                uri
+                Some(self.store.folder(uri).map(|folder| folder.step).unwrap_or_default())
             }
-        };
-        let Some(newest) = self.store.folder(uri).map(|folder| folder.step) else { return Some(Step(0)) };
-        let (job, generation) = (start.id.job, start.id.generation);
+        }
+    }
+
+    /// The checkpoint that it is to begin with, if it is damaged: all ranks of a generation find the same.
+    fn damaged_checkpoint(&mut self, start: &StartRank) -> Option<String> {
+        let StartFrom::Checkpoint(Origin { uri, .. }) = &start.from else { return None };
         let rate = self.rates.damaged_checkpoint;
         let random = &mut self.streams.ranks;
-        let damaged = *self.damaged.entry((job, generation)).or_insert_with(|| random.chance("damaged", rate));
-        Some(if damaged { self.store.before(job, newest).unwrap_or(newest) } else { newest })
+        let generation = (start.id.job, start.id.generation);
+        let damaged = *self.damaged.entry(generation).or_insert_with(|| random.chance("damaged", rate));
+        damaged.then(|| uri.clone())
     }
 
     fn act_after(&mut self, wait: Ms, process: ProcessId, act: Act) {
@@ -165,6 +190,7 @@ impl World {
     }
 
     fn says(&mut self, at: ProcessId, frame: FromRank) {
+        self.coverage.note("from rank", &frame);
         let wait = self.streams.ranks.between("says", 1, 3);
         let Some(process) = self.processes.get_mut(&at) else { return };
         let due = (self.now + wait).max(process.said);
@@ -175,6 +201,7 @@ impl World {
     }
 
     pub fn deliver_to_rank(&mut self, at: ProcessId, frame: ToRank) {
+        self.coverage.note("to rank", &frame);
         let Some(process) = self.processes.get_mut(&at) else { return };
         let wait = self.streams.ranks.between("obeys", 1, 400);
         match frame {
@@ -206,6 +233,11 @@ impl World {
         match act {
             Act::Hello => self.says(at, FromRank::Hello { csr: vec![1, 2, 3].into() }),
             Act::Ready => {
+                if let Some(uri) = process.damaged.take() {
+                    let error = "a shard has other bytes".to_owned();
+                    self.says(at, FromRank::Event(RankEvent::Damaged { uri, error }));
+                    return self.act_after(1, at, Act::GiveUp);
+                }
                 let port = 10_000 + (at.0 % 50_000) as u16;
                 let address = SocketAddr::from(([10, 0, 0, machine as u8 + 1], port));
                 self.says(at, FromRank::Event(RankEvent::Ready { address }));
@@ -213,6 +245,9 @@ impl World {
             Act::TakeState { generation } => self.take_state(at, generation),
             Act::StoreShard { generation, step, index, world } => {
                 let folder = uri(&process.checkpoints, generation, step);
+                if self.streams.ranks.chance("store-fails", self.rates.store_fails) {
+                    return self.not_stored(at, generation, step);
+                }
                 let file = format!("shard-{index}-of-{world}.safetensors");
                 let blake3 = digest(&format!("{folder}/{file}"));
                 let origin = process.origin;
@@ -222,6 +257,9 @@ impl World {
             }
             Act::StoreManifest { generation, step } => {
                 let uri = uri(&process.checkpoints, generation, step);
+                if self.streams.ranks.chance("store-fails", self.rates.store_fails) {
+                    return self.not_stored(at, generation, step);
+                }
                 self.store.put_manifest(&uri);
                 let manifest_blake3 = digest(&uri);
                 self.says(at, FromRank::Event(RankEvent::ManifestStored { generation, step, uri, manifest_blake3 }));
@@ -248,6 +286,65 @@ impl World {
             Act::HangUp => self.tell(machine, life, Event::HungUp { id }),
             Act::Exit(exit) => self.end_process(at, exit),
         }
+    }
+
+    /// Without the last one the rank fails; any other is done without.
+    fn not_stored(&mut self, at: ProcessId, generation: Generation, step: Step) {
+        if self.processes[&at].plan.steps == step {
+            return self.act_after(1, at, Act::GiveUp);
+        }
+        let error = "no space left on device".to_owned();
+        self.says(at, FromRank::Event(RankEvent::NotStored { generation, step, error }));
+    }
+
+    pub fn kill_ranks(&mut self, which: impl Fn(&Process) -> bool) {
+        let ended: Vec<ProcessId> = self.processes.iter().filter(|(_, p)| which(p)).map(|(at, _)| *at).collect();
+        ended.into_iter().for_each(|at| self.end_process(at, Exit::Signal(9)));
+    }
+
+    pub fn pause_rank(&mut self, at: ProcessId, lasts: Ms) {
+        let Some(process) = self.processes.get_mut(&at) else { return };
+        process.stopped = true;
+        self.after(SILENCE_MS, Happening::RankSilent { process: at, for_ms: SILENCE_MS });
+        self.after(lasts, Happening::RankResumes { process: at });
+    }
+
+    pub fn rank_resumes(&mut self, at: ProcessId) {
+        let Some(process) = self.processes.get_mut(&at) else { return };
+        process.stopped = false;
+        let deferred = std::mem::take(&mut process.deferred);
+        deferred.into_iter().for_each(|happening| self.after(0, happening));
+    }
+
+    /// Its agent looks after it.
+    pub fn rank_silent(&mut self, at: ProcessId, for_ms: Ms) {
+        let Some(process) = self.processes.get(&at).filter(|process| process.stopped) else { return };
+        let (machine, life, id) = (process.machine, process.life, process.id);
+        self.tell(machine, life, Event::Silent { id, for_ms });
+    }
+
+    /// Whether it would happen to a process that is stopped.
+    pub fn is_stopped(&self, happening: &Happening) -> bool {
+        let (Happening::ToRank { process, .. } | Happening::RankActs { process, .. }) = happening else { return false };
+        self.processes.get(process).is_some_and(|process| process.stopped)
+    }
+
+    pub fn defer_for_rank(&mut self, happening: Happening) {
+        let (Happening::ToRank { process, .. } | Happening::RankActs { process, .. }) = &happening else { return };
+        if let Some(process) = self.processes.get_mut(process) {
+            process.deferred.push(happening);
+        }
+    }
+
+    /// Whoever has taken an agent over says that a rank of another node is gone.
+    pub fn lie(&mut self, machine: usize, pick: u64) {
+        let others: Vec<RankId> = self.processes.values().filter(|p| p.machine != machine).map(|p| p.id).collect();
+        let (Some(agent), false) = (&self.machines[machine].agent, self.paused) else { return };
+        let (Some(session), Some(node)) = (agent.session, self.machines[machine].node) else { return };
+        let Some(id) = others.get(pick as usize % others.len().max(1)).copied() else { return };
+        let reported = self.cluster().members().node(node).map_or(0, |node| node.reported);
+        let report = Report { sequence: reported + 1, id, event: RankEvent::Exited { exit: Exit::Code(0) } };
+        self.input(Input::Report { session, report });
     }
 
     pub fn end_processes(&mut self, machine: usize, id: RankId, exit: Exit) {
@@ -384,7 +481,8 @@ impl World {
         let job = process.id.job;
         let Some(gang) = self.gangs.get(&(job, generation)) else { return };
         let (step, giver) = (gang.at, gang.members[0]);
-        let origin = self.processes[&giver].origin;
+        // The giver may have gone with its machine.
+        let Some(origin) = self.processes.get(&giver).map(|giver| giver.origin) else { return };
         let process = self.processes.get_mut(&at).expect("found above");
         (process.step, process.origin) = (Some(step), origin);
         self.says(at, FromRank::Event(RankEvent::Joined { generation, step }));
@@ -399,7 +497,8 @@ impl World {
             return self.break_up((job, generation));
         }
         let plan = self.processes[&members[0]].plan;
-        if members.iter().any(|member| self.machines[self.processes[member].machine].paused) {
+        let stands = |process: &Process| process.stopped || self.machines[process.machine].paused;
+        if members.iter().any(|member| stands(&self.processes[member])) {
             return self.after(200, Happening::GangStep { job, generation });
         }
         if gang.at < plan.steps {
@@ -431,7 +530,8 @@ impl World {
             self.gangs.remove(&(job, generation));
             members.iter().chain(&joining).for_each(|member| self.enter(*member));
         } else {
-            let wait = self.streams.ranks.between("step", 30, 400);
+            let slow = members.iter().any(|member| self.processes[member].slow);
+            let wait = self.streams.ranks.between("step", 30, 400) * if slow { 5 } else { 1 };
             self.after(wait, Happening::GangStep { job, generation });
         }
     }

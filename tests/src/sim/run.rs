@@ -1,13 +1,16 @@
 //! A run from its first event to its verdict: makes the faults happen and heal, calms down, waits for convergence (I37). Owns the two phases.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use stoke_coordinator::state::placement::Wait;
 use stoke_node::agent::state::Event as AgentEvent;
+use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::rank::Exit;
 
+use super::coverage::Coverage;
 use super::faults::{Fault, Rates};
 use super::network::Side;
 use super::plan::Plan;
@@ -59,6 +62,7 @@ pub struct Outcome {
     pub story: Vec<String>,
     /// Every choice of the run: with the plan, they are the run.
     pub drawn: Choices,
+    pub coverage: Coverage,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,6 +102,8 @@ pub fn run(setting: &Setting) -> Outcome {
     };
     let at_ms = world.now;
     let story = world.story();
+    let mut coverage = std::mem::take(&mut world.coverage);
+    world.streams.all().for_each(|stream| coverage.note_chances(stream));
     Outcome {
         hash: world.hash(),
         events: world.events,
@@ -108,6 +114,7 @@ pub fn run(setting: &Setting) -> Outcome {
         violation: violation.map(|(invariant, what)| Violation { invariant, what, at_ms }),
         story,
         drawn: world.streams.drawn(),
+        coverage,
     }
 }
 
@@ -155,6 +162,7 @@ impl World {
         if self.calm {
             return;
         }
+        self.coverage.note("fault", &fault);
         self.say(|_| format!("FAULT {fault:?}"));
         let heals = |lasts: Ms| Some(lasts);
         let lasts = match fault {
@@ -210,6 +218,28 @@ impl World {
                 }
                 None
             }
+            Fault::JobKill { pick } => {
+                let jobs: BTreeSet<JobId> = self.processes.values().map(|process| process.id.job).collect();
+                let job = jobs.iter().nth(pick as usize % jobs.len().max(1)).copied();
+                self.kill_ranks(|process| Some(process.id.job) == job);
+                None
+            }
+            Fault::RankPause { pick, lasts } => {
+                let living: Vec<_> = self.processes.keys().copied().collect();
+                if let Some(process) = living.get(pick as usize % living.len().max(1)) {
+                    self.pause_rank(*process, lasts);
+                }
+                None
+            }
+            Fault::Lie { node, pick } => {
+                self.lie(node, pick);
+                self.agent_crash(node);
+                heals(100)
+            }
+            Fault::SyncFails => {
+                self.sync_fails = true;
+                None
+            }
             Fault::DiskLimit { bytes, lasts } => {
                 self.disk.limit(bytes);
                 heals(lasts)
@@ -235,7 +265,9 @@ impl World {
                     self.boot();
                 }
             }
-            Fault::AgentCrash { node, .. } | Fault::AgentStop { node, .. } => self.agent_boot(node),
+            Fault::AgentCrash { node, .. } | Fault::AgentStop { node, .. } | Fault::Lie { node, .. } => {
+                self.agent_boot(node);
+            }
             Fault::NodePause { node, .. } => self.resume_machine(node),
             Fault::CutUp { node, .. } => self.machines[node].cut_up = false,
             Fault::CutDown { node, .. } => self.machines[node].cut_down = false,
@@ -246,6 +278,7 @@ impl World {
                 self.agent_boot(node);
             }
             Fault::SessionBreak { .. } | Fault::RankKill { .. } | Fault::WallJump { .. } => {}
+            Fault::JobKill { .. } | Fault::RankPause { .. } | Fault::SyncFails => {}
         }
     }
 
@@ -269,7 +302,10 @@ impl World {
         self.calm = true;
         self.rates = Rates::default();
         self.disk.limit(u64::MAX);
+        self.sync_fails = false;
         self.resume_coordinator();
+        let stopped: Vec<_> = self.processes.keys().copied().collect();
+        stopped.into_iter().for_each(|process| self.rank_resumes(process));
         for machine in 0..self.machines.len() {
             (self.machines[machine].cut_up, self.machines[machine].cut_down) = (false, false);
             self.resume_machine(machine);

@@ -1,16 +1,103 @@
 //! Many seeds on all threads, and what is written of one that fails. Owns the loop and the report; knows no test.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use super::coverage::Coverage;
 use super::planted::Planted;
 use super::random::Source;
-use super::run::{Setting, run};
+use super::run::{Outcome, Setting, Violation, run};
 use super::shrink::{RUNS_MAX, shrink};
 
-/// Runs seeds on so many threads; gives what it made of each, in no order.
+/// Between two words of a long run.
+const WORDS_EVERY: Duration = Duration::from_secs(10);
+
+/// Many seeds.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    pub seeds: Range<u64>,
+    pub threads: usize,
+    /// One seed of so many is run twice and must repeat.
+    pub repeat_every: u64,
+    pub until: Option<Instant>,
+}
+
+/// What they came to.
+#[derive(Clone, Default, Debug)]
+pub struct Tally {
+    pub runs: u64,
+    pub events: u64,
+    pub simulated_ms: u64,
+    pub jobs: u64,
+    pub starts: u64,
+    pub ranks: u64,
+    /// By seed.
+    pub failed: BTreeMap<u64, Violation>,
+    /// Seeds of which two runs differ.
+    pub unequal: Vec<u64>,
+    pub coverage: Coverage,
+}
+
+impl Sweep {
+    /// Runs them; `progress` is called every few seconds.
+    pub fn run(&self, progress: impl Fn(&Tally) + Sync) -> Tally {
+        let (tally, told) = (Mutex::new(Tally::default()), Mutex::new(Instant::now()));
+        over(self.seeds.clone(), self.threads, |seed| -> Option<()> {
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                return None;
+            }
+            let outcome = run(&Setting::of_seed(seed));
+            let again = seed.is_multiple_of(self.repeat_every).then(|| run(&Setting::of_seed(seed)).hash);
+            let mut tally = locked(&tally);
+            if again.is_some_and(|again| again != outcome.hash) {
+                tally.unequal.push(seed);
+            }
+            tally.add(seed, outcome);
+            let mut told = locked(&told);
+            if told.elapsed() >= WORDS_EVERY {
+                *told = Instant::now();
+                progress(&tally);
+            }
+            Some(())
+        });
+        tally.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tally {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        self.runs += 1;
+        self.events += outcome.events;
+        self.simulated_ms += outcome.simulated_ms;
+        self.jobs += outcome.jobs as u64;
+        self.starts += outcome.replays;
+        self.ranks += outcome.spawned;
+        self.coverage.add(&outcome.coverage);
+        if let Some(violation) = outcome.violation {
+            self.failed.insert(seed, violation);
+        }
+    }
+
+    pub fn words(&self) -> String {
+        let Self { runs, events, jobs, starts, ranks, .. } = self;
+        let hours = self.simulated_ms / 3_600_000;
+        let failed = self.failed.len();
+        format!(
+            "{runs} seeds, {failed} fail: {events} events in {hours} simulated hours, {jobs} jobs, {ranks} ranks, {starts} starts of a coordinator"
+        )
+    }
+}
+
+/// Nobody who holds it panics: runs catch their own panics.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs seeds on so many threads, until there are no more or `each` gives nothing; gives what it made of each, in no order.
 pub fn over<T: Send>(seeds: Range<u64>, threads: usize, each: impl Fn(u64) -> Option<T> + Sync) -> Vec<T> {
     let next = AtomicU64::new(seeds.start);
     let made = Mutex::new(Vec::new());
@@ -22,9 +109,8 @@ pub fn over<T: Send>(seeds: Range<u64>, threads: usize, each: impl Fn(u64) -> Op
                     if seed >= seeds.end {
                         return;
                     }
-                    if let Some(one) = each(seed) {
-                        made.lock().unwrap_or_else(PoisonError::into_inner).push(one);
-                    }
+                    let Some(one) = each(seed) else { return };
+                    locked(&made).push(one);
                 }
             });
         }

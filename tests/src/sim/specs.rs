@@ -6,6 +6,9 @@ use stoke_protocol::spec::JobSpec;
 
 use super::random::Stream;
 
+/// What a job is called that nobody can run.
+const POISON: &str = "poison";
+
 /// What a modelled rank reads out of its spec.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -14,6 +17,8 @@ pub struct Plan {
     pub cpus: u64,
     pub memory_bytes: u64,
     pub gpus: u64,
+    /// Its processes end as soon as they have started (F33).
+    pub poison: bool,
 }
 
 impl Plan {
@@ -26,6 +31,7 @@ impl Plan {
             cpus: spec.resources.cpus.into(),
             memory_bytes: spec.resources.memory.0,
             gpus: spec.resources.gpus.into(),
+            poison: spec.name == POISON,
         }
     }
 }
@@ -51,6 +57,8 @@ pub struct JobPlan {
     pub memory_gib: u64,
     pub gpus: u64,
     pub zone: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub poison: bool,
 }
 
 impl JobPlan {
@@ -72,16 +80,18 @@ impl JobPlan {
                 _ => None,
             },
             priority: random.between("priority", 0, 2),
+            poison: random.chance("poison", 0.05),
         }
     }
 
     /// The spec that is submitted.
     pub fn text(&self) -> String {
-        let Self { ranks, ranks_min, steps, every, keep, attempts, priority, cpus, memory_gib, gpus, zone } = self;
+        let Self { ranks, ranks_min, steps, every, keep, attempts, priority, cpus, memory_gib, gpus, zone, .. } = self;
+        let name = if self.poison { POISON } else { "sim" };
         let zone = zone.as_ref().map(|zone| format!("[resources.labels]\nzone = {zone:?}\n")).unwrap_or_default();
         let every = every.map(|every| format!("every = {every}\n")).unwrap_or_default();
         format!(
-            "name = \"sim\"\ntrainer = \"digits\"\npriority = {priority}\n[train]\nsteps = {steps}\nbatch = 8\n\
+            "name = {name:?}\ntrainer = \"digits\"\npriority = {priority}\n[train]\nsteps = {steps}\nbatch = 8\n\
              [resources]\nranks = {ranks}\nranks_min = {ranks_min}\ncpus = {cpus}\nmemory = \"{memory_gib}GiB\"\ngpus = {gpus}\n{zone}\
              [checkpoint]\nkeep = {keep}\n{every}[restart]\nattempts = {attempts}\n"
         )

@@ -62,12 +62,6 @@ impl Store {
     pub fn folder(&self, uri: &str) -> Option<&Folder> {
         self.folders.get(uri)
     }
-
-    /// Steps of a job's checkpoints with a manifest, whoever wrote them, below a step.
-    pub fn before(&self, job: JobId, step: Step) -> Option<Step> {
-        let older = self.folders.values().filter(|folder| folder.job == job && folder.manifest && folder.step < step);
-        older.map(|folder| folder.step).max()
-    }
 }
 
 impl Folder {

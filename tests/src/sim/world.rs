@@ -13,6 +13,7 @@ use stoke_protocol::message::rank::{Exit, RankId, ToRank};
 use super::agents::Machine;
 use super::clients::{Answer, Clients};
 use super::coordinator::Coordinator;
+use super::coverage::Coverage;
 use super::faults::{Fault, Rates};
 use super::invariants::{Memory, TABLE};
 use super::network::{Conn, Side};
@@ -52,6 +53,8 @@ pub enum Happening {
     ToRank { process: ProcessId, frame: ToRank },
     RankGone { machine: usize, life: u64, id: RankId, exit: Exit },
     RankActs { process: ProcessId, act: Act },
+    RankResumes { process: ProcessId },
+    RankSilent { process: ProcessId, for_ms: Ms },
     GangStep { job: JobId, generation: Generation },
     MachineComes { machine: usize },
     Asks { ask: usize },
@@ -87,6 +90,8 @@ pub struct World {
     pub paused: bool,
     pub deferred: Vec<Happening>,
     pub wall_ms: i64,
+    /// The next sync of the journal fails.
+    pub sync_fails: bool,
     pub disk: ModelLog,
     /// The fold of what is durable, and its records as they were written.
     pub shadow: Cluster,
@@ -102,6 +107,7 @@ pub struct World {
     pub damaged: BTreeMap<(JobId, Generation), bool>,
     pub clients: Clients,
     pub oracle: Oracle,
+    pub coverage: Coverage,
     memory: Memory,
     /// Something that an invariant looks at has changed.
     pub changed: bool,
@@ -173,6 +179,7 @@ impl World {
             paused: false,
             deferred: Vec::new(),
             wall_ms: 1_700_000_000_000,
+            sync_fails: false,
             disk,
             shadow,
             history: Vec::new(),
@@ -186,6 +193,7 @@ impl World {
             damaged: BTreeMap::new(),
             clients: Clients::new(),
             oracle: Oracle::default(),
+            coverage: Coverage::default(),
             memory: Memory::default(),
             changed: true,
             streams,
@@ -266,6 +274,7 @@ impl World {
         match self.taker(&happening) {
             Taker::Coordinator if self.paused => self.deferred.push(happening),
             Taker::Machine(machine) if self.machines[machine].paused => self.machines[machine].deferred.push(happening),
+            Taker::Machine(_) if self.is_stopped(&happening) => self.defer_for_rank(happening),
             Taker::Coordinator | Taker::Machine(_) | Taker::Nobody => self.happen(happening),
         }
         if std::mem::take(&mut self.changed) {
@@ -300,8 +309,10 @@ impl World {
             | Happening::AgentLeave { machine, .. }
             | Happening::KillDue { machine, .. }
             | Happening::RankGone { machine, .. } => Taker::Machine(*machine),
-            Happening::ToRank { process, .. } | Happening::RankActs { process, .. } => machine_of(process),
-            Happening::GangStep { .. } | Happening::Boot => Taker::Nobody,
+            Happening::ToRank { process, .. }
+            | Happening::RankActs { process, .. }
+            | Happening::RankSilent { process, .. } => machine_of(process),
+            Happening::GangStep { .. } | Happening::Boot | Happening::RankResumes { .. } => Taker::Nobody,
             Happening::MachineComes { .. } | Happening::Asks { .. } => Taker::Nobody,
             Happening::Answered { .. } | Happening::AskTimedOut { .. } => Taker::Nobody,
             Happening::Inject { .. } | Happening::Heal { .. } | Happening::Calm => Taker::Nobody,
@@ -309,6 +320,7 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        self.coverage.note("happening", &happening);
         match happening {
             Happening::Boot => self.boot(),
             Happening::Tick { life } => self.tick(life),
@@ -334,6 +346,8 @@ impl World {
                 self.tell(machine, life, AgentEvent::Exited { id, exit })
             }
             Happening::RankActs { process, act } => self.rank_acts(process, act),
+            Happening::RankResumes { process } => self.rank_resumes(process),
+            Happening::RankSilent { process, for_ms } => self.rank_silent(process, for_ms),
             Happening::GangStep { job, generation } => self.gang_step(job, generation),
             Happening::MachineComes { machine } => self.machine_comes(machine),
             Happening::Asks { ask } => self.asks(ask),
