@@ -66,6 +66,23 @@ number_id!(/** One worker process of a job. */ Rank, u32, "rank-");
 number_id!(/** A start of an agent process: messages of an older incarnation are dropped (I5). */ Incarnation, u64, "i");
 number_id!(/** Position in the journal; the first entry is 1. */ LogIndex, u64, "log-");
 
+/// What fences the frames of ranks from each other: a generation, and what its members have made of it while the coordinator was away. Ballot 0
+/// is the coordinator's own membership; higher ones are drawn by members (`message::peer::Proposal`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Term {
+    pub generation: Generation,
+    pub ballot: u32,
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ballot {
+            0 => self.generation.fmt(f),
+            ballot => write!(f, "{}+{ballot}", self.generation),
+        }
+    }
+}
+
 impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_hex(f, &self.0)

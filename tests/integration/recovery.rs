@@ -61,6 +61,27 @@ fn a_coordinator_stopped_during_training_costs_no_step() {
     assert_eq!(summary["recoveries"], 0, "ranks went on while it was away: {summary:#}");
 }
 
+/// Of three ranks two are a quorum: they do every step that is left, and the coordinator takes it over when it is back.
+#[test]
+fn a_rank_that_dies_while_the_coordinator_is_away_costs_no_step() {
+    let long = Run::new("digits.toml", 3).set("train.steps", STEPS).set("checkpoint.every", 10);
+    let (running, scratch) = long.start();
+    let cluster = cluster_of(&scratch);
+    poll("a few steps", || step_of(&cluster).filter(|step| *step >= 3));
+    let coordinator = process_of(&cluster, "coordinator");
+    signal(coordinator, Signal::STOP);
+    signal(rank_of(&cluster, "node-3"), Signal::KILL);
+    poll("the others to finish alone", || {
+        let alone = |node| logs_of(&cluster, node).contains("going on without the coordinator");
+        let done = |node| logs_of(&cluster, node).contains("steps done");
+        (alone("node-1") && alone("node-2") && done("node-1") && done("node-2")).then_some(())
+    });
+    signal(coordinator, Signal::CONT);
+    let summary = running.wait().expect(0).json();
+    same_weights(&summary);
+    assert_eq!((&summary["restarts"], &summary["recoveries"]), (&0.into(), &1.into()), "{summary:#}");
+}
+
 #[test]
 fn a_run_that_nobody_reads_trains_to_its_end() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
@@ -178,6 +199,23 @@ fn nothing_left(scratch: &TempDir, cluster: &Path) {
 /// The process of the rank on a node.
 fn rank_of(cluster: &Path, node: &str) -> u32 {
     poll("a rank on the node", || try_rank_of(cluster, node))
+}
+
+/// Everything that ranks on a node have written.
+fn logs_of(cluster: &Path, node: &str) -> String {
+    let mut text = String::new();
+    let mut folders = vec![cluster.join(node)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "log") {
+                text += &std::fs::read_to_string(path).unwrap_or_default();
+            }
+        }
+    }
+    text
 }
 
 fn try_rank_of(cluster: &Path, node: &str) -> Option<u32> {

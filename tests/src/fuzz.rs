@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use stoke_protocol::codec::{self, FrameCap};
 use stoke_protocol::identity::{Authority, Identity, JoinToken, KeyRequest, Subject};
 use stoke_protocol::ids::{
-    ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, TokenId,
+    ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, Term, TokenId,
 };
 use stoke_protocol::lanes::Subtree;
 use stoke_protocol::ledger::Ledger;
@@ -187,6 +187,7 @@ fn events() -> Vec<RankEvent> {
         RankEvent::Resumed { generation: Generation(2), step: Step(9) },
         RankEvent::Joined { generation: Generation(2), step: Step(9) },
         RankEvent::PeerLost { generation: Generation(2), peer: id(), error: "silent".into() },
+        RankEvent::WentOn { generation: Generation(2), step: Step(9), members: vec![id(); 2].into() },
     ]
 }
 
@@ -206,6 +207,7 @@ fn membership() -> Membership {
         joining: members.clone().into(),
         members: members.into(),
         after: Some(Generation(3)),
+        ballot: 0,
     }
 }
 
@@ -329,7 +331,7 @@ fn join_reply() -> Vec<JoinReply> {
 
 fn tensor_header() -> TensorHeader {
     TensorHeader {
-        generation: Generation(1),
+        term: Term { generation: Generation(1), ballot: 0 },
         step: Step(4),
         part: Part::Partial(Subtree { start: 0, len: 4 }),
         offset: 64,

@@ -164,6 +164,29 @@ impl Job {
         }
     }
 
+    /// While this coordinator was away, members went on without some of the others: those are as good as lost by it (I18). The end of the others may
+    /// be known by now; then there is nothing to do but to say so.
+    pub fn went_on(
+        &mut self,
+        scene: &mut Scene<'_>,
+        id: RankId,
+        (generation, step): (Generation, Step),
+        with: &[RankId],
+    ) {
+        let Some(run) = self.run.as_mut().filter(|run| run.members.contains(&id)) else { return };
+        if run.generation == generation {
+            let without = run.members.iter().filter(|member| !with.contains(member));
+            run.lost.extend(without.map(|lost| (id, *lost)));
+        }
+        if with.first() == Some(&id) {
+            let world = with.len();
+            self.note(
+                scene,
+                format!("{generation} went on at {step} with {world} ranks while the coordinator was away"),
+            );
+        }
+    }
+
     /// Whether a running job's ranks have lost each other.
     pub fn is_parted(&self) -> bool {
         self.state == JobState::Running && self.run.as_ref().is_some_and(|run| !run.lost.is_empty())

@@ -10,7 +10,8 @@
 //!
 //! H1 (I4): a lease is a hint. H2 (F17): a node that has not connected since the coordinator started is not lost before the failover
 //! grace: all of them have to reconnect first. One that has, and is silent again, is lost as ever.
-//! H3 (I5): a node has one session, the newest; words in another are not heard.
+//! H3 (I5): a node has one session, the newest; words in another are not heard. H4: silence counts only while the coordinator itself runs: after
+//! it was stopped for a while it listens anew, and after a lease or more as if it had just started.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +21,10 @@ use stoke_protocol::message::node::Heartbeat;
 use super::control::SessionId;
 use super::planted::PlantedBug;
 use super::time::Mono;
+
+/// Of a lease: without a tick for so long, where they come every 100 ms, the coordinator was stopped, or its machine was, and its own ears were
+/// closed (H4).
+const STOPPED_PART: u64 = 3;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -67,6 +72,8 @@ pub struct Liveness {
     leases: BTreeMap<NodeId, Lease>,
     sessions: BTreeMap<SessionId, NodeId>,
     live: BTreeSet<NodeId>,
+    /// The last tick (H4).
+    ticked: Mono,
     bug: Option<PlantedBug>,
 }
 
@@ -90,6 +97,7 @@ impl Liveness {
             leases: expected.map(|(node, incarnation)| (node, lease(incarnation))).collect(),
             sessions: BTreeMap::new(),
             live: BTreeSet::new(),
+            ticked: now,
             bug: None,
         }
     }
@@ -160,7 +168,7 @@ impl Liveness {
         if heartbeat.is_some_and(|heartbeat| heartbeat.incarnation != lease.incarnation) {
             return false;
         }
-        lease.heard = now;
+        (lease.heard, lease.connected) = (now, true);
         // Datagrams may overtake each other.
         let newer = |old: &Heartbeat| heartbeat.is_some_and(|new| new.sequence > old.sequence);
         if lease.heartbeat.as_ref().is_none_or(newer) && heartbeat.is_some() {
@@ -171,6 +179,7 @@ impl Liveness {
 
     /// Whose lease is over, and who is lost; those are forgotten here.
     pub fn tick(&mut self, now: Mono) -> Vec<(NodeId, Incarnation, Option<SessionId>)> {
+        self.forgive(now);
         let Timings { lease_ms, lost_grace_ms, failover_grace_ms, .. } = self.timings;
         let skipped = self.bug == Some(PlantedBug::FailoverGraceSkipped);
         let graced = now >= self.started.plus_ms(failover_grace_ms) || skipped;
@@ -190,6 +199,22 @@ impl Liveness {
         }
         lost
     }
+
+    /// H4: nobody could be heard since the last tick if that is long ago.
+    fn forgive(&mut self, now: Mono) {
+        let stopped_ms = now.since_ms(std::mem::replace(&mut self.ticked, now));
+        if stopped_ms < self.timings.lease_ms / STOPPED_PART || self.bug == Some(PlantedBug::StopCountsAsSilence) {
+            return;
+        }
+        let anew = stopped_ms >= self.timings.lease_ms;
+        if anew {
+            self.started = now;
+        }
+        for lease in self.leases.values_mut() {
+            lease.heard = if anew { now } else { lease.heard.plus_ms(stopped_ms).min(now) };
+            lease.connected &= !anew;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -203,14 +228,35 @@ mod tests {
         Liveness::new(timings, Mono(0), [(NODE, Incarnation(1))].into_iter())
     }
 
+    /// Every tick up to `until`; who is lost by then.
+    fn run(liveness: &mut Liveness, (from, until): (u64, u64)) -> usize {
+        (from..=until).step_by(100).map(|at| liveness.tick(Mono(at)).len()).sum()
+    }
+
+    #[test]
+    fn silence_while_the_coordinator_itself_was_stopped_does_not_count() {
+        let mut liveness = liveness(30_000);
+        liveness.open(Mono(0), NODE, SessionId(1), Incarnation(1));
+        assert_eq!(run(&mut liveness, (0, 1_000)), 0);
+        // Less than a lease: what it had of its lease before is gone, and no more.
+        assert_eq!(run(&mut liveness, (3_500, 6_400)), 0);
+        assert!(liveness.heard(Mono(6_450), SessionId(1), None));
+        // A lease and more: as after a start, the node may come back until the failover grace is over.
+        assert_eq!(run(&mut liveness, (20_000, 49_900)), 0, "H4");
+        assert!(liveness.heard(Mono(49_950), SessionId(1), None));
+        assert_eq!(run(&mut liveness, (50_000, 53_900)), 0);
+        assert_eq!(run(&mut liveness, (54_000, 54_000)), 1, "it has come back, and is silent again");
+    }
+
     #[test]
     fn silent_node_is_lost_after_lease_and_grace() {
         let mut liveness = liveness(0);
         liveness.open(Mono(0), NODE, SessionId(1), Incarnation(1));
-        assert!(liveness.tick(Mono(2_999)).is_empty() && liveness.live().contains(&NODE));
+        assert_eq!(run(&mut liveness, (0, 2_900)), 0);
+        assert!(liveness.live().contains(&NODE));
         assert!(liveness.tick(Mono(3_000)).is_empty() && !liveness.live().contains(&NODE));
         assert!(liveness.heard(Mono(4_000), SessionId(1), None));
-        assert!(liveness.tick(Mono(7_999)).is_empty());
+        assert_eq!(run(&mut liveness, (3_100, 7_900)), 0);
         assert_eq!(liveness.tick(Mono(8_000)), [(NODE, Incarnation(1), Some(SessionId(1)))]);
         assert!(!liveness.heard(Mono(8_001), SessionId(1), None), "a lost node needs a new hello");
     }
@@ -218,7 +264,7 @@ mod tests {
     #[test]
     fn a_node_that_has_not_come_back_is_not_lost_before_the_failover_grace() {
         let mut liveness = liveness(30_000);
-        assert!(liveness.tick(Mono(29_999)).is_empty());
+        assert_eq!(run(&mut liveness, (0, 29_900)), 0);
         assert_eq!(liveness.tick(Mono(30_000)).len(), 1);
     }
 
@@ -227,7 +273,7 @@ mod tests {
         let mut liveness = liveness(30_000);
         liveness.open(Mono(1_000), NODE, SessionId(1), Incarnation(1));
         liveness.close(SessionId(1));
-        assert!(liveness.tick(Mono(4_999)).is_empty());
+        assert_eq!(run(&mut liveness, (0, 4_900)), 0);
         assert_eq!(liveness.tick(Mono(5_000)), [(NODE, Incarnation(1), None)], "H2");
     }
 

@@ -56,12 +56,14 @@ pub enum PlantedBug {
     TooFewGoOn,
     /// Ranks that lost each other wait for ever (I37).
     PartedForgotten,
+    /// Nodes are lost by the time for which the coordinator itself was stopped (H4).
+    StopCountsAsSilence,
     /// For the simulated shell: effects run before their entries are durable (I6).
     AckBeforeDurable,
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::ReportsUnfenced,
         Self::ShardsUnfenced,
         Self::IncarnationUnfenced,
@@ -86,6 +88,7 @@ impl PlantedBug {
         Self::ReportsCountedTwice,
         Self::FailoverGraceSkipped,
         Self::AckBeforeDurable,
+        Self::StopCountsAsSilence,
         Self::ReadyOwnsLanes,
         Self::TooFewGoOn,
         Self::PartedForgotten,

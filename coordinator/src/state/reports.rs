@@ -31,7 +31,7 @@ impl Cluster {
             RankEvent::Exited { exit: Exit::NotStarted(_) } => self.members.started(node, id.job, false),
             RankEvent::Exited { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
             RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Resumed { .. } => {}
-            RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => {}
+            RankEvent::Joined { .. } | RankEvent::PeerLost { .. } | RankEvent::WentOn { .. } => {}
             RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
         }
         if matches!(report.event, RankEvent::Exited { .. }) {
@@ -87,6 +87,7 @@ impl Cluster {
             }
             RankEvent::Resumed { generation, step } => job.resumed(scene, id, *generation, *step),
             RankEvent::Joined { generation, step } => job.joined(scene, id, *generation, *step),
+            RankEvent::WentOn { generation, step, members } => job.went_on(scene, id, (*generation, *step), members),
         });
         self.replan |= matches!(event, RankEvent::Failed { .. });
         // A gang that runs now, or a rank that owns lanes, may have ranks that are to move.

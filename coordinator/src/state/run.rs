@@ -95,7 +95,7 @@ impl Run {
     pub(super) fn membership(&self, after: Option<Generation>) -> Membership {
         let addressed = |ids: &[RankId]| ids.iter().filter_map(|id| self.member(*id)).collect();
         let (members, joining) = (addressed(&self.members), addressed(&self.joining));
-        Membership { generation: self.generation, members, joining, after }
+        Membership { generation: self.generation, members, joining, after, ballot: 0 }
     }
 }
 

@@ -69,6 +69,17 @@ impl World {
         Now { wall: Time(1_000_000 + self.ms), mono: Mono(self.ms) }
     }
 
+    /// Time passes until `ms`, and only these are heard.
+    fn pass(&mut self, ms: u64, heard: &[SessionId]) {
+        while self.ms < ms {
+            self.ms += 500;
+            for session in heard {
+                self.step(Input::Heartbeat { session: *session, heartbeat: heartbeat(self.ms) });
+            }
+            self.step(Input::Tick);
+        }
+    }
+
     fn step(&mut self, input: Input) -> Step {
         let step = self.control.step(self.now(), input);
         self.records.extend(step.records.iter().cloned());
@@ -247,7 +258,7 @@ fn exited(code: i32) -> RankEvent {
 
 fn membership(message: &ToNode) -> Option<(u64, usize, usize, Option<u64>)> {
     let ToNode::Membership { membership, .. } = message else { return None };
-    let Membership { generation, members, joining, after } = membership;
+    let Membership { generation, members, joining, after, ballot: 0 } = membership else { return None };
     Some((generation.0, members.len(), joining.len(), after.map(|after| after.0)))
 }
 
@@ -312,7 +323,7 @@ fn a_silent_node_is_lost_and_its_job_goes_elsewhere_while_its_slot_stays_held() 
     world.ready(lost, id(job, 1, 0));
     let (_, _) = world.node(1);
     world.step(Input::Closed { session: lost });
-    world.ms = 10_000;
+    world.pass(10_000, &[]);
     world.connect(NodeId(2), 1, 1, &[]);
     world.step(Input::Tick);
     assert_eq!(world.state(job), JobState::Starting);
@@ -410,9 +421,7 @@ fn a_rank_that_outlives_its_job_is_told_to_stop_again() {
 fn a_finished_rank_that_comes_back_on_a_lost_node_is_stopped() {
     let (mut world, job, [first, second]) = running();
     world.report(second, id(job, 1, 1), outcome(1));
-    world.ms = 10_000;
-    world.step(Input::Heartbeat { session: first, heartbeat: heartbeat(20) });
-    world.step(Input::Tick);
+    world.pass(10_000, &[first]);
     assert!(world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().ranks[&id(job, 1, 1)].gone);
     let back = world.connect(NodeId(2), 1, 1, &[id(job, 1, 1)]);
     assert!(matches!(world.told(back)[..], [ToNode::Welcome { .. }, ToNode::Stop { .. }]));

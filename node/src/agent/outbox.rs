@@ -87,6 +87,7 @@ fn is_droppable(event: &RankEvent) -> bool {
             | RankEvent::ManifestStored { .. }
             | RankEvent::NotStored { .. }
             | RankEvent::PeerLost { .. }
+            | RankEvent::WentOn { .. }
     )
 }
 

@@ -229,8 +229,10 @@ impl AgentState {
         match event {
             Event::Coordinator(frame) => self.coordinator(frame, &mut out),
             Event::Disconnected => {
-                self.connected = false;
                 self.outbox.rewind();
+                if std::mem::take(&mut self.connected) {
+                    self.tell_ranks(&mut out);
+                }
             }
             Event::Rank { id, frame } => self.rank(id, frame, &mut out),
             Event::Signed { id, answer } => self.signed(id, answer, &mut out),
@@ -293,6 +295,7 @@ impl AgentState {
         }
         self.connected = true;
         self.outbox.rewind();
+        self.tell_ranks(out);
         for (id, rank) in &self.ranks {
             if let Phase::Signing { csr } = &rank.phase {
                 out.push(Effect::Sign { id: *id, csr: csr.clone() });
@@ -352,6 +355,13 @@ impl AgentState {
         }
     }
 
+    /// Ranks wait for the coordinator's word only while it can reach them.
+    fn tell_ranks(&self, out: &mut Vec<Effect>) {
+        let frame = ToRank::Coordinator { reachable: self.connected };
+        let up = self.ranks.iter().filter(|(_, rank)| rank.phase == Phase::Up);
+        out.extend(up.map(|(id, _)| Effect::ToRank { id: *id, frame: frame.clone() }));
+    }
+
     fn stop(&mut self, id: RankId, reason: String, grace_ms: u64, out: &mut Vec<Effect>) {
         let Some(rank) = self.ranks.get_mut(&id) else {
             if self.outbox.ends().any(|ended| ended == id) {
@@ -403,6 +413,9 @@ impl AgentState {
                 rank.phase = Phase::Up;
                 let frame = ToRank::Certificate { certificate: certificate.into(), authority: authority.into() };
                 out.push(Effect::ToRank { id, frame });
+                if !self.connected {
+                    out.push(Effect::ToRank { id, frame: ToRank::Coordinator { reachable: false } });
+                }
             }
             Signed::Lost if self.connected => out.push(Effect::Sign { id, csr: csr.clone() }),
             Signed::Lost => {}
@@ -508,7 +521,7 @@ impl Said {
                 Some(event)
             }
             RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
-            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
+            RankEvent::WentOn { .. } | RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
             RankEvent::Exited { .. } => None,
         }
     }

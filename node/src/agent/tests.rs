@@ -205,7 +205,7 @@ impl Node {
 /// A generation of the one rank.
 fn alone(address: std::net::SocketAddr) -> ToNode {
     let (members, joining) = (vec![Member { id: RANK, address }].into(), vec![].into());
-    let membership = Membership { generation: RANK.generation, members, joining, after: None };
+    let membership = Membership { generation: RANK.generation, members, joining, after: None, ballot: 0 };
     ToNode::Membership { id: RANK, membership }
 }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use stoke_protocol::ids::{Generation, Step};
+use stoke_protocol::ids::{Step, Term};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::Io;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -92,7 +92,7 @@ impl Exchange {
     /// `ranks` are all of the generation in order, `pairs` the connected others by their place.
     pub(super) fn new(
         io: &Io,
-        (generation, ranks): (Generation, Vec<RankId>),
+        (term, ranks): (Term, Vec<RankId>),
         pairs: Vec<(u32, Pair)>,
         (shape, place): (Shape, Place),
         counters: Arc<Counters>,
@@ -104,11 +104,11 @@ impl Exchange {
         let mut tasks: Vec<TaskHandle> = Vec::new();
         for (position, pair) in pairs {
             let pair = (pair, position, plan.leaves_of(position).len());
-            let (link, running) = Link::start(io, pair, generation, &counters, &driver);
+            let (link, running) = Link::start(io, pair, term, &counters, &driver);
             links[position as usize] = Some(link);
             tasks.extend(running);
         }
-        let operations = Driver::new(Operation::new(plan, generation), (ranks, links), wake.clone());
+        let operations = Driver::new(Operation::new(plan, term), (ranks, links), wake.clone());
         tasks.push(io.spawn(operations.run(inputs)).abort_handle());
         Self {
             shape,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoke_protocol::ids::{Generation, Step};
+use stoke_protocol::ids::{Generation, Step, Term};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::TransportError;
 
@@ -41,7 +41,7 @@ pub enum ExchangeError {
     #[error("{peer} left before the sum was complete")]
     PeerLeft { peer: RankId },
     #[error("{peer} speaks for {theirs}, this is {ours}")]
-    StaleGeneration { peer: RankId, theirs: Generation, ours: Generation },
+    StaleTerm { peer: RankId, theirs: Term, ours: Term },
     #[error("refuse a frame of {peer}")]
     Refused {
         peer: RankId,

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use stoke_protocol::ids::{Generation, Step};
+use stoke_protocol::ids::{Step, Term};
 use stoke_protocol::message::peer::{Part, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
@@ -46,9 +46,10 @@ impl Mesh {
     /// pair stands and everybody knows where everybody stands, or with the first rank that could not be reached within [`CONNECT_MAX`].
     /// Run it on any runtime.
     pub async fn form(&self, membership: &Membership, own: State, shape: Shape) -> Result<Formed, ExchangeError> {
-        self.enter(membership.generation);
+        let term = membership.term();
+        self.enter(term);
         let (place, others) = self.place(membership)?;
-        let standing = Standing { generation: membership.generation, step: own.step, has_sum: own.sum.is_some() };
+        let standing = Standing { term, step: own.step, has_sum: own.sum.is_some() };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |(position, peer): (u32, Member)| async move {
             Ok::<_, ExchangeError>((position, self.meet(&peer, standing, deadline).await?))
@@ -57,10 +58,10 @@ impl Mesh {
         let step = self.common_step(membership, place, own.step, &pairs)?;
         let catch_up = match own.step.filter(|_| !place.is_observer()) {
             Some(ours) if ours == step => {
-                self.hand_over(membership.generation, (step, own.sum), place, &mut pairs).await?;
+                self.hand_over(term, (step, own.sum), place, &mut pairs).await?;
                 None
             }
-            Some(_) => Some(self.take_over(membership.generation, step, shape, &mut pairs).await?),
+            Some(_) => Some(self.take_over(term, step, shape, &mut pairs).await?),
             None => None,
         };
         let joins = |position: u32| position >= place.world;
@@ -68,7 +69,7 @@ impl Mesh {
         let lacking = pairs.iter().filter(|(position, pair)| joins(*position) && lacks(pair));
         let lacking = lacking.map(|(_, pair)| pair.peer).collect();
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
-        let named = (membership.generation, ranks);
+        let named = (term, ranks);
         let exchange = Exchange::new(self.io(), named, pairs, (shape, place), self.counters().clone());
         Ok(Formed { exchange, step, catch_up, lacking })
     }
@@ -123,7 +124,7 @@ impl Mesh {
     /// Hands the sum of the last step to every member that lacks it, if this is the first rank that has it.
     async fn hand_over(
         &self,
-        generation: Generation,
+        term: Term,
         (step, sum): (Step, Option<Bytes>),
         place: Place,
         pairs: &mut [(u32, Pair)],
@@ -139,7 +140,7 @@ impl Mesh {
             let sum = sum.clone();
             async move {
                 let lost = |error| lost(pair.peer, error);
-                give_sum(&mut pair.sender, (generation, step), sum).await.map_err(lost)
+                give_sum(&mut pair.sender, (term, step), sum).await.map_err(lost)
             }
         });
         try_join_all(give).await.map(drop)
@@ -148,7 +149,7 @@ impl Mesh {
     /// The sum of the last step, from the first rank that has it.
     async fn take_over(
         &self,
-        generation: Generation,
+        term: Term,
         step: Step,
         shape: Shape,
         pairs: &mut [(u32, Pair)],
@@ -158,7 +159,7 @@ impl Mesh {
         let from = provider(pairs, step).ok_or_else(nobody)?;
         let (_, pair) = pairs.iter_mut().find(|(position, _)| *position == from).ok_or_else(nobody)?;
         tracing::info!(%own, peer = %pair.peer, %step, "catching up by one step");
-        take_sum(pair, (generation, step), shape.values).await
+        take_sum(pair, (term, step), shape.values).await
     }
 }
 
@@ -172,12 +173,12 @@ fn pieces(values: usize) -> impl Iterator<Item = Range<usize>> {
     (0..values).step_by(PIECE_VALUES_MAX).map(move |start| start..(start + PIECE_VALUES_MAX).min(values))
 }
 
-fn header((generation, step): (Generation, Step), piece: &Range<usize>) -> TensorHeader {
+fn header((term, step): (Term, Step), piece: &Range<usize>) -> TensorHeader {
     let step = Step(step.0 - 1);
-    TensorHeader { generation, step, part: Part::CatchUp, offset: piece.start as u64, count: piece.len() as u32 }
+    TensorHeader { term, step, part: Part::CatchUp, offset: piece.start as u64, count: piece.len() as u32 }
 }
 
-async fn give_sum(stream: &mut BulkSender, at: (Generation, Step), sum: Bytes) -> Result<(), TransportError> {
+async fn give_sum(stream: &mut BulkSender, at: (Term, Step), sum: Bytes) -> Result<(), TransportError> {
     for piece in pieces(sum.len() / VALUE_BYTES) {
         stream.write_header(&header(at, &piece)).await?;
         stream.write_chunk(sum.slice(piece.start * VALUE_BYTES..piece.end * VALUE_BYTES)).await?;
@@ -185,7 +186,7 @@ async fn give_sum(stream: &mut BulkSender, at: (Generation, Step), sum: Bytes) -
     Ok(())
 }
 
-async fn take_sum(pair: &mut Pair, at: (Generation, Step), values: usize) -> Result<Buffer, ExchangeError> {
+async fn take_sum(pair: &mut Pair, at: (Term, Step), values: usize) -> Result<Buffer, ExchangeError> {
     let peer = pair.peer;
     let mut sum = Buffer::new(values);
     for piece in pieces(values) {

@@ -1,13 +1,13 @@
 //! The two tasks of one peer on the network thread: one writes what the driver hands over, one reads frames for it. Owns the streams and the
 //! receive window; never adds a number and never blocks.
 //!
-//! L4: a frame of another generation ends the link before any of its values are read.
+//! L4: a frame of another term ends the link before any of its values are read.
 //! L5: at most `window` frames of a peer are held; a peer further ahead is not read, and QUIC holds it back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use stoke_protocol::ids::Generation;
+use stoke_protocol::ids::Term;
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::{BulkReceiver, BulkSender, Io, TransportError};
@@ -51,22 +51,22 @@ struct Side {
     peer: RankId,
     /// The peer's place in the generation.
     position: u32,
-    generation: Generation,
+    term: Term,
     counters: Arc<Counters>,
     inputs: UnboundedSender<Input>,
 }
 
 impl Link {
-    /// Starts the tasks of a pair; the peer has this place in `generation` and sends the sums of so many subtrees.
+    /// Starts the tasks of a pair; the peer has this place in `term` and sends the sums of so many subtrees.
     pub fn start(
         io: &Io,
         (pair, position, subtrees): (Pair, u32, usize),
-        generation: Generation,
+        term: Term,
         counters: &Arc<Counters>,
         inputs: &UnboundedSender<Input>,
     ) -> (Self, [AbortHandle; 2]) {
         let Pair { peer, sender, receiver, .. } = pair;
-        let side = Side { peer, position, generation, counters: counters.clone(), inputs: inputs.clone() };
+        let side = Side { peer, position, term, counters: counters.clone(), inputs: inputs.clone() };
         let window = Arc::new(Semaphore::new(WINDOW_FRAMES + 2 * subtrees));
         let (partials, partials_out) = unbounded_channel();
         let (sums, sums_out) = unbounded_channel();
@@ -133,9 +133,9 @@ impl Side {
     /// L4.
     fn refusal(&self, header: &TensorHeader) -> Option<ExchangeError> {
         let peer = self.peer;
-        if header.generation != self.generation {
+        if header.term != self.term {
             self.counters.stale_refused.fetch_add(1, Ordering::Relaxed);
-            return Some(ExchangeError::StaleGeneration { peer, theirs: header.generation, ours: self.generation });
+            return Some(ExchangeError::StaleTerm { peer, theirs: header.term, ours: self.term });
         }
         let (count, cap) = (header.count, PIECE_VALUES_MAX);
         (count as usize > cap).then_some(ExchangeError::TooLarge { peer, count, cap })

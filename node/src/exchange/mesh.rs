@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stoke_protocol::identity::{Credentials, Subject};
-use stoke_protocol::ids::Generation;
-use stoke_protocol::message::peer::{Opening, Standing};
+use stoke_protocol::ids::Term;
+use stoke_protocol::message::peer::{Opening, Proposal, Standing};
 use stoke_protocol::message::rank::{Member, RankId};
 use stoke_protocol::spec::RANKS_MAX;
 use stoke_protocol::transport::{
@@ -53,8 +53,8 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     peers: BTreeMap<RankId, Peer>,
-    /// The newest generation that this rank has entered (M3).
-    entered: Generation,
+    /// The newest term that this rank has entered (M3).
+    entered: Term,
 }
 
 /// Another rank.
@@ -64,6 +64,8 @@ struct Peer {
     stream: Option<(Standing, BulkReceiver)>,
     /// Shards of its state that it gives to this rank.
     states: Vec<Incoming>,
+    /// Its newest one of how to go on while the coordinator is away.
+    proposal: Option<Proposal>,
     reading: AbortHandle,
 }
 
@@ -118,12 +120,12 @@ impl Mesh {
     }
 
     /// From here on streams of older generations are stopped.
-    pub(super) fn enter(&self, generation: Generation) {
+    pub(super) fn enter(&self, term: Term) {
         let mut known = self.shared.known();
-        known.entered = known.entered.max(generation);
+        known.entered = known.entered.max(term);
         let entered = known.entered;
         for peer in known.peers.values_mut() {
-            let stale = peer.stream.take_if(|(standing, _)| standing.generation < entered);
+            let stale = peer.stream.take_if(|(standing, _)| standing.term < entered);
             stale.into_iter().for_each(|(_, stream)| self.shared.stale(stream));
         }
     }
@@ -135,7 +137,12 @@ impl Mesh {
         standing: Standing,
         deadline: Instant,
     ) -> Result<Pair, ExchangeError> {
+        let given = standing.term.ballot == 0;
         loop {
+            if !given && !self.lives(peer.id) {
+                // Those who went on without the coordinator had a connection: it is lost, and they are to agree anew.
+                return Err(ExchangeError::PeerLost { peer: peer.id, source: Arc::new(TransportError::Ended) });
+            }
             let connection = self.shared.connection(peer, deadline).await?;
             let met = self.shared.open(peer, &connection, standing);
             match timeout_at(deadline, met).await {
@@ -155,11 +162,28 @@ impl Mesh {
         self.shared.known().peers.get(&peer).map(|peer| peer.connection.clone())
     }
 
+    /// Whether the connection to a rank stands, as far as is known.
+    pub(super) fn lives(&self, peer: RankId) -> bool {
+        self.connection(peer).is_some_and(|connection| connection.close_reason().is_none())
+    }
+
+    /// The newest term that this rank has entered, and the newest proposal of each peer.
+    pub(super) fn proposals(&self) -> (Term, Vec<(RankId, Proposal)>) {
+        let known = self.shared.known();
+        let proposals = known.peers.iter().filter_map(|(id, peer)| Some((*id, peer.proposal.clone()?)));
+        (known.entered, proposals.collect())
+    }
+
+    /// Done when a connection, a stream or a proposal has come, or one is gone, since the call.
+    pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.shared.changed.notified()
+    }
+
     /// The next shard of a peer's state in a generation; those of other generations are stopped.
-    pub(super) async fn next_state(&self, generation: Generation) -> Incoming {
+    pub(super) async fn next_state(&self, term: Term) -> Incoming {
         loop {
             let changed = self.shared.changed.notified();
-            if let Some(incoming) = self.shared.take_state(generation) {
+            if let Some(incoming) = self.shared.take_state(term) {
                 return incoming;
             }
             changed.await;
@@ -230,8 +254,8 @@ impl Shared {
         // Locked before the reading begins: the peer's stream may be here already, and one of a peer that is not known is dropped.
         let mut known = self.known();
         let reading = self.endpoint.io().spawn(self.clone().read(peer, connection.clone())).abort_handle();
-        let (stream, states) = (None, Vec::new());
-        let before = known.peers.insert(peer, Peer { connection, stream, states, reading });
+        let (stream, states, proposal) = (None, Vec::new(), None);
+        let before = known.peers.insert(peer, Peer { connection, stream, states, proposal, reading });
         drop(known);
         if let Some(before) = before {
             before.reading.abort();
@@ -269,15 +293,19 @@ impl Shared {
         let entered = known.entered;
         let Some(peer) = known.peers.get_mut(&from) else { return };
         match opening {
-            Opening::Exchange(standing) if standing.generation < entered => self.stale(stream),
+            Opening::Exchange(standing) if standing.term < entered => self.stale(stream),
             Opening::Exchange(standing) => {
                 let before = peer.stream.replace((standing, stream));
                 before.into_iter().for_each(|(_, stream)| self.stale(stream));
             }
-            Opening::State { generation, .. } if generation < entered => self.stale(stream),
+            Opening::State { term, .. } if term < entered => self.stale(stream),
             Opening::State { .. } => {
-                peer.states.retain(|state| state.opening.generation() >= entered);
+                peer.states.retain(|state| state.opening.term() >= entered);
                 peer.states.push(Incoming { from, opening, stream });
+            }
+            Opening::Proposal(proposal) => {
+                let newer = peer.proposal.as_ref().is_none_or(|before| before.term < proposal.term);
+                peer.proposal = if newer { Some(proposal) } else { peer.proposal.take() };
             }
         }
         drop(known);
@@ -339,7 +367,7 @@ impl Shared {
         sender.write_header(&Opening::Exchange(standing)).await?;
         loop {
             let changed = self.changed.notified();
-            if let Some((theirs, receiver)) = self.take_stream(peer.id, standing.generation) {
+            if let Some((theirs, receiver)) = self.take_stream(peer.id, standing.term) {
                 return Ok((sender, theirs, receiver));
             }
             if connection.close_reason().is_some() {
@@ -349,14 +377,14 @@ impl Shared {
         }
     }
 
-    fn take_stream(&self, peer: RankId, generation: Generation) -> Option<(Standing, BulkReceiver)> {
-        self.known().peers.get_mut(&peer)?.stream.take_if(|(standing, _)| standing.generation == generation)
+    fn take_stream(&self, peer: RankId, term: Term) -> Option<(Standing, BulkReceiver)> {
+        self.known().peers.get_mut(&peer)?.stream.take_if(|(standing, _)| standing.term == term)
     }
 
-    fn take_state(&self, generation: Generation) -> Option<Incoming> {
+    fn take_state(&self, term: Term) -> Option<Incoming> {
         let mut known = self.known();
         known.peers.values_mut().find_map(|peer| {
-            let at = peer.states.iter().position(|state| state.opening.generation() == generation)?;
+            let at = peer.states.iter().position(|state| state.opening.term() == term)?;
             Some(peer.states.swap_remove(at))
         })
     }

@@ -12,6 +12,7 @@ mod link;
 mod mesh;
 mod operation;
 mod plan;
+pub mod quorum;
 mod state_transfer;
 mod sum;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
-use stoke_protocol::ids::{Generation, Step};
+use stoke_protocol::ids::{Step, Term};
 use stoke_protocol::message::peer::{Part, TensorHeader};
 
 use super::buffer::Buffer;
@@ -42,7 +42,7 @@ pub struct Unexpected {
 pub struct Operation {
     plan: Plan,
     folder: Folder,
-    generation: Generation,
+    term: Term,
     step: Step,
     /// The own sums of lanes, whole vectors.
     partials: Vec<Bytes>,
@@ -71,10 +71,10 @@ struct OpenPiece {
 
 impl Operation {
     /// Nothing under way.
-    pub fn new(plan: Plan, generation: Generation) -> Self {
+    pub fn new(plan: Plan, term: Term) -> Self {
         Self {
             folder: Folder::new(plan.fold.clone()),
-            generation,
+            term,
             step: Step(0),
             partials: Vec::new(),
             sum: None,
@@ -109,7 +109,7 @@ impl Operation {
         self.step
     }
 
-    /// Takes one frame of `from`, whose generation was checked. Sums that it completes go out through `send`.
+    /// Takes one frame of `from`, whose term was checked. Sums that it completes go out through `send`.
     pub fn receive(&mut self, from: u32, frame: Frame, send: &mut dyn FnMut(Outgoing)) -> Result<(), Unexpected> {
         let TensorHeader { step, part, offset, count, .. } = frame.header;
         let known = self.is_active()
@@ -240,8 +240,8 @@ impl Operation {
     }
 
     fn header(&self, part: Part, piece: &Range<usize>) -> TensorHeader {
-        let (generation, step) = (self.generation, self.step);
-        TensorHeader { generation, step, part, offset: piece.start as u64, count: piece.len() as u32 }
+        let (term, step) = (self.term, self.step);
+        TensorHeader { term, step, part, offset: piece.start as u64, count: piece.len() as u32 }
     }
 }
 
@@ -259,13 +259,14 @@ mod tests {
 
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
+    use stoke_protocol::ids::Generation;
     use stoke_protocol::lanes::{self, Subtree};
 
     use super::super::lane_sum::LaneSums;
     use super::super::sum;
     use super::*;
 
-    const GENERATION: Generation = Generation(1);
+    const TERM: Term = Term { generation: Generation(1), ballot: 0 };
 
     fn plain(node: Subtree, lanes: &[Vec<f32>]) -> Vec<f32> {
         let Some((left, right)) = node.children() else { return lanes[node.start as usize].clone() };
@@ -283,7 +284,7 @@ mod tests {
 
     impl RankSide {
         fn new(values: usize, lanes: u32, (world, observers): (u32, u32), rank: u32) -> Self {
-            let operation = Operation::new(Plan::new(values, lanes, (world, observers), rank), GENERATION);
+            let operation = Operation::new(Plan::new(values, lanes, (world, observers), rank), TERM);
             let owned = lanes::assign(lanes, world).get(rank as usize).cloned();
             let sums = owned.map(|owned| LaneSums::new(values, lanes, owned));
             Self { operation, sums, sum: Some(Buffer::new(values)) }
@@ -360,7 +361,7 @@ mod tests {
         sums.push(0, &[1.0; 64]);
         operation.begin(Step(5), sums.freeze(), sum.unwrap(), &mut |_| ());
         let good = TensorHeader {
-            generation: GENERATION,
+            term: TERM,
             step: Step(5),
             part: Part::Partial(Subtree { start: 1, len: 1 }),
             offset: 0,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use stoke_jobs::{JobError, NamedTensor, Snapshot};
-use stoke_protocol::ids::{Digest, Generation, Step};
+use stoke_protocol::ids::{Digest, Step, Term};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::peer::{Opening, StateHeader};
 use stoke_protocol::message::rank::RankId;
@@ -24,7 +24,7 @@ const RUN_BYTES_MAX: u32 = 64 << 20;
 
 /// The state of one member, and which part of it it gives.
 pub struct Shard {
-    pub generation: Generation,
+    pub term: Term,
     pub step: Step,
     pub index: u32,
     pub count: u32,
@@ -52,7 +52,7 @@ impl Mesh {
     /// Sends a shard to the ranks that join, behind the caller's back. One that cannot take it is told of by its own end.
     pub fn give_state(&self, runtime: &Handle, shard: Shard, to: &[RankId]) {
         let to: Vec<_> = to.iter().filter_map(|peer| Some((*peer, self.connection(*peer)?))).collect();
-        let Shard { generation, step, index, count, loss, ledger, state } = shard;
+        let Shard { term, step, index, count, loss, ledger, state } = shard;
         // Not on the network thread: hashing would hold packets up.
         runtime.spawn(async move {
             let part = match tokio::task::spawn_blocking(move || part_of(state, index, count)).await {
@@ -66,7 +66,7 @@ impl Mesh {
                 let part = part.clone();
                 tokio::spawn(async move {
                     let opening =
-                        Opening::State { generation, step, shard: index, shards: count, loss, ledger, weights_blake3 };
+                        Opening::State { term, step, shard: index, shards: count, loss, ledger, weights_blake3 };
                     let given = async { give(connection.open_bulk().await?, &opening, &part.tensors).await };
                     match given.await {
                         Ok(()) => tracing::info!(%peer, %step, shard = index, "state given"),
@@ -77,15 +77,15 @@ impl Mesh {
         });
     }
 
-    /// Receives the state in a generation: every shard, from whoever gives it, side by side.
-    pub async fn take_state(&self, generation: Generation) -> Result<Received, ExchangeError> {
+    /// Receives the state in a term: every shard, from whoever gives it, side by side.
+    pub async fn take_state(&self, term: Term) -> Result<Received, ExchangeError> {
         let mut shards: Vec<Option<(RankId, Vec<NamedTensor>)>> = Vec::new();
         let mut expected: Option<(Step, f32, Ledger, Digest)> = None;
         let mut reading = tokio::task::JoinSet::new();
         let mut begun = 0;
         loop {
             let incoming = tokio::select! {
-                incoming = self.next_state(generation), if shards.is_empty() || begun < shards.len() => incoming,
+                incoming = self.next_state(term), if shards.is_empty() || begun < shards.len() => incoming,
                 Some(read) = reading.join_next(), if !reading.is_empty() => {
                     let (index, from, tensors): (u32, RankId, Vec<NamedTensor>) =
                         read.map_err(|_| ExchangeError::EndpointClosed)??;

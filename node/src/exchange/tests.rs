@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use stoke_protocol::identity::{Authority, Credentials, Subject};
-use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
+use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step, Term};
 use stoke_protocol::lanes::{self, Subtree};
 use stoke_protocol::message::peer::{Opening, Part, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
@@ -47,6 +47,10 @@ impl Cluster {
     }
 }
 
+fn term(generation: u64) -> Term {
+    Term { generation: Generation(generation), ballot: 0 }
+}
+
 fn member(mesh: &Mesh) -> Member {
     Member { id: mesh.own(), address: mesh.address() }
 }
@@ -65,8 +69,13 @@ fn form(
     shape: Shape,
 ) -> Vec<Result<Formed, ExchangeError>> {
     let ids = |meshes: &[Mesh]| meshes.iter().map(member).collect();
-    let membership =
-        Membership { generation: Generation(generation), members: ids(members), joining: ids(joining), after: None };
+    let membership = Membership {
+        generation: Generation(generation),
+        members: ids(members),
+        joining: ids(joining),
+        after: None,
+        ballot: 0,
+    };
     let all = members.iter().chain(joining).zip(states);
     let forming = all.map(|(mesh, state)| mesh.form(&membership, state.clone(), shape));
     runtime().block_on(futures_util::future::join_all(forming))
@@ -202,7 +211,7 @@ fn ranks_with_other_models_find_out() {
     let cluster = Cluster::new();
     let meshes = [cluster.mesh(1, 0), cluster.mesh(1, 1)];
     let members = meshes.iter().map(member).collect();
-    let membership = Membership { generation: Generation(1), members, joining: vec![].into(), after: None };
+    let membership = Membership { generation: Generation(1), members, joining: vec![].into(), after: None, ballot: 0 };
     let forming = meshes
         .iter()
         .zip([1000, 2000])
@@ -236,7 +245,8 @@ fn gangs_that_have_just_connected_form_every_time() {
             Mesh::bind(&io, LOOPBACK, cluster.credentials(1, rank)).unwrap()
         });
         let members = meshes.iter().map(member).collect();
-        let membership = Membership { generation: Generation(1), members, joining: vec![].into(), after: None };
+        let membership =
+            Membership { generation: Generation(1), members, joining: vec![].into(), after: None, ballot: 0 };
         let form = |mesh: &Mesh| runtime().block_on(mesh.form(&membership, at(0, None), shape));
         let [zero, one] = &meshes;
         let (zero, one) = thread::scope(|scope| {
@@ -272,7 +282,7 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     // A rank that was replaced speaks of its own generation still.
     let replaced = dial(1, 1);
     let mut stream = runtime.block_on(replaced.open_bulk()).unwrap();
-    let standing = Standing { generation: Generation(4), step: Some(Step(3)), has_sum: false };
+    let standing = Standing { term: term(4), step: Some(Step(3)), has_sum: false };
     runtime.block_on(stream.write_header(&Opening::Exchange(standing))).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while exchange.stats().stale_refused < 2 && Instant::now() < deadline {
@@ -292,8 +302,8 @@ fn a_frame_of_another_generation_ends_the_link() {
     let to_one = Subject::Rank { job: JobId(1), generation: Generation(2), rank: Rank(1) };
     let peer = RankId { rank: Rank(0), ..one.own() };
     let members = vec![Member { id: peer, address: one.address() }, member(&one)].into();
-    let membership = Membership { generation: Generation(2), members, joining: vec![].into(), after: None };
-    let standing = Standing { generation: Generation(2), step: Some(Step(0)), has_sum: false };
+    let membership = Membership { generation: Generation(2), members, joining: vec![].into(), after: None, ballot: 0 };
+    let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false };
     let (_connection, mut stream, formed) = runtime.block_on(async {
         let connected = async {
             let connection = zero.connect(one.address(), &to_one).await.unwrap();
@@ -306,14 +316,14 @@ fn a_frame_of_another_generation_ends_the_link() {
     });
     let mut exchange = formed.exchange;
     let part = Part::Partial(Subtree { start: 0, len: 1 });
-    let header = TensorHeader { generation: Generation(1), step: Step(1), part, offset: 32, count: 32 };
+    let header = TensorHeader { term: term(1), step: Step(1), part, offset: 32, count: 32 };
     runtime.block_on(stream.write_header(&header)).unwrap();
     let mut sums = lane_sums(shape, 2, 1);
     give(&mut sums, |_| vec![1.0; 64]);
     let error = exchange.all_reduce(Step(1), &mut sums).unwrap_err();
     let stale = matches!(
         error,
-        ExchangeError::StaleGeneration { peer: from, theirs: Generation(1), ours: Generation(2) } if from == peer
+        ExchangeError::StaleTerm { peer: from, theirs, ours } if from == peer && theirs == term(1) && ours == term(2)
     );
     assert!(stale, "{error}");
     assert_eq!(exchange.stats().stale_refused, 1);
@@ -328,7 +338,7 @@ fn memberships_that_make_no_sense_are_refused() {
     for (members, joining) in [(vec![0, 1], vec![]), (vec![], vec![3]), (vec![3, 3], vec![]), (vec![3], vec![3])] {
         let list = |ranks: &[u32]| ranks.iter().map(|rank| other(*rank)).collect();
         let (members, joining) = (list(&members), list(&joining));
-        let membership = Membership { generation: Generation(1), members, joining, after: None };
+        let membership = Membership { generation: Generation(1), members, joining, after: None, ballot: 0 };
         let refused = runtime().block_on(own.form(&membership, at(0, None), shape)).err().unwrap();
         assert!(matches!(refused, ExchangeError::Membership { .. }), "{refused}");
     }

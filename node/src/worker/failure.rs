@@ -44,7 +44,7 @@ impl From<ExchangeError> for Failure {
             | ExchangeError::NotARank { .. }
             | ExchangeError::Membership { .. }
             | ExchangeError::EndpointClosed
-            | ExchangeError::StaleGeneration { .. }
+            | ExchangeError::StaleTerm { .. }
             | ExchangeError::Refused { .. }
             | ExchangeError::TooLarge { .. }
             | ExchangeError::State { .. }

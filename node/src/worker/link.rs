@@ -165,6 +165,10 @@ impl Linked {
                 self.vault(Order::Committed { step, keep: keep.0 })?;
                 self.finish()
             }
+            ToRank::Coordinator { reachable } => {
+                self.orders.coordinator(reachable);
+                Ok(())
+            }
             ToRank::Release => Err(Stop::End(End::Released)),
             ToRank::Stop { reason } => {
                 tracing::info!(%reason, "told to stop");

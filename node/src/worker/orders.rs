@@ -28,6 +28,8 @@ struct Told {
     /// The highest step whose checkpoint is in the catalogue.
     committed: Option<Step>,
     stopped: bool,
+    /// The agent has no session with the coordinator: no membership can come.
+    alone: bool,
 }
 
 impl Told {
@@ -65,6 +67,11 @@ impl Orders {
     pub fn stop(&self) {
         self.0.told.send_modify(|told| told.stopped = true);
         self.interrupt();
+    }
+
+    /// Whether the coordinator can tell this rank anything.
+    pub fn coordinator(&self, reachable: bool) {
+        self.0.told.send_modify(|told| told.alone = !reachable);
     }
 
     pub fn highest_committed(&self) -> Option<Step> {
@@ -107,6 +114,14 @@ impl Orders {
         }
     }
 
+    /// Waits until the coordinator is away (`true`), or back.
+    pub async fn alone(&self, alone: bool) {
+        let mut told = self.0.told.subscribe();
+        if told.wait_for(|told| told.alone == alone).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Waits for a reason not to form `current` any more: a planned follower is one too, for no step is under way yet.
     pub async fn superseded(&self, current: Generation) -> Failure {
         match self.next(current).await {
@@ -135,7 +150,7 @@ mod tests {
 
     fn membership(generation: u64, after: Option<u64>) -> Membership {
         let (members, joining) = (vec![].into(), vec![].into());
-        Membership { generation: Generation(generation), members, joining, after: after.map(Generation) }
+        Membership { generation: Generation(generation), members, joining, after: after.map(Generation), ballot: 0 }
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use stoke_protocol::message::rank::{
 };
 use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
@@ -85,6 +86,8 @@ struct Stage {
     /// Where generations went on.
     resumed: Vec<(u64, u64)>,
     progress: u32,
+    /// Ranks that went on without the coordinator.
+    went_on: usize,
     /// The highest step that was told of.
     step: u64,
 }
@@ -110,6 +113,7 @@ impl Stage {
             kept: Vec::new(),
             resumed: Vec::new(),
             progress: 0,
+            went_on: 0,
             step: 0,
         };
         for rank in 0..world {
@@ -145,7 +149,7 @@ impl Stage {
 
     async fn tell_membership(&mut self, after: Option<Generation>) {
         let (members, joining) = (self.members.clone().into(), self.joining.clone().into());
-        let membership = Membership { generation: self.current, members, joining, after };
+        let membership = Membership { generation: self.current, members, joining, after, ballot: 0 };
         self.tell_all(ToRank::Membership(membership)).await;
     }
 
@@ -204,6 +208,10 @@ impl Stage {
             }
             RankEvent::Resumed { generation, step } => self.resumed.push((generation.0, step.0)),
             RankEvent::PeerLost { .. } | RankEvent::Finished { .. } | RankEvent::Failed { .. } => {}
+            RankEvent::WentOn { generation, members, .. } => {
+                assert_eq!((generation, members.len()), (self.current, self.members.len() - 1));
+                self.went_on += 1;
+            }
             RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
             RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
         }
@@ -290,6 +298,12 @@ impl Stage {
         self.ranks[index].abort();
         self.members.retain(|member| member.id != id);
         self.regroup(false).await;
+    }
+
+    /// A rank ends, and nobody is there to tell the others.
+    async fn lose(&mut self, id: RankId) {
+        let index = self.ids.iter().position(|other| *other == id).unwrap();
+        self.links[index].shutdown().await.unwrap();
     }
 
     /// Until a rank fails; its words.
@@ -430,6 +444,39 @@ async fn a_rank_that_computes_other_samples_is_found_in_the_sum_and_nothing_is_c
     assert!(words.contains("was computed from others") || words.contains("counts"), "{words}");
     assert_eq!(stage.ends().await, [End::Failed, End::Failed]);
     assert!(stage.committed.is_empty());
+}
+
+/// The coordinator is away: of three ranks two go on, and of two the first one; what they do stands when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quorum_goes_on_while_the_coordinator_is_away() {
+    let bench = Bench::new();
+    let spec = bench.spec("steps = 4000", "every = 500");
+    let (calm, _) = train(1, &spec, &bench.base("calm"), None).await;
+    for (world, victim) in [(3, 0), (3, 2), (2, 1)] {
+        let base = bench.base(&format!("alone-{world}-{victim}"));
+        let mut stage = Stage::open(world, start(&spec, &base, None)).await;
+        stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
+        stage.until_step(100).await;
+        let committed = stage.committed.len();
+        stage.tell_all(ToRank::Coordinator { reachable: false }).await;
+        let victim = stage.members[victim].id;
+        stage.lose(victim).await;
+        let survivors = world as usize - 1;
+        while stage.went_on < survivors {
+            stage.play(|_, event| matches!(event, RankEvent::WentOn { .. })).await;
+        }
+        let lost_at = stage.step;
+        stage.until_step(lost_at + 600).await;
+        assert!(stage.committed.len() <= committed + 1, "only the coordinator's memberships commit");
+        stage.tell_all(ToRank::Coordinator { reachable: true }).await;
+        stage.members.retain(|member| member.id != victim);
+        stage.regroup(false).await;
+        let outcomes = stage.finish().await;
+        assert_eq!(outcomes.len(), survivors);
+        assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3), "{:?}", stage.resumed);
+        assert!(stage.resumed.last().is_some_and(|(_, step)| *step >= lost_at + 600), "{:?}", stage.resumed);
+        assert!(stage.committed.iter().any(|step| step % 500 != 0), "what was done alone is stored at once");
+    }
 }
 
 /// What a generation says of itself must not depend on how it came to be.

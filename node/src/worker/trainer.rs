@@ -3,6 +3,7 @@
 //!
 //! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it.
 //! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
+//! T3: steps that a quorum does while the coordinator is away stand; checkpoints wait until it is back, because only its memberships commit.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
-use stoke_protocol::ids::{Digest, Generation, Step};
+use stoke_protocol::ids::{Digest, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{Membership, Origin, Outcome, Progress, RankEvent, StartFrom, StartRank};
@@ -70,10 +71,10 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let Assignment { start, spec, orders, outside, runtime, .. } = given;
     let Ok(Outside { mesh, vault }) = outside.recv() else { return Err(Failure::Stopped) };
     let mut work = Work { start, spec, orders, runtime, mesh: Arc::new(mesh), vault, tell };
-    let mut generation = Generation(0);
+    let mut membership = work.runtime.block_on(work.orders.next(Generation(0)))?;
+    let mut given = membership.clone();
     loop {
-        let membership = work.runtime.block_on(work.orders.next(generation))?;
-        generation = membership.generation;
+        let generation = membership.generation;
         let own = work.start.id;
         if !membership.members.iter().chain(membership.joining.iter()).any(|member| member.id == own) {
             tell(Told::Left);
@@ -81,15 +82,21 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
         }
         let served = trainer.serve(&membership, &mut work);
         work.orders.left();
-        match served {
-            Ok(()) | Err(Failure::Interrupted | Failure::PeerLeft) => {}
+        let parted = match served {
+            Ok(()) | Err(Failure::Interrupted) => false,
+            Err(Failure::PeerLeft) => true,
             Err(Failure::PeerLost { peer, error }) => {
                 tracing::warn!(%peer, %error, "lost a peer, waiting for another generation");
                 tell(Told::Event(RankEvent::PeerLost { generation, peer, error }));
+                true
             }
             Err(failure @ (Failure::Stopped | Failure::Error(_) | Failure::Permanent(_) | Failure::Damaged { .. })) => {
                 return Err(failure);
             }
+        };
+        membership = work.runtime.block_on(work.next(&given, parted))?;
+        if membership.ballot == 0 {
+            given = membership.clone();
         }
     }
 }
@@ -103,6 +110,30 @@ struct Work<'a> {
     mesh: Arc<Mesh>,
     vault: Vault,
     tell: &'a dyn Fn(Told),
+}
+
+impl Work<'_> {
+    /// What comes after a membership of the coordinator's: its next one, or, while it is away and ranks are parted, what a quorum agrees on.
+    async fn next(&self, given: &Membership, parted: bool) -> Result<Arc<Membership>, Failure> {
+        let agreed = async {
+            if !parted {
+                std::future::pending::<()>().await;
+            }
+            loop {
+                self.orders.alone(true).await;
+                let floor = self.spec.resources.ranks_min as usize;
+                tokio::select! {
+                    agreed = self.mesh.go_on(given, floor) => break Arc::new(agreed),
+                    () = self.orders.alone(false) => {}
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            told = self.orders.next(given.generation) => told,
+            agreed = agreed => Ok(agreed),
+        }
+    }
 }
 
 struct Trainer {
@@ -119,6 +150,8 @@ struct Trainer {
     loaded: bool,
     /// The checkpoint that it began with.
     restored: Option<u64>,
+    /// Steps were done that the coordinator has not heard of: the next checkpoint is due when it is back (T3).
+    unheard: bool,
     /// The sum of the last step, for those who lack it; with the steps that are done after it.
     last_sum: Option<(u64, Bytes)>,
     /// What a rank that joins has received so far.
@@ -171,8 +204,8 @@ impl Trainer {
         let meter = Meter::new(&plan, step);
         let beat = given.beat.clone();
         let tail = Tail::new(train.layout().flat_len(), spec.train.lanes);
-        let (last_sum, joining) = (None, None);
-        Ok(Self { train, plan, step, ledger, tail, loss, loaded, restored, last_sum, joining, meter, beat })
+        let (last_sum, joining, unheard) = (None, None, false);
+        Ok(Self { train, plan, step, ledger, tail, loss, loaded, restored, unheard, last_sum, joining, meter, beat })
     }
 
     /// One generation, from its forming to its end.
@@ -195,11 +228,11 @@ impl Trainer {
             self.last_sum = Some((self.step, sum.share()));
         }
         let served = if exchange.place().is_observer() {
-            self.join(generation, step.0, &mut exchange, work)
+            self.join(membership.term(), step.0, &mut exchange, work)
         } else {
             assert_eq!(self.step, step.0, "X10: every member has done the same steps");
-            self.give_state(generation, &exchange, &lacking, work);
-            self.train(generation, &mut exchange, work)
+            self.give_state(membership.term(), &exchange, &lacking, work);
+            self.train(membership, &mut exchange, work)
         };
         // Not after a step that was summed and could not be applied.
         let sum = exchange.into_last_sum().filter(|(step, _)| step.0 + 1 == self.step);
@@ -214,17 +247,10 @@ impl Trainer {
         State { step, sum }
     }
 
-    fn train(&mut self, generation: Generation, exchange: &mut Exchange, work: &mut Work<'_>) -> Result<(), Failure> {
-        let place = exchange.place();
-        if place.position == 0 {
-            (work.tell)(Told::Event(RankEvent::Resumed { generation, step: Step(self.step) }));
-        }
-        // What the generation before stored of this step and did not see committed is not worth a thing.
-        let begun_here = self.restored == Some(self.step) && self.step < self.plan.steps;
-        let committed = work.orders.highest_committed().is_some_and(|committed| committed.0 >= self.step);
-        if self.step > 0 && is_due(&work.spec, self.step, self.plan.steps) && !committed && !begun_here {
-            self.checkpoint(generation, exchange, work);
-        }
+    fn train(&mut self, membership: &Membership, exchange: &mut Exchange, work: &mut Work<'_>) -> Result<(), Failure> {
+        let (place, generation) = (exchange.place(), membership.generation);
+        let attended = membership.ballot == 0;
+        self.enter(membership, exchange, work);
         let values = self.tail.values();
         let owned = lanes::assign(work.spec.train.lanes, place.world)[place.position as usize].clone();
         let mut sums = LaneSums::new(values, work.spec.train.lanes, owned);
@@ -237,7 +263,7 @@ impl Trainer {
                 }
                 (work.tell)(Told::Progress(progress));
             }
-            if is_due(&work.spec, self.step, self.plan.steps) {
+            if attended && is_due(&work.spec, self.step, self.plan.steps) {
                 self.checkpoint(generation, exchange, work);
             }
             if all_told && self.step < self.plan.steps {
@@ -247,9 +273,35 @@ impl Trainer {
         tracing::info!(step = self.step, samples_per_second = self.meter.samples_per_second(self.step), "steps done");
         // Nothing of the exchange is needed any more; peers that evaluate must not keep it open.
         exchange.finish();
+        if !attended {
+            return Ok(());
+        }
         let outcome = self.outcome(place.position == 0, &work.vault)?;
         (work.tell)(Told::Trained { generation, outcome });
         Ok(())
+    }
+
+    /// Says where a membership goes on, and stores what is due before its first step.
+    fn enter(&mut self, membership: &Membership, exchange: &Exchange, work: &Work<'_>) {
+        let (generation, step) = (membership.generation, Step(self.step));
+        if membership.ballot > 0 {
+            let members = membership.members.iter().map(|member| member.id).collect();
+            tracing::warn!(term = %membership.term(), %step, members = membership.members.len(), "going on without the coordinator");
+            (work.tell)(Told::Event(RankEvent::WentOn { generation, step, members }));
+            self.unheard = true;
+            return;
+        }
+        if exchange.place().position == 0 {
+            (work.tell)(Told::Event(RankEvent::Resumed { generation, step }));
+        }
+        // What the generation before stored of this step and did not see committed is not worth a thing.
+        let begun_here = self.restored == Some(self.step) && self.step < self.plan.steps;
+        let committed = work.orders.highest_committed().is_some_and(|committed| committed >= step);
+        let unheard = std::mem::take(&mut self.unheard);
+        let due = is_due(&work.spec, self.step, self.plan.steps) || unheard;
+        if self.step > 0 && due && !committed && !begun_here {
+            self.checkpoint(generation, exchange, work);
+        }
     }
 
     /// One step; whether all members have been told of the next generation (T2).
@@ -308,22 +360,16 @@ impl Trainer {
     }
 
     /// Follows the members until it may be one of them: the state of a step, then the sum of every step after it.
-    fn join(
-        &mut self,
-        generation: Generation,
-        step: u64,
-        exchange: &mut Exchange,
-        work: &mut Work<'_>,
-    ) -> Result<(), Failure> {
+    fn join(&mut self, term: Term, step: u64, exchange: &mut Exchange, work: &mut Work<'_>) -> Result<(), Failure> {
         let stands = match &self.joining {
             Some(joining) => joining.reaches() == step,
             None => self.loaded && self.step == step,
         };
         if !stands {
             self.loaded = false;
-            self.joining = Some(Joining { state: receive(work, generation), from: step, sums: VecDeque::new() });
+            self.joining = Some(Joining { state: receive(work, term), from: step, sums: VecDeque::new() });
         }
-        let world = exchange.place().world;
+        let (world, generation) = (exchange.place().world, term.generation);
         let mut said = false;
         for step in step..self.plan.steps {
             work.orders.check(generation)?;
@@ -379,7 +425,7 @@ impl Trainer {
     /// This rank's shard for those who join.
     fn give_state(
         &self,
-        generation: Generation,
+        term: Term,
         exchange: &Exchange,
         lacking: &[stoke_protocol::message::rank::RankId],
         work: &Work<'_>,
@@ -389,7 +435,7 @@ impl Trainer {
         }
         let (index, count) = (exchange.place().position, exchange.place().world);
         let shard = Shard {
-            generation,
+            term,
             step: Step(self.step),
             index,
             count,
@@ -430,12 +476,12 @@ impl Trainer {
 }
 
 /// Receives the state behind the trainer's back.
-fn receive(work: &Work<'_>, generation: Generation) -> Receiver<Result<Received, ExchangeError>> {
+fn receive(work: &Work<'_>, term: Term) -> Receiver<Result<Received, ExchangeError>> {
     let (tell, state) = std::sync::mpsc::channel();
     let mesh = work.mesh.clone();
     work.runtime.spawn(async move {
         // A trainer that is gone needs no state.
-        let _ = tell.send(mesh.take_state(generation).await);
+        let _ = tell.send(mesh.take_state(term).await);
     });
     state
 }

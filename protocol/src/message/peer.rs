@@ -3,42 +3,48 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Generation, Step};
+use super::rank::RankId;
+use crate::ids::{Digest, Step, Term};
 use crate::lanes::Subtree;
 use crate::ledger::Ledger;
+use crate::list::List;
 
 /// The first header of a bulk stream: what it carries.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Opening {
     /// `TensorHeader`s of one generation, until the sender leaves it.
     Exchange(Standing),
     /// One shard of the sender's state after `step` steps, to a rank that joins: `StateHeader`s, each with its bytes. Together they are what
     /// the shard's file would be.
-    State {
-        generation: Generation,
-        step: Step,
-        shard: u32,
-        shards: u32,
-        loss: f32,
-        ledger: Ledger,
-        weights_blake3: Digest,
-    },
+    State { term: Term, step: Step, shard: u32, shards: u32, loss: f32, ledger: Ledger, weights_blake3: Digest },
+    /// Nothing follows. Not answered: who agrees enters the term, and the sender meets it there.
+    Proposal(Proposal),
 }
 
 impl Opening {
-    pub fn generation(&self) -> Generation {
+    pub fn term(&self) -> Term {
         match self {
-            Self::Exchange(standing) => standing.generation,
-            Self::State { generation, .. } => *generation,
+            Self::Exchange(standing) => standing.term,
+            Self::State { term, .. } => *term,
+            Self::Proposal(proposal) => proposal.term,
         }
     }
+}
+
+/// To every rank that it names, by the first of them, while the coordinator is away: go on without the others. Ballots of two members are never
+/// equal: `ballot % members of the generation` is the sender's place among them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Proposal {
+    pub term: Term,
+    /// In the order of lanes.
+    pub members: List<RankId>,
 }
 
 /// Where a rank stands when it enters a generation. They differ by at most one step: a sum is complete on one rank only when every rank has
 /// given its part, so that every rank has done the step before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Standing {
-    pub generation: Generation,
+    pub term: Term,
     /// Steps that it has done; none for one that has no state yet.
     pub step: Option<Step>,
     /// Whether it still has the sum of the last of them, for those that lack it.
@@ -55,8 +61,8 @@ pub struct StateHeader {
 /// The header of a run of f32 values of the flat gradient vector, on a bulk stream. `count` values follow as raw bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TensorHeader {
-    /// A receiver of another generation drops the stream and counts it.
-    pub generation: Generation,
+    /// A receiver in another term drops the stream and counts it.
+    pub term: Term,
     pub step: Step,
     pub part: Part,
     /// First value, counted in f32 from the start of the flat vector.

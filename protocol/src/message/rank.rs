@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Generation, JobId, Rank, Step};
+use crate::ids::{Digest, Generation, JobId, Rank, Step, Term};
 use crate::ledger::Ledger;
 use crate::list::List;
 
@@ -55,7 +55,8 @@ pub struct Origin {
     pub manifest_blake3: Option<Digest>,
 }
 
-/// Who trains in a generation: the fence of steps and checkpoints (I2). Made by the coordinator alone.
+/// Who trains in a generation: the fence of steps and checkpoints (I2). Made by the coordinator; while it is away, a quorum of the members may go on
+/// without those that are gone, and nobody else may change it (I18).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Membership {
     pub generation: Generation,
@@ -66,6 +67,8 @@ pub struct Membership {
     /// The generation whose members all live: they go on to this one together, between two of its steps. None: somebody is gone, so a step
     /// that is under way is given up at once and done again.
     pub after: Option<Generation>,
+    /// 0 from the coordinator. Members that go on without it draw a higher one; such a membership never leaves the ranks.
+    pub ballot: u32,
 }
 
 /// A rank, and where it listens for its peers.
@@ -79,6 +82,18 @@ impl Membership {
     /// The place of a rank in the order of the lanes.
     pub fn position(&self, id: RankId) -> Option<u32> {
         self.members.iter().position(|member| member.id == id).map(|position| position as u32)
+    }
+
+    pub fn term(&self) -> Term {
+        Term { generation: self.generation, ballot: self.ballot }
+    }
+
+    /// Whether so many of the members, the first one among them or not, may go on while the coordinator is away: two sets that have nobody in
+    /// common never both may (I18). Of two halves it is the one with the first member.
+    pub fn is_quorum(&self, of: &[RankId]) -> bool {
+        let present = self.members.iter().filter(|member| of.contains(&member.id)).count();
+        let first = self.members.first().is_some_and(|first| of.contains(&first.id));
+        2 * present > self.members.len() || first && 2 * present == self.members.len()
     }
 }
 
@@ -147,6 +162,9 @@ pub enum RankEvent {
     Joined { generation: Generation, step: Step },
     /// The connection to another rank of the generation is gone, for a reason that this rank cannot know.
     PeerLost { generation: Generation, peer: RankId, error: String },
+    /// The coordinator is away, and this rank goes on with `members`, a quorum of the generation's, after `step` steps. When a quorum has said
+    /// so the coordinator gives the others up, and makes the next generation of these.
+    WentOn { generation: Generation, step: Step, members: List<RankId> },
 }
 
 /// Where a rank stands. Sent about twice a second; only the newest matters, and it may be lost.
@@ -187,6 +205,8 @@ pub enum ToRank {
     Stop { reason: String },
     /// Before `Start`, where there is any: how object stores are reached, with their credentials. Not answered.
     Stores(StoreSettings),
+    /// Whether the agent has a session with the coordinator. Without one, memberships are not to be waited for: see `Membership::is_quorum`.
+    Coordinator { reachable: bool },
 }
 
 /// Variables of the agent's environment that are for object stores. Never leaves the machine, and never a process's memory (I35).

@@ -181,6 +181,10 @@ impl World {
             let graced = |node| over || connected.contains(&node);
             self.oracle.after(&coordinator.control, before, &step.records, &graced);
             coordinator.connected.extend(coordinator.control.liveness().live());
+            let lost = step.records.iter().any(|record| matches!(record.event, Event::NodeLost { .. }));
+            if lost && self.woke.is_some_and(|woke| self.now < woke + self.plan.timings().lease_ms * 9 / 10) {
+                self.oracle.note("H4", || "a node is lost by the time for which the coordinator was stopped".into());
+            }
         }
         if !step.records.is_empty() {
             self.changed = true;
@@ -303,7 +307,7 @@ impl World {
         }
         self.coordinator = None;
         self.disk.crash();
-        self.paused = false;
+        (self.paused, self.woke) = (false, None);
         self.changed = true;
         self.say(|world| format!("coordinator dies, durable is {}", world.shadow.index()));
         for happening in std::mem::take(&mut self.deferred) {

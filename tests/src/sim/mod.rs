@@ -9,6 +9,7 @@
 //! and written as a file (`trace.rs`).
 
 mod agents;
+mod alone;
 mod clients;
 mod coordinator;
 mod coverage;
@@ -32,7 +33,7 @@ pub use coverage::Coverage;
 pub use faults::{Fault, Rates};
 pub use invariants::TABLE;
 pub use plan::{Detection, Plan, TimedFault};
-pub use planted::{AgentBug, Planted};
+pub use planted::{AgentBug, Planted, RankBug};
 pub use random::Source;
 pub use run::{Outcome, Setting, Violation, run};
 pub use shrink::{RUNS_MAX, shrink};

@@ -12,6 +12,14 @@ pub enum Planted {
     /// The disk says that it has synced and has not (I6).
     LyingDisk,
     Agent(AgentBug),
+    Rank(RankBug),
+}
+
+/// A defence of the ranks that is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RankBug {
+    /// Any of the members go on while the coordinator is away, however few (I18).
+    QuorumIgnored,
 }
 
 /// A defence of the agent or of its shell that is gone.
@@ -43,7 +51,11 @@ impl Planted {
             AgentBug::IncarnationReused,
         ];
         let state = PlantedBug::ALL.into_iter().map(Self::State);
-        state.chain([Self::LyingDisk]).chain(agents.into_iter().map(Self::Agent)).collect()
+        state
+            .chain([Self::LyingDisk])
+            .chain(agents.into_iter().map(Self::Agent))
+            .chain([Self::Rank(RankBug::QuorumIgnored)])
+            .collect()
     }
 
     /// As trace files have it.
@@ -52,6 +64,7 @@ impl Planted {
             Self::Nothing | Self::LyingDisk => format!("{self:?}"),
             Self::State(bug) => format!("{bug:?}"),
             Self::Agent(bug) => format!("{bug:?}"),
+            Self::Rank(bug) => format!("{bug:?}"),
         }
     }
 
@@ -62,7 +75,7 @@ impl Planted {
     pub fn state(self) -> Option<PlantedBug> {
         match self {
             Self::State(bug) => Some(bug),
-            Self::Nothing | Self::LyingDisk | Self::Agent(_) => None,
+            Self::Nothing | Self::LyingDisk | Self::Agent(_) | Self::Rank(_) => None,
         }
     }
 }

@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 
 use stoke_coordinator::state::Input;
 use stoke_node::agent::state::Event;
-use stoke_protocol::ids::{Digest, Generation, JobId, Step};
+use stoke_protocol::ids::{Digest, Generation, JobId, Step, Term};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::node::Report;
+use stoke_protocol::message::peer::Proposal;
 use stoke_protocol::message::rank::{
     Exit, FromRank, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
@@ -35,9 +36,10 @@ pub struct Process {
     /// The step of the checkpoint that it began with.
     restored: Option<Step>,
     /// Steps that it has done; none without a state.
-    step: Option<Step>,
-    newest: Option<Membership>,
-    entered: Generation,
+    pub(super) step: Option<Step>,
+    pub(super) newest: Option<Membership>,
+    pub(super) entered: Term,
+    pub(super) going_on: GoingOn,
     committed: Option<Step>,
     /// Does not stop when told to.
     deaf: bool,
@@ -52,12 +54,24 @@ pub struct Process {
     heard: Ms,
 }
 
-/// A generation that stands, as far as it trains.
+/// What a process knows when it has lost its peers, for `alone.rs`.
+#[derive(Default)]
+pub struct GoingOn {
+    /// Its agent says that the coordinator is away.
+    pub alone: bool,
+    /// Its exchange broke, and it is in no other.
+    pub parted: bool,
+    /// It has done steps that the coordinator has not heard of.
+    pub unheard: bool,
+    pub offers: Vec<(RankId, Proposal)>,
+}
+
+/// A term that stands, as far as it trains.
 #[derive(Debug)]
 pub struct Gang {
-    members: Vec<ProcessId>,
-    joining: Vec<ProcessId>,
-    at: Step,
+    pub(super) members: Vec<ProcessId>,
+    pub(super) joining: Vec<ProcessId>,
+    pub(super) at: Step,
 }
 
 /// What a process does by itself.
@@ -89,6 +103,16 @@ pub enum Act {
     GiveUp,
     Exit(Exit),
     HangUp,
+    /// The connection to those that are gone has timed out, or something has changed since.
+    GoOn,
+    Offered {
+        from: RankId,
+        proposal: Proposal,
+    },
+    /// Those who were to meet in a term have had long enough.
+    FormLate {
+        term: Term,
+    },
 }
 
 impl World {
@@ -115,7 +139,8 @@ impl World {
             restored: step.filter(|step| *step > Step(0)),
             step,
             newest: None,
-            entered: Generation(0),
+            entered: Term::default(),
+            going_on: GoingOn::default(),
             committed: None,
             deaf,
             wrong,
@@ -171,7 +196,7 @@ impl World {
         damaged.then(|| uri.clone())
     }
 
-    fn act_after(&mut self, wait: Ms, process: ProcessId, act: Act) {
+    pub(super) fn act_after(&mut self, wait: Ms, process: ProcessId, act: Act) {
         self.after(wait, Happening::RankActs { process, act });
     }
 
@@ -189,7 +214,7 @@ impl World {
         self.at(due, Happening::ToRank { process: at, frame });
     }
 
-    fn says(&mut self, at: ProcessId, frame: FromRank) {
+    pub(super) fn says(&mut self, at: ProcessId, frame: FromRank) {
         self.coverage.note("from rank", &frame);
         let wait = self.streams.ranks.between("says", 1, 3);
         let Some(process) = self.processes.get_mut(&at) else { return };
@@ -215,11 +240,15 @@ impl World {
                 process.committed = process.committed.max(Some(step));
                 let first = process.newest.as_ref().is_some_and(|newest| newest.position(process.id) == Some(0));
                 if first {
-                    let (job, generation) = (process.id.job, process.entered);
+                    let (job, generation) = (process.id.job, process.entered.generation);
                     self.store.remove_older(job, (step, generation), &keep);
                     self.changed = true;
                 }
                 self.act_after(1, at, Act::Finish);
+            }
+            ToRank::Coordinator { reachable } => {
+                process.going_on.alone = !reachable;
+                self.act_after(1, at, Act::GoOn);
             }
             ToRank::Release => self.act_after(wait, at, Act::Exit(Exit::Code(0))),
             ToRank::Stop { .. } if process.deaf => {}
@@ -267,13 +296,13 @@ impl World {
             Act::Finish => {
                 let last = process.plan.steps;
                 if process.step == Some(last) && process.committed == Some(last) {
-                    let (generation, outcome) = (process.entered, outcome(process));
+                    let (generation, outcome) = (process.entered.generation, outcome(process));
                     self.says(at, FromRank::Event(RankEvent::Finished { generation, outcome }));
                 }
             }
             Act::Enter => self.enter(at),
             Act::LosePeer { generation, peer } => {
-                if process.entered == generation {
+                if process.entered.generation == generation {
                     let error = "silent".to_owned();
                     self.says(at, FromRank::Event(RankEvent::PeerLost { generation, peer, error }));
                 }
@@ -283,6 +312,9 @@ impl World {
                 self.says(at, FromRank::Event(RankEvent::Failed { error, permanent: false }));
                 self.act_after(5, at, Act::Exit(Exit::Code(3)));
             }
+            Act::GoOn => self.go_on(at),
+            Act::Offered { from, proposal } => self.offered(at, from, proposal),
+            Act::FormLate { term } => self.form_late(at, term),
             Act::HangUp => self.tell(machine, life, Event::HungUp { id }),
             Act::Exit(exit) => self.end_process(at, exit),
         }
@@ -367,12 +399,11 @@ impl World {
     }
 
     /// A member is gone from under a step: it may be complete on some of the others.
-    fn interrupt(&mut self, generation: (JobId, Generation), gone: ProcessId) {
-        let Some(gang) = self.gangs.get(&generation).filter(|gang| gang.members.contains(&gone)) else { return };
+    pub(super) fn interrupt(&mut self, term: (JobId, Term), gone: ProcessId) {
+        let Some(gang) = self.gangs.get(&term).filter(|gang| gang.members.contains(&gone)) else { return };
         let (at, members) = (gang.at, gang.members.clone());
-        self.break_up(generation);
-        let lost =
-            self.processes.values().find(|process| process.id.job == generation.0).map(|process| process.plan.steps);
+        self.break_up(term);
+        let lost = self.processes.values().find(|process| process.id.job == term.0).map(|process| process.plan.steps);
         let halfway = self.streams.ranks.chance("halfway", 0.5) && lost.is_some_and(|steps| at < steps);
         for member in members {
             let done = halfway && self.streams.ranks.chance("step-done", 0.5);
@@ -383,11 +414,12 @@ impl World {
     }
 
     /// Its ranks see that it is over, and go on to what they were told of meanwhile.
-    fn break_up(&mut self, generation: (JobId, Generation)) {
-        let Some(gang) = self.gangs.remove(&generation) else { return };
+    fn break_up(&mut self, term: (JobId, Term)) {
+        let Some(gang) = self.gangs.remove(&term) else { return };
         for peer in gang.members.into_iter().chain(gang.joining) {
             let wait = self.streams.ranks.between("enters", 1, 50);
             self.act_after(wait, peer, Act::Enter);
+            self.part_from(peer);
         }
     }
 
@@ -396,12 +428,12 @@ impl World {
         if process.newest.as_ref().is_some_and(|newest| newest.generation >= membership.generation) {
             return;
         }
-        let (job, current, last) = (process.id.job, process.entered, process.plan.steps);
+        let (job, entered, last) = (process.id.job, process.entered, process.plan.steps);
         let after = membership.after;
         process.newest = Some(membership);
         // A planned one begins after the step that is under way.
-        let stepping = self.gangs.get(&(job, current)).is_some_and(|gang| gang.at < last);
-        if !(stepping && after == Some(current)) {
+        let stepping = self.gangs.get(&(job, entered)).is_some_and(|gang| gang.at < last);
+        if !(stepping && after == Some(entered.generation)) {
             self.enter(at);
         }
     }
@@ -410,11 +442,12 @@ impl World {
     fn enter(&mut self, at: ProcessId) {
         let Some(process) = self.processes.get_mut(&at) else { return };
         let Some(newest) = process.newest.clone() else { return };
-        if process.entered >= newest.generation {
+        if process.entered.generation >= newest.generation {
             return;
         }
         let (before, id) = (process.entered, process.id);
-        process.entered = newest.generation;
+        process.entered = newest.term();
+        process.going_on.parted = false;
         let listed = newest.members.iter().chain(newest.joining.iter()).any(|member| member.id == id);
         self.interrupt((id.job, before), at);
         self.say(|_| format!("    {id} enters {}", newest.generation));
@@ -424,21 +457,25 @@ impl World {
         self.form(id.job, &newest);
     }
 
-    /// A generation stands when everybody who is in it has entered it.
-    fn form(&mut self, job: JobId, membership: &Membership) {
-        let generation = membership.generation;
+    /// A term stands when everybody who is in it has entered it.
+    pub(super) fn form(&mut self, job: JobId, membership: &Membership) {
+        let (term, generation) = (membership.term(), membership.generation);
         let find = |id: RankId| {
-            let here = |process: &Process| process.id == id && process.entered == generation;
+            let here = |process: &Process| process.id == id && process.entered == term;
             self.processes.iter().find(|(_, process)| here(process)).map(|(at, _)| *at)
         };
         let all = |list: &[stoke_protocol::message::rank::Member]| -> Option<Vec<ProcessId>> {
             list.iter().map(|member| find(member.id)).collect()
         };
         let (Some(members), Some(joining)) = (all(&membership.members), all(&membership.joining)) else { return };
-        if members.is_empty() || self.gangs.contains_key(&(job, generation)) {
+        if members.is_empty() || self.gangs.contains_key(&(job, term)) {
             return;
         }
-        let at = self.agree(job, &members);
+        let Some(at) = self.agree(job, &members) else { return };
+        if term.ballot > 0 {
+            return self.went_on(job, term, members, at);
+        }
+        self.meet(&membership.members);
         for joiner in &joining {
             let process = self.processes.get_mut(joiner).expect("found above");
             process.step = process.step.filter(|step| *step == at);
@@ -450,36 +487,46 @@ impl World {
         let first = &self.processes[&members[0]];
         let (plan, restored) = (first.plan, first.restored);
         let committed = members.iter().any(|member| self.processes[member].committed >= Some(at));
-        self.gangs.insert((job, generation), Gang { members, joining, at });
+        self.gangs.insert((job, term), Gang { members, joining, at });
         let begun_here = restored == Some(at) && at < plan.steps;
-        if plan.is_due(at) && !committed && !begun_here {
-            self.store_shards(job, generation);
-        } else if at == plan.steps {
+        let due = plan.is_due(at) && !committed && !begun_here;
+        self.store_shards(job, term, due);
+        if !due && at == plan.steps {
             // A rank that has finished says so again: the first member may be another one.
-            for member in self.gangs[&(job, generation)].members.clone() {
+            for member in self.gangs[&(job, term)].members.clone() {
                 self.act_after(1, member, Act::Finish);
             }
         }
-        self.after(10, Happening::GangStep { job, generation });
+        self.after(10, Happening::GangStep { job, term });
     }
 
     /// X10: who lacks the last step is handed its sum; nobody lacks two.
-    fn agree(&mut self, job: JobId, members: &[ProcessId]) -> Step {
+    fn agree(&mut self, job: JobId, members: &[ProcessId]) -> Option<Step> {
         let steps: Vec<Option<Step>> = members.iter().map(|member| self.processes[member].step).collect();
         let at = steps.iter().flatten().max().copied().unwrap_or_default();
-        if let Some(wrong) = steps.iter().find(|step| step.is_none_or(|step| step.0 + 1 < at.0)) {
+        let behind = |step: &Option<Step>| step.is_none_or(|step| step.0 + 1 < at.0);
+        if members.iter().any(|member| self.processes[member].going_on.unheard) && steps.iter().any(behind) {
+            // Others went on without it while the coordinator was away.
+            for (member, _) in members.iter().zip(&steps).filter(|(_, step)| behind(step)) {
+                self.act_after(1, *member, Act::GiveUp);
+            }
+            return None;
+        }
+        if let Some(wrong) = steps.iter().find(|step| behind(step)) {
             self.oracle.note("X10", || format!("a member of {job} is at {wrong:?}, others are at {at}"));
         }
         for member in members {
             self.processes.get_mut(member).expect("looked at above").step = Some(at);
         }
-        at
+        Some(at)
     }
 
     fn take_state(&mut self, at: ProcessId, generation: Generation) {
-        let Some(process) = self.processes.get(&at).filter(|process| process.entered == generation) else { return };
-        let job = process.id.job;
-        let Some(gang) = self.gangs.get(&(job, generation)) else { return };
+        let Some(process) = self.processes.get(&at).filter(|process| process.entered.generation == generation) else {
+            return;
+        };
+        let (job, term) = (process.id.job, process.entered);
+        let Some(gang) = self.gangs.get(&(job, term)) else { return };
         let (step, giver) = (gang.at, gang.members[0]);
         // The giver may have gone with its machine.
         let Some(origin) = self.processes.get(&giver).map(|giver| giver.origin) else { return };
@@ -489,23 +536,24 @@ impl World {
     }
 
     /// One step of all members. They stall together.
-    pub fn gang_step(&mut self, job: JobId, generation: Generation) {
-        let Some(gang) = self.gangs.get(&(job, generation)) else { return };
+    pub fn gang_step(&mut self, job: JobId, term: Term) {
+        let (generation, attended) = (term.generation, term.ballot == 0);
+        let Some(gang) = self.gangs.get(&(job, term)) else { return };
         let (members, joining) = (gang.members.clone(), gang.joining.clone());
-        let here = |member: &ProcessId| self.processes.get(member).is_some_and(|p| p.entered == generation);
+        let here = |member: &ProcessId| self.processes.get(member).is_some_and(|p| p.entered == term);
         if !members.iter().all(here) {
-            return self.break_up((job, generation));
+            return self.break_up((job, term));
         }
         let plan = self.processes[&members[0]].plan;
         let stands = |process: &Process| process.stopped || self.machines[process.machine].paused;
         if members.iter().any(|member| stands(&self.processes[member])) {
-            return self.after(200, Happening::GangStep { job, generation });
+            return self.after(200, Happening::GangStep { job, term });
         }
         if gang.at < plan.steps {
             if members.len() > 1 && self.streams.ranks.chance("peers-part", self.rates.peers_part) {
-                return self.part(job, generation, &members);
+                return self.part(job, term, &members);
             }
-            let gang = self.gangs.get_mut(&(job, generation)).expect("found above");
+            let gang = self.gangs.get_mut(&(job, term)).expect("found above");
             gang.at = gang.at.next();
             let at = gang.at;
             for member in members.iter().chain(&joining) {
@@ -513,8 +561,9 @@ impl World {
                     process.step = Some(at);
                 }
             }
-            if plan.is_due(at) {
-                self.store_shards(job, generation);
+            self.one_quorum(job, term);
+            if attended {
+                self.store_shards(job, term, plan.is_due(at));
             }
             if at.0.is_multiple_of(4) {
                 self.says(members[0], FromRank::Progress(progress(generation, at, plan.steps)));
@@ -524,22 +573,23 @@ impl World {
             let newest = self.processes[member].newest.as_ref();
             newest.is_some_and(|newest| newest.generation > generation)
         };
-        let done = self.gangs[&(job, generation)].at >= plan.steps;
+        let done = self.gangs[&(job, term)].at >= plan.steps;
         if members.iter().all(told) || done {
             // With nothing left to do together, everybody goes on by himself.
-            self.gangs.remove(&(job, generation));
+            self.gangs.remove(&(job, term));
             members.iter().chain(&joining).for_each(|member| self.enter(*member));
         } else {
             let slow = members.iter().any(|member| self.processes[member].slow);
             let wait = self.streams.ranks.between("step", 30, 400) * if slow { 5 } else { 1 };
-            self.after(wait, Happening::GangStep { job, generation });
+            self.after(wait, Happening::GangStep { job, term });
         }
     }
 
     /// Two members lose each other, and the others lose both.
-    fn part(&mut self, job: JobId, generation: Generation, members: &[ProcessId]) {
-        self.break_up((job, generation));
-        let (one, other) = (members[0], members[1]);
+    fn part(&mut self, job: JobId, term: Term, members: &[ProcessId]) {
+        self.break_up((job, term));
+        let (one, other, generation) = (members[0], members[1], term.generation);
+        self.sever(one, other);
         for (by, of) in [(one, other), (other, one)] {
             let peer = self.processes[&of].id;
             if self.streams.ranks.chance("both-lose", 0.8) || by == one {
@@ -549,11 +599,16 @@ impl World {
         }
     }
 
-    fn store_shards(&mut self, job: JobId, generation: Generation) {
-        let Some(gang) = self.gangs.get(&(job, generation)) else { return };
-        let (step, members) = (gang.at, gang.members.clone());
+    /// By all members when it is due, and by each that has done steps which the coordinator has not heard of.
+    fn store_shards(&mut self, job: JobId, term: Term, due: bool) {
+        let Some(gang) = self.gangs.get(&(job, term)) else { return };
+        let (step, members, generation) = (gang.at, gang.members.clone(), term.generation);
         let world = members.len() as u32;
         for (index, member) in (0..).zip(members) {
+            let process = self.processes.get_mut(&member).expect("a member of a gang that stands");
+            if !std::mem::take(&mut process.going_on.unheard) && !due {
+                continue;
+            }
             let wait = self.streams.ranks.between("stores", 5, 600);
             self.act_after(wait, member, Act::StoreShard { generation, step, index, world });
         }

@@ -172,6 +172,7 @@ impl World {
             }
             Fault::CoordinatorPause { lasts } => {
                 self.paused = self.coordinator.is_some();
+                self.stopped_at = self.now;
                 heals(lasts)
             }
             Fault::OldCopy { depth, lasts } => {
@@ -283,7 +284,11 @@ impl World {
     }
 
     fn resume_coordinator(&mut self) {
-        self.paused = false;
+        // Its clock may be slower.
+        let long = self.plan.timings().lease_ms * 12 / 10;
+        if std::mem::take(&mut self.paused) && self.now >= self.stopped_at + long {
+            self.woke = Some(self.now);
+        }
         for happening in std::mem::take(&mut self.deferred) {
             self.after(0, happening);
         }

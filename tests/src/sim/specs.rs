@@ -19,6 +19,7 @@ pub struct Plan {
     pub gpus: u64,
     /// Its processes end as soon as they have started (F33).
     pub poison: bool,
+    pub ranks_min: usize,
 }
 
 impl Plan {
@@ -32,6 +33,7 @@ impl Plan {
             memory_bytes: spec.resources.memory.0,
             gpus: spec.resources.gpus.into(),
             poison: spec.name == POISON,
+            ranks_min: spec.resources.ranks_min as usize,
         }
     }
 }

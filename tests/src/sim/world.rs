@@ -1,12 +1,12 @@
 //! Everything that a run consists of, the one queue of what happens next, and who takes in what. Owns time and order; what happens is decided
 //! in the module of whom it happens to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stoke_coordinator::journal::ModelLog;
 use stoke_coordinator::state::{Cluster, SessionId};
 use stoke_node::agent::state::{Event as AgentEvent, Signed};
-use stoke_protocol::ids::{Generation, JobId};
+use stoke_protocol::ids::{Generation, JobId, Term};
 use stoke_protocol::message::node::Heartbeat;
 use stoke_protocol::message::rank::{Exit, RankId, ToRank};
 
@@ -55,7 +55,7 @@ pub enum Happening {
     RankActs { process: ProcessId, act: Act },
     RankResumes { process: ProcessId },
     RankSilent { process: ProcessId, for_ms: Ms },
-    GangStep { job: JobId, generation: Generation },
+    GangStep { job: JobId, term: Term },
     MachineComes { machine: usize },
     Asks { ask: usize },
     Asked { ask: u64, attempt: u32 },
@@ -88,6 +88,9 @@ pub struct World {
     /// Lives of coordinators so far.
     pub lives: u64,
     pub paused: bool,
+    /// Since when the coordinator was stopped, and when it went on after a lease or more (H4).
+    pub stopped_at: Ms,
+    pub woke: Option<Ms>,
     pub deferred: Vec<Happening>,
     pub wall_ms: i64,
     /// The next sync of the journal fails.
@@ -101,7 +104,9 @@ pub struct World {
     pub conns_made: u64,
     pub processes: BTreeMap<ProcessId, Process>,
     pub processes_made: u64,
-    pub gangs: BTreeMap<(JobId, Generation), Gang>,
+    pub gangs: BTreeMap<(JobId, Term), Gang>,
+    /// Ranks that have no connection to each other.
+    pub severed: BTreeSet<(RankId, RankId)>,
     pub store: Store,
     /// Whether a generation finds the newest checkpoint damaged: all its ranks find the same.
     pub damaged: BTreeMap<(JobId, Generation), bool>,
@@ -177,6 +182,8 @@ impl World {
             coordinator: None,
             lives: 0,
             paused: false,
+            stopped_at: 0,
+            woke: None,
             deferred: Vec::new(),
             wall_ms: 1_700_000_000_000,
             sync_fails: false,
@@ -189,6 +196,7 @@ impl World {
             processes: BTreeMap::new(),
             processes_made: 0,
             gangs: BTreeMap::new(),
+            severed: BTreeSet::new(),
             store: Store::default(),
             damaged: BTreeMap::new(),
             clients: Clients::new(),
@@ -348,7 +356,7 @@ impl World {
             Happening::RankActs { process, act } => self.rank_acts(process, act),
             Happening::RankResumes { process } => self.rank_resumes(process),
             Happening::RankSilent { process, for_ms } => self.rank_silent(process, for_ms),
-            Happening::GangStep { job, generation } => self.gang_step(job, generation),
+            Happening::GangStep { job, term } => self.gang_step(job, term),
             Happening::MachineComes { machine } => self.machine_comes(machine),
             Happening::Asks { ask } => self.asks(ask),
             Happening::Asked { ask, attempt } => self.asked(ask, attempt),

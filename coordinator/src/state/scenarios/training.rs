@@ -286,3 +286,22 @@ fn of_two_ranks_that_lost_each_other_one_is_given_up() {
     assert_eq!(run.members, [id(job, 1, 0)]);
     assert!(world.told(second).iter().any(|message| matches!(message, ToNode::Stop { .. })));
 }
+
+/// Of two ranks the first went on while the coordinator was away; it is the other one that is given up, though both say that they lost somebody.
+#[test]
+fn those_who_went_on_alone_are_the_next_generation() {
+    let (mut world, job, [first, second]) = running();
+    let lost = |peer| RankEvent::PeerLost { generation: Generation(1), peer, error: "silent".into() };
+    world.report(second, id(job, 1, 1), lost(id(job, 1, 0)));
+    let members = vec![id(job, 1, 0)].into();
+    world.report(
+        first,
+        id(job, 1, 0),
+        RankEvent::WentOn { generation: Generation(1), step: stoke_protocol::ids::Step(7), members },
+    );
+    world.pass(1_000, &[first, second]);
+    let found = world.control.cluster().jobs().get(job).unwrap();
+    assert_eq!(found.run.as_ref().unwrap().members, [id(job, 1, 0)]);
+    let lines = found.timeline.lines();
+    assert!(lines.iter().any(|line| line.text.contains("g1 went on at step-7 with 1 ranks")), "{lines:?}");
+}
