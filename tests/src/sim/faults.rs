@@ -33,6 +33,8 @@ pub struct Rates {
     pub wrong_digest: f64,
     /// A generation finds the checkpoint damaged that it was to begin with (F23).
     pub damaged_checkpoint: f64,
+    /// A generation begins with an older checkpoint than it was told.
+    pub older_checkpoint: f64,
     /// The journal's disk takes `slow_ms` at most, not a few milliseconds.
     pub slow_disk: f64,
     pub slow_ms: Ms,
@@ -242,6 +244,7 @@ impl Rates {
             slow_rank: some("slow-rank", 0.2),
             wrong_digest: some("wrong-digest", 0.1),
             damaged_checkpoint: some("damaged-checkpoint", 0.8),
+            older_checkpoint: some("older-checkpoint", 0.8),
             slow_disk: some("slow-disk", 0.2),
             slow_ms: 0,
             flap: some("flap", 0.7),
@@ -253,7 +256,7 @@ impl Rates {
     }
 
     /// Each rate, to be taken away one by one.
-    pub fn all(&mut self) -> [&mut f64; 14] {
+    pub fn all(&mut self) -> [&mut f64; 15] {
         [
             &mut self.loss,
             &mut self.tail,
@@ -265,6 +268,7 @@ impl Rates {
             &mut self.slow_rank,
             &mut self.wrong_digest,
             &mut self.damaged_checkpoint,
+            &mut self.older_checkpoint,
             &mut self.slow_disk,
             &mut self.flap,
             &mut self.client_loss,

@@ -175,13 +175,19 @@ impl World {
     }
 
     /// Where a process begins.
-    fn first_step(&self, start: &StartRank) -> Option<Step> {
+    fn first_step(&mut self, start: &StartRank) -> Option<Step> {
         match &start.from {
             StartFrom::Seed => Some(Step(0)),
             StartFrom::Peers => None,
             StartFrom::Checkpoint(Origin { uri, manifest_blake3 }) => {
                 assert_eq!(*manifest_blake3, Some(digest(uri)), "I22: {uri} is named with the manifest of another");
-                Some(self.store.folder(uri).map(|folder| folder.step).unwrap_or_default())
+                let newest = self.store.folder(uri).map(|folder| folder.step).unwrap_or_default();
+                // A worker of another release may take an older one without a word: the committed step must not go back even so.
+                let (job, rate) = (start.id.job, self.rates.older_checkpoint);
+                let random = &mut self.streams.ranks;
+                let generation = (job, start.id.generation);
+                let older = *self.older.entry(generation).or_insert_with(|| random.chance("older", rate));
+                Some(newest).map(|newest| if older { self.store.before(job, newest).unwrap_or(newest) } else { newest })
             }
         }
     }

@@ -59,6 +59,12 @@ impl Store {
         self.folders.retain(|uri, folder| folder.job != job || (folder.step, folder.generation) >= newest || kept(uri));
     }
 
+    /// The newest step of a job's checkpoints with a manifest, whoever wrote them, below a step.
+    pub fn before(&self, job: JobId, step: Step) -> Option<Step> {
+        let older = self.folders.values().filter(|folder| folder.job == job && folder.manifest && folder.step < step);
+        older.map(|folder| folder.step).max()
+    }
+
     pub fn folder(&self, uri: &str) -> Option<&Folder> {
         self.folders.get(uri)
     }

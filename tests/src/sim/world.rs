@@ -110,6 +110,8 @@ pub struct World {
     pub store: Store,
     /// Whether a generation finds the newest checkpoint damaged: all its ranks find the same.
     pub damaged: BTreeMap<(JobId, Generation), bool>,
+    /// Whether it begins with an older one than it was told.
+    pub older: BTreeMap<(JobId, Generation), bool>,
     pub clients: Clients,
     pub oracle: Oracle,
     pub coverage: Coverage,
@@ -199,6 +201,7 @@ impl World {
             severed: BTreeSet::new(),
             store: Store::default(),
             damaged: BTreeMap::new(),
+            older: BTreeMap::new(),
             clients: Clients::new(),
             oracle: Oracle::default(),
             coverage: Coverage::default(),
