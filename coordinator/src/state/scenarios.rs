@@ -447,13 +447,9 @@ fn a_finished_rank_that_is_lost_together_with_a_newcomer_leaves_a_job_that_begin
     let run = world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap();
     assert_eq!(run.ranks.values().filter(|rank| rank.node == NodeId(1) && !rank.gone).count(), 2);
     world.report(first, id(job, 1, 0), finished(2, 1));
-    world.ms = 3_900;
-    world.step(Input::Heartbeat { session: first, heartbeat: heartbeat(8) });
-    world.ms = 5_000;
-    world.step(Input::Tick);
+    world.pass(5_000, &[first]);
     assert_eq!(world.state(job), JobState::Running, "the first is to evaluate alone");
-    world.ms = 20_000;
-    world.step(Input::Tick);
+    world.pass(20_000, &[]);
     assert_eq!(world.state(job), JobState::Queued);
     world.control.cluster().check_invariants().unwrap();
 }

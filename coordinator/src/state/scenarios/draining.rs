@@ -209,8 +209,7 @@ fn a_node_is_removed_when_it_is_lost_or_drained_and_is_told_so_when_it_comes_bac
     assert_eq!(world.ask(&operator(), remove(3)), Reply::NodeRemoved { node: NodeId(3) }, "the same again");
     // Lost: its ranks are gone as far as their jobs go, and its books go with it.
     world.step(Input::Closed { session: second });
-    world.ms = 10_000;
-    world.beat(&[first]);
+    world.pass(10_000, &[first]);
     assert_eq!(world.view(2).state, NodeState::Lost);
     assert_eq!(world.ask(&operator(), remove(2)), Reply::NodeRemoved { node: NodeId(2) });
     world.restart();
