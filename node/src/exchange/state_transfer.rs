@@ -4,6 +4,7 @@
 //! X11: no byte of a shard is used before the BLAKE3 of its run was compared, and no state before every shard names the same weights.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use stoke_jobs::{JobError, NamedTensor, Snapshot};
 use stoke_protocol::ids::{Digest, Step, Term};
@@ -77,8 +78,9 @@ impl Mesh {
         });
     }
 
-    /// Receives the state in a term: every shard, from whoever gives it, side by side.
-    pub async fn take_state(&self, term: Term) -> Result<Received, ExchangeError> {
+    /// Receives the state in a term: every shard, from whoever gives it, side by side. `arrives` is set when every giver has begun: from then on
+    /// the state comes, or an error, whatever term this rank enters meanwhile. Before that a newer term stops it for ever.
+    pub async fn take_state(&self, term: Term, arrives: &AtomicBool) -> Result<Received, ExchangeError> {
         let mut shards: Vec<Option<(RankId, Vec<NamedTensor>)>> = Vec::new();
         let mut expected: Option<(Step, f32, Ledger, Digest)> = None;
         let mut reading = tokio::task::JoinSet::new();
@@ -124,6 +126,7 @@ impl Mesh {
                 return Err(refused(format!("its weights at {step} hash to {weights_blake3}, those of others differ")));
             }
             begun += 1;
+            arrives.store(begun == shards.len(), Ordering::Release);
             reading.spawn(read_shard(stream, (shard, from)));
         }
     }

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{Membership, Origin, Outcome, Progress, RankEvent, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use super::beat::Beat;
 use super::failure::{Failure, text_of};
@@ -163,8 +165,17 @@ struct Trainer {
 /// The state that is on its way, and the sums of the steps after it.
 struct Joining {
     state: Receiver<Result<Received, ExchangeError>>,
+    /// Every giver has begun: nobody else's going keeps it from coming.
+    arrives: Arc<AtomicBool>,
+    receiving: AbortHandle,
     from: u64,
     sums: VecDeque<Vec<f32>>,
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        self.receiving.abort();
+    }
 }
 
 impl Joining {
@@ -212,6 +223,8 @@ impl Trainer {
     fn serve(&mut self, membership: &Membership, work: &mut Work<'_>) -> Result<(), Failure> {
         let generation = membership.generation;
         let shape = Shape { values: self.tail.values(), lanes: work.spec.train.lanes };
+        // What a giver has not begun to send will not come any more; it is asked for anew.
+        self.joining.take_if(|joining| !joining.arrives.load(Ordering::Acquire));
         let forming = work.mesh.form(membership, self.state(), shape);
         let formed = work.runtime.block_on(async {
             tokio::select! {
@@ -367,7 +380,7 @@ impl Trainer {
         };
         if !stands {
             self.loaded = false;
-            self.joining = Some(Joining { state: receive(work, term), from: step, sums: VecDeque::new() });
+            self.joining = Some(receive(work, (term, step)));
         }
         let (world, generation) = (exchange.place().world, term.generation);
         let mut said = false;
@@ -476,14 +489,15 @@ impl Trainer {
 }
 
 /// Receives the state behind the trainer's back.
-fn receive(work: &Work<'_>, term: Term) -> Receiver<Result<Received, ExchangeError>> {
+fn receive(work: &Work<'_>, (term, from): (Term, u64)) -> Joining {
     let (tell, state) = std::sync::mpsc::channel();
-    let mesh = work.mesh.clone();
-    work.runtime.spawn(async move {
+    let (mesh, arrives) = (work.mesh.clone(), Arc::new(AtomicBool::new(false)));
+    let all_begun = arrives.clone();
+    let receiving = work.runtime.spawn(async move {
         // A trainer that is gone needs no state.
-        let _ = tell.send(mesh.take_state(term).await);
+        let _ = tell.send(mesh.take_state(term, &all_begun).await);
     });
-    state
+    Joining { state, arrives, receiving: receiving.abort_handle(), from, sums: VecDeque::new() }
 }
 
 /// Takes a checkpoint over; returns its step, its loss and its ledger.
