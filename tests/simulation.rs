@@ -67,6 +67,50 @@ fn a_node_that_is_cut_off_is_lost_after_4_s_or_in_the_fast_profile_after_1100_ms
     }
 }
 
+/// F9: the coordinator is gone for ten minutes, and a minute into them a rank dies. The two that are left do every step of those minutes, and the
+/// coordinator goes on from there: nothing begins at a checkpoint again.
+#[test]
+fn ten_minutes_without_a_coordinator_and_the_death_of_a_rank_cost_no_step() {
+    for seed in 0..20 {
+        let plan = toml::from_str(TEN_MINUTES).expect("a plan");
+        let outcome = run(&Setting { plan, ..Setting::of_seed(seed).story(100_000) });
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        let stands: Vec<(bool, u64)> = outcome.story.iter().filter_map(|line| stands(line)).collect();
+        let (_, alone) = stands.iter().find(|(alone, _)| *alone).expect("a quorum goes on alone");
+        let (_, after) = stands.iter().skip_while(|(alone, _)| !alone).find(|(alone, _)| !alone).expect("it is back");
+        // A step takes a quarter of a second at the mean.
+        assert!(*alone < 400 && *after > alone + 1_500, "seed {seed}: {stands:?}");
+        assert!(stands.is_sorted_by_key(|(_, step)| *step), "seed {seed}: {stands:?}");
+        // The gang, and one successor when there was somebody to place it.
+        assert_eq!(outcome.spawned, 4, "seed {seed}");
+    }
+}
+
+/// Whether a term stands without the coordinator, and the step at which it does.
+fn stands(line: &str) -> Option<(bool, u64)> {
+    let (_, rest) = line.split_once(" stands at step-")?;
+    Some((rest.ends_with("alone"), rest.split_whitespace().next()?.parse().ok()?))
+}
+
+const TEN_MINUTES: &str = r#"
+chaos_ms = 700_000
+failover_grace_ms = 30_000
+snapshot_every = 600
+rates = { slow_ms = 10, tail_ms = 10 }
+machines = [
+    { cpus = 2, gpus = 0, memory_gib = 4, name = 0, rate = 1.0, zone = "a" },
+    { cpus = 2, gpus = 0, memory_gib = 4, name = 1, rate = 1.0, zone = "a" },
+    { cpus = 2, gpus = 0, memory_gib = 4, name = 2, rate = 1.0, zone = "a" },
+]
+asks = [
+    { ask = "submit", at = 2_000, client = 3, key = 1, job = { attempts = 3, cpus = 2, gpus = 0, every = 100, keep = 2, memory_gib = 1, priority = 0, ranks = 3, ranks_min = 1, steps = 3_500 } },
+]
+faults = [
+    { at = 20_000, fault = "coordinator-crash", down = 600_000 },
+    { at = 80_000, fault = "rank-kill", pick = 0, signal = 9 },
+]
+"#;
+
 #[test]
 fn every_planted_bug_is_found() {
     let planted = Planted::all();
