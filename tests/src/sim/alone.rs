@@ -88,10 +88,18 @@ impl World {
 
     pub(super) fn form_late(&mut self, at: ProcessId, term: Term) {
         let Some(process) = self.processes.get(&at).filter(|process| process.entered == term) else { return };
-        let done = process.step == Some(process.plan.steps);
-        if !done && !self.gangs.contains_key(&(process.id.job, term)) {
-            self.part_from(at);
+        let (job, done) = (process.id.job, process.step == Some(process.plan.steps));
+        let given = process.newest.clone();
+        if done || self.gangs.contains_key(&(job, term)) {
+            return;
         }
+        // It says whom it waits for: the coordinator may be back, and tell the others nothing new.
+        let entered = |id: RankId| self.processes.values().any(|other| other.id == id && other.entered == term);
+        if let Some(absent) = given.and_then(|given| given.members.iter().find(|m| !entered(m.id)).copied()) {
+            let (generation, error) = (term.generation, "absent".to_owned());
+            self.says(at, FromRank::Event(RankEvent::PeerLost { generation, peer: absent.id, error }));
+        }
+        self.part_from(at);
     }
 
     /// A quorum stands.

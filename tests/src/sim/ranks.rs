@@ -425,7 +425,9 @@ impl World {
         for peer in gang.members.into_iter().chain(gang.joining) {
             let wait = self.streams.ranks.between("enters", 1, 50);
             self.act_after(wait, peer, Act::Enter);
-            self.part_from(peer);
+            if self.processes.get(&peer).is_some_and(|process| process.entered == term.1) {
+                self.part_from(peer);
+            }
         }
     }
 
