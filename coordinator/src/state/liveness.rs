@@ -11,7 +11,8 @@
 //! H1 (I4): a lease is a hint. H2 (F17): a node that has not connected since the coordinator started is not lost before the failover
 //! grace: all of them have to reconnect first. One that has, and is silent again, is lost as ever.
 //! H3 (I5): a node has one session, the newest; words in another are not heard. H4: silence counts only while the coordinator itself runs: after
-//! it was stopped for a while it listens anew, and after a lease or more as if it had just started.
+//! it was stopped for a while it listens anew, and after a lease or more as if it had just started. H5: a node whose session is open and that has not spoken in it yet may be
+//! waiting for its welcome, which a slow disk holds back: it is not lost before the failover grace, or the end of the session.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,6 +84,8 @@ pub struct Lease {
     pub incarnation: Incarnation,
     /// Whether it has connected since the coordinator started (H2).
     pub connected: bool,
+    /// Whether it has spoken in its session (H5).
+    pub spoken: bool,
     pub heard: Mono,
     pub heartbeat: Option<Heartbeat>,
 }
@@ -90,7 +93,14 @@ pub struct Lease {
 impl Liveness {
     /// Before any node has connected: those in `expected` have the grace to do so.
     pub fn new(timings: Timings, now: Mono, expected: impl Iterator<Item = (NodeId, Incarnation)>) -> Self {
-        let lease = |incarnation| Lease { session: None, incarnation, connected: false, heard: now, heartbeat: None };
+        let lease = |incarnation| Lease {
+            session: None,
+            incarnation,
+            connected: false,
+            spoken: false,
+            heard: now,
+            heartbeat: None,
+        };
         Self {
             timings,
             started: now,
@@ -135,7 +145,8 @@ impl Liveness {
 
     /// A session has opened; gives the one that it replaces.
     pub fn open(&mut self, now: Mono, node: NodeId, session: SessionId, incarnation: Incarnation) -> Option<SessionId> {
-        let lease = Lease { session: Some(session), incarnation, connected: true, heard: now, heartbeat: None };
+        let lease =
+            Lease { session: Some(session), incarnation, connected: true, spoken: false, heard: now, heartbeat: None };
         let before = self.leases.insert(node, lease).and_then(|lease| lease.session).filter(|old| *old != session);
         before.map(|old| self.sessions.remove(&old));
         self.sessions.insert(session, node);
@@ -168,7 +179,7 @@ impl Liveness {
         if heartbeat.is_some_and(|heartbeat| heartbeat.incarnation != lease.incarnation) {
             return false;
         }
-        (lease.heard, lease.connected) = (now, true);
+        (lease.heard, lease.connected, lease.spoken) = (now, true, true);
         // Datagrams may overtake each other.
         let newer = |old: &Heartbeat| heartbeat.is_some_and(|new| new.sequence > old.sequence);
         if lease.heartbeat.as_ref().is_none_or(newer) && heartbeat.is_some() {
@@ -189,7 +200,8 @@ impl Liveness {
             if silent_ms >= lease_ms {
                 self.live.remove(node);
             }
-            if silent_ms >= lease_ms + lost_grace_ms && (graced || lease.connected) {
+            let unwelcomed = lease.session.is_some() && !lease.spoken && silent_ms < failover_grace_ms;
+            if silent_ms >= lease_ms + lost_grace_ms && (graced || lease.connected) && !unwelcomed {
                 lost.push((*node, lease.incarnation, lease.session));
             }
         }
@@ -246,6 +258,18 @@ mod tests {
         assert!(liveness.heard(Mono(49_950), SessionId(1), None));
         assert_eq!(run(&mut liveness, (50_000, 53_900)), 0);
         assert_eq!(run(&mut liveness, (54_000, 54_000)), 1, "it has come back, and is silent again");
+    }
+
+    #[test]
+    fn a_node_that_waits_for_its_welcome_is_not_lost() {
+        let mut liveness = liveness(30_000);
+        liveness.open(Mono(0), NODE, SessionId(1), Incarnation(1));
+        assert_eq!(run(&mut liveness, (0, 29_900)), 0, "H5");
+        assert_eq!(run(&mut liveness, (30_000, 30_000)), 1);
+        liveness.open(Mono(40_000), NODE, SessionId(2), Incarnation(1));
+        liveness.close(SessionId(2));
+        assert_eq!(run(&mut liveness, (30_100, 43_900)), 0);
+        assert_eq!(run(&mut liveness, (44_000, 44_000)), 1, "its session has ended");
     }
 
     #[test]
