@@ -6,8 +6,9 @@ use stoke_protocol::ids::{JobId, Step, Term};
 use stoke_protocol::message::peer::Proposal;
 use stoke_protocol::message::rank::{FromRank, Member, Membership, RankEvent, RankId};
 
+use super::gangs::Gang;
 use super::planted::{Planted, RankBug};
-use super::ranks::{Act, Gang, ProcessId};
+use super::ranks::{Act, ProcessId};
 use super::world::{Happening, Ms, World};
 
 /// How long the loss of a peer may go unseen.

@@ -14,6 +14,7 @@ mod clients;
 mod coordinator;
 mod coverage;
 mod faults;
+mod gangs;
 mod invariants;
 mod network;
 mod oracle;

@@ -15,13 +15,14 @@ use super::clients::{Answer, Clients};
 use super::coordinator::Coordinator;
 use super::coverage::Coverage;
 use super::faults::{Fault, Rates};
+use super::gangs::Gang;
 use super::invariants::{Memory, TABLE};
 use super::network::{Conn, Side};
 use super::oracle::Oracle;
 use super::plan::Plan;
 use super::planted::Planted;
 use super::random::{Choices, Source, Stream};
-use super::ranks::{Act, Gang, Process, ProcessId};
+use super::ranks::{Act, Process, ProcessId};
 use super::store::Store;
 
 /// Milliseconds of simulated time since the run began.
