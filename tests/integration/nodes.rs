@@ -56,6 +56,43 @@ fn a_drained_node_is_left_by_its_ranks_between_two_steps_and_can_be_stopped() {
     }
 }
 
+/// Two jobs that live on two nodes lose rank after rank on one of them: it gets no more, and they go on without it.
+#[test]
+fn a_node_whose_ranks_die_and_live_elsewhere_is_put_in_quarantine() {
+    let cluster = Cluster::start(2);
+    let jobs = [(); 2].map(|()| cluster.submit(100_000, &["--ranks", "2", "--set", "restart.attempts=100"]));
+    jobs.iter().for_each(|job| reaches(&cluster, job, 2));
+    let agent = process_of(cluster.dir(), "node-2");
+    let mut killed = std::collections::BTreeSet::new();
+    let found = poll("the quarantine", || {
+        for rank in children(agent) {
+            // Once each, when it has come up; one after the other, so that the jobs go on in between.
+            let whole = jobs.iter().all(|job| nodes_of(&cluster, job).len() == 2);
+            if whole && killed.insert(rank) {
+                signal(rank, rustix::process::Signal::KILL);
+                break;
+            }
+        }
+        let found = node(&cluster, "node-2");
+        (found["state"] == "quarantined").then_some(found)
+    });
+    assert!(text(&found["reason"]).contains("failed here and not elsewhere"), "{found:#}");
+    assert_eq!(node(&cluster, "node-1")["state"], "up");
+    let lifted = cluster.json(&["node", "release", "node-2"]);
+    assert_eq!((&lifted["state"], &lifted["reason"]), (&"up".into(), &"".into()));
+    jobs.iter().for_each(|job| drop(cluster.run(&["cancel", job]).expect(0)));
+}
+
+/// The ranks of an agent.
+fn children(agent: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let workers = crate::harness::processes_naming("worker").into_iter();
+    workers.map(|(pid, _)| pid).filter(|pid| parent(*pid) == Some(agent)).collect()
+}
+
 /// The agent ends and says how to come back; with a new token it does, in the same folder and as another node.
 #[test]
 fn a_removed_node_is_refused_until_it_joins_again() {

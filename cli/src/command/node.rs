@@ -13,12 +13,17 @@ use super::{connect, drain, login, read_config, stop_signal};
 use crate::Global;
 use crate::client::{Repeat, transport_failure, unexpected};
 use crate::failure::{Exit, Failure};
-use crate::output;
+use crate::{json, output};
 
 const EXAMPLES: &str = "\
 Examples:
   stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --join - < token.txt     the first time
   stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --label zone=a           ever after";
+
+const RELEASE_EXAMPLES: &str = "\
+Examples:
+  stoke nodes                           # says why it is in quarantine
+  stoke node release node-2";
 
 const REMOVE_EXAMPLES: &str = "\
 Examples:
@@ -72,6 +77,15 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Node {
     Remove(Remove),
+    Release(Release),
+}
+
+/// Let a node have ranks again that was in quarantine: it is mended
+#[derive(clap::Args, Debug)]
+#[command(after_help = RELEASE_EXAMPLES)]
+struct Release {
+    /// The node: its id (node-2), or its name where no other has it
+    node: String,
 }
 
 /// Let a lost or drained node go for good: its certificate opens nothing any more
@@ -112,6 +126,7 @@ impl Args {
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     match args.command {
         Some(Node::Remove(remove)) => return run_remove(remove, global).await,
+        Some(Node::Release(release)) => return run_release(release, global).await,
         None => {}
     }
     let stop = stop_signal()?;
@@ -133,6 +148,18 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         }
     }
     running.stop().await;
+    Ok(Exit::Ok)
+}
+
+async fn run_release(args: Release, global: &Global) -> Result<Exit, Failure> {
+    let mut client = connect(global).await?;
+    let node = drain::find(&mut client, &args.node).await?;
+    let view = drain::ask(&mut client, &Request::ReleaseNode { node }).await?;
+    if global.json {
+        output::print_json(&json::node(&view))?;
+    } else {
+        output::print(&format!("{node} may have ranks again\n"))?;
+    }
     Ok(Exit::Ok)
 }
 

@@ -63,6 +63,7 @@ impl Verb {
             Request::Submit { .. } => Self::Submit,
             Request::Cancel { .. } | Request::Scale { .. } => Self::ChangeOwn,
             Request::Drain { .. } | Request::Undrain { .. } | Request::RemoveNode { .. } => Self::Nodes,
+            Request::ReleaseNode { .. } => Self::Nodes,
             Request::TokenCreate { .. } | Request::TokenList | Request::TokenRevoke { .. } => Self::Tokens,
             Request::Renew { .. } => Self::Renew,
             Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => {

@@ -72,6 +72,9 @@ impl Cluster {
             Event::DrainAsked { node, .. } => self.check_node(*node).map(drop),
             Event::DrainLifted { node, .. } => self.check_lift(*node),
             Event::DrainOverdue { node } => self.check_overdue(*node),
+            Event::NodeQuarantined { node, .. } => self.check_quarantine(*node),
+            Event::ProbationBegun { node } => self.check_probation(*node),
+            Event::QuarantineLifted { node, .. } => self.check_node(*node).map(drop),
             Event::NodeRemoved { node, .. } => self.check_remove(*node),
             Event::MoveAsked { id, .. } => match self.jobs.get(id.job) {
                 Some(found) if found.expects(*id) => Ok(()),
@@ -146,16 +149,22 @@ impl Cluster {
     }
 
     fn check_room(&self, job: &Job, nodes: impl Iterator<Item = NodeId>) -> Result<(), String> {
-        let mut asked: BTreeMap<NodeId, Room> = BTreeMap::new();
+        let mut asked: BTreeMap<NodeId, (u32, Room)> = BTreeMap::new();
         for node in nodes {
-            asked.entry(node).or_default().add(&job.ask.room);
+            let (ranks, room) = asked.entry(node).or_default();
+            *ranks += 1;
+            room.add(&job.ask.room);
         }
-        for (node, mut room) in asked {
+        for (node, (ranks, mut room)) in asked {
             if self.bug == Some(PlantedBug::MemoryOvercommitted) {
                 room.memory_bytes = 0;
             }
             match self.members.node(node) {
-                Some(found) if found.serves(self.bug) && found.free().holds(&room) => {}
+                Some(found) if found.serves(self.bug) && found.free().holds(&room) => {
+                    if found.slots_max().is_some_and(|most| ranks > most) {
+                        return Err(format!("{node} is on probation and gets one rank"));
+                    }
+                }
                 Some(_) | None => return Err(format!("{node} has no room for it")),
             }
         }

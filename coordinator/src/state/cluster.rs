@@ -21,6 +21,7 @@ use super::jobs::Jobs;
 use super::machine::Scene;
 use super::members::{Members, Room, Stale};
 use super::planted::PlantedBug;
+use super::quarantine::Faults;
 use super::run::Move;
 use super::time::Time;
 use super::tokens::Tokens;
@@ -40,6 +41,7 @@ pub struct Cluster {
     /// Gangs placed so far.
     pub(super) placements: u64,
     pub(super) counts: Counts,
+    pub(super) faults: Faults,
     #[serde(skip)]
     pub(super) bug: Option<PlantedBug>,
     /// Something has changed that may let a job be placed.
@@ -207,6 +209,9 @@ impl Cluster {
             Event::DrainAsked { node, deadline_ms, by } => self.drain(&mut scene, *node, (*deadline_ms, by)),
             Event::DrainLifted { node, .. } => self.lift_drain(&mut scene, *node),
             Event::DrainOverdue { node } => self.drain_overdue(&mut scene, *node),
+            Event::NodeQuarantined { node, reason } => self.put_in_quarantine(*node, reason),
+            Event::ProbationBegun { node } => self.put_on_probation(*node),
+            Event::QuarantineLifted { node, .. } => self.release(*node),
             Event::NodeRemoved { node, .. } => self.members.remove(*node),
             Event::MoveAsked { id, reason } => {
                 self.replan = true;

@@ -20,6 +20,7 @@ use super::liveness::{Liveness, Timings};
 use super::members::Stale;
 use super::placement::{self, Stuck, Wait};
 use super::planted::PlantedBug;
+use super::quarantine::PROBATION_AFTER_MS;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
@@ -136,6 +137,8 @@ pub struct Control {
     pub(super) hearings: Hearings,
     /// When drains end that have a deadline.
     pub(super) deadlines: BTreeMap<NodeId, Mono>,
+    /// When nodes in quarantine get a rank that tries them.
+    pub(super) probations: BTreeMap<NodeId, Mono>,
     /// Why ranks that are to move stay, as of the newest plan.
     pub(super) stuck: BTreeMap<RankId, Stuck>,
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
@@ -156,6 +159,9 @@ impl Control {
         let placed = cluster.jobs().iter().filter_map(|job| Some((job, job.run.as_ref()?)));
         let placed = placed.flat_map(|(job, run)| run.ranks.keys().filter(|id| job.unready(**id).is_some()));
         let deadlines = Self::deadlines(&cluster, now);
+        let nodes = cluster.members().nodes();
+        let quarantined = nodes.filter(|node| node.quarantine.as_ref().is_some_and(|found| !found.probation));
+        let probations = quarantined.map(|node| (node.id, now.mono.plus_ms(PROBATION_AFTER_MS))).collect();
         let starting = placed.map(|id| (*id, now.mono)).collect();
         Self {
             cluster,
@@ -169,6 +175,7 @@ impl Control {
             held_off: BTreeMap::new(),
             hearings: Hearings::default(),
             deadlines,
+            probations,
             stuck: BTreeMap::new(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),

@@ -109,7 +109,7 @@ impl Control {
         self.node_answer(node)
     }
 
-    fn node_answer(&self, node: NodeId) -> Answer {
+    pub(super) fn node_answer(&self, node: NodeId) -> Answer {
         let found = self.cluster.check_node(node).map_err(|refused| refusal(refused, NODES_MEND))?;
         Ok(Reply::Node(Box::new(self.node_view(found))))
     }

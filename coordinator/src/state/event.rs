@@ -132,6 +132,20 @@ pub enum Event {
         node: NodeId,
         by: String,
     },
+    /// Ranks fail on a node that do well elsewhere: it gets no new ones.
+    NodeQuarantined {
+        node: NodeId,
+        reason: String,
+    },
+    /// It has been left alone for a while: one rank may try it.
+    ProbationBegun {
+        node: NodeId,
+    },
+    /// A person says that it is mended.
+    QuarantineLifted {
+        node: NodeId,
+        by: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

@@ -16,6 +16,7 @@ use stoke_protocol::message::node::Capacity;
 use stoke_protocol::message::rank::RankId;
 
 use super::planted::PlantedBug;
+use super::quarantine::Quarantine;
 use super::time::Time;
 
 /// Members: more would make a snapshot slow and a plan longer than a heartbeat.
@@ -66,6 +67,8 @@ pub struct Node {
     pub unstartable: BTreeSet<JobId>,
     /// It is being emptied, or is empty and stays so.
     pub drain: Option<Drain>,
+    /// Ranks fail here, or it is on probation after that.
+    pub quarantine: Option<Quarantine>,
     pub changed: Time,
 }
 
@@ -140,7 +143,16 @@ impl Node {
     /// I11, I16: a machine that starts no process is empty, and so would draw one gang after the other. It is left alone until its agent is
     /// restarted. One job is not enough: its program may be at fault.
     pub fn is_quarantined(&self) -> bool {
+        self.is_dead() || self.quarantine.as_ref().is_some_and(|quarantine| !quarantine.probation)
+    }
+
+    fn is_dead(&self) -> bool {
         self.unstartable.len() >= UNSTARTABLE_JOBS_MAX
+    }
+
+    /// Ranks that may be placed here, where that is not only a question of room: a node on probation has one at a time.
+    pub fn slots_max(&self) -> Option<u32> {
+        self.quarantine.as_ref().map(|_| u32::from(self.held.is_empty()))
     }
 
     /// I16: whether it may get ranks, as far as the journal knows.
@@ -155,6 +167,16 @@ impl Node {
 
     /// Why it is left alone, and how that ends.
     pub fn quarantine_words(&self) -> String {
+        if let Some(quarantine) = self.quarantine.as_ref().filter(|_| !self.is_dead()) {
+            let Quarantine { reason, probation } = quarantine;
+            return match probation {
+                true => format!("{reason}; it is on probation: one rank may try it"),
+                false => format!(
+                    "{reason}; one rank tries it after some minutes, or mend it and say so: `stoke node release {}`",
+                    self.id
+                ),
+            };
+        }
         let jobs: Vec<String> = self.unstartable.iter().map(JobId::to_string).collect();
         format!("it could not start ranks of {}; mend it and restart its agent", jobs.join(", "))
     }
@@ -185,6 +207,7 @@ impl Members {
             shrunk: false,
             unstartable: BTreeSet::new(),
             drain: None,
+            quarantine: None,
             changed: now,
         };
         self.nodes.insert(self.last, node);
@@ -294,7 +317,7 @@ impl Members {
         self.change(id, |node| {
             if could {
                 node.unstartable.clear();
-            } else if !node.is_quarantined() {
+            } else if !node.is_dead() {
                 node.unstartable.insert(job);
             }
         });
@@ -302,6 +325,18 @@ impl Members {
 
     pub fn drain(&mut self, id: NodeId, drain: Option<Drain>) {
         self.change(id, |node| node.drain = drain);
+    }
+
+    pub fn quarantine(&mut self, id: NodeId, quarantine: Option<Quarantine>) {
+        self.change(id, |node| node.quarantine = quarantine);
+    }
+
+    /// Nothing that has happened speaks against it any more.
+    pub fn pardon(&mut self, id: NodeId) {
+        self.change(id, |node| {
+            node.quarantine = None;
+            node.unstartable.clear();
+        });
     }
 
     pub fn lose(&mut self, now: Time, id: NodeId) {

@@ -26,6 +26,7 @@ mod overdue;
 pub mod placement;
 mod planner;
 pub mod planted;
+pub mod quarantine;
 mod removal;
 mod reports;
 pub mod requests;

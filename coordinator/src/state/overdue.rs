@@ -26,7 +26,12 @@ impl Control {
             let _unchanged = self.commit(step, Event::NodeLost { node, incarnation });
         }
         self.replan |= self.liveness.live().len() != live;
+        // What a job that has failed lacks is placed when its wait is over, not with the next thing that happens.
+        let (held_off, now) = (self.held_off.len(), self.now.mono);
+        self.held_off.retain(|_, until| now < *until);
+        self.replan |= self.held_off.len() != held_off;
         self.end_drains(step);
+        self.begin_probations(step);
         self.end_stalled(step);
         self.evict(step);
         if self.now.mono.since_ms(self.nagged) >= self.options.timings.exit_max_ms {

@@ -43,6 +43,7 @@ impl Cluster {
         // A planted bug takes the words of an old rank for those of the one that has its slot now.
         let mistaken =
             run.filter(|_| self.bug == Some(PlantedBug::ReportsUnfenced)).and_then(|run| run.of_slot(id.rank));
+        self.judge(scene.at, node, (id, &report.event));
         match mistaken.filter(|_| !known) {
             Some(id) => self.rank_event(scene, id, &report.event),
             None if known => self.rank_event(scene, id, &report.event),

@@ -33,6 +33,7 @@ impl Control {
             Request::Cancel { job } => return self.cancel(step, ticket, caller, job),
             Request::Scale { job, ranks } => self.scale(step, caller, job, ranks),
             Request::Drain { node, deadline_ms } => self.ask_drain(step, caller, (node, deadline_ms)),
+            Request::ReleaseNode { node } => self.ask_release(step, caller, node),
             Request::RemoveNode { node } => self.ask_remove(step, caller, node),
             Request::Undrain { node } => self.ask_undrain(step, caller, node),
             Request::TokenCreate { scope, ttl_seconds } => {

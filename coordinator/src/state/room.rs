@@ -111,7 +111,10 @@ impl<'a> Left<'a> {
         if self.kept.contains(&id) || self.shunned == Some(id) || !self.is_usable(node) || !carries(node, ask) {
             return 0;
         }
-        self.free(node).slots(&ask.room)
+        let slots = self.free(node).slots(&ask.room);
+        // A node on probation gets one rank, also of a plan that places several.
+        let given = self.given.contains_key(&id);
+        node.slots_max().map_or(slots, |most| if given { 0 } else { slots.min(most) })
     }
 
     pub fn is_usable(&self, node: &Node) -> bool {

@@ -1,5 +1,6 @@
 //! Golden scenarios: the control machine from the outside, a few nodes, and what must come of it. Tests only.
 
+mod blame;
 mod draining;
 mod training;
 
@@ -78,6 +79,10 @@ impl World {
             }
             self.step(Input::Tick);
         }
+    }
+
+    fn wait(&mut self, ms: u64, heard: &[SessionId]) {
+        self.pass(self.ms + ms, heard);
     }
 
     fn step(&mut self, input: Input) -> Step {

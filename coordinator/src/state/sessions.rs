@@ -73,7 +73,10 @@ impl Control {
         let sequence = report.sequence;
         let (job, failures) = (report.id.job, self.failures(report.id.job));
         match self.commit(step, Event::Reported { node, incarnation, report }) {
-            Ok(()) => self.hold_off(job, failures),
+            Ok(()) => {
+                self.hold_off(job, failures);
+                self.convict(step, node);
+            }
             Err(Refused::Stale(Stale::Duplicate { last })) => {
                 let message = ToNode::Acknowledge { sequence: last, index: self.cluster.index() };
                 step.effects.push(Effect::Send { session, message });

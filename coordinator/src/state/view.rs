@@ -117,7 +117,7 @@ impl Control {
         match &node.drain {
             Some(drain) if node.is_empty() => format!("drained by {}", drain.by),
             Some(drain) => format!("drained by {}: {}", drain.by, self.drain_words(node)),
-            None if node.is_quarantined() => node.quarantine_words(),
+            None if node.is_quarantined() || node.quarantine.is_some() => node.quarantine_words(),
             None => String::new(),
         }
     }

@@ -52,6 +52,8 @@ pub enum Request {
     /// Let a lost or drained node go for good: its certificate opens nothing any more. The same again changes nothing. Answered by
     /// `NodeRemoved`. Role: operator.
     RemoveNode { node: NodeId },
+    /// Let a node have ranks again that was in quarantine. Answered by `Node`. Role: operator.
+    ReleaseNode { node: NodeId },
 }
 
 /// Coordinator → client.

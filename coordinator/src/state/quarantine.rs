@@ -1,0 +1,260 @@
+//! Nodes on which ranks fail that do well elsewhere. Owns what is remembered of failures, the verdict, and how a quarantine ends; what a failure
+//! means to its job is the job's. Parts of `cluster.rs` and `control.rs`.
+//!
+//! A failure speaks against its node when there is a witness: other ranks of the job lived on other nodes at that moment, or the job got further
+//! elsewhere afterwards. A job that has failed on two nodes speaks against none: it may be its own fault (I11). One job alone never does.
+//!
+//! | node         | event                                                      | next        |
+//! |--------------|------------------------------------------------------------|-------------|
+//! | serves       | enough failures with witnesses, of two jobs; or by request | quarantined |
+//! | quarantined  | a while is over                                            | on probation: it gets one rank |
+//! | on probation | that rank stores a shard or finishes                       | serves      |
+//! | on probation | a rank fails there                                         | quarantined |
+//! | any of both  | lifted by a person                                         | serves      |
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use stoke_protocol::identity::Subject;
+use stoke_protocol::ids::{JobId, NodeId};
+use stoke_protocol::message::rank::{Exit, RankEvent, RankId};
+
+use super::cluster::{Cluster, Refused};
+use super::control::{Control, Step};
+use super::event::Event;
+use super::machine::Job;
+use super::requests::{Answer, owner, refusal};
+use super::time::Time;
+
+/// Failures with witnesses within the window that put a node in quarantine. Fewer would take chance for a pattern.
+const FAULTS_MIN: usize = 3;
+/// They are of so many jobs: one job may have a rank that fails wherever it is.
+const JOBS_MIN: usize = 2;
+/// Older failures are forgotten.
+const WINDOW_MS: u64 = 10 * 60_000;
+/// Failures that are remembered, of all nodes: more push the oldest out.
+const FAULTS_MAX: usize = 1_024;
+/// A node is left alone for so long before one rank tries it.
+pub(super) const PROBATION_AFTER_MS: u64 = 10 * 60_000;
+
+/// Why a node gets no ranks, or only one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Quarantine {
+    pub reason: String,
+    /// One rank may try it.
+    pub probation: bool,
+}
+
+/// A rank that failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fault {
+    node: NodeId,
+    job: JobId,
+    at: Time,
+    /// The job did well elsewhere.
+    witness: bool,
+}
+
+/// The failures of the last minutes, oldest first.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, fault: Fault) {
+        self.0.retain(|old| fault.at.0.saturating_sub(old.at.0) < WINDOW_MS);
+        if self.0.len() >= FAULTS_MAX {
+            self.0.remove(0);
+        }
+        self.0.push(fault);
+    }
+
+    /// A job has got further on these nodes: what failed on others speaks against those.
+    fn vouch(&mut self, job: JobId, nodes: &BTreeSet<NodeId>) {
+        let others = self.0.iter_mut().filter(|fault| fault.job == job && !nodes.contains(&fault.node));
+        others.for_each(|fault| fault.witness = true);
+    }
+
+    fn forget(&mut self, node: NodeId) {
+        self.0.retain(|fault| fault.node != node);
+    }
+
+    /// Why a node is to be left alone, if it is.
+    pub fn verdict(&self, now: Time, node: NodeId) -> Option<String> {
+        let recent = || self.0.iter().filter(|fault| now.0.saturating_sub(fault.at.0) < WINDOW_MS);
+        let elsewhere: BTreeSet<JobId> = recent().filter(|fault| fault.node != node).map(|fault| fault.job).collect();
+        let against: Vec<&Fault> =
+            recent().filter(|f| f.node == node && f.witness && !elsewhere.contains(&f.job)).collect();
+        let jobs: BTreeSet<JobId> = against.iter().map(|fault| fault.job).collect();
+        if against.len() < FAULTS_MIN || jobs.len() < JOBS_MIN {
+            return None;
+        }
+        let jobs: Vec<String> = jobs.iter().map(JobId::to_string).collect();
+        Some(format!("{} ranks of {} failed here and not elsewhere", against.len(), jobs.join(", ")))
+    }
+}
+
+/// Whether other members of a job live on other nodes.
+fn has_witness(job: &Job, id: RankId, node: NodeId) -> bool {
+    let Some(run) = &job.run else { return false };
+    let other = |member: &RankId| run.ranks.get(member).is_some_and(|rank| rank.is_wanted() && rank.node != node);
+    run.members.iter().filter(|member| **member != id).any(other)
+}
+
+impl Cluster {
+    /// Before a report has its effect on the job: what it says of the node.
+    pub(super) fn judge(&mut self, at: Time, node: NodeId, (id, event): (RankId, &RankEvent)) {
+        let Some(job) = self.jobs.get(id.job).filter(|job| job.expects(id)) else { return };
+        let failed = match event {
+            RankEvent::Failed { permanent, .. } => !permanent,
+            RankEvent::Exited { exit: Exit::Code(code) } => *code != 0,
+            RankEvent::Exited { exit: Exit::Signal(_) } => true,
+            _ => false,
+        };
+        if failed {
+            let witness = has_witness(job, id, node);
+            self.faults.add(Fault { node, job: id.job, at, witness });
+        }
+        if matches!(event, RankEvent::ShardStored { .. } | RankEvent::Finished { .. }) {
+            let run = job.run.as_ref();
+            let nodes = run.into_iter().flat_map(|run| run.members.iter().filter_map(|id| run.ranks.get(id)));
+            let nodes: BTreeSet<NodeId> = nodes.map(|rank| rank.node).collect();
+            self.faults.vouch(id.job, &nodes);
+            if self.members.node(node).and_then(|node| node.quarantine.as_ref()).is_some_and(|found| found.probation) {
+                self.faults.forget(node);
+                self.members.quarantine(node, None);
+                self.replan = true;
+            }
+        }
+    }
+
+    /// Why a node is to be left alone from now on, if the failures there say so.
+    pub(super) fn verdict(&self, now: Time, node: NodeId) -> Option<String> {
+        match &self.members.node(node)?.quarantine {
+            None => self.faults.verdict(now, node),
+            Some(quarantine) if quarantine.probation => {
+                let tried = self.faults.0.iter().any(|fault| fault.node == node);
+                tried.then(|| format!("a rank that tried it failed; before that: {}", quarantine.reason))
+            }
+            Some(_) => None,
+        }
+    }
+
+    pub(super) fn check_quarantine(&self, node: NodeId) -> Result<(), Refused> {
+        match &self.check_node(node)?.quarantine {
+            Some(Quarantine { probation: false, .. }) => {
+                Err(Refused::Conflict(format!("{node} is in quarantine already")))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    pub(super) fn check_probation(&self, node: NodeId) -> Result<(), Refused> {
+        match &self.check_node(node)?.quarantine {
+            Some(Quarantine { probation: false, .. }) => Ok(()),
+            Some(_) | None => Err(Refused::Conflict(format!("{node} is not in quarantine"))),
+        }
+    }
+
+    pub(super) fn put_in_quarantine(&mut self, node: NodeId, reason: &str) {
+        self.replan = true;
+        self.faults.forget(node);
+        self.members.quarantine(node, Some(Quarantine { reason: reason.to_owned(), probation: false }));
+    }
+
+    pub(super) fn put_on_probation(&mut self, node: NodeId) {
+        self.replan = true;
+        // Only what fails from here on counts: ranks that were there may have failed meanwhile.
+        self.faults.forget(node);
+        let quarantine = self.members.node(node).and_then(|node| node.quarantine.clone());
+        self.members.quarantine(node, quarantine.map(|found| Quarantine { probation: true, ..found }));
+    }
+
+    pub(super) fn release(&mut self, node: NodeId) {
+        self.replan = true;
+        self.faults.forget(node);
+        self.members.pardon(node);
+    }
+}
+
+impl Control {
+    /// A node gets no new ranks until it is lifted, or a rank that tries it does well. For those who watch machines; ranks that are there stay.
+    pub fn quarantine(&mut self, step: &mut Step, node: NodeId, reason: String) -> Result<(), Refused> {
+        self.commit(step, Event::NodeQuarantined { node, reason })?;
+        self.probations.insert(node, self.now.mono.plus_ms(PROBATION_AFTER_MS));
+        Ok(())
+    }
+
+    /// After a report: whether its node is to be left alone.
+    pub(super) fn convict(&mut self, step: &mut Step, node: NodeId) {
+        if let Some(reason) = self.cluster.verdict(self.now.wall, node) {
+            let committed = self.quarantine(step, node, reason);
+            assert!(committed.is_ok(), "Q5: a verdict is of a node that serves: {committed:?}");
+        }
+    }
+
+    pub(super) fn begin_probations(&mut self, step: &mut Step) {
+        let now = self.now.mono;
+        let due: Vec<NodeId> = self.probations.iter().filter(|(_, due)| now >= **due).map(|(node, _)| *node).collect();
+        for node in due {
+            self.probations.remove(&node);
+            // One that was lifted meanwhile has none.
+            let _unchanged = self.commit(step, Event::ProbationBegun { node });
+        }
+    }
+
+    pub(super) fn ask_release(&mut self, step: &mut Step, caller: &Subject, node: NodeId) -> Answer {
+        let found =
+            self.cluster.check_node(node).map_err(|refused| refusal(refused, "`stoke nodes` lists the nodes"))?;
+        if found.is_quarantined() || found.quarantine.is_some() {
+            self.probations.remove(&node);
+            self.commit(step, Event::QuarantineLifted { node, by: owner(caller) })
+                .map_err(|refused| refusal(refused, "`stoke nodes` lists the nodes"))?;
+        }
+        self.node_answer(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(node: u64, job: u64, at: u64, witness: bool) -> Fault {
+        Fault { node: NodeId(node), job: JobId(job), at: Time(at), witness }
+    }
+
+    fn verdict(faults: &[Fault]) -> Option<String> {
+        Faults(faults.to_vec()).verdict(Time(1_000), NodeId(1))
+    }
+
+    #[test]
+    fn failures_of_two_jobs_that_do_well_elsewhere_speak_against_a_node() {
+        let against = [fault(1, 1, 0, true), fault(1, 1, 1, true), fault(1, 2, 2, true)];
+        assert_eq!(verdict(&against).as_deref(), Some("3 ranks of job-1, job-2 failed here and not elsewhere"));
+        assert_eq!(verdict(&against[..2]), None, "too few");
+        assert_eq!(Faults(against.to_vec()).verdict(Time(WINDOW_MS + 10), NodeId(1)), None, "too long ago");
+        assert_eq!(Faults(against.to_vec()).verdict(Time(1_000), NodeId(2)), None, "another node");
+    }
+
+    #[test]
+    fn a_poison_job_speaks_against_no_node() {
+        assert_eq!(verdict(&[0, 1, 2, 3].map(|at| fault(1, 1, at, true))), None, "one job alone");
+        assert_eq!(
+            verdict(&[1, 2, 3].map(|job| fault(1, job, job, false))),
+            None,
+            "nobody knows whether it works elsewhere"
+        );
+        let everywhere = [fault(1, 1, 0, true), fault(1, 1, 1, true), fault(1, 2, 2, true), fault(2, 1, 3, true)];
+        assert_eq!(verdict(&everywhere), None, "it failed on another node too");
+    }
+
+    #[test]
+    fn a_job_that_gets_further_elsewhere_is_a_witness() {
+        let mut faults = Faults([1, 2, 2].map(|job| fault(1, job, 5, false)).to_vec());
+        faults.vouch(JobId(1), &[NodeId(2)].into());
+        assert_eq!(faults.verdict(Time(10), NodeId(1)), None);
+        faults.vouch(JobId(2), &[NodeId(3)].into());
+        assert!(faults.verdict(Time(10), NodeId(1)).is_some());
+        faults.forget(NodeId(1));
+        assert_eq!(faults.verdict(Time(10), NodeId(1)), None);
+    }
+}
