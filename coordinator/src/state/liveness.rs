@@ -23,9 +23,10 @@ use super::control::SessionId;
 use super::planted::PlantedBug;
 use super::time::Mono;
 
-/// Of a lease: without a tick for so long, where they come every 100 ms, the coordinator was stopped, or its machine was, and its own ears were
-/// closed (H4).
+/// Of a lease, and at least: without a tick for so long, where they come every 100 ms, the coordinator was stopped, or its machine was, and its own
+/// ears were closed (H4).
 const STOPPED_PART: u64 = 3;
+const STOPPED_MS_MIN: u64 = 250;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -215,7 +216,8 @@ impl Liveness {
     /// H4: nobody could be heard since the last tick if that is long ago.
     fn forgive(&mut self, now: Mono) {
         let stopped_ms = now.since_ms(std::mem::replace(&mut self.ticked, now));
-        if stopped_ms < self.timings.lease_ms / STOPPED_PART || self.bug == Some(PlantedBug::StopCountsAsSilence) {
+        let least_ms = (self.timings.lease_ms / STOPPED_PART).max(STOPPED_MS_MIN);
+        if stopped_ms < least_ms || self.bug == Some(PlantedBug::StopCountsAsSilence) {
             return;
         }
         let anew = stopped_ms >= self.timings.lease_ms;
