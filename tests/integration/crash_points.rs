@@ -224,9 +224,14 @@ impl Session {
 
     /// Stops it as a person would; the exit code.
     fn stop(&mut self) -> Option<i32> {
-        let coordinators = processes_naming(&self.word).into_iter().filter(|(_, line)| !line.starts_with("strace"));
-        coordinators.for_each(|(pid, _)| signal(pid, Signal::TERM));
+        self.coordinators().into_iter().for_each(|pid| signal(pid, Signal::TERM));
         self.wait()
+    }
+
+    /// Its processes, without strace, which ends after them.
+    fn coordinators(&self) -> Vec<u32> {
+        let named = processes_naming(&self.word).into_iter().filter(|(_, line)| !line.starts_with("strace"));
+        named.map(|(pid, _)| pid).collect()
     }
 
     fn wait(&mut self) -> Option<i32> {
@@ -240,7 +245,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        for (pid, _) in processes_naming(&self.word) {
+        // Not strace: a process that is about to die has no name any more and its locks still, and only strace waits for its end.
+        for pid in self.coordinators() {
             let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
             // It may just have ended.
             let _ = rustix::process::kill_process(pid, Signal::KILL);
