@@ -35,5 +35,12 @@ cargo fmt --all --check
 say "build and lints (the first build compiles Burn: about ten minutes on two cores)"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
 say "tests"
-cargo test --release --workspace --locked
+# They take five minutes on two cores; a test that hangs is to fail the run, not to outlast it.
+timeout --kill-after 10 2700 cargo test --release --workspace --locked || {
+    status=$?
+    if [ "$status" = 124 ] || [ "$status" = 137 ]; then
+        echo "error: the tests did not end within 45 minutes: the last test named above without a result hangs" >&2
+    fi
+    exit "$status"
+}
 say "done"

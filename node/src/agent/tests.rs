@@ -327,6 +327,7 @@ async fn ranks_outlive_their_coordinator_and_an_agent_leaves_none_behind() {
     assert!(closed.to_string().contains("old coordinator"), "{closed}");
     let mut session = coordinator.session(5, 300).await;
     assert_eq!(session.hello.epoch_seen, Epoch(5));
+    let _: Heartbeat = session.connection.recv_datagram().await.unwrap();
     let stopped = tokio::spawn(async move {
         let exit = session.exit().await;
         (exit, session)

@@ -47,7 +47,10 @@ pub struct Exchange {
     failed: Option<ExchangeError>,
     abort: AbortHandle,
     counters: Arc<Counters>,
+    /// They end with the exchange.
     tasks: Vec<TaskHandle>,
+    /// Those that write to peers; after `leave` they end when everything is written.
+    writing: Vec<TaskHandle>,
 }
 
 /// A rank's place in a generation: `position` below `world` owns lanes, one above observes.
@@ -101,12 +104,13 @@ impl Exchange {
         let (wake, outputs) = channel();
         let (driver, inputs) = unbounded_channel();
         let mut links: Vec<Option<Link>> = ranks.iter().map(|_| None).collect();
-        let mut tasks: Vec<TaskHandle> = Vec::new();
+        let (mut tasks, mut writing) = (Vec::new(), Vec::new());
         for (position, pair) in pairs {
             let pair = (pair, position, plan.leaves_of(position).len());
-            let (link, running) = Link::start(io, pair, term, &counters, &driver);
+            let (link, [writes, reads]) = Link::start(io, pair, term, &counters, &driver);
             links[position as usize] = Some(link);
-            tasks.extend(running);
+            writing.push(writes);
+            tasks.push(reads);
         }
         let operations = Driver::new(Operation::new(plan, term), (ranks, links), wake.clone());
         tasks.push(io.spawn(operations.run(inputs)).abort_handle());
@@ -124,6 +128,7 @@ impl Exchange {
             abort: AbortHandle { reason: Arc::default(), wake },
             counters,
             tasks,
+            writing,
         }
     }
 
@@ -195,6 +200,12 @@ impl Exchange {
         }
     }
 
+    /// No more steps in this generation after the last one, which all members have summed: what is queued is still written when the exchange
+    /// is dropped. Members do not wait for observers, which may lack the sums of several steps.
+    pub fn leave(&mut self) {
+        self.writing.clear();
+    }
+
     /// Ends at once. The last complete sum, with its step, for those who lack it in the next generation; none where nobody can lack it.
     pub fn into_last_sum(mut self) -> Option<(Step, Bytes)> {
         self.last.zip(self.sum.take().map(Buffer::share))
@@ -234,6 +245,6 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(TaskHandle::abort);
+        self.tasks.iter().chain(&self.writing).for_each(TaskHandle::abort);
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoke_protocol::ids::{Generation, Step, Term};
+use stoke_protocol::ids::{Step, Term};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::TransportError;
 
@@ -52,8 +52,6 @@ pub enum ExchangeError {
     TooLarge { peer: RankId, count: u32, cap: usize },
     #[error("state of {peer} is refused: {problem}")]
     State { peer: RankId, problem: String },
-    #[error("this rank is at {own}, others of {generation} are at {others}: its state is too old to catch up")]
-    Behind { generation: Generation, own: Step, others: Step },
     #[error("sum of {step} after {last}: steps must grow")]
     StepOrder { step: Step, last: Step },
     #[error("exchange was stopped: {reason}")]

@@ -1,8 +1,10 @@
 //! A generation comes together: every rank meets those that it has something to say to, tells where it stands, and the sum of the last step
 //! goes to those that have not done it. Owns the way from a membership to an exchange; what a rank computes is its trainer's.
 //!
-//! X10: when it is done, every member has done the same steps, or is about to apply the one sum that it was handed.
+//! X10: when it is done, every member has done the same steps, or applies the one sum that it was handed, or waits for the state: it became a
+//! member with sums of others still on their way, and a failure ended their generation.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -37,8 +39,47 @@ pub struct Formed {
     pub step: Step,
     /// The sum of the step that this rank has not done and others have.
     pub catch_up: Option<Buffer>,
-    /// Ranks that join and have no state yet.
+    /// Ranks that need the state: those that join, and members that are too far behind for one sum.
     pub lacking: Vec<RankId>,
+    /// Which part of the state this rank gives to each of them, and of how many; none if it lacks the state itself.
+    pub gives: Option<(u32, u32)>,
+}
+
+/// Where the ranks of a generation stand, by their place: all that a member knows of them, and the same for every member.
+struct Standings {
+    at: BTreeMap<u32, Standing>,
+    world: u32,
+    /// Steps that the first of the members have done: the generation goes on there.
+    step: Step,
+}
+
+impl Standings {
+    fn of(&self, position: u32) -> Option<&Standing> {
+        self.at.get(&position)
+    }
+
+    /// The first member that has the sum of the last step.
+    fn provider(&self) -> Option<u32> {
+        let has = |(position, standing): (&u32, &Standing)| {
+            (*position < self.world && standing.step == Some(self.step) && standing.has_sum).then_some(*position)
+        };
+        self.at.iter().find_map(has)
+    }
+
+    /// Whether a member has all but the last step, whose sum it can be handed.
+    fn lacks_sum(&self, position: u32) -> bool {
+        let behind = |standing: &Standing| standing.step.is_some_and(|step| step.0 + 1 == self.step.0);
+        position < self.world && self.of(position).is_some_and(behind) && self.provider().is_some()
+    }
+
+    fn lacks_state(&self, position: u32) -> bool {
+        self.of(position).is_some_and(|standing| standing.step != Some(self.step)) && !self.lacks_sum(position)
+    }
+
+    /// Members that have the state, this step's or the one before.
+    fn givers(&self) -> impl Iterator<Item = u32> {
+        (0..self.world).filter(|member| !self.lacks_state(*member))
+    }
 }
 
 impl Mesh {
@@ -55,23 +96,22 @@ impl Mesh {
             Ok::<_, ExchangeError>((position, self.meet(&peer, standing, deadline).await?))
         };
         let mut pairs = try_join_all(others.into_iter().map(meet)).await?;
-        let step = self.common_step(membership, place, own.step, &pairs)?;
-        let catch_up = match own.step.filter(|_| !place.is_observer()) {
-            Some(ours) if ours == step => {
-                self.hand_over(term, (step, own.sum), place, &mut pairs).await?;
-                None
-            }
-            Some(_) => Some(self.take_over(term, step, shape, &mut pairs).await?),
-            None => None,
+        let standings = self.standings((place, standing), &pairs)?;
+        let catch_up = if standings.lacks_sum(place.position) {
+            Some(self.take_over(term, &standings, shape, &mut pairs).await?)
+        } else {
+            self.hand_over((term, own.sum), place, &standings, &mut pairs).await?;
+            None
         };
-        let joins = |position: u32| position >= place.world;
-        let lacks = |pair: &Pair| pair.standing.step != Some(step);
-        let lacking = pairs.iter().filter(|(position, pair)| joins(*position) && lacks(pair));
+        let lacking = pairs.iter().filter(|(position, _)| standings.lacks_state(*position));
         let lacking = lacking.map(|(_, pair)| pair.peer).collect();
+        let count = standings.givers().count() as u32;
+        let gives = standings.givers().position(|giver| giver == place.position).map(|index| (index as u32, count));
+        let step = standings.step;
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
         let exchange = Exchange::new(self.io(), named, pairs, (shape, place), self.counters().clone());
-        Ok(Formed { exchange, step, catch_up, lacking })
+        Ok(Formed { exchange, step, catch_up, lacking, gives })
     }
 
     /// This rank's place, and those that it meets, with theirs.
@@ -97,50 +137,34 @@ impl Mesh {
         Ok((place, (0..).zip(all).filter(|(position, _)| met(*position)).collect()))
     }
 
-    /// The step at which the generation goes on: the highest of its members.
-    fn common_step(
-        &self,
-        membership: &Membership,
-        place: Place,
-        own: Option<Step>,
-        pairs: &[(u32, Pair)],
-    ) -> Result<Step, ExchangeError> {
+    /// Where everybody stands, this rank too.
+    fn standings(&self, own: (Place, Standing), pairs: &[(u32, Pair)]) -> Result<Standings, ExchangeError> {
+        let (place, standing) = own;
+        let others = pairs.iter().map(|(position, pair)| (*position, pair.standing));
+        let at: BTreeMap<u32, Standing> = others.chain([(place.position, standing)]).collect();
         let wrong = |reason: String| ExchangeError::Membership { own: self.own(), reason };
-        let members = pairs.iter().filter(|(position, _)| *position < place.world);
-        let mut highest = own.filter(|_| !place.is_observer());
-        for (_, pair) in members {
-            let step = pair.standing.step.ok_or_else(|| wrong(format!("{} owns lanes and has no state", pair.peer)))?;
-            highest = highest.max(Some(step));
-        }
-        let highest = highest.ok_or_else(|| wrong("a rank without a state owns lanes".into()))?;
-        match own.filter(|_| !place.is_observer()) {
-            Some(own) if own.0 + 1 < highest.0 => {
-                Err(ExchangeError::Behind { generation: membership.generation, own, others: highest })
-            }
-            Some(_) | None => Ok(highest),
-        }
+        let members = at.range(..place.world).map(|(position, standing)| {
+            standing.step.ok_or_else(|| wrong(format!("the member at place {position} owns lanes and has no state")))
+        });
+        let step = members.reduce(|a, b| Ok(a?.max(b?))).unwrap_or_else(|| Err(wrong("nobody owns lanes".into())))?;
+        Ok(Standings { at, world: place.world, step })
     }
 
     /// Hands the sum of the last step to every member that lacks it, if this is the first rank that has it.
     async fn hand_over(
         &self,
-        term: Term,
-        (step, sum): (Step, Option<Bytes>),
+        (term, sum): (Term, Option<Bytes>),
         place: Place,
+        standings: &Standings,
         pairs: &mut [(u32, Pair)],
     ) -> Result<(), ExchangeError> {
-        let Some(sum) = sum else { return Ok(()) };
-        if provider(pairs, step).is_some_and(|first| first < place.position) {
-            return Ok(());
-        }
-        let lacking = pairs.iter_mut().filter(|(position, pair)| {
-            *position < place.world && pair.standing.step.is_some_and(|theirs| theirs.0 + 1 == step.0)
-        });
+        let Some(sum) = sum.filter(|_| standings.provider() == Some(place.position)) else { return Ok(()) };
+        let lacking = pairs.iter_mut().filter(|(position, _)| standings.lacks_sum(*position));
         let give = lacking.map(|(_, pair)| {
             let sum = sum.clone();
             async move {
                 let lost = |error| lost(pair.peer, error);
-                give_sum(&mut pair.sender, (term, step), sum).await.map_err(lost)
+                give_sum(&mut pair.sender, (term, standings.step), sum).await.map_err(lost)
             }
         });
         try_join_all(give).await.map(drop)
@@ -150,23 +174,17 @@ impl Mesh {
     async fn take_over(
         &self,
         term: Term,
-        step: Step,
+        standings: &Standings,
         shape: Shape,
         pairs: &mut [(u32, Pair)],
     ) -> Result<Buffer, ExchangeError> {
-        let own = self.own();
+        let (own, step) = (self.own(), standings.step);
         let nobody = || ExchangeError::Membership { own, reason: format!("nobody has the sum of {step} any more") };
-        let from = provider(pairs, step).ok_or_else(nobody)?;
-        let (_, pair) = pairs.iter_mut().find(|(position, _)| *position == from).ok_or_else(nobody)?;
+        let from = |(position, _): &&mut (u32, Pair)| Some(*position) == standings.provider();
+        let (_, pair) = pairs.iter_mut().find(from).ok_or_else(nobody)?;
         tracing::info!(%own, peer = %pair.peer, %step, "catching up by one step");
         take_sum(pair, (term, step), shape.values).await
     }
-}
-
-/// The first member that has the sum of the last of `step` steps.
-fn provider(pairs: &[(u32, Pair)], step: Step) -> Option<u32> {
-    let has = |pair: &Pair| pair.standing.step == Some(step) && pair.standing.has_sum;
-    pairs.iter().filter(|(_, pair)| has(pair)).map(|(position, _)| *position).min()
 }
 
 fn pieces(values: usize) -> impl Iterator<Item = Range<usize>> {

@@ -380,7 +380,11 @@ fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
     for step in steps {
         assert!(step.join().unwrap() == expected);
     }
-    // One that is two steps behind says so, and is not waited for.
-    let late = form(5, &members[..2], &[], &[at(5, None), at(7, Some(&sum))], shape);
-    assert!(matches!(late[0], Err(ExchangeError::Behind { own: Step(5), others: Step(7), .. })));
+    // One that is two steps behind needs the state of one that is not, and so does one whose only sum died with its holder.
+    for states in [[at(5, None), at(7, Some(&sum))], [at(6, None), at(7, None)]] {
+        let late: Vec<Formed> = form(5, &members[..2], &[], &states, shape).into_iter().map(Result::unwrap).collect();
+        assert!(late.iter().all(|formed| formed.step == Step(7) && formed.catch_up.is_none()));
+        assert_eq!((late[0].gives, late[1].gives), (None, Some((0, 1))));
+        assert_eq!(late[1].lacking, [members[0].own()]);
+    }
 }

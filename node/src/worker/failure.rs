@@ -48,7 +48,6 @@ impl From<ExchangeError> for Failure {
             | ExchangeError::Refused { .. }
             | ExchangeError::TooLarge { .. }
             | ExchangeError::State { .. }
-            | ExchangeError::Behind { .. }
             | ExchangeError::StepOrder { .. } => Self::Error(text),
         }
     }

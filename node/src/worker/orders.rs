@@ -98,6 +98,14 @@ impl Orders {
         }
     }
 
+    /// Waits for a reason to give up what this rank does in `current`.
+    pub async fn interrupted(&self, current: Generation) -> Failure {
+        let mut told = self.0.told.subscribe();
+        // Without a sender nobody can ask for more.
+        let _ = told.wait_for(|told| told.interrupts(current)).await;
+        self.check(current).err().unwrap_or(Failure::Stopped)
+    }
+
     /// Whether a membership waits that follows `current` between two steps.
     pub fn is_told_of_next(&self, current: Generation) -> bool {
         self.0.told.borrow().follower(current).is_some()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stoke_protocol::identity::{Authority, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
@@ -28,6 +28,8 @@ use crate::link as frames;
 const HOUR: Duration = Duration::from_secs(3600);
 /// A rank answers within this, or the test has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What a test waits for happens within this, however much is said meanwhile.
+const PLAY_MAX: Duration = Duration::from_secs(300);
 
 /// A folder with a small data set, and the specs over it.
 struct Bench {
@@ -169,7 +171,9 @@ impl Stage {
 
     /// Plays on until `until` has seen enough of the events.
     async fn play(&mut self, mut until: impl FnMut(usize, &RankEvent) -> bool) {
+        let begun = Instant::now();
         loop {
+            assert!(begun.elapsed() < PLAY_MAX, "ranks go on, and what was waited for does not happen");
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             let event = match frame {
                 FromRank::Progress(progress) => {
@@ -185,6 +189,9 @@ impl Stage {
                 FromRank::Event(event) => event,
             };
             let enough = until(rank, &event);
+            if let (RankEvent::Failed { error, .. }, false) = (&event, enough) {
+                panic!("rank {rank} failed: {error}");
+            }
             self.act(rank, event).await;
             if enough {
                 return;
@@ -268,13 +275,7 @@ impl Stage {
     /// Until all members have finished; they are released.
     async fn finish(&mut self) -> Vec<Outcome> {
         while self.members.is_empty() || !self.members.iter().all(|member| self.has_finished(member.id)) {
-            self.play(|rank, event| {
-                if let RankEvent::Failed { error, .. } = event {
-                    panic!("rank {rank} failed: {error}");
-                }
-                matches!(event, RankEvent::Finished { .. })
-            })
-            .await;
+            self.play(|_, event| matches!(event, RankEvent::Finished { .. })).await;
         }
         self.tell_all(ToRank::Release).await;
         self.members.iter().map(|member| self.outcomes[&self.index_of(member.id)].clone()).collect()
@@ -537,11 +538,7 @@ async fn ranks_that_die_and_are_replaced_change_no_bit() {
             stage.generation = stage.generation.next();
             let id = RankId { generation: stage.generation, ..victim };
             stage.launch(StartRank { from: StartFrom::Peers, ..start(&spec, &base, None)(id) }).await;
-            let joined = |rank: usize, event: &RankEvent| match event {
-                RankEvent::Failed { error, .. } => panic!("rank {rank} failed: {error}"),
-                event => matches!(event, RankEvent::Joined { .. } | RankEvent::Finished { .. }),
-            };
-            stage.play(joined).await;
+            stage.play(|_, event| matches!(event, RankEvent::Joined { .. } | RankEvent::Finished { .. })).await;
             // On a busy machine the others may be done before it has started.
             if !stage.outcomes.is_empty() {
                 break;

@@ -16,7 +16,7 @@ use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
 use stoke_protocol::ids::{Digest, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
-use stoke_protocol::message::rank::{Membership, Origin, Outcome, Progress, RankEvent, StartFrom, StartRank};
+use stoke_protocol::message::rank::{Membership, Origin, Outcome, Progress, RankEvent, RankId, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -233,19 +233,22 @@ impl Trainer {
                 formed = forming => Ok(formed?),
             }
         })?;
-        let Formed { mut exchange, step, catch_up, lacking } = formed;
+        let Formed { mut exchange, step, catch_up, lacking, gives } = formed;
         work.orders.entered(generation, exchange.abort_handle());
         self.meter.begin();
         if let Some(sum) = catch_up {
             self.apply(sum.read())?;
             self.last_sum = Some((self.step, sum.share()));
         }
-        let served = if exchange.place().is_observer() {
-            self.join(membership.term(), step.0, &mut exchange, work)
-        } else {
-            assert_eq!(self.step, step.0, "X10: every member has done the same steps");
-            self.give_state(membership.term(), &exchange, &lacking, work);
-            self.train(membership, &mut exchange, work)
+        let term = membership.term();
+        let served = match gives {
+            _ if exchange.place().is_observer() => self.join(term, step.0, &mut exchange, work),
+            Some(part) => {
+                assert_eq!(self.step, step.0, "X10: members that need no state have done the same steps");
+                self.give_state(term, part, &lacking, work);
+                self.train(membership, &mut exchange, work)
+            }
+            None => self.catch_up((term, step.0), work).and_then(|()| self.train(membership, &mut exchange, work)),
         };
         // Not after a step that was summed and could not be applied.
         let sum = exchange.into_last_sum().filter(|(step, _)| step.0 + 1 == self.step);
@@ -280,6 +283,7 @@ impl Trainer {
                 self.checkpoint(generation, exchange, work);
             }
             if all_told && self.step < self.plan.steps {
+                exchange.leave();
                 return Ok(());
             }
         }
@@ -418,15 +422,35 @@ impl Trainer {
             Err(TryRecvError::Disconnected) => return Err(Failure::Stopped),
         };
         let joining = self.joining.take().expect("looked at above");
+        tracing::info!(step = joining.from, behind = joining.sums.len(), "state received");
+        self.adopt(received, joining.from)?;
+        joining.sums.iter().try_for_each(|sum| self.apply(sum))
+    }
+
+    /// A member that lacks more than one step takes the state; the others wait for its lanes.
+    fn catch_up(&mut self, at: (Term, u64), work: &Work<'_>) -> Result<(), Failure> {
+        let (term, step) = at;
+        tracing::warn!(%term, from = self.step, to = step, "too far behind for one sum: taking the state of others");
+        let arrives = AtomicBool::new(false);
+        let received = work.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                failure = work.orders.interrupted(term.generation) => Err(failure),
+                received = work.mesh.take_state(term, &arrives) => Ok(received?),
+            }
+        })?;
+        self.adopt(received, step)
+    }
+
+    fn adopt(&mut self, received: Received, expected: u64) -> Result<(), Failure> {
         let Received { step, loss, ledger, weights_blake3, tensors } = received;
-        if step.0 != joining.from {
-            return Err(Failure::Error(format!("the state received is of {step}, {} was expected", joining.from)));
+        if step.0 != expected {
+            return Err(Failure::Error(format!("the state received is of {step}, {expected} was expected")));
         }
         self.take_state(tensors, weights_blake3)
             .map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
         (self.step, self.loss, self.ledger, self.loaded) = (step.0, loss, ledger, true);
-        tracing::info!(%step, behind = joining.sums.len(), "state received");
-        joining.sums.iter().try_for_each(|sum| self.apply(sum))
+        Ok(())
     }
 
     fn take_state(&mut self, tensors: Vec<NamedTensor>, expected: Digest) -> Result<(), String> {
@@ -436,17 +460,10 @@ impl Trainer {
     }
 
     /// This rank's shard for those who join.
-    fn give_state(
-        &self,
-        term: Term,
-        exchange: &Exchange,
-        lacking: &[stoke_protocol::message::rank::RankId],
-        work: &Work<'_>,
-    ) {
+    fn give_state(&self, term: Term, (index, count): (u32, u32), lacking: &[RankId], work: &Work<'_>) {
         if lacking.is_empty() {
             return;
         }
-        let (index, count) = (exchange.place().position, exchange.place().world);
         let shard = Shard {
             term,
             step: Step(self.step),
