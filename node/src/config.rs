@@ -40,6 +40,9 @@ pub struct Config {
     /// A rank's process that has said nothing for so long is killed, and its job goes on without it.
     #[serde(default = "rank_silence_ms")]
     pub rank_silence_ms: u64,
+    /// Ranks leave a copy of their last shards in the machine's memory (`/dev/shm`), from where a gang that begins again restores them.
+    #[serde(default = "shards_in_memory")]
+    pub shards_in_memory: bool,
     /// A rank's log is cut into two files of at most so many bytes; older lines go.
     #[serde(default = "log_bytes")]
     pub log_bytes: u64,
@@ -59,6 +62,7 @@ impl Config {
             worker_command: Vec::new(),
             stop_grace_ms: stop_grace_ms(),
             rank_silence_ms: rank_silence_ms(),
+            shards_in_memory: shards_in_memory(),
             log_bytes: log_bytes(),
         }
     }
@@ -95,6 +99,10 @@ fn stop_grace_ms() -> u64 {
 
 fn rank_silence_ms() -> u64 {
     5_000
+}
+
+fn shards_in_memory() -> bool {
+    true
 }
 
 fn log_bytes() -> u64 {

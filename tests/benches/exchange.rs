@@ -240,7 +240,7 @@ fn connect(bytes: usize, rank: Rank, mesh: Mesh, members: Vec<Member>) -> (usize
     let owned = lanes::assign(LANES, members.len() as u32)[rank.0 as usize].clone();
     let (members, joining) = (members.into(), Vec::new().into());
     let membership = Membership { generation: Generation(1), members, joining, after: None, ballot: 0 };
-    let begun = State { step: Some(Step(0)), sum: None };
+    let begun = State { step: Some(Step(0)), sum: None, restores: None };
     let exchange = runtime.block_on(mesh.form(&membership, begun, shape)).expect("connect").exchange;
     let mut sums = LaneSums::new(shape.values, LANES, owned.clone());
     for lane in owned {

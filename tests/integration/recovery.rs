@@ -1,6 +1,6 @@
 //! What a run outlives: the death of its coordinator, of an agent, of a rank; and what outlives a run: nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::process::Signal;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{
-    Background, Cluster, Run, cluster_of, poll, process_of, processes_naming, signal, spec, step_of, stoke,
+    Background, Cluster, Run, cluster_of, poll, process_of, processes_naming, signal, spec, step_of, stoke, text,
 };
 
 /// Long enough to be hit in the middle.
@@ -129,6 +129,42 @@ fn a_rank_killed_during_training_costs_a_step_and_no_bit() {
     assert_eq!((worlds.first(), worlds.last()), (Some(&2.into()), Some(&2.into())), "{summary:#}");
 }
 
+/// The store has lost every shard: what the machines have in memory is enough.
+#[test]
+fn a_gang_that_dies_whole_restores_from_the_memory_of_its_machines() {
+    if !Path::new("/dev/shm").is_dir() {
+        return println!("not run: this machine has no /dev/shm");
+    }
+    let (running, scratch, cluster) = in_the_middle();
+    poll("a checkpoint", || step_of(&cluster).filter(|step| *step >= 13));
+    let ranks = [rank_of(&cluster, "node-1"), rank_of(&cluster, "node-2")];
+    for rank in ranks {
+        signal(rank, Signal::STOP);
+    }
+    for file in files_below(&scratch.path().join("out")) {
+        if file.extension().is_some_and(|extension| extension == "safetensors") {
+            std::fs::remove_file(file).expect("a shard goes");
+        }
+    }
+    for rank in ranks {
+        signal(rank, Signal::KILL);
+    }
+    let logs = poll("the gang to restore", || {
+        let logs = logs_of(&cluster, "node-1") + &logs_of(&cluster, "node-2");
+        logs.contains("checkpoint gathered").then_some(logs)
+    });
+    assert!(logs.contains("in_store=0") && !logs.contains("in_store=1"), "{logs}");
+    let summary = running.wait().expect(0).json();
+    same_weights(&summary);
+    let manifests = files_below(&scratch.path().join("out")).into_iter().filter(|file| file.ends_with("manifest.json"));
+    let manifest = manifests.map(|file| std::fs::read(file).expect("a manifest")).next().expect("the run's checkpoint");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    let own = format!("stoke-{}-", text(&manifest["cluster"]));
+    let left = std::fs::read_dir("/dev/shm").expect("it is there").flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with(&own)).collect();
+    assert!(left.is_empty(), "the agents left {left:?} in memory");
+}
+
 /// A process that is stopped says nothing and does not end: its agent gives it up, and a step that waits for it is done again.
 #[test]
 fn a_rank_that_is_stopped_is_replaced() {
@@ -203,19 +239,24 @@ fn rank_of(cluster: &Path, node: &str) -> u32 {
 
 /// Everything that ranks on a node have written.
 fn logs_of(cluster: &Path, node: &str) -> String {
-    let mut text = String::new();
-    let mut folders = vec![cluster.join(node)];
+    let logs = files_below(&cluster.join(node)).into_iter();
+    let logs = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    logs.map(|path| std::fs::read_to_string(path).unwrap_or_default()).collect()
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "log") {
-                text += &std::fs::read_to_string(path).unwrap_or_default();
+            } else {
+                files.push(path);
             }
         }
     }
-    text
+    files
 }
 
 fn try_rank_of(cluster: &Path, node: &str) -> Option<u32> {

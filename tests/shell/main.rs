@@ -120,6 +120,7 @@ async fn follow(number: u64, stage: Stage) -> turmoil::Result {
         bind: stage.bind(0).await,
         spawner: Arc::new(SimulatedRanks::new(stage.trace.clone())),
         capacity: Capacity { cpus: 2, memory_bytes: 4 << 30, ..Capacity::default() },
+        shards: None,
         measure: false,
     };
     let mut config = stoke_node::Config::new(&dir, vec![address.to_string()]);

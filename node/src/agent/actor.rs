@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::disk::Home;
 use super::session::{Session, SessionArguments, SessionMessage};
+use super::shards::ShardFolder;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::state::{AgentState, Effect, Event};
 use crate::config::Config;
@@ -62,6 +63,7 @@ pub struct Arguments {
     pub home: Home,
     pub state: AgentState,
     pub spawner: Arc<dyn Spawner>,
+    pub shards: Option<ShardFolder>,
     pub session: SessionArguments,
     /// Resolves with the reason of an end that nobody asked for, or with nothing after [`Message::ShutDown`].
     pub ended: oneshot::Sender<Option<String>>,
@@ -74,6 +76,7 @@ pub struct Acting {
     home: Home,
     state: AgentState,
     spawner: Arc<dyn Spawner>,
+    shards: Option<ShardFolder>,
     session: ActorRef<SessionMessage>,
     /// The number of the session that is up, and the address that ranks listen on.
     live: Option<u64>,
@@ -101,6 +104,7 @@ impl Actor for AgentActor {
             home: given.home,
             state: given.state,
             spawner: given.spawner,
+            shards: given.shards,
             session,
             live: None,
             rank_ip: None,
@@ -172,6 +176,9 @@ impl Actor for AgentActor {
     async fn post_stop(&self, _myself: ActorRef<Message>, acting: &mut Acting) -> Result<(), ActorProcessingErr> {
         // After a shutdown there are none; otherwise no rank may outlive its agent.
         acting.processes.values().for_each(|process| process.kill());
+        if acting.processes.is_empty() {
+            acting.shards.iter().for_each(ShardFolder::remove);
+        }
         let _ = acting.session.stop_and_wait(None, Some(FAREWELL_MAX)).await;
         acting.end(None);
         Ok(())
@@ -249,6 +256,8 @@ impl Acting {
 
     /// Ranks that have said nothing for long.
     fn look(&mut self, myself: &ActorRef<Message>) {
+        let live = self.processes.keys().map(|id| id.job);
+        self.shards.iter_mut().for_each(|shards| shards.look(live.clone()));
         let now = Instant::now();
         let longest = Duration::from_millis(self.config.rank_silence_ms);
         // What waits in the sockets comes first after a stop of this process.

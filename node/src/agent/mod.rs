@@ -13,6 +13,7 @@ mod memory;
 mod outbox;
 mod process;
 mod session;
+mod shards;
 mod spawn;
 pub mod state;
 #[cfg(test)]
@@ -36,7 +37,8 @@ use crate::probe;
 pub use disk::{Home, HomeError, identity_dir};
 pub use join::{JoinError, join};
 pub use log::LogBook;
-pub use process::{LINK_FD, PEER_IP, Processes};
+pub use process::{LINK_FD, PEER_IP, Processes, SHARDS};
+pub use shards::ShardFolder;
 pub use spawn::{RankEvents, RankProcess, Spawner};
 
 /// An agent. See [`Agent::start`].
@@ -49,6 +51,8 @@ pub struct Environment {
     pub bind: Bind,
     pub spawner: Arc<dyn Spawner>,
     pub capacity: Capacity,
+    /// Where ranks keep shards in memory.
+    pub shards: Option<ShardFolder>,
     /// Whether heartbeats carry the load of this machine.
     pub measure: bool,
 }
@@ -93,12 +97,17 @@ impl Agent {
         let peer = session::resolve(first).await.ok().and_then(|addresses| addresses.first().map(|a| a.ip()));
         let capacity = probe::capacity(&config);
         let has_gpu = !capacity.gpus.is_empty();
-        let spawner = Processes::new(config.worker_command.clone(), logs.clone(), has_gpu);
+        let credentials = home.credentials()?;
+        let shards = ShardFolder::open(credentials.identity().cluster, join::node_of(&credentials)?);
+        let shards = shards.filter(|_| config.shards_in_memory);
+        let root = shards.as_ref().map(|shards| shards.root().to_owned());
+        let spawner = Processes::new(config.worker_command.clone(), logs.clone(), has_gpu, root);
         let environment = Environment {
             io: Io::thread("stoke-agent-net")?,
             bind: session::any_port_towards(peer, config.listen_ip).into(),
             spawner: Arc::new(spawner.map_err(StartError::Command)?),
             capacity,
+            shards,
             measure: true,
         };
         Self::begin(config, environment, (home, fence), logs).await
@@ -127,7 +136,7 @@ impl Agent {
             incarnation,
             capacity: environment.capacity,
         };
-        let Environment { io, bind, spawner, measure, .. } = environment;
+        let Environment { io, bind, spawner, shards, measure, .. } = environment;
         let endpoint = Endpoint::client(&io, bind, Settings::control(), credentials.clone())?;
         let session = session::SessionArguments {
             endpoint,
@@ -141,7 +150,7 @@ impl Agent {
         };
         let (ended, end) = oneshot::channel();
         let state = state::AgentState::new(own, fence);
-        let arguments = actor::Arguments { config, home, state, spawner, session, ended };
+        let arguments = actor::Arguments { config, home, state, spawner, shards, session, ended };
         let (actor, task) = actor::AgentActor::spawn(None, actor::AgentActor, arguments)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;

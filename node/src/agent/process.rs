@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ use crate::{checkpoint, link};
 pub const LINK_FD: &str = "STOKE_LINK_FD";
 /// The address on which a rank listens for its peers.
 pub const PEER_IP: &str = "STOKE_PEER_IP";
+/// The folder of this node's shards in memory; not set where there is none.
+pub const SHARDS: &str = "STOKE_SHARDS";
 
 /// All that a rank sees of the agent's environment, besides `STOKE_*`.
 const INHERITED: [&str; 9] = [
@@ -53,18 +56,19 @@ pub struct Processes {
     command: Vec<String>,
     logs: LogBook,
     has_gpu: bool,
+    shards: Option<PathBuf>,
     memory: Arc<OutOfMemory>,
 }
 
 impl Processes {
     /// `command` is the program and its arguments; empty for this executable with the argument `worker`.
-    pub fn new(mut command: Vec<String>, logs: LogBook, has_gpu: bool) -> io::Result<Self> {
+    pub fn new(mut command: Vec<String>, logs: LogBook, has_gpu: bool, shards: Option<PathBuf>) -> io::Result<Self> {
         if command.is_empty() {
             let own = std::env::current_exe()?;
             let own = own.to_str().ok_or_else(|| io::Error::other("the path of this executable is not UTF-8"))?;
             command = vec![own.to_owned(), "worker".to_owned()];
         }
-        Ok(Self { command, logs, has_gpu, memory: Arc::new(OutOfMemory::watch()) })
+        Ok(Self { command, logs, has_gpu, shards, memory: Arc::new(OutOfMemory::watch()) })
     }
 
     fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream)> {
@@ -93,7 +97,10 @@ impl Processes {
         command.args(&self.command[1..]).env_clear().process_group(0);
         let kept = |name: &str| INHERITED.contains(&name) || name.starts_with("STOKE_");
         command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(kept)));
-        command.env(PEER_IP, ip.to_string()).env(LINK_FD, link.as_raw_fd().to_string());
+        command.env(PEER_IP, ip.to_string()).env(LINK_FD, link.as_raw_fd().to_string()).env_remove(SHARDS);
+        if let Some(shards) = &self.shards {
+            command.env(SHARDS, shards);
+        }
         if !self.has_gpu {
             // A build with GPU support looks for one at its first tensor otherwise, and fails where there is none.
             command.env("BURN_DEVICE", "flex");

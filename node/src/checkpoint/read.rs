@@ -10,6 +10,7 @@ use stoke_protocol::ids::Digest;
 use super::error::CheckpointError;
 use super::folder::Folder;
 use super::manifest::{MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, Shard};
+use super::memory::ShardMemory;
 use super::plan::parse_folder_name;
 use super::ranges::{RangeHash, file_blake3, ranges, side_by_side};
 use super::shard::{Damage, Header, PREFIX_BYTES, header_len};
@@ -27,14 +28,19 @@ pub struct Verified {
 
 /// The manifest of the checkpoint at `uri` (`file:///...` or a path). Looks at no shard.
 pub fn open(uri: &str) -> Result<Manifest, CheckpointError> {
-    read_manifest(&Folder::at(uri)?, None)
+    open_committed(uri, None)
+}
+
+/// The same, `committed` as for [`load`].
+pub fn open_committed(uri: &str, committed: Option<Digest>) -> Result<Manifest, CheckpointError> {
+    read_manifest(&Folder::at(uri)?, committed)
 }
 
 /// Reads every byte of every shard, in constant memory. `committed` as for [`load`].
 pub fn verify(uri: &str, committed: Option<Digest>) -> Result<Verified, CheckpointError> {
     let folder = Folder::at(uri)?;
     let manifest = read_manifest(&folder, committed)?;
-    let heads = read_heads(&folder, &manifest)?;
+    let heads = read_heads(&folder, manifest.shards.iter().collect())?;
     let tensors = heads.iter().map(|head| head.header.names().len()).sum();
     let pieces = heads.iter().flat_map(|head| head.pieces(&mut [])).collect();
     read_pieces(&folder, &heads, pieces)?;
@@ -46,13 +52,38 @@ pub fn verify(uri: &str, committed: Option<Digest>) -> Result<Verified, Checkpoi
 pub fn load(uri: &str, committed: Option<Digest>) -> Result<(Manifest, Vec<NamedTensor>), CheckpointError> {
     let folder = Folder::at(uri)?;
     let manifest = read_manifest(&folder, committed)?;
-    let heads = read_heads(&folder, &manifest)?;
+    let tensors = read_shards(&folder, manifest.shards.iter().collect())?.into_iter().flatten().collect();
+    Ok((manifest, tensors))
+}
+
+/// Reads some shards of the checkpoint at `uri` like [`load`], each from this machine's memory if it is there and whole.
+pub fn load_shards(
+    uri: &str,
+    manifest: &Manifest,
+    wanted: &[u32],
+    memory: Option<&ShardMemory>,
+) -> Result<Vec<(u32, Vec<NamedTensor>)>, CheckpointError> {
+    let (mut read, mut rest) = (Vec::new(), Vec::new());
+    for shard in manifest.shards.iter().filter(|shard| wanted.contains(&shard.index)) {
+        match memory.and_then(|memory| memory.read(manifest.step, shard)) {
+            Some(tensors) => read.push((shard.index, tensors)),
+            None => rest.push(shard),
+        }
+    }
+    tracing::info!(in_memory = read.len(), in_store = rest.len(), of = manifest.shards.len(), "reading shards");
+    let indices: Vec<u32> = rest.iter().map(|shard| shard.index).collect();
+    read.extend(indices.into_iter().zip(read_shards(&Folder::at(uri)?, rest)?));
+    Ok(read)
+}
+
+/// The tensors of each of these shards.
+pub(super) fn read_shards(folder: &Folder, shards: Vec<&Shard>) -> Result<Vec<Vec<NamedTensor>>, CheckpointError> {
+    let heads = read_heads(folder, shards)?;
     // Bounded by the files: their sizes were compared with the manifest's, and the headers' with them.
     let mut values: Vec<Vec<Vec<f32>>> = heads.iter().map(|head| head.header.zeros()).collect();
     let pieces = heads.iter().zip(&mut values).flat_map(|(head, values)| head.pieces(values)).collect();
-    read_pieces(&folder, &heads, pieces)?;
-    let tensors = heads.iter().zip(values).flat_map(|(head, values)| head.header.tensors(values)).collect();
-    Ok((manifest, tensors))
+    read_pieces(folder, &heads, pieces)?;
+    Ok(heads.iter().zip(values).map(|(head, values)| head.header.tensors(values)).collect())
 }
 
 fn read_manifest(folder: &Folder, committed: Option<Digest>) -> Result<Manifest, CheckpointError> {
@@ -96,8 +127,8 @@ struct Piece<'a> {
     into: VecDeque<&'a mut [f32]>,
 }
 
-fn read_heads<'a>(folder: &Folder, manifest: &'a Manifest) -> Result<Vec<Head<'a>>, CheckpointError> {
-    let heads = side_by_side(manifest.shards.iter().collect(), |shard| read_head(folder, shard))?;
+fn read_heads<'a>(folder: &Folder, shards: Vec<&'a Shard>) -> Result<Vec<Head<'a>>, CheckpointError> {
+    let heads = side_by_side(shards, |shard| read_head(folder, shard))?;
     let mut seen = BTreeMap::new();
     heads.iter().try_for_each(|head| no_tensor_twice(&mut seen, head.shard, &head.header))?;
     Ok(heads)

@@ -1,5 +1,5 @@
 //! A generation comes together: every rank meets those that it has something to say to, tells where it stands, and the sum of the last step
-//! goes to those that have not done it. Owns the way from a membership to an exchange; what a rank computes is its trainer's.
+//! goes to those that have not done it; if nobody has a state, it says who reads which part of the checkpoint. Owns the way from a membership to an exchange; what a rank computes is its trainer's.
 //!
 //! X10: when it is done, every member has done the same steps, or applies the one sum that it was handed, or waits for the state: it became a
 //! member with sums of others still on their way, and a failure ended their generation.
@@ -10,7 +10,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use stoke_protocol::ids::{Step, Term};
-use stoke_protocol::message::peer::{Part, Standing, TensorHeader};
+use stoke_protocol::message::peer::{Part, Restores, ShardSet, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
 use tokio::time::Instant;
@@ -30,6 +30,8 @@ pub struct State {
     pub step: Option<Step>,
     /// The sum of the last of them.
     pub sum: Option<Bytes>,
+    /// The checkpoint that it begins with.
+    pub restores: Option<Restores>,
 }
 
 /// A generation that stands.
@@ -43,6 +45,27 @@ pub struct Formed {
     pub lacking: Vec<RankId>,
     /// Which part of the state this rank gives to each of them, and of how many; none if it lacks the state itself.
     pub gives: Option<(u32, u32)>,
+    /// Nobody has the state: all begin with the same checkpoint, and read it together.
+    pub readers: Option<Readers>,
+}
+
+/// Who reads which shard of a checkpoint: those whose machine has it in memory; one rank reads it from the store if there is none.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Readers(Vec<ShardSet>);
+
+impl Readers {
+    /// Whether a member reads a shard itself; if not, it is given it.
+    pub fn reads(&self, member: u32, shard: u32) -> bool {
+        self.giver(shard) == member || self.0[member as usize].contains(shard)
+    }
+
+    /// The member that gives a shard to those who do not read it.
+    pub fn giver(&self, shard: u32) -> u32 {
+        let world = self.0.len() as u32;
+        let in_turn = (0..world).map(|offset| (shard + offset) % world);
+        let has = |member: &u32| self.0[*member as usize].contains(shard);
+        in_turn.clone().find(has).or_else(|| in_turn.clone().next()).expect("a generation has members")
+    }
 }
 
 /// Where the ranks of a generation stand, by their place: all that a member knows of them, and the same for every member.
@@ -51,6 +74,7 @@ struct Standings {
     world: u32,
     /// Steps that the first of the members have done: the generation goes on there.
     step: Step,
+    readers: Option<Readers>,
 }
 
 impl Standings {
@@ -73,6 +97,9 @@ impl Standings {
     }
 
     fn lacks_state(&self, position: u32) -> bool {
+        if position < self.world && self.readers.is_some() {
+            return false;
+        }
         self.of(position).is_some_and(|standing| standing.step != Some(self.step)) && !self.lacks_sum(position)
     }
 
@@ -90,7 +117,7 @@ impl Mesh {
         let term = membership.term();
         self.enter(term);
         let (place, others) = self.place(membership)?;
-        let standing = Standing { term, step: own.step, has_sum: own.sum.is_some() };
+        let standing = Standing { term, step: own.step, has_sum: own.sum.is_some(), restores: own.restores };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |(position, peer): (u32, Member)| async move {
             Ok::<_, ExchangeError>((position, self.meet(&peer, standing, deadline).await?))
@@ -107,11 +134,11 @@ impl Mesh {
         let lacking = lacking.map(|(_, pair)| pair.peer).collect();
         let count = standings.givers().count() as u32;
         let gives = standings.givers().position(|giver| giver == place.position).map(|index| (index as u32, count));
-        let step = standings.step;
+        let Standings { step, readers, .. } = standings;
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
         let exchange = Exchange::new(self.io(), named, pairs, (shape, place), self.counters().clone());
-        Ok(Formed { exchange, step, catch_up, lacking, gives })
+        Ok(Formed { exchange, step, catch_up, lacking, gives, readers })
     }
 
     /// This rank's place, and those that it meets, with theirs.
@@ -143,11 +170,24 @@ impl Mesh {
         let others = pairs.iter().map(|(position, pair)| (*position, pair.standing));
         let at: BTreeMap<u32, Standing> = others.chain([(place.position, standing)]).collect();
         let wrong = |reason: String| ExchangeError::Membership { own: self.own(), reason };
-        let members = at.range(..place.world).map(|(position, standing)| {
-            standing.step.ok_or_else(|| wrong(format!("the member at place {position} owns lanes and has no state")))
-        });
-        let step = members.reduce(|a, b| Ok(a?.max(b?))).unwrap_or_else(|| Err(wrong("nobody owns lanes".into())))?;
-        Ok(Standings { at, world: place.world, step })
+        let members: Vec<(&u32, &Standing)> = at.range(..place.world).collect();
+        for (position, standing) in &members {
+            if standing.step.is_none() && standing.restores.is_none() {
+                return Err(wrong(format!("the member at place {position} owns lanes and has no state")));
+            }
+        }
+        if let Some(step) = members.iter().filter_map(|(_, standing)| standing.step).max() {
+            return Ok(Standings { at, world: place.world, step, readers: None });
+        }
+        let restores: Vec<Restores> = members.iter().filter_map(|(_, standing)| standing.restores).collect();
+        let Some(Restores { step, .. }) = restores.first().copied() else {
+            return Err(wrong("nobody owns lanes".into()));
+        };
+        if let Some(other) = restores.iter().find(|other| other.step != step) {
+            return Err(wrong(format!("members begin with the checkpoints of {step} and {}", other.step)));
+        }
+        let readers = Some(Readers(restores.iter().map(|restores| restores.in_memory).collect()));
+        Ok(Standings { at, world: place.world, step, readers })
     }
 
     /// Hands the sum of the last step to every member that lacks it, if this is the first rank that has it.

@@ -20,7 +20,7 @@ mod tests;
 
 pub use all_reduce::{AbortHandle, Exchange, ExchangeStats, Place, Shape};
 pub use error::ExchangeError;
-pub use form::{Formed, State};
+pub use form::{Formed, Readers, State};
 pub use lane_sum::{LaneSums, Partial};
 pub use mesh::{CONNECT_MAX, Mesh};
-pub use state_transfer::{Received, Shard};
+pub use state_transfer::{Received, Shard, StateOf};

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step, Term};
 use stoke_protocol::lanes::{self, Subtree};
-use stoke_protocol::message::peer::{Opening, Part, Standing, TensorHeader};
+use stoke_protocol::message::peer::{Opening, Part, Restores, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings};
 
@@ -57,7 +57,7 @@ fn member(mesh: &Mesh) -> Member {
 
 fn at(step: u64, sum: Option<&[f32]>) -> State {
     let sum = sum.map(|sum| bytes::Bytes::copy_from_slice(super::sum::as_bytes(sum)));
-    State { step: Some(Step(step)), sum }
+    State { step: Some(Step(step)), sum, restores: None }
 }
 
 /// All ranks, those that join after the members, form a generation.
@@ -282,7 +282,7 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     // A rank that was replaced speaks of its own generation still.
     let replaced = dial(1, 1);
     let mut stream = runtime.block_on(replaced.open_bulk()).unwrap();
-    let standing = Standing { term: term(4), step: Some(Step(3)), has_sum: false };
+    let standing = Standing { term: term(4), step: Some(Step(3)), has_sum: false, restores: None };
     runtime.block_on(stream.write_header(&Opening::Exchange(standing))).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while exchange.stats().stale_refused < 2 && Instant::now() < deadline {
@@ -303,7 +303,7 @@ fn a_frame_of_another_generation_ends_the_link() {
     let peer = RankId { rank: Rank(0), ..one.own() };
     let members = vec![Member { id: peer, address: one.address() }, member(&one)].into();
     let membership = Membership { generation: Generation(2), members, joining: vec![].into(), after: None, ballot: 0 };
-    let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false };
+    let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false, restores: None };
     let (_connection, mut stream, formed) = runtime.block_on(async {
         let connected = async {
             let connection = zero.connect(one.address(), &to_one).await.unwrap();
@@ -387,4 +387,31 @@ fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
         assert_eq!((late[0].gives, late[1].gives), (None, Some((0, 1))));
         assert_eq!(late[1].lacking, [members[0].own()]);
     }
+}
+
+/// Ranks that begin with a checkpoint share its shards out; as soon as one has the state, it gives that.
+#[test]
+fn a_checkpoint_is_read_by_those_who_have_it_in_memory_and_in_turn_by_others() {
+    let cluster = Cluster::new();
+    let shape = Shape { values: 10, lanes: 4 };
+    let members = [cluster.mesh(1, 0), cluster.mesh(1, 1), cluster.mesh(1, 2)];
+    let restores = |step, shards: &[u32]| State {
+        restores: Some(Restores { step: Step(step), in_memory: shards.iter().copied().collect() }),
+        ..State::default()
+    };
+    let states = [restores(7, &[]), restores(7, &[0, 3]), restores(7, &[3, 200])];
+    for formed in form(2, &members, &[], &states, shape) {
+        let formed = formed.unwrap();
+        let readers = formed.readers.unwrap();
+        assert_eq!([0, 1, 2, 3, 4, 200].map(|shard| readers.giver(shard)), [1, 1, 2, 1, 1, 2]);
+        assert_eq!([0, 1, 2].map(|member| readers.reads(member, 3)), [false, true, true]);
+        assert_eq!((formed.step, formed.lacking), (Step(7), vec![]));
+    }
+    let states = [restores(7, &[0]), at(7, None), restores(7, &[])];
+    let formed: Vec<Formed> = form(3, &members, &[], &states, shape).into_iter().map(Result::unwrap).collect();
+    assert!(formed.iter().all(|formed| formed.readers.is_none()));
+    assert_eq!(formed[1].lacking, [members[0].own(), members[2].own()]);
+    let states = [restores(7, &[]), restores(9, &[]), restores(7, &[])];
+    let others = form(4, &members, &[], &states, shape).into_iter().filter_map(Result::err);
+    assert_eq!(others.filter(|error| error.to_string().contains("checkpoints of step-7 and step-9")).count(), 3);
 }

@@ -5,6 +5,7 @@
 //! → Release.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use super::failure::{Failure, catch, text_of};
 use super::orders::Orders;
 use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
-use crate::checkpoint;
+use crate::checkpoint::{self, ShardMemory};
 use crate::exchange::Mesh;
 
 /// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
@@ -57,6 +58,8 @@ pub struct Arguments {
     pub io: Io,
     /// Where to listen for peers.
     pub ip: IpAddr,
+    /// Where this node keeps shards in memory.
+    pub shards: Option<PathBuf>,
     /// To the agent. A full queue is an agent that does not read.
     pub say: queue::Sender<FromRank>,
     pub end: oneshot::Sender<End>,
@@ -67,6 +70,9 @@ pub struct Link;
 pub struct Linked {
     io: Io,
     ip: IpAddr,
+    shards: Option<PathBuf>,
+    /// Of the job.
+    memory: Option<ShardMemory>,
     say: queue::Sender<FromRank>,
     orders: Orders,
     beat: Beat,
@@ -80,6 +86,7 @@ pub struct Linked {
     loaded: bool,
     ready: bool,
     outcome: Option<(Generation, Outcome)>,
+    finished: bool,
     end: Option<oneshot::Sender<End>>,
 }
 
@@ -89,11 +96,13 @@ impl Actor for Link {
     type Arguments = Arguments;
 
     async fn pre_start(&self, myself: ActorRef<Message>, given: Arguments) -> Result<Linked, ActorProcessingErr> {
-        let Arguments { io, ip, say, end } = given;
+        let Arguments { io, ip, shards, say, end } = given;
         myself.send_interval(ALIVE_EVERY, || Message::Tick);
         Ok(Linked {
             io,
             ip,
+            shards,
+            memory: None,
             say,
             orders: Orders::new(),
             beat: Beat::new(),
@@ -105,6 +114,7 @@ impl Actor for Link {
             loaded: false,
             ready: false,
             outcome: None,
+            finished: false,
             end: Some(end),
         })
     }
@@ -193,8 +203,9 @@ impl Linked {
         let (to_trainer, outside) = mpsc::channel();
         self.outside = Some(to_trainer);
         let runtime = tokio::runtime::Handle::current();
-        let (orders, beat) = (self.orders.clone(), self.beat.clone());
-        let given = Assignment { start, spec, orders, beat, outside, runtime };
+        self.memory = self.shards.as_deref().map(|root| ShardMemory::of(root, start.id.job));
+        let (orders, beat, memory) = (self.orders.clone(), self.beat.clone(), self.memory.clone());
+        let given = Assignment { start, spec, memory, orders, beat, outside, runtime };
         let link = myself.clone();
         let train = move || {
             let told = link.clone();
@@ -224,7 +235,8 @@ impl Linked {
         let mesh = Mesh::bind(&self.io, self.ip, credentials).map_err(|error| fail(&error))?;
         self.address = Some(mesh.address());
         let link = myself.clone();
-        let vault = Vault::start(Subject { cluster, start, spec }, move |told| drop(link.cast(Message::Vault(told))));
+        let subject = Subject { cluster, start, spec, memory: self.memory.clone() };
+        let vault = Vault::start(subject, move |told| drop(link.cast(Message::Vault(told))));
         let vault = self.vault.insert(vault.map_err(|error| fail(&error))?).clone();
         if let Some(trainer) = self.outside.take() {
             // One that has failed meanwhile says so itself.
@@ -269,6 +281,7 @@ impl Linked {
         let committed = self.orders.highest_committed();
         let done = self.outcome.take_if(|(_, outcome)| Some(outcome.step) == committed);
         let Some((generation, outcome)) = done else { return Ok(()) };
+        self.finished = true;
         self.say(FromRank::Event(RankEvent::Finished { generation, outcome }))
     }
 
@@ -293,6 +306,8 @@ impl Linked {
             && let Some(vault) = &self.vault
         {
             vault.flush(FLUSH_MAX);
+            // The job is done: every rank of it clears what this node holds.
+            self.memory.iter().filter(|_| self.finished).for_each(ShardMemory::clear);
         }
         // A trainer that computes, sums or waits wakes up.
         self.orders.stop();

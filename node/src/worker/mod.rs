@@ -9,6 +9,7 @@ mod link;
 mod meter;
 mod orders;
 mod plan;
+mod restore;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod vault;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,7 +29,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::agent::{LINK_FD, PEER_IP};
+use crate::agent::{LINK_FD, PEER_IP, SHARDS};
 use crate::link as frames;
 
 pub use link::End;
@@ -54,7 +56,7 @@ impl End {
 /// Runs this process as a rank. For the hidden command `stoke worker`; set up `tracing` before (to standard error: the agent keeps it).
 pub fn main() -> ExitCode {
     failure::keep_panics();
-    let (link, ip) = match inherited() {
+    let (link, ip, shards) = match inherited() {
         Ok(inherited) => inherited,
         Err(problem) => {
             eprintln!("stoke worker is started by a node agent, not by hand: {problem}");
@@ -71,7 +73,7 @@ pub fn main() -> ExitCode {
     let end = runtime.block_on(async {
         link.set_nonblocking(true)?;
         let io = Io::thread("stoke-rank-net").map_err(std::io::Error::other)?;
-        Ok::<_, std::io::Error>(run(UnixStream::from_std(link)?, ip, io).await)
+        Ok::<_, std::io::Error>(run(UnixStream::from_std(link)?, ip, shards, io).await)
     });
     // Threads that still compute go with the process.
     runtime.shutdown_background();
@@ -84,14 +86,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A rank over a link, listening for its peers on `ip`. Ends when it is released, stopped, fails, or its agent hangs up; threads of it may
+/// A rank over a link, listening for its peers on `ip`, with shards of checkpoints in the memory that `shards` leads to. Ends when it is released, stopped, fails, or its agent hangs up; threads of it may
 /// still be on their way out then.
-pub async fn run(link: UnixStream, ip: IpAddr, io: Io) -> End {
+pub async fn run(link: UnixStream, ip: IpAddr, shards: Option<PathBuf>, io: Io) -> End {
     let (read, mut write) = link.into_split();
     let (say, mut said) = mpsc::channel::<FromRank>(FRAMES_MAX);
     let (end, ended) = oneshot::channel();
     let last_words = say.clone();
-    let arguments = link::Arguments { io, ip, say, end };
+    let arguments = link::Arguments { io, ip, shards, say, end };
     let Ok((actor, task)) = link::Link::spawn(None, link::Link, arguments).await else { return End::Failed };
     let reader = tokio::spawn(read_frames(read, actor.clone()));
     let mut writer = tokio::spawn(async move {
@@ -135,7 +137,7 @@ async fn read_frames(mut link: OwnedReadHalf, actor: ActorRef<link::Message>) {
 }
 
 /// What the agent left for this process. Called once, before any other thread.
-fn inherited() -> Result<(std::os::unix::net::UnixStream, IpAddr), String> {
+fn inherited() -> Result<(std::os::unix::net::UnixStream, IpAddr, Option<PathBuf>), String> {
     let number = std::env::var(LINK_FD).map_err(|_| format!("{LINK_FD} is not set"))?;
     let number: i32 = number.parse().map_err(|_| format!("{LINK_FD} is {number:?}"))?;
     if number < STANDARD_FDS {
@@ -149,5 +151,5 @@ fn inherited() -> Result<(std::os::unix::net::UnixStream, IpAddr), String> {
         Ok(ip) => ip.parse().map_err(|_| format!("{PEER_IP} is {ip:?}"))?,
         Err(_) => Ipv4Addr::LOCALHOST.into(),
     };
-    Ok((link.into(), ip))
+    Ok((link.into(), ip, std::env::var_os(SHARDS).map(PathBuf::from)))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use stoke_protocol::identity::{Authority, Subject};
@@ -94,11 +94,18 @@ struct Stage {
     went_on: usize,
     /// The highest step that was told of.
     step: u64,
+    /// Where ranks keep shards in memory.
+    memory: Option<PathBuf>,
 }
 
 impl Stage {
     /// Starts every rank of a gang.
     async fn open(world: u32, start: impl Fn(RankId) -> StartRank) -> Self {
+        Self::open_on(world, None, start).await
+    }
+
+    /// On a node that keeps shards in its memory.
+    async fn open_on(world: u32, memory: Option<PathBuf>, start: impl Fn(RankId) -> StartRank) -> Self {
         let (hear, heard) = mpsc::unbounded_channel();
         let authority = Authority::in_memory(ClusterId([7; 16])).unwrap();
         let mut stage = Self {
@@ -120,6 +127,7 @@ impl Stage {
             progress: 0,
             went_on: 0,
             step: 0,
+            memory,
         };
         for rank in 0..world {
             stage.launch(start(RankId { job: JobId(1), generation: Generation(1), rank: Rank(rank) })).await;
@@ -130,7 +138,7 @@ impl Stage {
     async fn launch(&mut self, start: StartRank) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let io = Io::thread("stoke-test-net").unwrap();
-        self.ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), io)));
+        self.ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), self.memory.clone(), io)));
         let (mut read, mut write) = ours.into_split();
         self.ids.push(start.id);
         frames::send(&mut write, &ToRank::Start(start)).await.unwrap();
@@ -384,6 +392,41 @@ async fn any_number_of_ranks_trains_to_the_same_bits_and_continues_from_each_oth
         (again.weights_blake3, again.loss.to_bits(), &again.metrics),
         (one.weights_blake3, one.loss.to_bits(), &one.metrics)
     );
+}
+
+/// The store has lost every shard, and the gang has another size: the machines still have them in memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gang_that_begins_again_reads_shards_from_memory_each_once() {
+    let bench = Bench::new();
+    let spec = bench.spec("steps = 40", "every = 20");
+    let (calm, _) = train(1, &spec, &bench.base("calm"), None).await;
+    let (base, memory) = (bench.base("lost"), bench.path().join("memory"));
+    let mut stage = Stage::open_on(3, Some(memory.clone()), start(&spec, &base, None)).await;
+    stage.play(|_, event| matches!(event, RankEvent::ManifestStored { .. })).await;
+    let kept = memory.join("job-1");
+    let begun = Instant::now();
+    let of_first = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("20-");
+    while std::fs::read_dir(&kept).into_iter().flatten().flatten().filter(of_first).count() < 3 {
+        assert!(begun.elapsed() < PATIENCE, "the first checkpoint is not in memory, or not any more");
+        tokio::task::yield_now().await;
+    }
+    stage.tell_all(ToRank::Stop { reason: "the gang is lost".into() }).await;
+    stage.ends().await;
+    let folder = bench.path().join("lost/step-00000020-g1");
+    for file in std::fs::read_dir(&folder).unwrap().flatten() {
+        if file.file_name() != checkpoint::MANIFEST_FILE {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+    }
+    let origin = format!("{base}/step-00000020-g1");
+    let second = bench.base("again");
+    let again = start(&spec, &second, Some(origin.clone()));
+    let (outcomes, _) = Stage::open_on(2, Some(memory.clone()), again).await.conclude().await;
+    assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3));
+    assert!(outcomes.iter().all(|outcome| outcome.ledger == Ledger { first: 0, end: 40 * 48 }), "{outcomes:?}");
+    assert!(!kept.exists(), "a job that is done leaves nothing in memory");
+    let error = Stage::open_on(2, Some(memory), start(&spec, &base, Some(origin))).await.failure().await;
+    assert!(error.contains("is missing"), "{error}");
 }
 
 async fn train_without_progress(spec: &str, base: &str, resume: String) -> (Outcome, Vec<u64>) {

@@ -16,7 +16,8 @@ use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
 use stoke_protocol::ids::{Digest, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
-use stoke_protocol::message::rank::{Membership, Origin, Outcome, Progress, RankEvent, RankId, StartFrom, StartRank};
+use stoke_protocol::message::peer::Restores;
+use stoke_protocol::message::rank::{Membership, Outcome, Progress, RankEvent, RankId, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -25,11 +26,14 @@ use super::beat::Beat;
 use super::failure::{Failure, text_of};
 use super::meter::{Meter, Part};
 use super::orders::Orders;
-use super::plan::{is_due, mismatch, plan_of, steps_of};
+use super::plan::{is_due, plan_of, steps_of};
+use super::restore;
 use super::tail::Tail;
 use super::vault::{Copy, Order, Vault};
-use crate::checkpoint;
-use crate::exchange::{Exchange, ExchangeError, Formed, LaneSums, Mesh, Received, Shape, Shard, State};
+use crate::checkpoint::{Manifest, ShardMemory};
+use crate::exchange::{
+    Exchange, ExchangeError, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf,
+};
 
 /// Sums that a rank which joins keeps while it waits for the state. Then it takes no more, and the others wait for it.
 const SUMS_MAX: usize = 64;
@@ -59,6 +63,8 @@ pub struct Outside {
 pub struct Assignment {
     pub start: StartRank,
     pub spec: JobSpec,
+    /// Shards of this job in this node's memory.
+    pub memory: Option<ShardMemory>,
     pub orders: Orders,
     pub beat: Beat,
     pub outside: Receiver<Outside>,
@@ -70,9 +76,9 @@ pub struct Assignment {
 pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let mut trainer = Trainer::load(&given)?;
     tell(Told::Loaded);
-    let Assignment { start, spec, orders, outside, runtime, .. } = given;
+    let Assignment { start, spec, memory, orders, outside, runtime, .. } = given;
     let Ok(Outside { mesh, vault }) = outside.recv() else { return Err(Failure::Stopped) };
-    let mut work = Work { start, spec, orders, runtime, mesh: Arc::new(mesh), vault, tell };
+    let mut work = Work { start, spec, memory, orders, runtime, mesh: Arc::new(mesh), vault, tell };
     let mut membership = work.runtime.block_on(work.orders.next(Generation(0)))?;
     let mut given = membership.clone();
     loop {
@@ -104,12 +110,13 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
 }
 
 /// What is around the trainer.
-struct Work<'a> {
-    start: StartRank,
+pub struct Work<'a> {
+    pub start: StartRank,
     spec: JobSpec,
-    orders: Orders,
-    runtime: Handle,
-    mesh: Arc<Mesh>,
+    pub memory: Option<ShardMemory>,
+    pub orders: Orders,
+    pub runtime: Handle,
+    pub mesh: Arc<Mesh>,
     vault: Vault,
     tell: &'a dyn Fn(Told),
 }
@@ -150,7 +157,9 @@ struct Trainer {
     loss: f32,
     /// Whether there is a state: a rank that joins has none at first.
     loaded: bool,
-    /// The checkpoint that it began with.
+    /// The checkpoint that it begins with, until its state is there.
+    origin: Option<Manifest>,
+    /// The step of that checkpoint.
     restored: Option<u64>,
     /// Steps were done that the coordinator has not heard of: the next checkpoint is due when it is back (T3).
     unheard: bool,
@@ -189,7 +198,7 @@ impl Trainer {
     fn load(given: &Assignment) -> Result<Self, Failure> {
         let Assignment { start, spec, .. } = given;
         let load = |plan: &Plan| stoke_jobs::load(&start.spec, &spec.trainer, plan.clone());
-        let (mut plan, mut train);
+        let (mut plan, train);
         if let Some(steps) = spec.train.steps {
             plan = plan_of(spec, steps);
             train = load(&plan)?;
@@ -199,11 +208,12 @@ impl Trainer {
             plan.steps = steps_of(spec, load(&plan)?.samples()).map_err(Failure::Permanent)?;
             train = load(&plan)?;
         }
-        let (mut step, mut loss, mut restored, mut ledger) = (0, f32::NAN, None, Ledger::default());
-        if let StartFrom::Checkpoint(origin) = &start.from {
-            (step, loss, ledger) = restore(origin, &mut *train, spec, plan.steps)?;
-            restored = Some(step);
-        }
+        let origin = match &start.from {
+            StartFrom::Checkpoint(origin) => Some(restore::open(origin, spec, plan.steps)?),
+            StartFrom::Seed | StartFrom::Peers => None,
+        };
+        let restored = origin.as_ref().map(|manifest| manifest.step.0);
+        let step = restored.unwrap_or(0);
         tracing::info!(
             step,
             steps = plan.steps,
@@ -211,12 +221,28 @@ impl Trainer {
             parameters = train.layout().len(),
             "trainer loaded"
         );
-        let loaded = start.from != StartFrom::Peers;
+        let loaded = start.from == StartFrom::Seed;
         let meter = Meter::new(&plan, step);
         let beat = given.beat.clone();
         let tail = Tail::new(train.layout().flat_len(), spec.train.lanes);
         let (last_sum, joining, unheard) = (None, None, false);
-        Ok(Self { train, plan, step, ledger, tail, loss, loaded, restored, unheard, last_sum, joining, meter, beat })
+        let (loss, ledger) = (f32::NAN, Ledger::default());
+        Ok(Self {
+            train,
+            plan,
+            step,
+            ledger,
+            tail,
+            loss,
+            loaded,
+            origin,
+            restored,
+            unheard,
+            last_sum,
+            joining,
+            meter,
+            beat,
+        })
     }
 
     /// One generation, from its forming to its end.
@@ -225,7 +251,7 @@ impl Trainer {
         let shape = Shape { values: self.tail.values(), lanes: work.spec.train.lanes };
         // What a giver has not begun to send will not come any more; it is asked for anew.
         self.joining.take_if(|joining| !joining.arrives.load(Ordering::Acquire));
-        let forming = work.mesh.form(membership, self.state(), shape);
+        let forming = work.mesh.form(membership, self.state(work), shape);
         let formed = work.runtime.block_on(async {
             tokio::select! {
                 biased;
@@ -233,7 +259,7 @@ impl Trainer {
                 formed = forming => Ok(formed?),
             }
         })?;
-        let Formed { mut exchange, step, catch_up, lacking, gives } = formed;
+        let Formed { mut exchange, step, catch_up, lacking, gives, readers } = formed;
         work.orders.entered(generation, exchange.abort_handle());
         self.meter.begin();
         if let Some(sum) = catch_up {
@@ -244,9 +270,12 @@ impl Trainer {
         let served = match gives {
             _ if exchange.place().is_observer() => self.join(term, step.0, &mut exchange, work),
             Some(part) => {
-                assert_eq!(self.step, step.0, "X10: members that need no state have done the same steps");
-                self.give_state(term, part, &lacking, work);
-                self.train(membership, &mut exchange, work)
+                let gathered = readers.map_or(Ok(()), |readers| self.restore(membership, &readers, work));
+                gathered.and_then(|()| {
+                    assert_eq!(self.step, step.0, "X10: members that need no state have done the same steps");
+                    self.give_state(term, part, &lacking, work);
+                    self.train(membership, &mut exchange, work)
+                })
             }
             None => self.catch_up((term, step.0), work).and_then(|()| self.train(membership, &mut exchange, work)),
         };
@@ -256,11 +285,15 @@ impl Trainer {
         served
     }
 
-    fn state(&self) -> State {
+    fn state(&self, work: &Work<'_>) -> State {
+        let restores = self.origin.as_ref().map(|manifest| {
+            let held = work.memory.iter().flat_map(|memory| memory.held(manifest));
+            Restores { step: manifest.step, in_memory: held.collect() }
+        });
         let joining = self.joining.as_ref().map(|joining| Step(joining.reaches()));
         let step = self.loaded.then_some(Step(self.step)).or(joining);
         let sum = self.last_sum.as_ref().filter(|(step, _)| *step == self.step).map(|(_, sum)| sum.clone());
-        State { step, sum }
+        State { step, sum, restores }
     }
 
     fn train(&mut self, membership: &Membership, exchange: &mut Exchange, work: &mut Work<'_>) -> Result<(), Failure> {
@@ -443,13 +476,30 @@ impl Trainer {
     }
 
     fn adopt(&mut self, received: Received, expected: u64) -> Result<(), Failure> {
-        let Received { step, loss, ledger, weights_blake3, tensors } = received;
+        let Received { of: StateOf { step, loss, ledger, weights_blake3, .. }, tensors } = received;
         if step.0 != expected {
             return Err(Failure::Error(format!("the state received is of {step}, {expected} was expected")));
         }
         self.take_state(tensors, weights_blake3)
             .map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
-        (self.step, self.loss, self.ledger, self.loaded) = (step.0, loss, ledger, true);
+        (self.step, self.loss, self.ledger, self.loaded, self.origin) = (step.0, loss, ledger, true, None);
+        Ok(())
+    }
+
+    /// Takes the checkpoint over that all members begin with.
+    fn restore(&mut self, membership: &Membership, readers: &Readers, work: &Work<'_>) -> Result<(), Failure> {
+        let manifest = self.origin.as_ref().expect("X10: whoever has no state has a checkpoint to begin with");
+        let (of, tensors) = restore::gather(manifest, membership, readers, work)?;
+        let uri = restore::uri_of(&work.start.from);
+        let restored = self.train.restore(tensors);
+        restored.map_err(|error| Failure::Permanent(format!("continue from {uri}: {}", text_of(&error))))?;
+        let weights = Digest(self.train.weights_blake3());
+        if weights != of.weights_blake3 {
+            let error =
+                format!("continue from {uri}: its weights hash to {weights}, the manifest says {}", of.weights_blake3);
+            return Err(Failure::Damaged { uri: uri.to_owned(), error });
+        }
+        (self.step, self.loss, self.ledger, self.loaded, self.origin) = (of.step.0, of.loss, of.ledger, true, None);
         Ok(())
     }
 
@@ -464,15 +514,14 @@ impl Trainer {
         if lacking.is_empty() {
             return;
         }
-        let shard = Shard {
-            term,
+        let of = StateOf {
             step: Step(self.step),
-            index,
-            count,
+            shards: count,
             loss: self.loss,
             ledger: self.ledger,
-            state: self.train.snapshot(),
+            weights_blake3: Digest([0; 32]),
         };
+        let shard = Shard { term, of, index, state: self.train.snapshot() };
         work.mesh.give_state(&work.runtime, shard, lacking);
     }
 
@@ -515,27 +564,4 @@ fn receive(work: &Work<'_>, (term, from): (Term, u64)) -> Joining {
         let _ = tell.send(mesh.take_state(term, &all_begun).await);
     });
     Joining { state, arrives, receiving: receiving.abort_handle(), from, sums: VecDeque::new() }
-}
-
-/// Takes a checkpoint over; returns its step, its loss and its ledger.
-fn restore(origin: &Origin, train: &mut dyn Train, spec: &JobSpec, steps: u64) -> Result<(u64, f32, Ledger), Failure> {
-    let uri = &origin.uri;
-    let failed = |what: String| Failure::Permanent(format!("continue from {uri}: {what}"));
-    let load = || checkpoint::load(uri, origin.manifest_blake3);
-    let (manifest, tensors) = checkpoint::patiently(load).map_err(|error| {
-        let damaged = error.is_damage();
-        let error = format!("continue from {uri}: {}", text_of(&error));
-        if damaged { Failure::Damaged { uri: uri.clone(), error } } else { Failure::Error(error) }
-    })?;
-    if let Some(reason) = mismatch(&manifest, spec, steps) {
-        return Err(failed(reason));
-    }
-    train.restore(tensors).map_err(|error| failed(text_of(&error)))?;
-    let restored = Digest(train.weights_blake3());
-    if restored != manifest.weights_blake3 {
-        let error = format!("its weights hash to {restored}, the manifest says {}", manifest.weights_blake3);
-        return Err(Failure::Damaged { uri: uri.clone(), error: format!("continue from {uri}: {error}") });
-    }
-    let ledger = manifest.ledger.unwrap_or(Ledger::from(manifest.cursor));
-    Ok((manifest.step.0, manifest.loss.unwrap_or(f32::NAN), ledger))
 }

@@ -12,14 +12,14 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use stoke_jobs::Snapshot;
+use stoke_jobs::{NamedTensor, Snapshot};
 use stoke_protocol::ids::{ClusterId, Digest, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{RankEvent, ShardRecord, StartRank};
 use stoke_protocol::spec::JobSpec;
 
 use super::failure::text_of;
-use crate::checkpoint::{self, CheckpointError, FORMAT, Folder, Manifest};
+use crate::checkpoint::{self, CheckpointError, FORMAT, Folder, Manifest, ShardMemory};
 
 /// One is written while the trainer hands over the next: two states in memory beside the one that is trained.
 const COPIES_MAX: usize = 1;
@@ -76,6 +76,8 @@ pub struct Subject {
     pub cluster: ClusterId,
     pub start: StartRank,
     pub spec: JobSpec,
+    /// Of this job on this node, if shards are kept there.
+    pub memory: Option<ShardMemory>,
 }
 
 impl Vault {
@@ -170,16 +172,25 @@ impl<F: Fn(Told)> Keeper<F> {
                 stored
             };
             let stored = if last { checkpoint::patiently(write) } else { write() };
-            Ok((stored?, weights_blake3))
+            Ok((stored?, weights_blake3, own))
         });
         match stored {
-            Ok((shard, weights_blake3)) => {
+            Ok((shard, weights_blake3, own)) => {
                 let written = Written { world, index, loss, ledger, weights_blake3, last };
                 self.written.insert((step, generation), written);
                 tracing::info!(%step, %generation, bytes = shard.bytes, "shard stored");
-                (self.tell)(Told::Event(RankEvent::ShardStored { generation, step, shard }));
+                (self.tell)(Told::Event(RankEvent::ShardStored { generation, step, shard: shard.clone() }));
+                self.remember(step, shard, &own);
             }
             Err(error) => self.failed(generation, step, last, &error),
+        }
+    }
+
+    /// After it was told: nobody waits for this.
+    fn remember(&self, step: Step, shard: ShardRecord, tensors: &[NamedTensor]) {
+        let Some(memory) = &self.subject.memory else { return };
+        if let Err(error) = memory.keep(step, &shard.into(), tensors) {
+            tracing::debug!(%step, %error, "the shard is not kept in memory");
         }
     }
 
@@ -207,7 +218,7 @@ impl<F: Fn(Told)> Keeper<F> {
         weights_blake3: Digest,
         shards: Vec<ShardRecord>,
     ) -> Result<RankEvent, CheckpointError> {
-        let Subject { cluster, start, spec } = &self.subject;
+        let Subject { cluster, start, spec, .. } = &self.subject;
         let written = &self.written[&(step, generation)];
         let manifest = Manifest {
             format: FORMAT.to_owned(),

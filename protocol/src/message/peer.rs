@@ -8,14 +8,15 @@ use crate::ids::{Digest, Step, Term};
 use crate::lanes::Subtree;
 use crate::ledger::Ledger;
 use crate::list::List;
+use crate::spec::RANKS_MAX;
 
 /// The first header of a bulk stream: what it carries.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Opening {
     /// `TensorHeader`s of one generation, until the sender leaves it.
     Exchange(Standing),
-    /// One shard of the sender's state after `step` steps, to a rank that joins: `StateHeader`s, each with its bytes. Together they are what
-    /// the shard's file would be.
+    /// One shard of the sender's state after `step` steps, to a rank that joins, or of the checkpoint that both begin with: `StateHeader`s, each
+    /// with its bytes. Together they are what the shard's file would be.
     State { term: Term, step: Step, shard: u32, shards: u32, loss: f32, ledger: Ledger, weights_blake3: Digest },
     /// Nothing follows. Not answered: who agrees enters the term, and the sender meets it there.
     Proposal(Proposal),
@@ -49,6 +50,43 @@ pub struct Standing {
     pub step: Option<Step>,
     /// Whether it still has the sum of the last of them, for those that lack it.
     pub has_sum: bool,
+    /// The checkpoint that it begins with and has not read yet.
+    pub restores: Option<Restores>,
+}
+
+/// What a rank that begins with a checkpoint knows of it before any shard is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Restores {
+    pub step: Step,
+    /// Shards that lie in the memory of its machine.
+    pub in_memory: ShardSet,
+}
+
+/// Some of the shards of a checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct ShardSet([u64; SHARD_WORDS]);
+
+const SHARD_WORDS: usize = (RANKS_MAX / u64::BITS) as usize;
+
+impl ShardSet {
+    /// Shards from [`RANKS_MAX`] on are in no set: there are none.
+    pub fn insert(&mut self, shard: u32) {
+        if let Some(word) = self.0.get_mut((shard / u64::BITS) as usize) {
+            *word |= 1 << (shard % u64::BITS);
+        }
+    }
+
+    pub fn contains(&self, shard: u32) -> bool {
+        self.0.get((shard / u64::BITS) as usize).is_some_and(|word| word >> (shard % u64::BITS) & 1 == 1)
+    }
+}
+
+impl FromIterator<u32> for ShardSet {
+    fn from_iter<I: IntoIterator<Item = u32>>(shards: I) -> Self {
+        let mut set = Self::default();
+        shards.into_iter().for_each(|shard| set.insert(shard));
+        set
+    }
 }
 
 /// A run of bytes of a state, on its own stream. `count` bytes follow.
