@@ -172,7 +172,13 @@ impl Exchange {
 
     fn sum(&mut self, step: Step, partials: Vec<Bytes>) -> Result<&[f32], ExchangeError> {
         self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
-        let begin = Input::Begin { step, partials, sum: self.sums.take() };
+        // An observer that takes no more sums holds their memory until another generation begins without it.
+        let aborted = || self.abort.reason.get().is_some();
+        let Some(sum) = self.sums.take_unless(aborted) else {
+            self.check_aborted()?;
+            unreachable!("X9: the wait ends with a buffer, or with a reason that stays");
+        };
+        let begin = Input::Begin { step, partials, sum };
         match self.driver.send(begin).map_err(|_| ExchangeError::EndpointClosed).and_then(|()| self.wait()) {
             Ok(sum) => {
                 self.last = Some(step);

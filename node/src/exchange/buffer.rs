@@ -125,13 +125,21 @@ impl Pool {
     /// A writable buffer with any contents: one that came back, or a new one. Waits when `limit` buffers are out and none is
     /// acknowledged; a lost connection gives its buffers back too, so the wait ends.
     pub fn take(&mut self) -> Buffer {
+        self.take_unless(|| false).expect("X2: the wait ends with a buffer")
+    }
+
+    /// The same, but the wait ends without one when `gives_up` says so.
+    pub fn take_unless(&mut self, gives_up: impl Fn() -> bool) -> Option<Buffer> {
         loop {
             if let Some(index) = self.spare.iter_mut().position(Buffer::thaw) {
-                return self.spare.swap_remove(index);
+                return Some(self.spare.swap_remove(index));
             }
             if self.left > 0 {
                 self.left -= 1;
-                return Buffer::new(self.values);
+                return Some(Buffer::new(self.values));
+            }
+            if gives_up() {
+                return None;
             }
             assert!(!self.spare.is_empty(), "X2: more buffers in use than the pool was made for");
             std::thread::park_timeout(POOL_WAIT);
@@ -181,7 +189,13 @@ mod tests {
         pool.put(first);
         let second = pool.take();
         assert_eq!(second.read(), [0.0; 4]);
-        pool.put(second);
+        let third = {
+            let mut second = second;
+            let _sent = second.freeze(0..4);
+            pool.put(second);
+            pool.take_unless(|| true)
+        };
+        assert!(third.is_none(), "both are still read, and nobody waits for them");
         drop(sent);
         let (a, b) = (pool.take(), pool.take());
         assert_eq!(a.read()[0] + b.read()[0], 1.0);

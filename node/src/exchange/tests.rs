@@ -194,6 +194,34 @@ fn an_abort_frees_a_blocked_rank_at_once() {
     }
 }
 
+/// A rank that joins and reads nothing holds the members back, not for longer than they want.
+#[test]
+fn an_abort_frees_a_member_that_waits_for_an_observer() {
+    let cluster = Cluster::new();
+    let shape = Shape { values: 100_000, lanes: 4 };
+    let (members, joining) = ([cluster.mesh(1, 0)], [cluster.mesh(2, 1)]);
+    let states = [at(0, None), State::default()];
+    let mut formed: Vec<Formed> = form(2, &members, &joining, &states, shape).into_iter().map(Result::unwrap).collect();
+    let (observer, mut member) = (formed.pop().unwrap(), formed.pop().unwrap().exchange);
+    let abort = member.abort_handle();
+    let (told, steps) = std::sync::mpsc::channel();
+    let stepping = thread::spawn(move || {
+        let mut sums = lane_sums(shape, 1, 0);
+        for step in 0.. {
+            give(&mut sums, |_| vec![1.0; shape.values]);
+            if let Err(error) = member.all_reduce(Step(step), &mut sums) {
+                return error;
+            }
+            told.send(()).unwrap();
+        }
+        unreachable!("steps do not end")
+    });
+    while steps.recv_timeout(Duration::from_millis(500)).is_ok() {}
+    abort.abort("the observer is lost");
+    assert!(matches!(stepping.join().unwrap(), ExchangeError::Aborted { .. }));
+    drop(observer);
+}
+
 #[test]
 fn steps_must_grow() {
     let cluster = Cluster::new();
