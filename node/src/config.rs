@@ -40,6 +40,9 @@ pub struct Config {
     /// A rank's process that has said nothing for so long is killed, and its job goes on without it.
     #[serde(default = "rank_silence_ms")]
     pub rank_silence_ms: u64,
+    /// A rank whose agent is gone goes on for so long without one, then it ends by itself: time to start the agent again.
+    #[serde(default = "orphan_grace_ms")]
+    pub orphan_grace_ms: u64,
     /// Ranks leave a copy of their last shards in the machine's memory (`/dev/shm`), from where a gang that begins again restores them.
     #[serde(default = "shards_in_memory")]
     pub shards_in_memory: bool,
@@ -63,6 +66,7 @@ impl Config {
             stop_grace_ms: stop_grace_ms(),
             rank_silence_ms: rank_silence_ms(),
             shards_in_memory: shards_in_memory(),
+            orphan_grace_ms: orphan_grace_ms(),
             log_bytes: log_bytes(),
         }
     }
@@ -103,6 +107,10 @@ fn rank_silence_ms() -> u64 {
 
 fn shards_in_memory() -> bool {
     true
+}
+
+fn orphan_grace_ms() -> u64 {
+    300_000
 }
 
 fn log_bytes() -> u64 {

@@ -15,6 +15,7 @@ mod hostile;
 mod lifecycle;
 mod namespaces;
 mod nodes;
+mod orphans;
 mod recovery;
 mod slow_disk;
 mod stores;

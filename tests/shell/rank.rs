@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use stoke_node::agent::{RankEvents, RankProcess, Spawner};
+use stoke_node::agent::{Kept, RankEvents, RankProcess, Spawner};
 use stoke_protocol::identity::KeyRequest;
 use stoke_protocol::ids::{Digest, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Membership, Outcome, RankEvent, ShardRecord, StartFrom, StartRank, ToRank,
+    Exit, FromRank, Membership, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 use tokio::sync::mpsc;
@@ -60,6 +60,12 @@ impl Spawner for SimulatedRanks {
         });
         Ok(Box::new(Handle { frames }))
     }
+
+    fn adopt(&self, kept: Kept, _: RankEvents) -> Box<dyn RankProcess> {
+        unreachable!("{:?} was recorded, and these ranks are not", kept.id)
+    }
+
+    fn forget(&self, _: RankId) {}
 }
 
 impl RankProcess for Handle {
@@ -110,6 +116,7 @@ impl Life {
                 None | Some(Told::Kill) => return Exit::Signal(9),
                 Some(Told::Frame(frame)) => match frame {
                     ToRank::Start(_) | ToRank::Stores(_) | ToRank::Coordinator { .. } => {}
+                    ToRank::Settle(_) | ToRank::Adopted | ToRank::Taken { .. } => {}
                     ToRank::Certificate { .. } => {
                         let address = SocketAddr::new(self.ip, 9_000 + self.start.id.rank.0 as u16);
                         self.say(RankEvent::Ready { address }).await;

@@ -191,7 +191,7 @@ impl Blows {
             return Ok(Victim { text, pids });
         }
         // An agent goes first, so that it tells nobody of the end of its ranks.
-        let kept = |fault| matches!(fault, Fault::KillNode | Fault::KillCoordinator);
+        let kept = |fault| matches!(fault, Fault::KillNode | Fault::KillAgent | Fault::KillCoordinator);
         let supervised = actors.first().filter(|_| kept(fault));
         if let Some(actor) = supervised {
             self.folder.pardon(actor.pid).map_err(|failure| failure.message())?;
@@ -268,6 +268,12 @@ fn victims(cast: Cast, fault: Fault, draw: u64, held: &[u32]) -> Result<Found, S
         Fault::KillAllRanks => {
             let ranks = output::count(cast.ranks.len() as u64, "rank");
             Ok(Found { text: format!("all {ranks}"), actors: cast.ranks })
+        }
+        Fault::KillAgent => {
+            let agents = cast.busy_agents();
+            let name = pick(agents, draw).ok_or("no node was there")?.name.clone();
+            let actors: Vec<Actor> = cast.agents.into_iter().filter(|agent| agent.name == name).collect();
+            Ok(Found { text: format!("the agent of {name} (process {})", actors[0].pid), actors })
         }
         Fault::KillNode
         | Fault::PauseNode

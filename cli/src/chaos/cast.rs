@@ -1,14 +1,14 @@
 //! Which processes are of a local cluster, and signals that reach these alone. Owns the way from `local.json` to process descriptors; decides
 //! no fault.
 //!
-//! V1: a process is of the cluster if the supervisor that holds the folder's lock started it, or if an agent of that supervisor did.
-//! V2: a signal goes through a descriptor that was opened before its process was seen to be a child of its parent: a process id that is used
-//! again reaches nobody.
+//! V1: a process is of the cluster if the supervisor that holds the folder's lock started it, or if it is in the records of an agent's ranks.
+//! V2: a signal goes through a descriptor that was opened before its process was seen to be a child of the supervisor, or to be the recorded
+//! one: a process id that is used again reaches nobody.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use stoke_node::agent::{Inventory, Kept};
 
 use crate::failure::{Exit, Failure};
 use crate::local::folder::Folder;
@@ -29,7 +29,7 @@ pub struct Actor {
 pub struct Cast {
     pub coordinator: Option<Actor>,
     pub agents: Vec<Actor>,
-    /// In the order of their agents, then of their ids: a draw picks the same one on the same scene.
+    /// In the order of their agents, then of their rank ids: a draw picks the same one on the same scene.
     pub ranks: Vec<Actor>,
 }
 
@@ -45,11 +45,11 @@ impl Cast {
         let mut actors: Vec<Actor> =
             running.filter_map(|process| Actor::open(&process.name, process.pid, supervisor)).collect();
         let coordinator = actors.iter().position(|actor| actor.name == COORDINATOR).map(|at| actors.remove(at));
-        let processes = processes();
         let mut ranks = Vec::new();
         for agent in &actors {
-            let children = processes.iter().filter(|(pid, parent)| *parent == agent.pid && is_worker(*pid));
-            ranks.extend(children.filter_map(|(pid, _)| Actor::open(&agent.name, *pid, agent.pid)));
+            // One whose records cannot be read has none to be struck.
+            let kept = Inventory::open(&folder.dir.join(&agent.name)).and_then(|inventory| inventory.read());
+            ranks.extend(kept.unwrap_or_default().iter().filter_map(|kept| Actor::rank(&agent.name, kept)));
         }
         Ok(Self { coordinator, agents: actors, ranks })
     }
@@ -64,25 +64,23 @@ impl Cast {
 
 impl Actor {
     fn open(name: &str, pid: u32, parent: u32) -> Option<Self> {
-        let raw = Pid::from_raw(pid.cast_signed())?;
-        let process = pidfd_open(raw, PidfdFlags::empty()).ok()?;
         // V2.
-        (parent_of(pid) == Some(parent)).then(|| Self { name: name.to_owned(), pid, process })
+        Self::descriptor(name, pid).filter(|_| parent_of(pid) == Some(parent))
+    }
+
+    fn rank(agent: &str, kept: &Kept) -> Option<Self> {
+        Self::descriptor(agent, kept.pid).filter(|_| kept.is_running())
+    }
+
+    fn descriptor(name: &str, pid: u32) -> Option<Self> {
+        let process = pidfd_open(Pid::from_raw(pid.cast_signed())?, PidfdFlags::empty()).ok()?;
+        Some(Self { name: name.to_owned(), pid, process })
     }
 
     /// Whether it was there to take it.
     pub fn signal(&self, signal: Signal) -> bool {
         pidfd_send_signal(&self.process, signal).is_ok()
     }
-}
-
-/// Ids of all processes that run, with their parents', by id.
-fn processes() -> Vec<(u32, u32)> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let mut found: Vec<(u32, u32)> = ids.filter_map(|pid| Some((pid, parent_of(pid)?))).collect();
-    found.sort_unstable();
-    found
 }
 
 /// The parent of a process that has not ended.
@@ -96,12 +94,6 @@ fn parse_stat(stat: &str) -> Option<u32> {
     let mut fields = rest.split_whitespace();
     let state = fields.next()?;
     fields.next()?.parse().ok().filter(|_| state != "Z" && state != "X")
-}
-
-/// An agent may have other children for a moment; ranks are those that were started as such.
-fn is_worker(pid: u32) -> bool {
-    let Ok(line) = std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")) else { return false };
-    line.split(|byte| *byte == 0).nth(1) == Some(b"worker")
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub enum Fault {
     KillAllRanks,
     /// An agent and its ranks.
     KillNode,
+    /// An agent alone.
+    KillAgent,
     KillCoordinator,
     PauseRank,
     PauseNode,
@@ -95,10 +97,11 @@ pub enum When {
 }
 
 impl Fault {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::KillRank,
         Self::KillAllRanks,
         Self::KillNode,
+        Self::KillAgent,
         Self::KillCoordinator,
         Self::PauseRank,
         Self::PauseNode,
@@ -121,6 +124,7 @@ impl Fault {
             Self::KillRank => "kill-rank",
             Self::KillAllRanks => "kill-all-ranks",
             Self::KillNode => "kill-node",
+            Self::KillAgent => "kill-agent",
             Self::KillCoordinator => "kill-coordinator",
             Self::PauseRank => "pause-rank",
             Self::PauseNode => "pause-node",
@@ -146,7 +150,8 @@ impl Fault {
             Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound => true,
             Self::LosePackets | Self::DelayPackets | Self::ReorderPackets | Self::DuplicatePackets => true,
             Self::SlowRank | Self::SlowNode | Self::FillDisk => true,
-            Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillCoordinator | Self::CorruptShard => false,
+            Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillAgent => false,
+            Self::KillCoordinator | Self::CorruptShard => false,
         }
     }
 
@@ -159,7 +164,8 @@ impl Fault {
             Self::SlowRank | Self::SlowNode => Some(Amount::Percent(50)),
             Self::PauseRank | Self::PauseNode | Self::PauseCoordinator => None,
             Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound | Self::FillDisk => None,
-            Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillCoordinator | Self::CorruptShard => None,
+            Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillAgent => None,
+            Self::KillCoordinator | Self::CorruptShard => None,
         }
     }
 
@@ -170,7 +176,9 @@ impl Fault {
             Self::PauseRank | Self::PauseNode | Self::SlowRank | Self::SlowNode => true,
             Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound => true,
             Self::LosePackets | Self::DelayPackets | Self::ReorderPackets | Self::DuplicatePackets => true,
-            Self::KillCoordinator | Self::PauseCoordinator | Self::FillDisk | Self::CorruptShard => false,
+            Self::KillAgent | Self::KillCoordinator | Self::PauseCoordinator | Self::FillDisk | Self::CorruptShard => {
+                false
+            }
         }
     }
 

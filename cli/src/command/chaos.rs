@@ -22,6 +22,7 @@ What lasts takes `for TIME`, and some faults `by AMOUNT`, behind it.
   kill-rank          kill -9 of one rank's process
   kill-all-ranks     kill -9 of all of them at once: jobs go on from their checkpoints
   kill-node          kill -9 of an agent and its ranks; the agent is started again
+  kill-agent         kill -9 of an agent alone; it is started again, and its ranks step on
   kill-coordinator   kill -9 of the coordinator; it is started again on its journal
   pause-rank         SIGSTOP, and SIGCONT after `for TIME` (2s if not given); so for the next two
   pause-node         an agent and its ranks

@@ -8,6 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use stoke_node::agent::KEEPER;
 use stoke_protocol::transport::WEATHER_VARIABLE;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -42,6 +43,8 @@ impl Launch {
             .args(&self.arguments)
             .args(["--parent", &std::process::id().to_string()])
             .env(WEATHER_VARIABLE, &self.weather)
+            // Ranks outlive their agent; they do not outlive their cluster.
+            .env(KEEPER, std::process::id().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

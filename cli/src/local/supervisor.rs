@@ -313,8 +313,20 @@ impl Supervisor {
                     }
                 }
             }
+            end_orphans(&self.folder, self.options.nodes);
         }
         let _ = self.folder.write_state(&State { processes: Vec::new(), ..self.state.clone() });
+    }
+}
+
+/// Ranks that an agent has left which was not there to stop them.
+fn end_orphans(folder: &Folder, nodes: u32) {
+    for index in 1..=nodes {
+        match agent::end_orphans(&folder.node(index)) {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(node = node_name(index), ended, "ranks without an agent were killed"),
+            Err(error) => tracing::warn!(node = node_name(index), %error, "ranks without an agent may be left"),
+        }
     }
 }
 

@@ -82,7 +82,7 @@ impl Cluster {
                 let end = match exit {
                     Exit::Code(0) => End::Left,
                     Exit::AgentRestarted | Exit::AgentStopped => End::Machine,
-                    Exit::Code(_) | Exit::Signal(_) | Exit::NotStarted(_) => End::Fault,
+                    Exit::Code(_) | Exit::Signal(_) | Exit::NotStarted(_) | Exit::Unseen => End::Fault,
                 };
                 job.gone(scene, &[id], &exit_words(exit), end);
             }
@@ -110,6 +110,11 @@ impl Cluster {
         if job.run.as_ref().is_none_or(|run| run.generation != generation) && !unfenced {
             // It came too late: the members that stored it are not the members any more, and those store it again.
             self.counts.stale_reports += 1;
+            return;
+        }
+        let same = |last: &&Checkpoint| last.generation == generation && last.step == step;
+        if self.catalogue.last(id.job).filter(same).is_some_and(|last| last.manifest_blake3 == manifest_blake3) {
+            // It is told again because the agent that had told it is gone.
             return;
         }
         let outside = || Err(format!("{uri} is not in the job's folder {}", job.checkpoints));

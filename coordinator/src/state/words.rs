@@ -18,8 +18,9 @@ pub fn exit_words(exit: &Exit) -> String {
         Exit::NotStarted(why) => {
             format!("could not be started: {}", why.chars().take(REASON_CHARS_MAX).collect::<String>())
         }
-        Exit::AgentRestarted => "went with its agent, which was restarted".into(),
+        Exit::AgentRestarted => "ended while its agent was away, nobody saw how".into(),
         Exit::AgentStopped => "went with its agent, which was stopped".into(),
+        Exit::Unseen => "ended without a word (its agent was restarted, and cannot tell how)".into(),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::disk::Home;
+use super::inventory::Kept;
 use super::session::{Session, SessionArguments, SessionMessage};
 use super::shards::ShardFolder;
 use super::spawn::{RankEvents, RankProcess, Spawner};
@@ -64,6 +65,8 @@ pub struct Arguments {
     pub state: AgentState,
     pub spawner: Arc<dyn Spawner>,
     pub shards: Option<ShardFolder>,
+    /// Ranks of the agents before this one.
+    pub kept: Vec<Kept>,
     pub session: SessionArguments,
     /// Resolves with the reason of an end that nobody asked for, or with nothing after [`Message::ShutDown`].
     pub ended: oneshot::Sender<Option<String>>,
@@ -87,6 +90,8 @@ pub struct Acting {
     /// When this was looked at last: an agent that was stopped itself has heard nobody.
     looked: Instant,
     leaving: bool,
+    /// Of an end that nobody here has asked for.
+    reason: Option<String>,
     ended: Option<oneshot::Sender<Option<String>>>,
 }
 
@@ -96,22 +101,32 @@ impl Actor for AgentActor {
     type Arguments = Arguments;
 
     async fn pre_start(&self, myself: ActorRef<Message>, given: Arguments) -> Result<Acting, ActorProcessingErr> {
+        // Before the session, whose first frame tells what runs here.
+        let (mut state, now) = (given.state, Instant::now());
+        let (mut processes, mut heard) = (BTreeMap::new(), BTreeMap::new());
+        for kept in given.kept {
+            let id = kept.id;
+            state.apply(Event::Inherited { id, claim: kept.claim });
+            processes.insert(id, given.spawner.adopt(kept, RankEvents::new(id, myself.clone())));
+            heard.insert(id, now);
+        }
         let arguments = (given.session, myself.clone());
         let (session, _) = Session::spawn_linked(None, Session, arguments, myself.get_cell()).await?;
         myself.send_interval(LOOK_EVERY, || Message::Look);
         Ok(Acting {
             config: given.config,
             home: given.home,
-            state: given.state,
+            state,
             spawner: given.spawner,
             shards: given.shards,
             session,
             live: None,
             rank_ip: None,
-            processes: BTreeMap::new(),
-            heard: BTreeMap::new(),
-            looked: Instant::now(),
+            processes,
+            heard,
+            looked: now,
             leaving: false,
+            reason: None,
             ended: Some(given.ended),
         })
     }
@@ -144,10 +159,10 @@ impl Actor for AgentActor {
                 }
             }
             Message::Revoked(reason) => {
-                acting.processes.values().for_each(|process| process.kill());
                 acting.home.set_identity_aside();
-                acting.end(Some(reason));
-                myself.stop(None);
+                acting.reason = Some(reason);
+                // No agent that comes after this one is told to stop its ranks.
+                acting.take(Event::ShutDown { grace_ms: 0 }, &myself);
             }
             Message::Look => acting.look(&myself),
             Message::Kill(id) => acting.kill(id),
@@ -174,13 +189,13 @@ impl Actor for AgentActor {
     }
 
     async fn post_stop(&self, _myself: ActorRef<Message>, acting: &mut Acting) -> Result<(), ActorProcessingErr> {
-        // After a shutdown there are none; otherwise no rank may outlive its agent.
-        acting.processes.values().for_each(|process| process.kill());
+        // After a shutdown there are no ranks; otherwise the next agent finds those that there are.
         if acting.processes.is_empty() {
             acting.shards.iter().for_each(ShardFolder::remove);
         }
         let _ = acting.session.stop_and_wait(None, Some(FAREWELL_MAX)).await;
-        acting.end(None);
+        let reason = acting.reason.take();
+        acting.end(reason);
         Ok(())
     }
 }
@@ -244,6 +259,7 @@ impl Acting {
                 Effect::KillAfter { id, grace_ms } => {
                     myself.send_after(Duration::from_millis(grace_ms), move || Message::Kill(id));
                 }
+                Effect::Forget { id } => self.spawner.forget(id),
                 Effect::Warn(text) => tracing::warn!("{text}"),
                 Effect::AllGone => {
                     self.leaving = true;

@@ -39,6 +39,11 @@ pub enum HomeError {
     InUse { dir: PathBuf },
     #[error("{} is damaged ({problem}): remove it to start as a new agent of the same node", path.display())]
     Damaged { path: PathBuf, problem: String },
+    #[error(
+        "{} is damaged ({problem}), so that the process of a rank cannot be found: end it if it is there (`stoke worker` in `ps`), then remove \
+         the file", path.display()
+    )]
+    DamagedRecord { path: PathBuf, problem: String },
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
 }
@@ -59,10 +64,7 @@ impl Home {
     /// Locks the folder and begins a new incarnation, durably: one that the folder has not seen, and at least `floor`.
     pub fn open(dir: &Path, floor: Incarnation) -> Result<(Self, Fence), HomeError> {
         fs::create_dir_all(dir).map_err(|source| HomeError::Io { verb: "create", path: dir.into(), source })?;
-        let path = dir.join(LOCK_FILE);
-        let lock = File::create(&path).map_err(|source| HomeError::Io { verb: "open", path: path.clone(), source })?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| HomeError::InUse { dir: dir.into() })?;
+        let lock = lock(dir)?;
         let stored = read(&dir.join(STATE_FILE))?;
         let incarnation = Incarnation(stored.incarnation).next().max(floor);
         let fence = Fence { epoch: Epoch(stored.epoch), index: LogIndex(stored.index) };
@@ -108,6 +110,15 @@ impl Home {
     }
 }
 
+/// Locks the folder while the file lives: one agent a folder, whatever dies.
+pub(super) fn lock(dir: &Path) -> Result<File, HomeError> {
+    let path = dir.join(LOCK_FILE);
+    let lock = File::create(&path).map_err(|source| HomeError::Io { verb: "open", path, source })?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| HomeError::InUse { dir: dir.into() })?;
+    Ok(lock)
+}
+
 fn read(path: &Path) -> Result<Stored, HomeError> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
@@ -117,8 +128,8 @@ fn read(path: &Path) -> Result<Stored, HomeError> {
     }
 }
 
-/// In one step: after a crash there is the old file or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Durable, in one step: after a crash there is the old file or the new one.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let staged = path.with_extension("tmp");
     let mut file = File::create(&staged)?;
     file.write_all(bytes)?;

@@ -1,12 +1,12 @@
-//! What ranks print: numbered files a rank, the last two kept, read back whole or followed while they grow. Owns the files and their bounds;
-//! never looks at what is inside beyond where lines end. A file keeps its name for as long as it is there, so that a reader that asks for a
-//! number gets that part of the log or none.
+//! What ranks print: numbered files a rank, the last two kept, read back whole or followed while they grow. Owns their names and the first of
+//! them; a rank writes its files itself and cuts them (`worker/print.rs`), so that nothing is lost and nobody waits while there is no agent.
+//! Never looks at what is inside beyond where lines end. A file keeps its name for as long as it is there, so that a reader that asks for a
+//! number gets that part of the log or none. A log is looked at whenever its rank says something, twice a second.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use stoke_protocol::message::node::{LogChunk, ReadLog};
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 /// Ranks whose logs are kept; those of the oldest go first.
 const LOGS_MAX: usize = 512;
 /// Files of a rank that are kept.
-const PARTS_MAX: u64 = 2;
+pub const PARTS_MAX: u64 = 2;
 /// A longer line is cut into several, or one rank could make a chunk of any size.
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// A chunk is far below the cap of a request frame (1 MiB), with room for the lengths of its lines.
@@ -30,13 +30,28 @@ const CHUNKS_MAX: usize = 4;
 pub struct LogBook {
     dir: PathBuf,
     bytes_max: u64,
-    live: Arc<Mutex<BTreeMap<RankId, watch::Receiver<Written>>>>,
+    live: Arc<Mutex<BTreeMap<RankId, watch::Sender<Written>>>>,
 }
 
-/// How far a log has grown. Published after the bytes are in the file.
+/// A log at its beginning.
+pub struct Opened {
+    pub file: File,
+    /// For [`part_path`].
+    pub base: String,
+    pub part: u64,
+}
+
+/// One file of a log, from what all of them begin with.
+pub fn part_path(base: &Path, part: u64) -> PathBuf {
+    let mut path = base.as_os_str().to_owned();
+    path.push(format!(".{part}.log"));
+    path.into()
+}
+
+/// How far a log has grown, as it was last seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Written {
-    /// Number of the file that is being written.
+    /// Number of the newest file.
     part: u64,
     bytes: u64,
 }
@@ -51,8 +66,16 @@ impl LogBook {
         self.dir.join(id.job.to_string()).join(id.generation.to_string())
     }
 
+    fn base(&self, id: RankId) -> PathBuf {
+        self.folder(id).join(id.rank.to_string())
+    }
+
     fn path(&self, id: RankId, part: u64) -> PathBuf {
-        self.folder(id).join(format!("{}.{part}.log", id.rank))
+        part_path(&self.base(id), part)
+    }
+
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
     }
 
     /// The highest number among the files of a rank.
@@ -65,17 +88,41 @@ impl LogBook {
         files.filter_map(part).max()
     }
 
-    /// Writes what comes out of `pipe` until its last writer is gone, on a thread of its own: a slow disk holds up the rank and nobody else.
-    pub fn record(&self, id: RankId, pipe: OwnedFd) -> io::Result<()> {
+    /// The file that a rank begins with. To be followed until [`Self::ended`].
+    pub fn open(&self, id: RankId) -> io::Result<Opened> {
         fs::create_dir_all(self.folder(id))?;
         self.tidy();
         let part = self.newest(id).map_or(0, |newest| newest + 1);
-        let file = File::create(self.path(id, part))?;
-        let (publish, written) = watch::channel(Written { part, bytes: 0 });
-        self.lock().insert(id, written);
-        let writer = Writer { book: self.clone(), id, file, written: Written { part, bytes: 0 }, publish };
-        std::thread::Builder::new().name(format!("log-{}", id.rank)).spawn(move || writer.run(File::from(pipe)))?;
-        Ok(())
+        let base = self.base(id).into_os_string().into_string();
+        let base = base.map_err(|_| io::Error::other("the path of the agent's folder is not UTF-8"))?;
+        // Standard output and error share it: each write goes to the end.
+        let file = File::options().create(true).append(true).open(self.path(id, part))?;
+        self.resume(id);
+        Ok(Opened { file, base, part })
+    }
+
+    /// The rank of an agent before this one writes on.
+    pub fn resume(&self, id: RankId) {
+        self.lock().insert(id, watch::Sender::new(self.look(id)));
+    }
+
+    /// The rank may have printed something.
+    pub fn grew(&self, id: RankId) {
+        let written = self.look(id);
+        if let Some(live) = self.lock().get(&id) {
+            live.send_if_modified(|known| std::mem::replace(known, written) != written);
+        }
+    }
+
+    /// The rank is gone.
+    pub fn ended(&self, id: RankId) {
+        self.grew(id);
+        self.lock().remove(&id);
+    }
+
+    fn look(&self, id: RankId) -> Written {
+        let part = self.newest(id).unwrap_or(0);
+        Written { part, bytes: self.path(id, part).metadata().map_or(0, |file| file.len()) }
     }
 
     /// Answers a request in chunks, the last one marked. Must be called inside a tokio runtime.
@@ -83,7 +130,7 @@ impl LogBook {
         let (send, receive) = mpsc::channel(CHUNKS_MAX);
         let (book, runtime) = (self.clone(), tokio::runtime::Handle::current());
         tokio::task::spawn_blocking(move || {
-            let live = book.lock().get(&request.id).cloned();
+            let live = book.lock().get(&request.id).map(watch::Sender::subscribe);
             let reader = Reader { book, id: request.id, carry: Vec::new(), chunk: Vec::new(), bytes: 0, send, runtime };
             // An error here is a log that went away, or a client that did: both end the answer.
             let _ = reader.run(request, live);
@@ -113,47 +160,8 @@ impl LogBook {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RankId, watch::Receiver<Written>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<RankId, watch::Sender<Written>>> {
         self.live.lock().expect("no holder of this lock panics")
-    }
-}
-
-struct Writer {
-    book: LogBook,
-    id: RankId,
-    file: File,
-    written: Written,
-    publish: watch::Sender<Written>,
-}
-
-impl Writer {
-    fn run(mut self, mut pipe: File) {
-        let mut buffer = vec![0; READ_BYTES];
-        loop {
-            match pipe.read(&mut buffer) {
-                Ok(0) => break,
-                // A full disk loses lines; the rank must not stop for them.
-                Ok(read) => drop(self.append(&buffer[..read])),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
-        self.book.lock().remove(&self.id);
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.written.bytes >= self.book.bytes_max {
-            let part = self.written.part + 1;
-            self.file = File::create(self.book.path(self.id, part))?;
-            self.written = Written { part, bytes: 0 };
-            if let Some(old) = part.checked_sub(PARTS_MAX) {
-                let _ = fs::remove_file(self.book.path(self.id, old));
-            }
-        }
-        self.file.write_all(bytes)?;
-        self.written.bytes += bytes.len() as u64;
-        self.publish.send_replace(self.written);
-        Ok(())
     }
 }
 
@@ -298,9 +306,12 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use stoke_protocol::ids::{Generation, JobId, Rank};
 
     use super::*;
+    use crate::worker::Print;
 
     const ID: RankId = RankId { job: JobId(1), generation: Generation(1), rank: Rank(0) };
 
@@ -308,12 +319,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let book = LogBook::new(dir.path().to_owned(), bytes_max);
         (dir, book)
-    }
-
-    fn pipe(book: &LogBook) -> File {
-        let (read, write) = rustix::pipe::pipe().unwrap();
-        book.record(ID, read).unwrap();
-        File::from(write)
     }
 
     async fn lines(mut chunks: mpsc::Receiver<LogChunk>) -> Vec<String> {
@@ -324,12 +329,6 @@ mod tests {
         lines
     }
 
-    async fn closed(book: &LogBook) {
-        while book.lock().contains_key(&ID) {
-            tokio::task::yield_now().await;
-        }
-    }
-
     fn ask(tail: Option<u32>, follow: bool) -> ReadLog {
         ReadLog { id: ID, tail, follow }
     }
@@ -337,10 +336,10 @@ mod tests {
     #[tokio::test]
     async fn a_log_is_read_back_whole_or_by_its_last_lines() {
         let (_dir, book) = book(1 << 20);
-        let mut rank = pipe(&book);
+        let mut rank = book.open(ID).unwrap().file;
         rank.write_all(b"one\ntwo\n\xff\nfour").unwrap();
         drop(rank);
-        closed(&book).await;
+        book.ended(ID);
         assert_eq!(lines(book.read(ask(None, false))).await, ["one", "two", "\u{fffd}", "four"]);
         assert_eq!(lines(book.read(ask(Some(1), true))).await, ["\u{fffd}", "four"]);
         let unknown = ReadLog { id: RankId { rank: Rank(9), ..ID }, tail: None, follow: true };
@@ -350,15 +349,19 @@ mod tests {
     #[tokio::test]
     async fn a_followed_log_gives_every_line_across_cuts_and_ends_with_the_rank() {
         let (_dir, book) = book(4000);
-        let mut rank = pipe(&book);
+        let Opened { mut file, base, part } = book.open(ID).unwrap();
         let followed = tokio::spawn(lines(book.read(ask(None, true))));
+        let (writes, mut print) = (book.clone(), Print::new(base.into(), part, 4000));
         let write = move || {
             for line in 0..3000 {
-                writeln!(rank, "line {line}").unwrap();
+                writeln!(file, "line {line}").unwrap();
                 if line % 50 == 0 {
+                    file = print.next(&file).unwrap().unwrap_or(file);
+                    writes.grew(ID);
                     std::thread::yield_now();
                 }
             }
+            writes.ended(ID);
         };
         tokio::task::spawn_blocking(write).await.unwrap();
         let seen = followed.await.unwrap();
@@ -369,16 +372,37 @@ mod tests {
         assert!(numbers.is_sorted_by(|a, b| a < b), "a line came twice or too late");
     }
 
+    /// The agent that follows it is another one than that which has opened it.
     #[tokio::test]
-    async fn a_log_never_grows_beyond_its_bound_and_a_long_line_is_cut() {
+    async fn a_log_goes_on_under_the_next_agent() {
+        let (dir, book) = book(1 << 20);
+        let mut rank = book.open(ID).unwrap().file;
+        writeln!(rank, "before").unwrap();
+        drop(book);
+        writeln!(rank, "alone").unwrap();
+        let next = LogBook::new(dir.path().to_owned(), 1 << 20);
+        next.resume(ID);
+        let followed = tokio::spawn(lines(next.read(ask(None, true))));
+        writeln!(rank, "after").unwrap();
+        next.ended(ID);
+        assert_eq!(followed.await.unwrap(), ["before", "alone", "after"]);
+    }
+
+    #[tokio::test]
+    async fn only_the_last_files_of_a_log_are_kept_and_a_long_line_is_cut() {
         let (dir, book) = book(10_000);
-        let mut rank = pipe(&book);
-        rank.write_all(&vec![b'x'; 300_000]).unwrap();
-        drop(rank);
-        closed(&book).await;
-        let folder = dir.path().join("job-1/g1");
-        let bytes: u64 = fs::read_dir(folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
-        assert!(bytes <= 2 * (10_000 + READ_BYTES as u64), "{bytes}");
+        let Opened { mut file, base, part } = book.open(ID).unwrap();
+        let mut print = Print::new(base.into(), part, 10_000);
+        for _ in 0..30 {
+            file.write_all(&[b'x'; 10_000]).unwrap();
+            file = print.next(&file).unwrap().expect("it is full");
+        }
+        book.ended(ID);
+        let bytes: u64 = fs::read_dir(dir.path().join("job-1/g1"))
+            .unwrap()
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum();
+        assert!(bytes <= 2 * 10_000, "{bytes}");
         let seen = lines(book.read(ask(None, false))).await;
         assert!(seen.iter().all(|line| line.len() <= LINE_BYTES_MAX) && !seen.is_empty());
     }

@@ -1,12 +1,16 @@
 //! The agent: one a machine. It holds a session with the coordinator, starts ranks as processes, watches them and reports. Wiring, and the
 //! start and the end of an agent.
 //!
-//! `state` and `outbox` decide and know no I/O; `actor` and `session` carry out; `process`, `watch` and `log` are the machine.
+//! `state` and `outbox` decide and know no I/O; `actor` and `session` carry out; `process`, `adopt`, `watch`, `inventory` and `log` are the
+//! machine.
 
 mod actor;
+mod adopt;
 mod backoff;
+mod claim;
 mod conversation;
 mod disk;
+mod inventory;
 mod join;
 mod log;
 mod memory;
@@ -34,10 +38,15 @@ use tokio::sync::{oneshot, watch as channel};
 use crate::config::Config;
 use crate::probe;
 
+pub(crate) use adopt::by_descriptor;
+pub use claim::Claim;
 pub use disk::{Home, HomeError, identity_dir};
+pub(crate) use inventory::write_last_words;
+pub use inventory::{Inventory, Kept, end_orphans};
 pub use join::{JoinError, join};
-pub use log::LogBook;
-pub use process::{LINK_FD, PEER_IP, Processes, SHARDS};
+pub use log::{LogBook, PARTS_MAX as LOG_PARTS_MAX, part_path as log_part};
+pub(crate) use outbox::is_droppable;
+pub use process::{KEEPER, LINK_FD, PEER_IP, Processes, SHARDS};
 pub use shards::ShardFolder;
 pub use spawn::{RankEvents, RankProcess, Spawner};
 
@@ -101,7 +110,9 @@ impl Agent {
         let shards = ShardFolder::open(credentials.identity().cluster, join::node_of(&credentials)?);
         let shards = shards.filter(|_| config.shards_in_memory);
         let root = shards.as_ref().map(|shards| shards.root().to_owned());
-        let spawner = Processes::new(config.worker_command.clone(), logs.clone(), has_gpu, root);
+        let inventory = Inventory::open(&config.dir)?;
+        let kept = inventory.read()?;
+        let spawner = Processes::new(&config, inventory, logs.clone(), has_gpu, root);
         let environment = Environment {
             io: Io::thread("stoke-agent-net")?,
             bind: session::any_port_towards(peer, config.listen_ip).into(),
@@ -110,21 +121,21 @@ impl Agent {
             shards,
             measure: true,
         };
-        Self::begin(config, environment, (home, fence), logs).await
+        Self::begin(config, environment, (home, fence), (logs, kept)).await
     }
 
     /// Starts an agent in another world: a simulator's.
     pub async fn start_in(config: Config, environment: Environment) -> Result<Running, StartError> {
         let (home, fence) = Home::open(&config.dir, Incarnation(0))?;
         let logs = LogBook::new(home.logs_dir(), config.log_bytes);
-        Self::begin(config, environment, (home, fence), logs).await
+        Self::begin(config, environment, (home, fence), (logs, Vec::new())).await
     }
 
     async fn begin(
         config: Config,
         environment: Environment,
         (home, fence): (Home, state::Fence),
-        logs: LogBook,
+        (logs, kept): (LogBook, Vec<Kept>),
     ) -> Result<Running, StartError> {
         let credentials = home.credentials()?;
         let node = join::node_of(&credentials)?;
@@ -150,7 +161,7 @@ impl Agent {
         };
         let (ended, end) = oneshot::channel();
         let state = state::AgentState::new(own, fence);
-        let arguments = actor::Arguments { config, home, state, spawner, shards, session, ended };
+        let arguments = actor::Arguments { config, home, state, spawner, kept, shards, session, ended };
         let (actor, task) = actor::AgentActor::spawn(None, actor::AgentActor, arguments)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;

@@ -19,31 +19,53 @@ const WINDOW: usize = 256;
 #[derive(Debug, Default)]
 pub struct Outbox {
     last: u64,
-    queue: VecDeque<Report>,
+    queue: VecDeque<Waiting>,
     /// So many at the front were sent in this session.
     sent: usize,
     /// The highest number that was sent in any session: the coordinator may have taken it in.
     told: u64,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    report: Report,
+    /// The rank's own number of it; 0 for what the agent says of the rank.
+    said: u64,
+}
+
+/// A report that the coordinator has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken {
+    pub id: RankId,
+    /// The rank's own number of it; 0 for what the agent said of the rank.
+    pub said: u64,
+    /// It was the last of the rank.
+    pub ended: bool,
+}
+
 impl Outbox {
-    /// Takes in what happened to a rank. True if an older report had to go for it (O3).
-    pub fn push(&mut self, id: RankId, event: RankEvent) -> bool {
+    /// Takes in what happened to a rank, as its own event number `said` or, with 0, as its agent sees it. True if an older report had to go
+    /// for it (O3).
+    pub fn push(&mut self, id: RankId, event: RankEvent, said: u64) -> bool {
         let full = self.queue.len() >= REPORTS_MAX;
         if full && !self.shed() && is_droppable(&event) {
             return true;
         }
         self.last += 1;
-        self.queue.push_back(Report { sequence: self.last, id, event });
+        self.queue.push_back(Waiting { report: Report { sequence: self.last, id, event }, said });
         full
     }
 
-    /// Forgets everything up to `sequence`.
-    pub fn acknowledge(&mut self, sequence: u64) {
-        while self.queue.front().is_some_and(|report| report.sequence <= sequence) {
-            self.queue.pop_front();
-            self.sent = self.sent.saturating_sub(1);
-        }
+    /// Forgets everything up to `sequence`, and gives what that was.
+    pub fn acknowledge(&mut self, sequence: u64) -> Vec<Taken> {
+        let count = self.queue.iter().take_while(|waiting| waiting.report.sequence <= sequence).count();
+        self.sent = self.sent.saturating_sub(count);
+        let taken = |Waiting { report, said }: Waiting| Taken {
+            id: report.id,
+            said,
+            ended: matches!(report.event, RankEvent::Exited { .. }),
+        };
+        self.queue.drain(..count).map(taken).collect()
     }
 
     /// The session is gone: everything that was not acknowledged is sent again.
@@ -54,9 +76,9 @@ impl Outbox {
     /// What may be sent now, marked as sent.
     pub fn take_sendable(&mut self) -> Vec<Report> {
         let until = self.queue.len().min(WINDOW);
-        let reports = self.queue.range(self.sent.min(until)..until).cloned().collect();
+        let reports = self.queue.range(self.sent.min(until)..until).map(|waiting| waiting.report.clone()).collect();
         self.sent = self.sent.max(until);
-        self.told = self.told.max(self.sent.checked_sub(1).map_or(0, |last| self.queue[last].sequence));
+        self.told = self.told.max(self.sent.checked_sub(1).map_or(0, |last| self.queue[last].report.sequence));
         reports
     }
 
@@ -66,21 +88,23 @@ impl Outbox {
 
     /// Ranks whose end is not acknowledged yet.
     pub fn ends(&self) -> impl Iterator<Item = RankId> {
-        self.queue.iter().filter(|report| matches!(report.event, RankEvent::Exited { .. })).map(|report| report.id)
+        let reports = self.queue.iter().map(|waiting| &waiting.report);
+        reports.filter(|report| matches!(report.event, RankEvent::Exited { .. })).map(|report| report.id)
     }
 
     /// Drops the oldest report about a checkpoint that nobody has heard yet; false if there is none.
     fn shed(&mut self) -> bool {
-        let unheard = |report: &Report| report.sequence > self.told && is_droppable(&report.event);
+        let unheard = |waiting: &Waiting| waiting.report.sequence > self.told && is_droppable(&waiting.report.event);
         let Some(oldest) = self.queue.iter().position(unheard) else { return false };
         self.queue.remove(oldest);
-        self.queue.range_mut(oldest..).for_each(|report| report.sequence -= 1);
+        self.queue.range_mut(oldest..).for_each(|waiting| waiting.report.sequence -= 1);
         self.last -= 1;
         true
     }
 }
 
-fn is_droppable(event: &RankEvent) -> bool {
+/// What may go where there is no room for everything: words about checkpoints, for another follows, and about lost connections.
+pub fn is_droppable(event: &RankEvent) -> bool {
     matches!(
         event,
         RankEvent::ShardStored { .. }
@@ -114,23 +138,25 @@ mod tests {
     #[test]
     fn reports_are_sent_again_until_they_are_acknowledged() {
         let mut outbox = Outbox::default();
-        (0..3).for_each(|step| assert!(!outbox.push(id(0), shard(step))));
+        (0..3).for_each(|step| assert!(!outbox.push(id(0), shard(step), step + 1)));
         assert_eq!(numbers(&outbox.take_sendable()), [1, 2, 3]);
         assert!(outbox.take_sendable().is_empty());
-        outbox.acknowledge(2);
-        outbox.push(id(0), RankEvent::Exited { exit: Exit::Code(0) });
+        assert_eq!(outbox.acknowledge(2).len(), 2);
+        outbox.push(id(0), RankEvent::Exited { exit: Exit::Code(0) }, 0);
         assert_eq!(numbers(&outbox.take_sendable()), [4]);
         outbox.rewind();
         assert_eq!(numbers(&outbox.take_sendable()), [3, 4]);
         assert_eq!(outbox.ends().collect::<Vec<_>>(), [id(0)]);
-        outbox.acknowledge(9);
+        let taken = outbox.acknowledge(9);
+        let last = Taken { id: id(0), said: 0, ended: true };
+        assert_eq!((taken[0].said, taken[0].ended, taken[1]), (3, false, last));
         assert_eq!(outbox.ends().count(), 0);
     }
 
     #[test]
     fn a_long_outage_is_delivered_in_pieces() {
         let mut outbox = Outbox::default();
-        (0..600).for_each(|step| assert!(!outbox.push(id(0), shard(step))));
+        (0..600).for_each(|step| assert!(!outbox.push(id(0), shard(step), 0)));
         assert_eq!(outbox.take_sendable().len(), WINDOW);
         assert!(outbox.take_sendable().is_empty());
         outbox.acknowledge(100);
@@ -140,23 +166,23 @@ mod tests {
     #[test]
     fn a_full_outbox_drops_checkpoints_and_never_what_happened_to_ranks() {
         let mut outbox = Outbox::default();
-        outbox.push(id(0), RankEvent::Failed { error: "x".into(), permanent: false });
-        outbox.push(id(0), shard(0));
+        outbox.push(id(0), RankEvent::Failed { error: "x".into(), permanent: false }, 0);
+        outbox.push(id(0), shard(0), 0);
         outbox.take_sendable();
         for step in 1..REPORTS_MAX as u64 + 50 {
-            outbox.push(id(0), shard(step));
+            outbox.push(id(0), shard(step), 0);
         }
-        outbox.push(id(0), RankEvent::Exited { exit: Exit::Code(1) });
+        outbox.push(id(0), RankEvent::Exited { exit: Exit::Code(1) }, 0);
         assert_eq!(outbox.queue.len(), REPORTS_MAX);
-        assert!(matches!(outbox.queue[0].event, RankEvent::Failed { .. }));
+        assert!(matches!(outbox.queue[0].report.event, RankEvent::Failed { .. }));
         // What was sent stays, and the first that was not has gone.
-        assert_eq!(outbox.queue[1].event, shard(0));
-        assert_eq!(outbox.queue[2].event, shard(53));
+        assert_eq!(outbox.queue[1].report.event, shard(0));
+        assert_eq!(outbox.queue[2].report.event, shard(53));
         // O1: or the coordinator would refuse all that follows.
-        assert!(outbox.queue.iter().zip(1..).all(|(report, number)| report.sequence == number));
+        assert!(outbox.queue.iter().zip(1..).all(|(waiting, number)| waiting.report.sequence == number));
         outbox.rewind();
         while !outbox.take_sendable().is_empty() {
-            let last = outbox.queue[outbox.sent - 1].sequence;
+            let last = outbox.queue[outbox.sent - 1].report.sequence;
             outbox.acknowledge(last);
         }
         assert!(outbox.is_empty());

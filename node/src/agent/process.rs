@@ -1,7 +1,9 @@
-//! Ranks as processes of this machine. Owns what a rank inherits and what it does not: one end of a socket pair, a pipe for what it prints,
-//! a process group of its own, a small environment. Nothing secret is in its arguments or its environment (I35): credentials of object stores
-//! go over the socket pair.
+//! Ranks as processes of this machine. Owns what a rank inherits and what it does not: one end of a socket pair, a file for what it prints,
+//! a process group of its own, a small environment. Nothing secret is in its arguments or its environment (I35): the cookie and the credentials
+//! of object stores go over the socket pair. A process begins with the start that is sent to it, after its record is durable: one whose agent
+//! died before that ends by itself.
 
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,17 +13,23 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
-use stoke_protocol::message::rank::{Exit, FromRank, RankEvent, RankId, StartRank, StoreSettings, ToRank};
+use stoke_protocol::message::rank::{
+    Cookie, Exit, FromRank, RankEvent, RankId, Settle, StartRank, StoreSettings, ToRank,
+};
+use stoke_protocol::spec::JobSpec;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
-use super::log::LogBook;
+use super::adopt;
+use super::claim::Claim;
+use super::inventory::{Inventory, Kept, draw_cookie};
+use super::log::{LogBook, Opened};
 use super::memory::OutOfMemory;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::watch::Watched;
+use crate::config::Config;
 use crate::{checkpoint, link};
 
 /// The number of the inherited end of the socket pair.
@@ -30,6 +38,9 @@ pub const LINK_FD: &str = "STOKE_LINK_FD";
 pub const PEER_IP: &str = "STOKE_PEER_IP";
 /// The folder of this node's shards in memory; not set where there is none.
 pub const SHARDS: &str = "STOKE_SHARDS";
+
+/// The process without which no rank is to live, where there is one: the supervisor of a local cluster. Ranks inherit it from their agent.
+pub const KEEPER: &str = "STOKE_KEEPER";
 
 /// All that a rank sees of the agent's environment, besides `STOKE_*`.
 const INHERITED: [&str; 9] = [
@@ -49,50 +60,79 @@ const OOM_SCORE_ADJ: &str = "500";
 /// Frames that wait for a rank that does not read. The coordinator sends a handful in a rank's life.
 const FRAMES_MAX: usize = 64;
 /// What a rank said last is read for so long after its end; nothing else holds its socket.
-const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+pub(super) const DRAIN_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Starts `command` for each rank.
 pub struct Processes {
     command: Vec<String>,
+    inventory: Inventory,
     logs: LogBook,
+    orphan_grace_ms: u64,
     has_gpu: bool,
     shards: Option<PathBuf>,
     memory: Arc<OutOfMemory>,
 }
 
 impl Processes {
-    /// `command` is the program and its arguments; empty for this executable with the argument `worker`.
-    pub fn new(mut command: Vec<String>, logs: LogBook, has_gpu: bool, shards: Option<PathBuf>) -> io::Result<Self> {
+    /// Ranks are started by the configured program and arguments; by this executable with the argument `worker` where there are none.
+    pub fn new(
+        config: &Config,
+        inventory: Inventory,
+        logs: LogBook,
+        has_gpu: bool,
+        shards: Option<PathBuf>,
+    ) -> io::Result<Self> {
+        let mut command = config.worker_command.clone();
         if command.is_empty() {
             let own = std::env::current_exe()?;
             let own = own.to_str().ok_or_else(|| io::Error::other("the path of this executable is not UTF-8"))?;
             command = vec![own.to_owned(), "worker".to_owned()];
         }
-        Ok(Self { command, logs, has_gpu, shards, memory: Arc::new(OutOfMemory::watch()) })
+        let (orphan_grace_ms, memory) = (config.orphan_grace_ms, Arc::new(OutOfMemory::watch()));
+        Ok(Self { command, inventory, logs, orphan_grace_ms, has_gpu, shards, memory })
     }
 
-    fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream)> {
+    /// The process, which waits for its start, its link and what it is to be told before the start.
+    fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream, Settle)> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        let (output, prints) = pipe_with(PipeFlags::CLOEXEC)?;
         let ours = std::os::unix::net::UnixStream::from(ours);
         ours.set_nonblocking(true)?;
         let link = UnixStream::from_std(ours)?;
-        self.logs.record(start.id, output)?;
-        let mut child = self.command(&theirs, prints, ip)?.spawn()?;
-        let watched = match Watched::new(child.id()) {
+        let cookie = draw_cookie()?;
+        let socket = self.inventory.socket(start.id).into_os_string().into_string();
+        let socket = socket.map_err(|_| io::Error::other("the path of the agent's folder is not UTF-8"))?;
+        let Opened { file, base, part } = self.logs.open(start.id)?;
+        let mut child = self.command(&theirs, file, ip)?.spawn()?;
+        let watched = match self.keep(start, child.id(), &cookie) {
             Ok(watched) => watched,
             Err(error) => {
-                // No descriptor was left to watch it with: a rank that nobody can reap must not be there (F27).
+                // A rank that nobody can reap (no descriptor was left, F27) or find again (no disk) must not be there.
                 let _ = child.kill().and_then(|()| child.wait());
                 return Err(error);
             }
         };
         // Raising it needs no privilege; without /proc there is nothing to raise.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), OOM_SCORE_ADJ);
-        Ok((watched, link))
+        let settle = Settle {
+            socket,
+            cookie,
+            orphan_grace_ms: self.orphan_grace_ms,
+            log: base,
+            log_part: part,
+            log_bytes: self.logs.bytes_max(),
+        };
+        Ok((watched, link, settle))
     }
 
-    fn command(&self, link: &OwnedFd, prints: OwnedFd, ip: IpAddr) -> io::Result<Command> {
+    /// N1.
+    fn keep(&self, start: &StartRank, pid: u32, cookie: &Cookie) -> io::Result<Watched> {
+        let watched = Watched::new(pid)?;
+        let spec = JobSpec::parse(&start.spec).map_err(io::Error::other)?;
+        self.inventory.keep(&Kept::new(start.id, pid, cookie, Claim::of(&spec))?)?;
+        Ok(watched)
+    }
+
+    fn command(&self, link: &OwnedFd, prints: File, ip: IpAddr) -> io::Result<Command> {
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).env_clear().process_group(0);
         let kept = |name: &str| INHERITED.contains(&name) || name.starts_with("STOKE_");
@@ -124,21 +164,22 @@ impl Processes {
 impl Spawner for Processes {
     fn spawn(&self, start: StartRank, ip: IpAddr, events: RankEvents) -> Result<Box<dyn RankProcess>, String> {
         let id = start.id;
-        let (watched, link) = self.start(&start, ip).map_err(|error| format!("start {}: {error}", self.command[0]))?;
+        let started = self.start(&start, ip).inspect_err(|_| self.logs.ended(id));
+        let (watched, link, settle) = started.map_err(|error| format!("start {}: {error}", self.command[0]))?;
         let pid = watched.pid();
         tracing::info!(rank = %id, pid = pid.as_raw_nonzero().get(), "rank started");
         let (read, write) = link.into_split();
-        let (frames, queue) = mpsc::channel(FRAMES_MAX);
-        let (kill, killed) = mpsc::channel(1);
-        // The queue is empty: both have room.
+        let (handle, queue, killed) = Process::new();
+        // The queue is empty: all have room.
+        handle.send(ToRank::Settle(settle));
         let settings = Vec::from_iter(checkpoint::settings());
         if !settings.is_empty() {
-            let _ = frames.try_send(ToRank::Stores(StoreSettings(settings.into())));
+            handle.send(ToRank::Stores(StoreSettings(settings.into())));
         }
-        let _ = frames.try_send(ToRank::Start(start));
+        handle.send(ToRank::Start(start));
         tokio::spawn(write_frames(id, write, queue));
-        let memory = self.memory.clone();
-        let reader = tokio::spawn(read_frames(id, read, events.clone()));
+        let (memory, logs) = (self.memory.clone(), self.logs.clone());
+        let reader = tokio::spawn(read_frames(id, read, events.clone(), logs.clone()));
         tokio::spawn(async move {
             let exit = match watched.end(killed).await {
                 Ok(exit) => exit,
@@ -152,15 +193,34 @@ impl Spawner for Processes {
                 // Counts where the rank was wanted until now and has not said itself what it failed of.
                 events.frame(FromRank::Event(RankEvent::Failed { error: error.into(), permanent: false })).await;
             }
+            logs.ended(id);
             events.exited(exit);
         });
-        Ok(Box::new(Process { frames, kill }))
+        Ok(Box::new(handle))
+    }
+
+    fn adopt(&self, kept: Kept, events: RankEvents) -> Box<dyn RankProcess> {
+        adopt::adopt(kept, &self.inventory, &self.logs, events)
+    }
+
+    fn forget(&self, id: RankId) {
+        self.inventory.forget(id);
     }
 }
 
-struct Process {
+/// The way to a rank's process, for whoever it is.
+pub(super) struct Process {
     frames: mpsc::Sender<ToRank>,
     kill: mpsc::Sender<()>,
+}
+
+impl Process {
+    /// With what comes out at the other end.
+    pub(super) fn new() -> (Self, mpsc::Receiver<ToRank>, mpsc::Receiver<()>) {
+        let (frames, queue) = mpsc::channel(FRAMES_MAX);
+        let (kill, killed) = mpsc::channel(1);
+        (Self { frames, kill }, queue, killed)
+    }
 }
 
 impl RankProcess for Process {
@@ -175,7 +235,7 @@ impl RankProcess for Process {
     }
 }
 
-async fn write_frames(id: RankId, mut link: OwnedWriteHalf, mut frames: mpsc::Receiver<ToRank>) {
+pub(super) async fn write_frames(id: RankId, mut link: OwnedWriteHalf, mut frames: mpsc::Receiver<ToRank>) {
     while let Some(frame) = frames.recv().await {
         if let Err(error) = link::send(&mut link, &frame).await {
             tracing::debug!(rank = %id, %error, "rank does not listen");
@@ -184,15 +244,23 @@ async fn write_frames(id: RankId, mut link: OwnedWriteHalf, mut frames: mpsc::Re
     }
 }
 
-async fn read_frames(id: RankId, mut link: OwnedReadHalf, events: RankEvents) {
+/// Until the rank hangs up; gives the code that it said it leaves with.
+pub(super) async fn read_frames(id: RankId, mut link: OwnedReadHalf, events: RankEvents, logs: LogBook) -> Option<u8> {
+    let mut leaves = None;
     loop {
         match link::receive::<FromRank>(&mut link).await {
-            Ok(Some(frame)) => events.frame(frame).await,
-            Ok(None) => return events.hung_up(),
+            Ok(Some(FromRank::Leaving { code })) => leaves = Some(code),
+            Ok(Some(frame)) => {
+                logs.grew(id);
+                events.frame(frame).await;
+            }
+            Ok(None) => break,
             Err(error) => {
                 tracing::warn!(rank = %id, %error, "rank sent what is no frame");
-                return events.hung_up();
+                break;
             }
         }
     }
+    events.hung_up();
+    leaves
 }

@@ -161,7 +161,10 @@ impl Standing {
     fn dialled(&mut self, result: Result<Dialled, Undialled>, myself: &ActorRef<SessionMessage>) {
         let dialled = match result {
             Ok(dialled) => dialled,
-            Err(Undialled::Failed(reason)) => return self.again(&reason, myself),
+            Err(Undialled::Failed(reason)) => {
+                let _ = self.agent.cast(Message::Event(Event::Unreached, None));
+                return self.again(&reason, myself);
+            }
             // No other try can help: the agent ends.
             Err(Undialled::Revoked(reason)) => return drop(self.agent.cast(Message::Revoked(reason))),
         };

@@ -8,6 +8,7 @@ use stoke_protocol::message::rank::{Exit, FromRank, RankId, StartRank, ToRank};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::actor::Message;
+use super::inventory::Kept;
 use super::state::Event;
 
 /// Frames of one rank that may wait in the agent's mailbox. A rank that talks more waits in its socket (mailboxes are unbounded).
@@ -18,6 +19,13 @@ pub trait Spawner: Send + Sync + 'static {
     /// Starts the process of a rank, which listens for peers on `ip`, and gives it `start`. What it says and its end go to `events`, the end
     /// exactly once and last.
     fn spawn(&self, start: StartRank, ip: IpAddr, events: RankEvents) -> Result<Box<dyn RankProcess>, String>;
+
+    /// Takes over what an agent before this one has started. The process is watched and spoken to as one of this agent's own; of one that is
+    /// gone, or does not prove itself, only the end comes.
+    fn adopt(&self, kept: Kept, events: RankEvents) -> Box<dyn RankProcess>;
+
+    /// The rank's end is known to everybody: nothing needs to be found again.
+    fn forget(&self, id: RankId);
 }
 
 /// A rank that was started. Dropping it changes nothing about the process.

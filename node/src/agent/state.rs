@@ -4,6 +4,8 @@
 //! | ---        | ---                          | ---        | ---                                        |
 //! | (absent)   | Start that fits              | Starting   | spawn                                      |
 //! | (absent)   | Start that does not fit      | (absent)   | report Exited(NotStarted)                  |
+//! | (absent)   | Inherited, before all else   | Up         | told to the coordinator as alive           |
+//! | Up         | Hello of the process         | Signing    | its agent before was gone too early        |
 //! | Starting   | Hello of the process         | Signing    | ask for a certificate                      |
 //! | Signing    | certificate                  | Up         | pass it on                                 |
 //! | any alive  | Stop, or the process hangs up| Stopping   | tell it, kill after the grace              |
@@ -14,7 +16,10 @@
 //! A2 (I3): a rank id is started at most once here; a generation that is lower than one that was started is never started.
 //! A3 (I13): the claims of the ranks that are alive never exceed the machine's capacity.
 //! A4: the last report of a rank is Exited, once; before it, Ready and Failed at most once each.
+//!     Over several lives of the agent they may come twice: what the coordinator has not acknowledged is said again.
 //! A5: everything that the coordinator says may come twice.
+//! A6: a rank's process is its own from the start to the report of its end, whichever agent asks: one that is inherited is not started again
+//!     and not called gone, and one whose end was acknowledged is forgotten.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,7 +28,8 @@ use stoke_protocol::message::node::{Capacity, FromNode, NodeHello, RankInventory
 use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
 use stoke_protocol::spec::JobSpec;
 
-use super::outbox::Outbox;
+use super::claim::Claim;
+use super::outbox::{Outbox, Taken};
 
 /// Ends that are remembered, so that a late Start or Stop of one is answered and not obeyed.
 const ENDS_MAX: usize = 1024;
@@ -53,10 +59,14 @@ pub struct Fence {
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
+    /// An agent before this one has started the rank, and its process may live. Comes before any session (A6).
+    Inherited { id: RankId, claim: Claim },
     /// A frame of the session.
     Coordinator(ToNode),
     /// The session is gone.
     Disconnected,
+    /// There was no session, and the coordinator could not be reached.
+    Unreached,
     /// A frame of a rank's process.
     Rank { id: RankId, frame: FromRank },
     /// The answer to [`Effect::Sign`].
@@ -113,6 +123,10 @@ pub enum Effect {
         id: RankId,
         grace_ms: u64,
     },
+    /// Nobody asks for the rank any more: its record may go.
+    Forget {
+        id: RankId,
+    },
     /// For the log: a person should know.
     Warn(String),
     /// The last rank is gone after [`Event::ShutDown`].
@@ -128,6 +142,8 @@ pub struct AgentState {
     /// Hellos so far.
     sessions: u64,
     connected: bool,
+    /// Known to be away: a session was lost, or could not be had. Of neither, an agent that has just begun knows nothing.
+    away: bool,
     shutting_down: bool,
     ranks: BTreeMap<RankId, Entry>,
     ends: VecDeque<(RankId, Exit)>,
@@ -141,6 +157,8 @@ struct Entry {
     phase: Phase,
     claim: Claim,
     progress: Option<Progress>,
+    /// The number of the last event that it has said.
+    heard: u64,
     /// Which of the reports that come once were made (A4).
     said: Said,
 }
@@ -159,14 +177,6 @@ struct Said {
     failed: bool,
 }
 
-/// What a rank takes of the machine.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Claim {
-    cpus: u64,
-    memory_bytes: u64,
-    gpus: u64,
-}
-
 impl AgentState {
     pub fn new(own: Own, fence: Fence) -> Self {
         Self {
@@ -175,6 +185,7 @@ impl AgentState {
             durable: fence,
             sessions: 0,
             connected: false,
+            away: false,
             shutting_down: false,
             ranks: BTreeMap::new(),
             ends: VecDeque::new(),
@@ -227,10 +238,17 @@ impl AgentState {
     pub fn apply(&mut self, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
         match event {
+            Event::Inherited { id, claim } => self.inherit(id, claim),
             Event::Coordinator(frame) => self.coordinator(frame, &mut out),
             Event::Disconnected => {
                 self.outbox.rewind();
                 if std::mem::take(&mut self.connected) {
+                    self.away = true;
+                    self.tell_ranks(&mut out);
+                }
+            }
+            Event::Unreached => {
+                if !self.connected && !std::mem::replace(&mut self.away, true) {
                     self.tell_ranks(&mut out);
                 }
             }
@@ -263,7 +281,8 @@ impl AgentState {
             ToNode::Welcome { .. } => {}
             ToNode::Acknowledge { sequence, index } => {
                 self.fence.index = self.fence.index.max(index);
-                self.outbox.acknowledge(sequence);
+                let taken = self.outbox.acknowledge(sequence);
+                self.taken(&taken, out);
             }
             ToNode::Start(start) => self.start(start, out),
             ToNode::Membership { id, membership } => self.pass_on(id, ToRank::Membership(membership), out),
@@ -293,7 +312,7 @@ impl AgentState {
         if theirs != self.durable {
             out.push(Effect::Persist(theirs));
         }
-        self.connected = true;
+        (self.connected, self.away) = (true, false);
         self.outbox.rewind();
         self.tell_ranks(out);
         for (id, rank) in &self.ranks {
@@ -303,6 +322,27 @@ impl AgentState {
             if let Some(progress) = rank.progress {
                 out.push(Effect::Send(FromNode::Progress { id: *id, progress }));
             }
+        }
+    }
+
+    fn inherit(&mut self, id: RankId, claim: Claim) {
+        let newest = self.generations.entry(id.job).or_default();
+        *newest = id.generation.max(*newest);
+        self.ranks.insert(id, Entry::new(Phase::Up, claim));
+    }
+
+    /// The coordinator has it: ranks need not say it again, and records of those that are gone may go (A6).
+    fn taken(&self, taken: &[Taken], out: &mut Vec<Effect>) {
+        let mut said: BTreeMap<RankId, u64> = BTreeMap::new();
+        for Taken { id, said: number, ended } in taken {
+            let highest = said.entry(*id).or_default();
+            *highest = (*highest).max(*number);
+            if *ended {
+                out.push(Effect::Forget { id: *id });
+            }
+        }
+        for (id, said) in said.into_iter().filter(|(id, said)| *said > 0 && self.ranks.contains_key(id)) {
+            out.push(Effect::ToRank { id, frame: ToRank::Taken { said } });
         }
     }
 
@@ -321,7 +361,7 @@ impl AgentState {
             Err(reason) => return self.gone(id, Exit::NotStarted(reason), out),
         };
         self.generations.insert(id.job, id.generation);
-        self.ranks.insert(id, Entry { phase: Phase::Starting, claim, progress: None, said: Said::default() });
+        self.ranks.insert(id, Entry::new(Phase::Starting, claim));
         out.push(Effect::Spawn(start));
     }
 
@@ -334,8 +374,7 @@ impl AgentState {
             return Err(format!("generation {newest} of {} was started here already", start.id.job));
         }
         let spec = JobSpec::parse(&start.spec).map_err(|error| format!("spec of {}: {error}", start.id.job))?;
-        let (ask, has) = (&spec.resources, &self.own.capacity);
-        let claim = Claim { cpus: ask.cpus.into(), memory_bytes: ask.memory.0, gpus: ask.gpus.into() };
+        let (claim, has) = (Claim::of(&spec), &self.own.capacity);
         let used = self.ranks.values().fold(Claim::default(), |sum, rank| sum.plus(rank.claim));
         for (what, used, asked, has) in [
             ("cpus", used.cpus, claim.cpus, u64::from(has.cpus)),
@@ -383,14 +422,22 @@ impl AgentState {
         let Some(rank) = self.ranks.get_mut(&id) else { return };
         match frame {
             FromRank::Hello { csr } => {
-                if rank.phase == Phase::Starting {
+                // A rank says it until it has its certificate.
+                if matches!(rank.phase, Phase::Starting | Phase::Up) {
                     rank.phase = Phase::Signing { csr: csr.0.clone() };
                     if self.connected {
                         out.push(Effect::Sign { id, csr: csr.0 });
                     }
                 }
             }
-            FromRank::Alive => {}
+            FromRank::Alive | FromRank::Leaving { .. } => {}
+            FromRank::Return { next, .. } => {
+                rank.heard = next.saturating_sub(1);
+                // What the agent before this one has told it may be old; until this one knows better, it holds.
+                if rank.phase == Phase::Up && (self.connected || self.away) {
+                    out.push(Effect::ToRank { id, frame: ToRank::Coordinator { reachable: self.connected } });
+                }
+            }
             FromRank::Progress(progress) => {
                 rank.progress = Some(progress);
                 if self.connected {
@@ -398,8 +445,10 @@ impl AgentState {
                 }
             }
             FromRank::Event(event) => {
+                rank.heard += 1;
+                let heard = rank.heard;
                 if let Some(event) = rank.said.once(event) {
-                    self.report(id, event, out);
+                    self.report(id, event, heard, out);
                 }
             }
         }
@@ -423,7 +472,7 @@ impl AgentState {
                 rank.phase = Phase::Stopping;
                 let error = format!("the coordinator refused a certificate: {reason}");
                 if let Some(failed) = rank.said.once(RankEvent::Failed { error: error.clone(), permanent: false }) {
-                    self.report(id, failed, out);
+                    self.report(id, failed, 0, out);
                 }
                 out.push(Effect::ToRank { id, frame: ToRank::Stop { reason: error } });
                 out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
@@ -437,7 +486,7 @@ impl AgentState {
         rank.phase = Phase::Stopping;
         let error = format!("its process said nothing for {for_ms} ms: it is stopped or hangs, and is killed");
         if let Some(failed) = rank.said.once(RankEvent::Failed { error, permanent: false }) {
-            self.report(id, failed, out);
+            self.report(id, failed, 0, out);
         }
         out.push(Effect::KillAfter { id, grace_ms: 0 });
     }
@@ -478,11 +527,12 @@ impl AgentState {
     }
 
     fn report_end(&mut self, id: RankId, exit: Exit, out: &mut Vec<Effect>) {
-        self.report(id, RankEvent::Exited { exit }, out);
+        self.report(id, RankEvent::Exited { exit }, 0, out);
     }
 
-    fn report(&mut self, id: RankId, event: RankEvent, out: &mut Vec<Effect>) {
-        if self.outbox.push(id, event) {
+    /// `said`: see [`Outbox::push`].
+    fn report(&mut self, id: RankId, event: RankEvent, said: u64, out: &mut Vec<Effect>) {
+        if self.outbox.push(id, event, said) {
             out.push(Effect::Warn("outbox is full, the report of an old checkpoint was dropped".into()));
         }
     }
@@ -497,13 +547,9 @@ impl AgentState {
     }
 }
 
-impl Claim {
-    fn plus(self, other: Self) -> Self {
-        Self {
-            cpus: self.cpus.saturating_add(other.cpus),
-            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
-            gpus: self.gpus.saturating_add(other.gpus),
-        }
+impl Entry {
+    fn new(phase: Phase, claim: Claim) -> Self {
+        Self { phase, claim, progress: None, heard: 0, said: Said::default() }
     }
 }
 

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::node::{Capacity, FromNode, Report, ToNode};
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+    Cookie, Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 
+use super::claim::Claim;
 use super::state::{AgentState, Effect, Event, Fence, Own, Signed};
 
 fn agent() -> AgentState {
@@ -251,4 +252,58 @@ fn shutting_down_stops_every_rank_reports_the_ends_and_starts_none() {
     assert_eq!(effects.last(), Some(&Effect::AllGone));
     assert_eq!(reports(&effects).len(), 1);
     assert_eq!(connected().apply(Event::ShutDown { grace_ms: 10 }), [Effect::AllGone]);
+}
+
+#[test]
+fn an_inherited_rank_is_alive_and_not_started_again_and_its_room_is_taken() {
+    let mut agent = agent();
+    let claim = Claim { cpus: 3, memory_bytes: 1 << 30, gpus: 0 };
+    agent.apply(Event::Inherited { id: id(2, 0), claim });
+    assert!(agent.hello().ranks.iter().any(|rank| rank.id == id(2, 0) && rank.alive));
+    agent.told(welcome(5, 40));
+    assert!(agent.told(start(id(2, 0), 3)).is_empty(), "I3");
+    let refused = agent.told(start(id(2, 1), 2));
+    assert!(matches!(&reports(&refused)[..], [Report { event: RankEvent::Exited { exit: Exit::NotStarted(_) }, .. }]));
+    let older = agent.told(start(id(1, 0), 1));
+    assert!(matches!(&reports(&older)[..], [Report { event: RankEvent::Exited { exit: Exit::NotStarted(_) }, .. }]));
+    // What the coordinator says again at the hello reaches it.
+    let release = agent.told(ToNode::Release { id: id(2, 0) });
+    assert_eq!(release, [Effect::ToRank { id: id(2, 0), frame: ToRank::Release }]);
+    // Its certificate had not come before its agent was gone.
+    let hello = agent.apply(Event::Rank { id: id(2, 0), frame: FromRank::Hello { csr: vec![9].into() } });
+    assert_eq!(hello, [Effect::Sign { id: id(2, 0), csr: vec![9] }]);
+}
+
+#[test]
+fn a_rank_hears_what_was_taken_by_its_own_numbers_and_is_forgotten_when_its_end_was() {
+    let mut agent = connected();
+    agent.apply(Event::Inherited { id: id(1, 0), claim: Claim::default() });
+    let back = FromRank::Return { id: id(1, 0), cookie: Cookie::default(), next: 8 };
+    agent.apply(Event::Rank { id: id(1, 0), frame: back });
+    let said = agent.says(id(1, 0), shard(10));
+    let [Report { sequence, .. }] = reports(&said)[..] else { panic!("a report: {said:?}") };
+    agent.says(id(1, 0), shard(20));
+    let taken = |said| Effect::ToRank { id: id(1, 0), frame: ToRank::Taken { said } };
+    let acknowledge = |sequence| ToNode::Acknowledge { sequence, index: LogIndex(50) };
+    assert_eq!(agent.told(acknowledge(*sequence)), [taken(8)]);
+    assert_eq!(agent.told(acknowledge(sequence + 1)), [taken(9)]);
+    agent.apply(Event::Exited { id: id(1, 0), exit: Exit::Unseen });
+    assert_eq!(agent.told(acknowledge(sequence + 2)), [Effect::Forget { id: id(1, 0) }]);
+}
+
+/// A rank that took itself for alone while only its agent was gone would part from those whom the coordinator can reach.
+#[test]
+fn an_inherited_rank_hears_of_the_coordinator_what_its_agent_knows_and_nothing_before() {
+    let mut agent = agent();
+    agent.apply(Event::Inherited { id: id(1, 0), claim: Claim::default() });
+    let back =
+        || Event::Rank { id: id(1, 0), frame: FromRank::Return { id: id(1, 0), cookie: Cookie::default(), next: 1 } };
+    let told = |reachable| Effect::ToRank { id: id(1, 0), frame: ToRank::Coordinator { reachable } };
+    assert_eq!(agent.apply(back()), []);
+    assert_eq!(agent.apply(Event::Unreached), [told(false)]);
+    assert_eq!(agent.apply(Event::Unreached), []);
+    assert_eq!(agent.apply(back()), [told(false)]);
+    assert!(agent.told(welcome(5, 40)).contains(&told(true)));
+    assert_eq!(agent.apply(back()), [told(true)]);
+    assert_eq!(agent.apply(Event::Disconnected), [told(false)]);
 }

@@ -1,45 +1,78 @@
 //! The end of a process, seen through its pidfd within a fraction of a millisecond. Owns the reaping of ranks; std's and tokio's own child
-//! handling stay out of it, or one of them would take the status of the other.
+//! handling stay out of it, or one of them would take the status of the other. A process that an agent before this one has started is somebody
+//! else's child: its end is seen in the same way, its status is not.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal};
 use stoke_protocol::message::rank::Exit;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-/// A child process with its group, until it is reaped.
+use super::inventory::Kept;
+
+/// A process with its group, until it is gone.
 #[derive(Debug)]
 pub struct Watched {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
+    parent: Parent,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Parent {
+    /// It is a zombie, and its number nobody else's, until it is reaped here.
+    Us,
+    Another,
 }
 
 impl Watched {
     /// Watches a child that leads its process group. It must be a child of this process and not reaped.
     pub fn new(pid: u32) -> io::Result<Self> {
+        Self::open(pid, Parent::Us)
+    }
+
+    /// Watches a process of an agent before this one; none if it is gone.
+    pub fn found(kept: &Kept) -> Option<Self> {
+        // In this order: the descriptor is of whoever had the number before it was asked whose it is.
+        let watched = Self::open(kept.pid, Parent::Another).ok()?;
+        kept.is_running().then_some(watched)
+    }
+
+    fn open(pid: u32, parent: Parent) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         // SAFETY: an `OwnedFd` is open, and gives the same descriptor until it is dropped, which only the `AsyncFd` does.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(io::Error::from)?;
-        Ok(Self { pid, pidfd })
+        Ok(Self { pid, pidfd, parent })
     }
 
-    /// Waits for the end of the child, kills what is left of its group, and reaps it. Each message of `kill` is a SIGKILL to the whole group;
-    /// only here, where it is known that the child was not reaped and its number cannot belong to somebody else.
+    /// Waits for the end of the process, kills what is left of its group, and reaps it; what is left of the group of another's child is not
+    /// known to be that group any more. Each message of `kill` is a SIGKILL to the whole group; only here, where it is known that the process
+    /// was not reaped and its number cannot belong to somebody else.
     pub async fn end(self, mut kill: mpsc::Receiver<()>) -> io::Result<Exit> {
         loop {
             tokio::select! {
                 biased;
                 ready = self.pidfd.readable() => break drop(ready?),
-                Some(()) = kill.recv() => kill_group(self.pid),
+                Some(()) = kill.recv() => self.kill(),
             }
+        }
+        if self.parent == Parent::Another {
+            return Ok(Exit::Unseen);
         }
         kill_group(self.pid);
         let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED)?;
         Ok(exit_of(&status.ok_or(io::ErrorKind::WouldBlock)?))
+    }
+
+    fn kill(&self) {
+        // Stopped first, another's child cannot end and be reaped before its group is named.
+        if self.parent == Parent::Us || pidfd_send_signal(self.pidfd.get_ref(), Signal::STOP).is_ok() {
+            kill_group(self.pid);
+        }
     }
 
     pub fn pid(&self) -> Pid {

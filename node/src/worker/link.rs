@@ -37,14 +37,17 @@ pub enum End {
     /// The job is done, or goes on without this rank.
     Released,
     Failed,
-    /// The agent is gone.
+    /// The agent is gone, and no other one came.
     HungUp,
     Stopped,
 }
 
 pub enum Message {
     Frame(ToRank),
+    /// There is no agent, and none will come.
     HungUp,
+    /// No other agent could find this rank, for this reason.
+    Homeless(String),
     Trainer(trainer::Told),
     /// The compute thread has ended.
     Ended(Result<(), Failure>),
@@ -128,6 +131,7 @@ impl Actor for Link {
         let done = match message {
             Message::Frame(frame) => rank.frame(frame, &myself),
             Message::HungUp => Err(Stop::End(End::HungUp)),
+            Message::Homeless(error) => Err(Stop::Fail(error)),
             Message::Trainer(told) => rank.trainer(told),
             Message::Ended(Ok(()) | Err(Failure::Stopped)) => Ok(()),
             Message::Ended(Err(Failure::Error(error))) => Err(Stop::Fail(error)),
@@ -179,6 +183,8 @@ impl Linked {
                 self.orders.coordinator(reachable);
                 Ok(())
             }
+            // The tether's own.
+            ToRank::Settle(_) | ToRank::Adopted | ToRank::Taken { .. } => Ok(()),
             ToRank::Release => Err(Stop::End(End::Released)),
             ToRank::Stop { reason } => {
                 tracing::info!(%reason, "told to stop");

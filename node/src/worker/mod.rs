@@ -1,18 +1,22 @@
 //! The worker: the process that a rank is. It inherits one end of a socket pair from its agent, trains with its peers, and is told when to
 //! end. Wiring, and the start and the end of the process.
 //!
-//! `link` (an actor) speaks with the agent; `trainer` and `vault` are threads; the exchange has a network thread of its own.
+//! `link` (an actor) speaks with the agent, over `tether`, which outlives an agent; `trainer` and `vault` are threads; the exchange has a network
+//! thread of its own.
 
 mod beat;
 mod failure;
 mod link;
 mod meter;
 mod orders;
+mod pending;
 mod plan;
+mod print;
 mod restore;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod tether;
 mod trainer;
 mod vault;
 
@@ -22,17 +26,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ractor::{Actor, ActorRef};
-use stoke_protocol::message::rank::{FromRank, RankEvent, ToRank};
+use ractor::Actor;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use stoke_protocol::message::rank::{FromRank, RankEvent};
 use stoke_protocol::transport::Io;
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::agent::{LINK_FD, PEER_IP, SHARDS};
-use crate::link as frames;
+use crate::agent::{KEEPER, LINK_FD, PEER_IP, SHARDS};
 
+pub(crate) use failure::text_of;
 pub use link::End;
+pub use pending::Pending;
+#[cfg(test)]
+pub(crate) use print::Print;
 
 /// Frames to the agent that may wait; a rank says a few a second.
 const FRAMES_MAX: usize = 1024;
@@ -56,7 +64,7 @@ impl End {
 /// Runs this process as a rank. For the hidden command `stoke worker`; set up `tracing` before (to standard error: the agent keeps it).
 pub fn main() -> ExitCode {
     failure::keep_panics();
-    let (link, ip, shards) = match inherited() {
+    let (link, ip, shards) = match inherited().and_then(|inherited| end_with_keeper().map(|()| inherited)) {
         Ok(inherited) => inherited,
         Err(problem) => {
             eprintln!("stoke worker is started by a node agent, not by hand: {problem}");
@@ -86,54 +94,42 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A rank over a link, listening for its peers on `ip`, with shards of checkpoints in the memory that `shards` leads to. Ends when it is released, stopped, fails, or its agent hangs up; threads of it may
-/// still be on their way out then.
+/// A rank over a link, listening for its peers on `ip`, with shards of checkpoints in the memory that `shards` leads to. Ends when it is released,
+/// stopped or fails, or is without an agent for too long; threads of it may still be on their way out then.
 pub async fn run(link: UnixStream, ip: IpAddr, shards: Option<PathBuf>, io: Io) -> End {
-    let (read, mut write) = link.into_split();
-    let (say, mut said) = mpsc::channel::<FromRank>(FRAMES_MAX);
+    let (say, said) = mpsc::channel::<FromRank>(FRAMES_MAX);
     let (end, ended) = oneshot::channel();
     let last_words = say.clone();
     let arguments = link::Arguments { io, ip, shards, say, end };
     let Ok((actor, task)) = link::Link::spawn(None, link::Link, arguments).await else { return End::Failed };
-    let reader = tokio::spawn(read_frames(read, actor.clone()));
-    let mut writer = tokio::spawn(async move {
-        while let Some(frame) = said.recv().await {
-            frames::send(&mut write, &frame).await?;
-        }
-        Ok::<_, frames::LinkError>(())
+    let tether = tokio::spawn(tether::hold(link, said, actor.clone()));
+    let end = ended.await.unwrap_or_else(|_| {
+        let error = failure::last_panic();
+        tracing::error!(%error, "the rank's link actor failed");
+        let _ = last_words.try_send(FromRank::Event(RankEvent::Failed { error, permanent: false }));
+        End::Failed
     });
-    let end = tokio::select! {
-        end = ended => end.unwrap_or_else(|_| {
-            let error = failure::last_panic();
-            tracing::error!(%error, "the rank's link actor failed");
-            let _ = last_words.try_send(FromRank::Event(RankEvent::Failed { error, permanent: false }));
-            End::Failed
-        }),
-        _ = &mut writer => End::HungUp,
-    };
     actor.stop(None);
     let _ = task.await;
-    reader.abort();
+    let _ = last_words.try_send(FromRank::Leaving { code: end.code() });
+    // No sender is left: the tether ends after the last frame.
     drop(last_words);
-    // No sender is left: the writer ends after the last frame.
-    if !writer.is_finished() {
-        let _ = tokio::time::timeout(FAREWELL_MAX, writer).await;
-    }
+    let _ = tokio::time::timeout(FAREWELL_MAX, tether).await;
     end
 }
 
-async fn read_frames(mut link: OwnedReadHalf, actor: ActorRef<link::Message>) {
-    loop {
-        match frames::receive::<ToRank>(&mut link).await {
-            Ok(Some(frame)) => drop(actor.cast(link::Message::Frame(frame))),
-            Ok(None) => break,
-            Err(error) => {
-                tracing::error!(error = failure::text_of(&error), "the agent sent what is no frame");
-                break;
-            }
-        }
-    }
-    let _ = actor.cast(link::Message::HungUp);
+/// Ends this process at once when its keeper is gone, whoever else is there: a local cluster leaves nothing behind.
+fn end_with_keeper() -> Result<(), String> {
+    let Ok(number) = std::env::var(KEEPER) else { return Ok(()) };
+    let pid = number.parse().ok().and_then(Pid::from_raw).ok_or_else(|| format!("{KEEPER} is {number:?}"))?;
+    let keeper =
+        pidfd_open(pid, PidfdFlags::empty()).map_err(|error| format!("{KEEPER}, process {number}: {error}"))?;
+    let watch = move || {
+        while poll(&mut [PollFd::new(&keeper, PollFlags::IN)], None).is_err() {}
+        let _ = kill_process(getpid(), Signal::KILL);
+    };
+    let thread = std::thread::Builder::new().name("keeper".to_owned()).spawn(watch);
+    thread.map(drop).map_err(|error| format!("watch {KEEPER}: {error}"))
 }
 
 /// What the agent left for this process. Called once, before any other thread.

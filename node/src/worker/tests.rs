@@ -27,17 +27,17 @@ use crate::link as frames;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// A rank answers within this, or the test has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// What a test waits for happens within this, however much is said meanwhile.
 const PLAY_MAX: Duration = Duration::from_secs(300);
 
 /// A folder with a small data set, and the specs over it.
-struct Bench {
+pub(super) struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut csv = std::fs::File::create(dir.path().join("domains.csv")).unwrap();
         writeln!(csv, "domain,label,registered").unwrap();
@@ -48,11 +48,11 @@ impl Bench {
         Self { dir }
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn spec(&self, train: &str, checkpoint: &str) -> String {
+    pub(super) fn spec(&self, train: &str, checkpoint: &str) -> String {
         let data = self.path().join("domains.csv");
         let text = format!(
             "name = \"t\"\ntrainer = \"domains\"\n[train]\n{train}\nbatch = 48\nlanes = 6\nseed = 3\n[checkpoint]\n{checkpoint}\n\
@@ -62,7 +62,7 @@ impl Bench {
     }
 
     /// The checkpoints of a run.
-    fn base(&self, name: &str) -> String {
+    pub(super) fn base(&self, name: &str) -> String {
         format!("file://{}/{name}", self.path().display())
     }
 }
@@ -189,7 +189,7 @@ impl Stage {
                     self.step = self.step.max(progress.step.0);
                     continue;
                 }
-                FromRank::Alive => continue,
+                FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => continue,
                 FromRank::Hello { csr } => {
                     self.certify(rank, &csr).await;
                     continue;
@@ -303,7 +303,7 @@ impl Stage {
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             match frame {
                 FromRank::Progress(progress) => self.step = self.step.max(progress.step.0),
-                FromRank::Alive => {}
+                FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => {}
                 FromRank::Hello { csr } => self.certify(rank, &csr).await,
                 FromRank::Event(event) => self.act(rank, event).await,
             }

@@ -1,5 +1,6 @@
-//! What an agent and the ranks on its machine say to each other, over the socket pair that a rank inherits. Frames as everywhere else.
-//! The vocabulary of rank events is shared with `node.rs`: an agent passes them on, it does not invent them.
+//! What an agent and the ranks on its machine say to each other, over the socket pair that a rank inherits, and after the end of that agent over
+//! a socket on which the rank waits for the next one. Frames as everywhere else. The vocabulary of rank events is shared with `node.rs`: an
+//! agent passes them on, it does not invent them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -130,10 +131,12 @@ pub enum Exit {
     Signal(i32),
     /// The process could not be started; the text says why.
     NotStarted(String),
-    /// The agent was restarted or its machine was; the rank went with it.
+    /// It ended while there was no agent, with the machine or without; nobody saw how.
     AgentRestarted,
     /// The agent was told to end, and ended its ranks.
     AgentStopped,
+    /// It ended without a word under an agent that had found it running and is not its parent: the system tells no code.
+    Unseen,
 }
 
 /// What happens to a rank, in the order in which it happens. Delivered at least once, in order, until acknowledged.
@@ -207,6 +210,13 @@ pub enum ToRank {
     Stores(StoreSettings),
     /// Whether the agent has a session with the coordinator. Without one, memberships are not to be waited for: see `Membership::is_quorum`.
     Coordinator { reachable: bool },
+    /// Before `Start`, to a process: how it outlives its agent. Without it, it ends with its agent. Not answered.
+    Settle(Settle),
+    /// Answers `Return`: this is the rank's agent from now on.
+    Adopted,
+    /// What the rank said up to its event of this number is journalled, and is not to be said again. Events are numbered from 1 in the order in
+    /// which they are sent, but for those that follow a `Return`.
+    Taken { said: u64 },
 }
 
 /// Variables of the agent's environment that are for object stores. Never leaves the machine, and never a process's memory (I35).
@@ -218,6 +228,31 @@ impl std::fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
+}
+
+/// What a rank's process proves itself with to the next agent of its machine: known to it, and as a hash to that agent. Secret.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cookie(pub List<u8>);
+
+/// It is no one's business (I35).
+impl std::fmt::Debug for Cookie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a cookie")
+    }
+}
+
+/// What a rank needs to wait for the next agent of its machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Settle {
+    /// Path of the socket to listen on. Its folder is the agent's alone.
+    pub socket: String,
+    pub cookie: Cookie,
+    /// A rank without an agent for so long ends by itself.
+    pub orphan_grace_ms: u64,
+    /// Path of the files that take what it prints, without `.N.log`; the number of the one that it has; and where a file is cut.
+    pub log: String,
+    pub log_part: u64,
+    pub log_bytes: u64,
 }
 
 /// Rank → agent.
@@ -232,4 +267,15 @@ pub enum FromRank {
     Progress(Progress),
     /// The process runs. About twice a second; an agent kills a rank that is silent for long.
     Alive,
+    /// First frame on a connection that an agent has opened to a rank that runs already: who it is, with its cookie, and the number of the event
+    /// that it says next. What no agent has acknowledged is said again. Answered by `Adopted`.
+    Return {
+        id: RankId,
+        cookie: Cookie,
+        next: u64,
+    },
+    /// Last frame: the process exits with this code.
+    Leaving {
+        code: u8,
+    },
 }

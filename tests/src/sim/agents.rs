@@ -1,13 +1,15 @@
 //! Machines and their agents: the real `AgentState` in a modelled shell, which carries its effects out in order as the real one does. Owns
 //! when an agent dials, dies and comes back; the planted bugs of agents are here, in the shell.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use stoke_coordinator::state::SessionId;
+use stoke_node::agent::Claim;
 use stoke_node::agent::state::{AgentState, Effect, Event, Fence, Own, Signed};
 use stoke_protocol::ids::{Epoch, Incarnation, LogIndex, NodeId};
 use stoke_protocol::message::node::{Capacity, FromNode, Gpu, NodeHello, ToNode};
-use stoke_protocol::message::rank::{Exit, RankId, ToRank};
+use stoke_protocol::message::rank::{Exit, FromRank, RankId, ToRank};
+use stoke_protocol::spec::JobSpec;
 
 use super::network::Side;
 use super::oracle::CLUSTER;
@@ -31,6 +33,9 @@ pub struct Machine {
     /// On disk.
     incarnation: u64,
     pub fence: Fence,
+    /// On disk: the ranks that were started, and what those have written down that ended without an agent.
+    pub kept: BTreeMap<RankId, Claim>,
+    pub last_words: BTreeMap<RankId, Vec<FromRank>>,
     /// The highest coordinator that was obeyed here, for the checks.
     pub obeyed: Fence,
     lives: u64,
@@ -74,6 +79,8 @@ impl Machine {
             capacity,
             incarnation: 0,
             fence: Fence::default(),
+            kept: BTreeMap::new(),
+            last_words: BTreeMap::new(),
             obeyed: Fence::default(),
             lives: 0,
             agent: None,
@@ -115,23 +122,39 @@ impl World {
         let incarnation = Incarnation(found.incarnation);
         let capacity = found.capacity.clone();
         let own = Own { cluster: CLUSTER, node, name: format!("m{machine}"), incarnation, capacity };
-        let state = AgentState::new(own, found.fence);
+        let mut state = AgentState::new(own, found.fence);
+        if self.planted == Planted::Agent(AgentBug::InventoryForgotten) {
+            found.kept.clear();
+        }
+        let kept: Vec<(RankId, Claim)> = found.kept.iter().map(|(id, claim)| (*id, *claim)).collect();
+        for (id, claim) in &kept {
+            state.apply(Event::Inherited { id: *id, claim: *claim });
+        }
         let life = found.lives;
         let (session, dialling) = (None, None);
         found.agent =
             Some(Agent { life, incarnation, state, session, dialling, failures: 0, awake: self.now, sent: 0 });
         self.changed = true;
         self.say(|_| format!("the agent of {node} starts as {incarnation}"));
+        kept.iter().for_each(|(id, _)| self.adopt(machine, life, *id));
         self.dial(machine, life);
     }
 
-    /// Its processes end with it.
+    /// Its processes go on.
     pub fn agent_crash(&mut self, machine: usize) {
-        let Some(agent) = self.machines[machine].agent.take() else { return };
-        self.say(|world| format!("the agent of {:?} dies, its ranks with it", world.machines[machine].node));
+        if self.machines[machine].agent.take().is_some() {
+            self.say(|world| format!("the agent of {:?} dies", world.machines[machine].node));
+            self.orphan(machine);
+            self.changed = true;
+        }
+    }
+
+    /// Its processes end with it, and nobody sees them go.
+    pub fn node_crash(&mut self, machine: usize) {
+        self.say(|world| format!("the machine of {:?} dies", world.machines[machine].node));
+        self.machines[machine].agent = None;
         self.processes.retain(|_, process| process.machine != machine);
         self.changed = true;
-        drop(agent);
     }
 
     pub fn agent_leave(&mut self, machine: usize, life: u64) {
@@ -149,7 +172,9 @@ impl World {
     pub fn give_up(&mut self, conn: SessionId) {
         let Some(machine) = self.conns.get(&conn).map(|conn| conn.machine) else { return };
         self.close(conn, Side::Agent);
-        if self.machines[machine].agent.as_ref().is_some_and(|agent| agent.dialling == Some(conn)) {
+        let dialling = |agent: &&Agent| agent.dialling == Some(conn);
+        if let Some(life) = self.machines[machine].agent.as_ref().filter(dialling).map(|agent| agent.life) {
+            self.tell(machine, life, Event::Unreached);
             self.dial_later(machine);
         }
     }
@@ -164,6 +189,7 @@ impl World {
             self.tell(machine, life, Event::Disconnected);
             self.dial_later(machine);
         } else if agent.dialling == Some(conn) {
+            self.tell(machine, life, Event::Unreached);
             self.dial_later(machine);
         }
     }
@@ -172,7 +198,7 @@ impl World {
     pub fn agent_revoked(&mut self, conn: SessionId) {
         let Some((machine, life)) = self.conns.get(&conn).map(|conn| (conn.machine, conn.life)) else { return };
         if self.machines[machine].is_life(life) {
-            self.agent_crash(machine);
+            self.node_crash(machine);
             self.machines[machine].node = None;
             self.rejoin(machine);
         }
@@ -271,7 +297,13 @@ impl World {
                 if self.streams.ranks.chance("spawn-fails", rates.spawn_fails) {
                     return Some(Event::NotStarted { id: start.id, error: "out of processes".into() });
                 }
+                let claim = JobSpec::parse(&start.spec).map(|spec| Claim::of(&spec)).unwrap_or_default();
+                self.machines[machine].kept.insert(start.id, claim);
                 self.spawn(machine, life, start);
+            }
+            Effect::Forget { id } => {
+                self.machines[machine].kept.remove(&id);
+                self.machines[machine].last_words.remove(&id);
             }
             Effect::ToRank { id, frame } => {
                 if let (Planted::Agent(bug), ToRank::Stop { .. }) = (planted, &frame) {

@@ -58,7 +58,13 @@ pub enum Fault {
         depth: u64,
         lasts: Ms,
     },
+    /// The agent dies; its ranks live.
     AgentCrash {
+        node: usize,
+        down: Ms,
+    },
+    /// The agent dies, its ranks with it.
+    NodeCrash {
         node: usize,
         down: Ms,
     },
@@ -126,7 +132,7 @@ pub enum Fault {
 
 /// Simulated time that faults of one kind are apart, at most and at least.
 const APART_MS: (Ms, Ms) = (3_000, 25_000);
-const KINDS: u64 = 17;
+const KINDS: u64 = 18;
 /// Of the coordinator's crashes, so many leave it away for long (F8).
 const AWAY: f64 = 0.1;
 
@@ -175,6 +181,7 @@ fn fault(kind: u64, nodes: usize, random: &mut Stream) -> Fault {
         13 => Fault::RankPause { pick: random.between("victim", 0, 1_000), lasts },
         14 => Fault::Lie { node, pick: random.between("victim", 0, 1_000) },
         15 => Fault::SyncFails,
+        16 => Fault::NodeCrash { node, down },
         _ => Fault::WallJump { ms: random.between("jump", 0, 20_000_000) as i64 - 10_000_000 },
     }
 }
@@ -189,6 +196,7 @@ impl Fault {
     pub fn node(&mut self) -> Option<&mut usize> {
         match self {
             Self::AgentCrash { node, .. }
+            | Self::NodeCrash { node, .. }
             | Self::AgentStop { node, .. }
             | Self::NodePause { node, .. }
             | Self::Flap { node }
@@ -216,6 +224,7 @@ impl Fault {
             | Self::CoordinatorPause { lasts }
             | Self::OldCopy { lasts, .. }
             | Self::AgentCrash { down: lasts, .. }
+            | Self::NodeCrash { down: lasts, .. }
             | Self::AgentStop { down: lasts, .. }
             | Self::NodePause { lasts, .. }
             | Self::CutUp { lasts, .. }

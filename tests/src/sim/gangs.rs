@@ -205,11 +205,17 @@ impl World {
         }
     }
 
-    /// Two members lose each other, and the others lose both.
+    /// Two members lose each other, or all of one side and of the other do (F13); the others lose both.
     fn part(&mut self, job: JobId, term: Term, members: &[ProcessId]) {
         self.break_up((job, term));
-        let (one, other, generation) = (members[0], members[1], term.generation);
-        self.sever(one, other);
+        let in_two = self.streams.ranks.chance("in-two", 0.5);
+        let last = if in_two { members.len() as u64 - 1 } else { 1 };
+        let (here, there) = members.split_at(self.streams.ranks.between("one-side", 1, last) as usize);
+        let (one, other, generation) = (here[0], there[0], term.generation);
+        let sides = if in_two { (here, there) } else { (&here[..1], &there[..1]) };
+        for one in sides.0 {
+            sides.1.iter().for_each(|other| self.sever(*one, *other));
+        }
         for (by, of) in [(one, other), (other, one)] {
             let peer = self.processes[&of].id;
             if self.streams.ranks.chance("both-lose", 0.8) || by == one {

@@ -37,6 +37,10 @@ pub enum AgentBug {
     StopIgnored,
     /// A restarted agent takes itself for the old one (I5).
     IncarnationReused,
+    /// A restarted agent does not know of the processes that the one before has started (I15).
+    InventoryForgotten,
+    /// A restarted agent takes any process of a slot for the newest one (I3).
+    AdoptedBySlot,
 }
 
 impl Planted {
@@ -49,6 +53,8 @@ impl Planted {
             AgentBug::ExitReportedEarly,
             AgentBug::StopIgnored,
             AgentBug::IncarnationReused,
+            AgentBug::InventoryForgotten,
+            AgentBug::AdoptedBySlot,
         ];
         let state = PlantedBug::ALL.into_iter().map(Self::State);
         state

@@ -7,27 +7,37 @@ use std::net::SocketAddr;
 
 use stoke_coordinator::state::Input;
 use stoke_node::agent::state::Event;
+use stoke_node::worker::Pending;
 use stoke_protocol::ids::{Digest, Generation, Step, Term};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::node::Report;
 use stoke_protocol::message::peer::Proposal;
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Membership, Origin, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+    Cookie, Exit, FromRank, Membership, Origin, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 
+use super::planted::{AgentBug, Planted};
 use super::specs::Plan;
 use super::store::{digest, uri};
 use super::world::{Happening, Ms, World};
 
 /// A process that says nothing for so long is taken as one that hangs.
 const SILENCE_MS: Ms = 5_000;
+/// A rank without an agent ends after so long.
+const ORPHAN_GRACE_MS: Ms = 40_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ProcessId(pub u64);
 
 pub struct Process {
     pub machine: usize,
+    /// Of the agent that watches it.
     pub life: u64,
+    /// Whether that agent hears it: not before it has proved itself.
+    attached: bool,
+    /// Another agent has started it.
+    inherited: bool,
+    pending: Pending,
     pub id: RankId,
     pub plan: Plan,
     pub checkpoints: String,
@@ -105,6 +115,14 @@ pub enum Act {
     FormLate {
         term: Term,
     },
+    /// Proves itself to an agent that has found it.
+    Return {
+        life: u64,
+    },
+    /// No agent has come since that of this life.
+    EndAlone {
+        life: u64,
+    },
 }
 
 impl World {
@@ -124,6 +142,9 @@ impl World {
         let made = Process {
             machine,
             life,
+            attached: true,
+            inherited: false,
+            pending: Pending::default(),
             id,
             plan: Plan::read(&start.spec),
             checkpoints: start.checkpoints,
@@ -214,13 +235,64 @@ impl World {
 
     pub(super) fn says(&mut self, at: ProcessId, frame: FromRank) {
         self.coverage.note("from rank", &frame);
-        let wait = self.streams.ranks.between("says", 1, 3);
-        let Some(process) = self.processes.get_mut(&at) else { return };
-        let due = (self.now + wait).max(process.said);
-        process.said = due;
-        let (machine, life, id) = (process.machine, process.life, process.id);
-        let event = Event::Rank { id, frame };
-        self.at(due, Happening::Agent { machine, life, event });
+        if let Some(process) = self.processes.get_mut(&at) {
+            process.pending.push(frame);
+            self.pump(at);
+        }
+    }
+
+    /// What it has to say goes to its agent, if it has one.
+    fn pump(&mut self, at: ProcessId) {
+        while let Some(process) = self.processes.get_mut(&at).filter(|process| process.attached) {
+            let Some(frame) = process.pending.pop() else { return };
+            let (machine, life, id) = (process.machine, process.life, process.id);
+            let wait = self.streams.ranks.between("says", 1, 3);
+            let process = self.processes.get_mut(&at).expect("found above");
+            let due = (self.now + wait).max(process.said);
+            process.said = due;
+            self.at(due, Happening::Agent { machine, life, event: Event::Rank { id, frame } });
+        }
+    }
+
+    /// The agent of a machine is gone; its ranks are not.
+    pub fn orphan(&mut self, machine: usize) {
+        let here: Vec<ProcessId> =
+            self.processes.iter().filter(|(_, process)| process.machine == machine).map(|(at, _)| *at).collect();
+        for at in here {
+            let process = self.processes.get_mut(&at).expect("found above");
+            process.attached = false;
+            let life = process.life;
+            self.act_after(ORPHAN_GRACE_MS, at, Act::EndAlone { life });
+        }
+    }
+
+    /// An agent has a rank in its records.
+    pub fn adopt(&mut self, machine: usize, life: u64, id: RankId) {
+        let by_slot = self.planted == Planted::Agent(AgentBug::AdoptedBySlot);
+        let slot = |id: RankId| (id.job, id.rank);
+        let its = |process: &Process| process.id == id || by_slot && slot(process.id) == slot(id);
+        let found = self.processes.iter_mut().find(|(_, process)| process.machine == machine && its(process));
+        let Some((at, process)) = found else { return self.report_gone(machine, life, id, Exit::AgentRestarted) };
+        (process.id, process.life, process.inherited) = (id, life, true);
+        let at = *at;
+        // What the agent before has sent is read first, what this one sends waits.
+        let wait = self.streams.ranks.between("returns", 1, 30);
+        let process = self.processes.get_mut(&at).expect("found above");
+        let due = (self.now + wait).max(process.heard + 1);
+        process.heard = due;
+        self.at(due, Happening::RankActs { process: at, act: Act::Return { life } });
+    }
+
+    /// A process is gone; its agent hears what it has written down, and then of its end.
+    fn report_gone(&mut self, machine: usize, life: u64, id: RankId, mut exit: Exit) {
+        let due = self.now + 1;
+        for frame in self.machines[machine].last_words.get(&id).cloned().unwrap_or_default() {
+            if let FromRank::Leaving { code } = frame {
+                exit = Exit::Code(code.into());
+            }
+            self.at(due, Happening::Agent { machine, life, event: Event::Rank { id, frame } });
+        }
+        self.at(due, Happening::RankGone { machine, life, id, exit });
     }
 
     pub fn deliver_to_rank(&mut self, at: ProcessId, frame: ToRank) {
@@ -228,8 +300,12 @@ impl World {
         let Some(process) = self.processes.get_mut(&at) else { return };
         let wait = self.streams.ranks.between("obeys", 1, 400);
         match frame {
-            ToRank::Start(_) | ToRank::Stores(_) => {}
-            ToRank::Certificate { .. } => self.act_after(wait, at, Act::Ready),
+            ToRank::Start(_) | ToRank::Stores(_) | ToRank::Settle(_) | ToRank::Adopted => {}
+            ToRank::Taken { said } => process.pending.taken(said),
+            ToRank::Certificate { .. } => {
+                process.pending.certified();
+                self.act_after(wait, at, Act::Ready);
+            }
             ToRank::Membership(membership) => self.hear_membership(at, membership),
             ToRank::Commit { generation, step, .. } => {
                 self.act_after(wait, at, Act::StoreManifest { generation, step })
@@ -315,6 +391,16 @@ impl World {
             Act::FormLate { term } => self.form_late(at, term),
             Act::HangUp => self.tell(machine, life, Event::HungUp { id }),
             Act::Exit(exit) => self.end_process(at, exit),
+            Act::Return { life: of } if of == life && self.machines[machine].is_life(life) => {
+                let process = self.processes.get_mut(&at).expect("found above");
+                process.attached = true;
+                let next = process.pending.rewind();
+                let frame = FromRank::Return { id, cookie: Cookie::default(), next };
+                self.tell(machine, life, Event::Rank { id, frame });
+                self.pump(at);
+            }
+            Act::EndAlone { life: of } if of == life && !process.attached => self.end_process(at, Exit::Code(3)),
+            Act::Return { .. } | Act::EndAlone { .. } => {}
         }
     }
 
@@ -385,14 +471,28 @@ impl World {
         }
     }
 
-    /// The process is gone; its agent sees it after everything that it has said.
+    /// The process is gone; its agent sees it after everything that it has said, or hears what it wrote down because it had none.
     pub fn end_process(&mut self, at: ProcessId, exit: Exit) {
-        let Some(process) = self.processes.remove(&at) else { return };
+        let Some(mut process) = self.processes.remove(&at) else { return };
         self.changed = true;
         let (machine, life, id) = (process.machine, process.life, process.id);
         self.say(|_| format!("    {id} ends on machine {machine}: {exit:?}"));
-        let due = (self.now + 1).max(process.said);
-        self.at(due, Happening::RankGone { machine, life, id, exit });
+        let seen = match exit {
+            Exit::Signal(_) if process.inherited => Exit::Unseen,
+            _ => exit.clone(),
+        };
+        if process.attached {
+            let due = (self.now + 1).max(process.said);
+            self.at(due, Happening::RankGone { machine, life, id, exit: seen });
+        } else {
+            if let Exit::Code(code) = exit {
+                let first = FromRank::Return { id, cookie: Cookie::default(), next: process.pending.rewind() };
+                process.pending.push(FromRank::Leaving { code: code as u8 });
+                let words = std::iter::once(first).chain(std::iter::from_fn(|| process.pending.pop()));
+                self.machines[machine].last_words.insert(id, words.collect());
+            }
+            self.report_gone(machine, life, id, seen);
+        }
         self.interrupt((id.job, process.entered), at);
     }
 }

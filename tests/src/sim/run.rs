@@ -184,6 +184,10 @@ impl World {
                 self.agent_crash(node);
                 heals(down)
             }
+            Fault::NodeCrash { node, down } => {
+                self.node_crash(node);
+                heals(down)
+            }
             Fault::AgentStop { node, down } => {
                 if let Some(life) = self.machines[node].agent.as_ref().map(|agent| agent.life) {
                     self.tell(node, life, AgentEvent::ShutDown { grace_ms: 2_000 });
@@ -266,7 +270,10 @@ impl World {
                     self.boot();
                 }
             }
-            Fault::AgentCrash { node, .. } | Fault::AgentStop { node, .. } | Fault::Lie { node, .. } => {
+            Fault::AgentCrash { node, .. }
+            | Fault::AgentStop { node, .. }
+            | Fault::NodeCrash { node, .. }
+            | Fault::Lie { node, .. } => {
                 self.agent_boot(node);
             }
             Fault::NodePause { node, .. } => self.resume_machine(node),
@@ -339,6 +346,9 @@ impl World {
                 Some(agent) if !agent.state.is_flushed() => open.push(format!("machine {at} has reports left")),
                 Some(agent) => open.extend(agent.state.alive().map(|id| format!("{id} lives on machine {at}"))),
             }
+        }
+        for machine in &self.machines {
+            open.extend(machine.kept.keys().map(|id| format!("{id} is recorded")));
         }
         for node in self.shadow.members().nodes() {
             open.extend(node.held.keys().map(|id| format!("{id} holds room on {}", node.id)));
