@@ -156,13 +156,7 @@ fn a_gang_that_dies_whole_restores_from_the_memory_of_its_machines() {
     assert!(logs.contains("in_store=0") && !logs.contains("in_store=1"), "{logs}");
     let summary = running.wait().expect(0).json();
     same_weights(&summary);
-    let manifests = files_below(&scratch.path().join("out")).into_iter().filter(|file| file.ends_with("manifest.json"));
-    let manifest = manifests.map(|file| std::fs::read(file).expect("a manifest")).next().expect("the run's checkpoint");
-    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
-    let own = format!("stoke-{}-", text(&manifest["cluster"]));
-    let left = std::fs::read_dir("/dev/shm").expect("it is there").flatten().map(|entry| entry.file_name());
-    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with(&own)).collect();
-    assert!(left.is_empty(), "the agents left {left:?} in memory");
+    nothing_in_memory(&scratch);
 }
 
 /// A process that is stopped says nothing and does not end: its agent gives it up, and a step that waits for it is done again.
@@ -217,6 +211,7 @@ fn a_killed_run_leaves_nothing_behind() {
 #[test]
 fn a_run_whose_supervisor_is_killed_says_so_and_leaves_nothing_behind() {
     let (running, scratch, cluster) = in_the_middle();
+    poll("a checkpoint", || step_of(&cluster).filter(|step| *step >= 13));
     let state: Value = serde_json::from_slice(&std::fs::read(cluster.join("local.json")).expect("read")).expect("JSON");
     let supervisor = state["supervisor"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id");
     signal(supervisor, Signal::KILL);
@@ -230,6 +225,19 @@ fn nothing_left(scratch: &TempDir, cluster: &Path) {
     poll("the end of every process", || processes_naming(&word).is_empty().then_some(()));
     let left: Vec<_> = std::fs::read_dir(scratch.path().join("tmp")).expect("read").flatten().collect();
     assert!(left.is_empty(), "{left:?} is left in the temporary folder");
+    nothing_in_memory(scratch);
+}
+
+/// Shards of the run's cluster, which its checkpoints name.
+#[track_caller]
+fn nothing_in_memory(scratch: &TempDir) {
+    let manifests = files_below(&scratch.path().join("out")).into_iter().filter(|file| file.ends_with("manifest.json"));
+    let Some(manifest) = manifests.map(|file| std::fs::read(file).expect("a manifest")).next() else { return };
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    let own = format!("stoke-{}-", text(&manifest["cluster"]));
+    let left = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with(&own)).collect();
+    assert!(left.is_empty(), "{left:?} is left in memory");
 }
 
 /// The process of the rank on a node.

@@ -24,6 +24,7 @@ use crate::failure::{Exit, Failure, OrFail};
 use crate::local::folder::Folder;
 use crate::local::handle::{Life, LocalCluster, Wish, failed};
 use crate::local::notice::Notice;
+use crate::local::supervisor::end_orphans;
 use crate::output;
 use crate::progress::Progress;
 use crate::report::{Report, failed_logs};
@@ -113,6 +114,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     if args.keep {
         output::say(format_args!("the cluster's folder is kept: {}", dir.keep().display()));
     } else {
+        // A supervisor that was killed has left this to us.
+        end_orphans(&scene.folder, scene.nodes);
         let _ = std::fs::remove_dir_all(dir.path());
     }
     let ended = ended.and_then(|report| report.publish(&scene.out, global.json));

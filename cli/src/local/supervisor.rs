@@ -319,8 +319,8 @@ impl Supervisor {
     }
 }
 
-/// Ranks that an agent has left which was not there to stop them.
-fn end_orphans(folder: &Folder, nodes: u32) {
+/// Ranks that an agent has left which was not there to stop them, and what they kept in memory.
+pub fn end_orphans(folder: &Folder, nodes: u32) {
     for index in 1..=nodes {
         match agent::end_orphans(&folder.node(index)) {
             Ok(0) => {}

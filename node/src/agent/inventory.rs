@@ -20,6 +20,7 @@ use stoke_protocol::message::rank::{Cookie, FromRank, RankId};
 
 use super::claim::Claim;
 use super::disk::{HomeError, lock, replace};
+use super::shards;
 use crate::link;
 
 const DIR: &str = "ranks";
@@ -160,8 +161,8 @@ pub async fn write_last_words(socket: &Path, frames: &[FromRank]) -> io::Result<
     replace(&socket.with_extension(LAST_WORDS), &bytes)
 }
 
-/// Kills the ranks that an agent has left behind in the folder of its node, and waits for their end: the agent is not coming back. Does
-/// nothing where an agent runs. Gives how many there were.
+/// Kills the ranks that an agent has left behind in the folder of its node, and waits for their end: the agent is not coming back. What they kept
+/// in memory goes too. Does nothing where an agent runs. Gives how many there were.
 pub fn end_orphans(dir: &Path) -> Result<usize, HomeError> {
     if !dir.join(DIR).exists() {
         return Ok(0);
@@ -184,6 +185,7 @@ pub fn end_orphans(dir: &Path) -> Result<usize, HomeError> {
         };
         while !gone() && Instant::now() < deadline {}
     }
+    shards::remove_of(dir);
     Ok(ended)
 }
 

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FlockOperation;
+use stoke_protocol::identity::Credentials;
 use stoke_protocol::ids::{ClusterId, JobId, NodeId};
+
+use super::disk::identity_dir;
+use super::join::node_of;
 
 /// Memory that is a file system.
 const MEMORY: &str = "/dev/shm";
@@ -31,7 +35,7 @@ impl ShardFolder {
     /// Makes the node's folder; none where the machine has no memory to offer as files, or not to this user.
     pub fn open(cluster: ClusterId, node: NodeId) -> Option<Self> {
         remove_abandoned();
-        let root = Path::new(MEMORY).join(format!("{PREFIX}{cluster}-{node}"));
+        let root = root_of(cluster, node);
         let made = DirBuilder::new().mode(0o700).create(&root);
         let lock = is_ours(&root).then(|| lock(&root)).flatten();
         if lock.is_none() {
@@ -62,6 +66,20 @@ impl ShardFolder {
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.root);
     }
+}
+
+/// What a node keeps in memory whose agent has this folder, and is not coming back.
+pub fn remove_of(dir: &Path) {
+    let Ok(credentials) = Credentials::load(&identity_dir(dir)) else { return };
+    let Ok(node) = node_of(&credentials) else { return };
+    let root = root_of(credentials.identity().cluster, node);
+    if is_ours(&root) && lock(&root).is_some() {
+        let _ = fs::remove_dir_all(root);
+    }
+}
+
+fn root_of(cluster: ClusterId, node: NodeId) -> PathBuf {
+    Path::new(MEMORY).join(format!("{PREFIX}{cluster}-{node}"))
 }
 
 /// Folders of this user's agents that nobody has locked for long.
