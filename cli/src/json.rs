@@ -21,6 +21,7 @@ pub fn cluster(view: &ClusterView) -> Value {
         "nodes": view.nodes,
         "jobs_running": view.jobs_running,
         "jobs_queued": view.jobs_queued,
+        "ranks_slow": view.ranks_slow,
         "you": view.you,
         "now_ms": view.now_ms,
     })
@@ -81,6 +82,7 @@ pub fn job(view: &JobView) -> Value {
         "world_sizes": view.world_sizes.0,
         "placement": placement,
         "progress": view.progress.as_ref().map(progress),
+        "slow": view.slow.iter().map(|(rank, times)| json!({ "rank": rank.0, "times": float(*times) })).collect::<Vec<_>>(),
         "checkpoint": view.checkpoint.as_ref().map(checkpoint),
         "outcome": view.outcome.as_ref().map(outcome),
         "submitted_ms": view.submitted_ms,
@@ -101,6 +103,7 @@ fn progress(progress: &Progress) -> Value {
         "exchange_ms": float(progress.exchange_ms),
         "apply_ms": float(progress.apply_ms),
         "samples": progress.samples,
+        "skipped_steps": progress.skipped,
     })
 }
 
@@ -110,6 +113,7 @@ pub fn outcome(view: &OutcomeView) -> Value {
         "loss": float(view.loss),
         "samples": view.samples,
         "ledger": ledger(view.ledger),
+        "skipped_steps": view.skipped,
         "weights_blake3": view.weights_blake3.to_string(),
         "metrics": view.metrics,
     })

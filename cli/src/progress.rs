@@ -161,6 +161,8 @@ mod tests {
             exchange_ms: 1.0,
             apply_ms: 1.0,
             samples: 5000,
+            skipped: 0,
+            lanes: 2,
         };
         assert_eq!(figures(&progress), "loss 0.2500 accuracy 0.9000 1,000 samples/s, 5.0s left");
     }

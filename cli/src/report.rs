@@ -97,6 +97,7 @@ pub fn document(view: &JobView, wall: Duration) -> Value {
         "loss": outcome.map(|outcome| float(outcome.loss)),
         "samples": outcome.map(|outcome| outcome.samples),
         "ledger": outcome.map(|outcome| ledger(outcome.ledger)),
+        "skipped_steps": outcome.map(|outcome| outcome.skipped),
         "metrics": outcome.map(|outcome| &outcome.metrics),
         "weights_blake3": outcome.map(|outcome| outcome.weights_blake3.to_string()),
         "world_sizes": view.world_sizes.0,
@@ -126,6 +127,9 @@ fn summary_table(view: &JobView) -> output::Table {
         table.row(["steps".into(), outcome.step.0.to_string()]);
         table.row(["samples".into(), output::grouped(outcome.samples)]);
         table.row(["ledger".into(), format!("{} exactly once", outcome.ledger)]);
+        if outcome.skipped > 0 {
+            table.row(["skipped".into(), format!("{} not finite", output::count(outcome.skipped, "step"))]);
+        }
         table.row(["loss".into(), format!("{:.6}", outcome.loss)]);
         for (name, value) in &outcome.metrics {
             table.row([format!("held-out {name}"), format!("{value:.4}")]);

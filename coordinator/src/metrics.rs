@@ -34,6 +34,9 @@ pub(crate) struct Metrics {
     pub commit_seconds: Histogram,
     pub step_seconds: Histogram,
     pub waiting_effects: IntGauge,
+    pub ranks_miscomputed: IntGauge,
+    pub steps_skipped: IntGauge,
+    pub ranks_slow: IntGauge,
 }
 
 impl Metrics {
@@ -79,6 +82,9 @@ impl Metrics {
             commit_seconds: seconds("stoke_journal_commit_seconds", "Time of a group commit, fsync included"),
             step_seconds: seconds("stoke_step_seconds", "Time that the state takes for one input, placement included"),
             waiting_effects: gauge("stoke_effects_waiting", "Steps whose effects wait for the journal"),
+            ranks_miscomputed: gauge("stoke_ranks_miscomputed", "Ranks with wrong numbers, on nodes that serve"),
+            steps_skipped: gauge("stoke_steps_skipped", "Steps of running jobs that were not finite and left out"),
+            ranks_slow: gauge("stoke_ranks_slow", "Ranks that compute more slowly than their peers"),
             registry,
         }
     }

@@ -153,6 +153,7 @@ fn outcome() -> RankEvent {
         loss: 0.25,
         samples: 80,
         ledger: Ledger { first: 0, end: 80 },
+        skipped: 0,
         weights_blake3: Digest([7; 32]),
         metrics: [("accuracy".to_owned(), 0.5)].into(),
     };

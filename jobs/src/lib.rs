@@ -13,5 +13,5 @@ pub use error::JobError;
 pub use order::order;
 pub use train::{
     Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, Snapshot, TRAINERS,
-    Train, check, check_files, classifier, load, pytorch, weights_blake3,
+    Train, check, check_files, classifier, fingerprint, load, pytorch, weights_blake3,
 };

@@ -7,6 +7,7 @@
 mod digits;
 mod domains;
 mod engine;
+mod fingerprint;
 mod layers;
 mod metrics;
 pub(crate) mod optimizer;
@@ -17,6 +18,7 @@ mod snapshot;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use self::fingerprint::Fingerprint;
 pub use snapshot::{Snapshot, weights_blake3};
 
 use crate::config::Spec;
@@ -151,6 +153,12 @@ pub trait Train: Send {
     /// A sum that is not finite is refused with the step, and changes nothing.
     fn apply(&mut self, step: u64, sum: &[f32]) -> Result<Applied, JobError>;
 
+    /// Counts a step whose sum was refused and left out. The state remembers how many there were.
+    fn skip(&mut self);
+
+    /// Steps that were left out.
+    fn skipped(&self) -> u64;
+
     /// Metrics on the held-out data.
     fn evaluate(&mut self) -> Result<Metrics, JobError>;
 
@@ -169,6 +177,17 @@ pub trait Train: Send {
     fn weights_blake3(&self) -> [u8; 32] {
         weights_blake3(&self.snapshot().weights().expect("parameters are f32"))
     }
+
+    /// A checksum over the bits of the parameters in layout order, cheap enough for every step: equal on replicas that are
+    /// equal.
+    fn fingerprint(&self) -> u64;
+}
+
+/// The same over a saved state, names left out.
+pub fn fingerprint(tensors: &[NamedTensor]) -> u64 {
+    let mut fingerprint = Fingerprint::new();
+    tensors.iter().for_each(|tensor| fingerprint.add(&tensor.values));
+    fingerprint.finish()
 }
 
 /// A trained classifier's answer for one line.

@@ -14,6 +14,10 @@ pub struct ClusterId(pub [u8; 16]);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Digest(pub [u8; 32]);
 
+/// A fast checksum over the bits of a replica's numbers: against faults, not against people; printed as 16 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Fingerprint(pub u64);
+
 /// What could not be parsed as an id, and what it should look like.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{input:?} is not {expected}")]
@@ -122,6 +126,12 @@ impl FromStr for Digest {
         parse_hex(input)
             .map(Self)
             .ok_or(IdError { input: input.to_owned(), expected: "a digest of 64 hexadecimal digits" })
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 

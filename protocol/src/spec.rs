@@ -74,6 +74,39 @@ pub struct Train {
     /// Compute threads a rank.
     #[serde(default = "one")]
     pub threads: u32,
+    /// Steps between comparisons of the ranks' parameters; 0: only checkpoints and results are compared.
+    #[serde(default = "every_step")]
+    pub digest_every: u64,
+    /// What becomes of a step whose loss or gradient is not finite.
+    #[serde(default)]
+    pub on_nan: OnNan,
+    /// What becomes of a rank that computes more slowly than the others.
+    #[serde(default)]
+    pub straggler: Straggler,
+}
+
+/// What follows when a rank computes clearly more slowly than its peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Straggler {
+    /// It is told of.
+    #[default]
+    Report,
+    /// Besides, a successor on another node takes its place, where there is room.
+    Replace,
+}
+
+/// What follows a loss or gradient that is not finite (NaN or infinite).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNan {
+    /// The job fails, and says where it comes from.
+    #[default]
+    Fail,
+    /// The step counts and changes neither parameters nor the optimizer's state.
+    Skip,
+    /// The job goes back to its last checkpoint, once a step.
+    Rollback,
 }
 
 /// What each rank needs.
@@ -133,6 +166,11 @@ fn default_lanes() -> u32 {
 }
 
 fn one() -> u32 {
+    1
+}
+
+/// So no wrong parameters are ever in a sum that is applied.
+fn every_step() -> u64 {
     1
 }
 

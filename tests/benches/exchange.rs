@@ -265,7 +265,7 @@ fn rounds_of(exchange: &mut Exchange, sums: &mut LaneSums, rounds: usize, step: 
     let mut sum_of = |sums: &mut LaneSums| {
         *step += 1;
         let start = Instant::now();
-        let sum = exchange.all_reduce(Step(*step), sums).expect("a sum");
+        let sum = exchange.all_reduce(Step(*step), sums, None).expect("a sum");
         (start.elapsed().as_secs_f64(), sum[0], sum[sum.len() - 1])
     };
     // Lines up the ranks.

@@ -135,6 +135,30 @@ fn damage_and_the_loss_of_all_ranks_cost_steps_and_no_bit() {
     }
 }
 
+/// Most agree: the rank is named and replaced, and nothing of it was in any sum.
+#[test]
+fn a_rank_whose_memory_is_wrong_is_named_and_replaced_and_changes_no_bit() {
+    let (running, _scratch) = short().with(&["--chaos", "corrupt-rank at 3s", "--seed", "5"]).start();
+    let ended = running.wait().expect(0).says(&["chaos: corrupt-rank: the rank of node-"]);
+    let summary = ended.json();
+    same_weights_without_a_loss(&summary);
+    let [struck] = met(&summary["chaos"], "corrupt-rank")[..] else { panic!("one: {summary:#}") };
+    let effect = text(&struck["effect"]);
+    assert!(effect.contains("as its parameters, 2 others have"), "{struck:#}");
+}
+
+/// One against one: nobody is believed, and steps are done again.
+#[test]
+fn of_two_ranks_that_differ_none_is_believed_and_the_job_goes_back_to_its_checkpoint() {
+    let run = Run::new("domains.toml", 2).set("train.steps", STEPS).set("checkpoint.every", 40);
+    let (running, _scratch) = run.with(&["--chaos", "corrupt-rank at 4s", "--seed", "5"]).start();
+    let summary = running.wait().expect(0).json();
+    same_weights(&summary);
+    let [struck] = met(&summary["chaos"], "corrupt-rank")[..] else { panic!("one: {summary:#}") };
+    assert!(text(&struck["effect"]).contains("none have a majority"), "{struck:#}");
+    assert_eq!(summary["recoveries"], 1, "{summary:#}");
+}
+
 #[test]
 fn an_agent_that_is_killed_on_purpose_is_always_started_again() {
     let cluster = Cluster::start(1);

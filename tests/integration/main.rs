@@ -11,6 +11,7 @@ mod crash_points;
 mod descriptors;
 mod exhausted;
 mod harness;
+mod health;
 mod hostile;
 mod lifecycle;
 mod namespaces;

@@ -84,7 +84,7 @@ fn a_node_whose_ranks_die_and_live_elsewhere_is_put_in_quarantine() {
 }
 
 /// The ranks of an agent.
-fn children(agent: u32) -> Vec<u32> {
+pub fn children(agent: u32) -> Vec<u32> {
     let parent = |pid: u32| -> Option<u32> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use stoke_node::agent::{Kept, RankEvents, RankProcess, Spawner};
 use stoke_protocol::identity::KeyRequest;
-use stoke_protocol::ids::{Digest, Generation, Step};
+use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
     Exit, FromRank, Membership, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
@@ -184,13 +184,15 @@ impl Life {
         let Some(index) = membership.position(self.start.id) else { return };
         let file = format!("shard-{index}-of-{}.safetensors", membership.members.len());
         let shard = ShardRecord { index, file, bytes: 64, blake3: Digest([3; 32]) };
-        self.say(RankEvent::ShardStored { generation: membership.generation, step: Step(at), shard }).await;
+        let (generation, state) = (membership.generation, Fingerprint(0));
+        self.say(RankEvent::ShardStored { generation, step: Step(at), shard, state }).await;
     }
 }
 
 fn finished(generation: Generation, step: Step) -> RankEvent {
     let weights_blake3 = Digest([1; 32]);
     let ledger = Ledger { first: 0, end: 8 * step.0 };
-    let outcome = Outcome { step, loss: 0.5, samples: ledger.end, ledger, weights_blake3, metrics: BTreeMap::new() };
+    let outcome =
+        Outcome { step, loss: 0.5, samples: ledger.end, ledger, skipped: 0, weights_blake3, metrics: BTreeMap::new() };
     RankEvent::Finished { generation, outcome }
 }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use stoke_protocol::codec::{self, FrameCap};
 use stoke_protocol::identity::{Authority, Identity, JoinToken, KeyRequest, Subject};
 use stoke_protocol::ids::{
-    ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, Term, TokenId,
+    ClusterId, Digest, Epoch, Fingerprint, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, Term, TokenId,
 };
 use stoke_protocol::lanes::Subtree;
 use stoke_protocol::ledger::Ledger;
@@ -22,7 +22,7 @@ use stoke_protocol::message::node::{
 };
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Member, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom,
+    Exit, FromRank, Given, Member, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom,
     StartRank, StoreSettings, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
@@ -154,6 +154,8 @@ fn progress() -> Progress {
         exchange_ms: 2.0,
         apply_ms: 0.5,
         samples: 30_720,
+        skipped: 0,
+        lanes: 2,
     }
 }
 
@@ -167,12 +169,13 @@ fn events() -> Vec<RankEvent> {
         loss: 0.1,
         samples: 256_000,
         ledger: Ledger { first: 0, end: 256_000 },
+        skipped: 0,
         weights_blake3: Digest([9; 32]),
         metrics: BTreeMap::from([("roc_auc".to_owned(), 0.97)]),
     };
     vec![
         RankEvent::Ready { address: "127.0.0.1:4433".parse().expect("an address") },
-        RankEvent::ShardStored { generation: Generation(1), step: Step(100), shard: shard() },
+        RankEvent::ShardStored { generation: Generation(1), step: Step(100), shard: shard(), state: Fingerprint(7) },
         RankEvent::ManifestStored {
             generation: Generation(1),
             step: Step(100),
@@ -188,6 +191,18 @@ fn events() -> Vec<RankEvent> {
         RankEvent::Joined { generation: Generation(2), step: Step(9) },
         RankEvent::PeerLost { generation: Generation(2), peer: id(), error: "silent".into() },
         RankEvent::WentOn { generation: Generation(2), step: Step(9), members: vec![id(); 2].into() },
+        RankEvent::Differ {
+            generation: Generation(2),
+            step: Step(9),
+            replicas: vec![(id(), Fingerprint(1)); 3].into(),
+        },
+        RankEvent::NotFinite { generation: Generation(2), step: Step(9), given: Given::Finite },
+        RankEvent::NotFinite { generation: Generation(2), step: Step(9), given: Given::FiniteAgain },
+        RankEvent::NotFinite {
+            generation: Generation(2),
+            step: Step(9),
+            given: Given::NotFinite { lanes: vec![1, 2].into() },
+        },
     ]
 }
 
@@ -336,5 +351,6 @@ fn tensor_header() -> TensorHeader {
         part: Part::Partial(Subtree { start: 0, len: 4 }),
         offset: 64,
         count: 65_536,
+        replica: Some(Fingerprint(u64::MAX)),
     }
 }

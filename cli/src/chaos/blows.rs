@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use stoke_node::checkpoint::{self, CheckpointError};
+use stoke_node::worker;
 use stoke_protocol::transport::{Harm, Spell};
 
 use super::cast::{Actor, Cast};
@@ -179,6 +180,11 @@ impl Blows {
         let (Found { text, actors }, fault) = (found, strike.fault);
         let pids: Vec<u32> = actors.iter().map(|actor| actor.pid).collect();
         let ended = || format!("{text} ended before it was struck");
+        if fault == Fault::CorruptRank {
+            let ask = |actor: &Actor| worker::ask_for_damage(&self.folder.weather(), actor.pid, strike.draw);
+            actors.iter().try_for_each(ask).map_err(|error| format!("ask {text} for damage: {error}"))?;
+            return Ok(Victim { text, pids });
+        }
         if fault.lasts() {
             let lasting = match harm(fault, strike.amount) {
                 Some(harm) => self.weather(&actors, strike.hold, harm)?,
@@ -259,7 +265,7 @@ struct Found {
 fn victims(cast: Cast, fault: Fault, draw: u64, held: &[u32]) -> Result<Found, String> {
     let free = |actor: &&Actor| !fault.lasts() || !held.contains(&actor.pid);
     match fault {
-        Fault::KillRank | Fault::PauseRank | Fault::SlowRank => {
+        Fault::KillRank | Fault::PauseRank | Fault::SlowRank | Fault::CorruptRank => {
             let pid = pick(cast.ranks.iter().filter(free).collect(), draw).ok_or("no rank was there")?.pid;
             let actors: Vec<Actor> = cast.ranks.into_iter().filter(|rank| rank.pid == pid).collect();
             Ok(Found { text: format!("the rank of {} (process {pid})", actors[0].name), actors })

@@ -266,6 +266,8 @@ mod tests {
             exchange_ms: 4.0,
             apply_ms: 1.0,
             samples: step * 8,
+            skipped: 0,
+            lanes: 2,
         };
         let job = JobView {
             job: JobId(1),
@@ -281,6 +283,7 @@ mod tests {
             world_sizes: vec![2].into(),
             placement: Vec::new().into(),
             progress: (step > 0).then_some(progress),
+            slow: Vec::new().into(),
             checkpoint: None,
             outcome: None,
             submitted_ms: 0,

@@ -63,6 +63,8 @@ pub enum Fault {
     FillDisk,
     /// A byte of a shard of the newest committed checkpoint.
     CorruptShard,
+    /// A bit of a rank's parameters, in its memory.
+    CorruptRank,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -97,7 +99,7 @@ pub enum When {
 }
 
 impl Fault {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::KillRank,
         Self::KillAllRanks,
         Self::KillNode,
@@ -117,6 +119,7 @@ impl Fault {
         Self::SlowNode,
         Self::FillDisk,
         Self::CorruptShard,
+        Self::CorruptRank,
     ];
 
     pub fn name(self) -> &'static str {
@@ -140,6 +143,7 @@ impl Fault {
             Self::SlowNode => "slow-node",
             Self::FillDisk => "fill-disk",
             Self::CorruptShard => "corrupt-shard",
+            Self::CorruptRank => "corrupt-rank",
         }
     }
 
@@ -151,7 +155,7 @@ impl Fault {
             Self::LosePackets | Self::DelayPackets | Self::ReorderPackets | Self::DuplicatePackets => true,
             Self::SlowRank | Self::SlowNode | Self::FillDisk => true,
             Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillAgent => false,
-            Self::KillCoordinator | Self::CorruptShard => false,
+            Self::KillCoordinator | Self::CorruptShard | Self::CorruptRank => false,
         }
     }
 
@@ -165,7 +169,7 @@ impl Fault {
             Self::PauseRank | Self::PauseNode | Self::PauseCoordinator => None,
             Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound | Self::FillDisk => None,
             Self::KillRank | Self::KillAllRanks | Self::KillNode | Self::KillAgent => None,
-            Self::KillCoordinator | Self::CorruptShard => None,
+            Self::KillCoordinator | Self::CorruptShard | Self::CorruptRank => None,
         }
     }
 
@@ -173,7 +177,7 @@ impl Fault {
     pub fn is_of_ranks(self) -> bool {
         match self {
             Self::KillRank | Self::KillAllRanks | Self::KillNode => true,
-            Self::PauseRank | Self::PauseNode | Self::SlowRank | Self::SlowNode => true,
+            Self::PauseRank | Self::PauseNode | Self::SlowRank | Self::SlowNode | Self::CorruptRank => true,
             Self::PartitionNode | Self::PartitionInbound | Self::PartitionOutbound => true,
             Self::LosePackets | Self::DelayPackets | Self::ReorderPackets | Self::DuplicatePackets => true,
             Self::KillAgent | Self::KillCoordinator | Self::PauseCoordinator | Self::FillDisk | Self::CorruptShard => {

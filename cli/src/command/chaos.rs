@@ -36,6 +36,7 @@ What lasts takes `for TIME`, and some faults `by AMOUNT`, behind it.
   slow-rank          a rank's process stands for a share of the time, `by 50%`; slow-node: an agent and its ranks do
   fill-disk          nothing more can be written beside the newest checkpoint; needs root
   corrupt-shard      flips a bit of a shard of the newest committed checkpoint, and does not mend it
+  corrupt-rank       flips a bit of the parameters in the memory of one rank
 Moments move a little by the seed: with `every` by up to a fifth of the period, with `at` by up to half a second. Who is struck is drawn too.
 
 The account says for each job:

@@ -51,6 +51,12 @@ fn row(job: &JobView) -> [String; 9] {
         loss,
         job.owner.clone(),
         output::age(job.submitted_ms),
-        job.reason.clone(),
+        reason(job),
     ]
+}
+
+fn reason(job: &JobView) -> String {
+    let slow: Vec<String> =
+        job.slow.iter().map(|(rank, times)| format!("{rank} is {times:.1} times as slow as the others")).collect();
+    if job.reason.is_empty() { slow.join(", ") } else { job.reason.clone() }
 }

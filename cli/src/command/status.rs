@@ -30,6 +30,10 @@ pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
     table.row(["coordinator".into(), format!("stoke {}, {}, {}", view.version, view.epoch, view.index)]);
     table.row(["nodes".into(), format!("{} up of {}", view.nodes_up, view.nodes)]);
     table.row(["jobs".into(), format!("{} running, {} queued", view.jobs_running, view.jobs_queued)]);
+    if view.ranks_slow > 0 {
+        let slow = output::count(view.ranks_slow, "rank");
+        table.row(["slow".into(), format!("{slow}, `stoke jobs` says which")]);
+    }
     table.row(["you".into(), view.you]);
     output::print(&table.render())?;
     Ok(Exit::Ok)

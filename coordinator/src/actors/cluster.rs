@@ -387,6 +387,9 @@ impl State {
         metrics.sessions.set(self.control.liveness().sessions() as i64);
         metrics.foreign_reports.set(cluster.counts().foreign_reports as i64);
         metrics.stale_reports.set(cluster.counts().stale_reports as i64);
+        metrics.ranks_miscomputed.set(cluster.miscomputed().values().map(|count| i64::from(*count)).sum());
+        metrics.ranks_slow.set(self.control.slow_ranks() as i64);
+        metrics.steps_skipped.set(self.control.skipped_steps() as i64);
     }
 
     /// Everything that was taken in becomes durable; what waits for it is still answered.

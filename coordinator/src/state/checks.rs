@@ -65,7 +65,7 @@ impl Cluster {
                 Some(found) => found.check_scale(*ranks).map_err(Refused::Conflict),
                 None => Err(Refused::NotFound(format!("there is no {job}"))),
             },
-            Event::Evicted { id, .. } => match self.jobs.get(id.job) {
+            Event::Evicted { id, .. } | Event::PaceNoted { id, .. } => match self.jobs.get(id.job) {
                 Some(found) if found.expects(*id) => Ok(()),
                 Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
             },

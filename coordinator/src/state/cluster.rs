@@ -212,7 +212,10 @@ impl Cluster {
             Event::NodeQuarantined { node, reason } => self.put_in_quarantine(*node, reason),
             Event::ProbationBegun { node } => self.put_on_probation(*node),
             Event::QuarantineLifted { node, .. } => self.release(*node),
-            Event::NodeRemoved { node, .. } => self.members.remove(*node),
+            Event::NodeRemoved { node, .. } => {
+                self.faults.forget(*node);
+                self.members.remove(*node);
+            }
             Event::MoveAsked { id, reason } => {
                 self.replan = true;
                 let why = Move::Replaced(reason.clone());
@@ -221,6 +224,9 @@ impl Cluster {
             Event::RankRetired { id, reason } => {
                 self.replan = true;
                 self.jobs.drive(id.job, self.placements, |job| job.retire(&mut scene, *id, reason));
+            }
+            Event::PaceNoted { id, words } => {
+                self.jobs.drive(id.job, self.placements, |job| job.pace_noted(&mut scene, *id, words));
             }
             Event::Evicted { id, reason } => {
                 self.replan = true;

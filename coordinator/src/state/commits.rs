@@ -1,7 +1,7 @@
 //! How a job's checkpoints come to be visible: shards are collected, one commit at a time is under way, and what cannot be used gives way. Part of
 //! the machine in `machine.rs`; what is visible is the catalogue's (`checkpoints.rs`).
 
-use stoke_protocol::ids::{Generation, Step};
+use stoke_protocol::ids::{Fingerprint, Generation, Step};
 use stoke_protocol::list::List;
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::rank::{RankId, ShardRecord};
@@ -9,34 +9,45 @@ use stoke_protocol::message::rank::{RankId, ShardRecord};
 use super::effect::Order;
 use super::machine::{Job, REASON_CHARS_MAX, Scene};
 use super::planted::PlantedBug;
-use super::run::complete;
+use super::replicas::Comparison;
+use super::run::{complete, mixed};
 
 /// Checkpoints that a run may have in preparation: a rank that never stores its shard must not fill the state.
 const PREPARED_MAX: usize = 8;
 
 impl Job {
-    /// A shard is durable (J8).
-    pub fn shard_stored(&mut self, scene: &mut Scene<'_>, id: RankId, at: (Generation, Step), shard: ShardRecord) {
-        let (generation, step) = at;
+    /// A shard is durable (J8). Gives what is to be judged when the shards are not of one state: then there is no commit.
+    pub fn shard_stored(
+        &mut self,
+        scene: &mut Scene<'_>,
+        id: RankId,
+        (generation, step): (Generation, Step),
+        (shard, state): (ShardRecord, Fingerprint),
+    ) -> Option<Comparison> {
         let active = self.is_active();
-        let Some(run) = self.run.as_mut().filter(|_| active) else { return };
+        let run = self.run.as_mut().filter(|_| active)?;
         let unfenced = matches!(scene.bug, Some(PlantedBug::ShardsUnfenced | PlantedBug::ReportsUnfenced));
         let position = run.members.iter().position(|member| *member == id);
         let placed = position.is_some_and(|position| position as u32 == shard.index);
         if run.committed.is_some_and(|committed| step <= committed)
             || !(generation == run.generation && placed || unfenced && (shard.index as usize) < run.members.len())
         {
-            return;
+            return None;
         }
         if run.prepared.len() >= PREPARED_MAX && !run.prepared.contains_key(&step) {
             let oldest = run.prepared.keys().find(|old| Some(**old) != run.committing).copied();
             match oldest {
                 Some(oldest) if oldest < step => drop(run.prepared.remove(&oldest)),
-                Some(_) | None => return,
+                Some(_) | None => return None,
             }
         }
-        run.prepared.entry(step).or_default().insert(shard.index, shard);
+        run.prepared.entry(step).or_default().insert(shard.index, (shard, state));
+        if let Some(replicas) = mixed(run, step) {
+            run.prepared.remove(&step);
+            return Some(Comparison { step, what: "state", replicas });
+        }
         self.commit_next(scene);
+        None
     }
 
     /// Orders the newest complete checkpoint to be committed, if none is under way.

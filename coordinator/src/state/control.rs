@@ -21,6 +21,7 @@ use super::members::Stale;
 use super::placement::{self, Stuck, Wait};
 use super::planted::PlantedBug;
 use super::quarantine::PROBATION_AFTER_MS;
+use super::stragglers::Stragglers;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
@@ -141,6 +142,7 @@ pub struct Control {
     pub(super) probations: BTreeMap<NodeId, Mono>,
     /// Why ranks that are to move stay, as of the newest plan.
     pub(super) stuck: BTreeMap<RankId, Stuck>,
+    pub(super) stragglers: Stragglers,
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     pub(super) nagged: Mono,
     pub(super) unwanted: BTreeSet<RankId>,
@@ -177,6 +179,7 @@ impl Control {
             deadlines,
             probations,
             stuck: BTreeMap::new(),
+            stragglers: Stragglers::default(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
             audited: (now.mono, 0),
@@ -202,6 +205,16 @@ impl Control {
     /// Refusals that were not journalled, because there were too many of them or too little room.
     pub fn unaudited(&self) -> u64 {
         self.unaudited
+    }
+
+    /// Of running jobs, as far as they have told.
+    pub fn skipped_steps(&self) -> u64 {
+        let runs = |job: &JobId| self.cluster.jobs().get(*job).is_some_and(|job| !job.state.is_terminal());
+        self.progress.iter().filter(|(job, _)| runs(job)).map(|(_, progress)| progress.skipped).sum()
+    }
+
+    pub fn slow_ranks(&self) -> usize {
+        self.stragglers.count()
     }
 
     pub fn step(&mut self, now: Now, input: Input) -> Step {

@@ -309,6 +309,7 @@ impl Job {
         let ranks = &run.ranks;
         run.members.retain(|id| ranks.get(id).is_some_and(|rank| !rank.gone));
         run.lost.clear();
+        run.not_finite.clear();
         // What was stored of a checkpoint by other members does not fit together with what these store.
         if scene.bug != Some(PlantedBug::ShardsUnfenced) {
             run.prepared.clear();

@@ -7,6 +7,7 @@ use stoke_protocol::message::client::TokenScope;
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{NodeHello, Report};
 use stoke_protocol::message::rank::RankId;
+use stoke_protocol::spec::{OnNan, Straggler};
 
 use super::machine::Ask;
 use super::time::Time;
@@ -146,6 +147,11 @@ pub enum Event {
         node: NodeId,
         by: String,
     },
+    /// How a rank of a running job does, for its timeline: the words follow the rank and its node.
+    PaceNoted {
+        id: RankId,
+        words: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release
@@ -166,5 +172,9 @@ pub struct Submission {
     pub priority: i32,
     pub attempts_max: u32,
     pub ranks_min: u32,
+    /// Steps between comparisons of the ranks' parameters; 0: none.
+    pub digest_every: u64,
+    pub on_nan: OnNan,
+    pub straggler: Straggler,
     pub ask: Ask,
 }

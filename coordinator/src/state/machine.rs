@@ -15,6 +15,10 @@
 //! | Running     | it has caught up                                   | Running     | Membership: it owns lanes      |
 //! | Running     | it has caught up, and another rank of its slot moves | Running   | Membership: the one in the place of the other, planned |
 //! | Running     | resized to fewer ranks, or one that moves has no room elsewhere | Running | Membership without them, planned |
+//! | Running     | members' parameters differ, a majority agrees, compared at every step | Running | Stop to the others; Membership without them |
+//! | Running     | members' parameters differ otherwise               | Recovering  | Stop to each rank              |
+//! | Running     | a sum is not finite, and is where one rank computes again | Running | Stop to it; Membership without it |
+//! | Running     | a sum is not finite otherwise                      | Recovering  | Stop to each rank (then Failed, or Queued once) |
 //! | Running     | every shard of a step stored                       | Running     | Commit to the first member     |
 //! | Running     | manifest stored, committed to the catalogue        | Running     | Committed to each rank         |
 //! | Running     | every member finished with the same weights        | Succeeded   | Release to each rank           |
@@ -29,8 +33,9 @@
 //! rank of the run before is gone; a rank that is replaced is no member from the entry on that says so, alive or not.
 //! J3 (I8): terminal states absorb. J4 (I11): a job that fails `attempts_max` times without getting further fails for good.
 //! J5 (I14): a run starts with all its ranks. J6 (I10): no Start and no certificate for a job that is being cancelled.
-//! J7 (I19, I20): success needs equal digests on all members, and ledgers that reach to the last sample. J8 (I21): Commit is ordered when every member's shard is stored, and a manifest
-//! counts only after that. J9: a run never goes on with fewer than `ranks_min` members.
+//! J7 (I19, I20): success needs equal digests on all members, and ledgers that reach to the last sample; what differs before is `replicas.rs`'s.
+//! J8 (I21): Commit is ordered when every member's shard is stored and all are of one state, and a manifest counts only after that.
+//! J9: a run never goes on with fewer than `ranks_min` members.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +44,7 @@ use stoke_protocol::ids::{Generation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::client::{JobState, OutcomeView};
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::rank::{Origin, Outcome, RankId, StartFrom, StartRank};
+use stoke_protocol::spec::{OnNan, Straggler};
 
 use super::effect::Order;
 use super::event::Submission;
@@ -81,6 +87,10 @@ pub struct Job {
     pub ask: Ask,
     /// With fewer members a run does not go on.
     pub ranks_min: u32,
+    /// Steps between comparisons of the ranks' parameters; 0: none.
+    pub digest_every: u64,
+    pub on_nan: OnNan,
+    pub straggler: Straggler,
     pub attempts_max: u32,
     pub state: JobState,
     /// Set while recovering when no attempt can help: the job fails when its ranks are gone.
@@ -95,6 +105,8 @@ pub struct Job {
     pub turned_away: u32,
     /// The highest step at which a generation went on.
     pub reached: Option<Step>,
+    /// The step that was not finite when it last went back for such a one.
+    pub went_back_for: Option<Step>,
     /// Why it recovers, or why it ended.
     pub reason: String,
     /// The newest that was given out: to a membership, or to ranks that were placed.
@@ -137,6 +149,9 @@ impl Job {
             priority: submission.priority,
             ask: submission.ask,
             ranks_min: submission.ranks_min,
+            digest_every: submission.digest_every,
+            on_nan: submission.on_nan,
+            straggler: submission.straggler,
             attempts_max: submission.attempts_max,
             state: JobState::Queued,
             doomed: false,
@@ -145,6 +160,7 @@ impl Job {
             recoveries: 0,
             turned_away: 0,
             reached: None,
+            went_back_for: None,
             reason: String::new(),
             generation: Generation(0),
             worlds: BTreeMap::new(),
@@ -213,6 +229,7 @@ impl Job {
             members: Vec::new(),
             joining: Vec::new(),
             lost: BTreeSet::new(),
+            not_finite: BTreeMap::new(),
             ranks: BTreeMap::new(),
             prepared: BTreeMap::new(),
             committing: None,
@@ -296,6 +313,7 @@ impl Job {
             loss: first.loss,
             samples: first.samples,
             ledger: first.ledger,
+            skipped: first.skipped,
             weights_blake3: first.weights_blake3,
             metrics: metrics.max_by_key(|metrics| metrics.len()).cloned().unwrap_or_default(),
         });

@@ -38,6 +38,8 @@ impl Control {
             self.nagged = self.now.mono;
             self.nag(step);
             self.progress.retain(|job, _| self.cluster.jobs().get(*job).is_some());
+            let jobs = self.cluster.jobs();
+            self.stragglers.retain(|job| jobs.get(job).is_some_and(|job| !job.state.is_terminal()));
             self.held_off.retain(|job, _| self.cluster.jobs().get(*job).is_some_and(|job| !job.state.is_terminal()));
         }
     }

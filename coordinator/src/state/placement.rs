@@ -299,6 +299,9 @@ mod tests {
                 priority,
                 attempts_max: 1,
                 ranks_min: 1,
+                digest_every: 1,
+                on_nan: stoke_protocol::spec::OnNan::Fail,
+                straggler: stoke_protocol::spec::Straggler::Report,
                 ask,
             };
             self.jobs.submit(Time(0), self.placements, submission)

@@ -3,16 +3,18 @@
 //!
 //! A failure speaks against its node when there is a witness: other ranks of the job lived on other nodes at that moment, or the job got further
 //! elsewhere afterwards. A job that has failed on two nodes speaks against none: it may be its own fault (I11). One job alone never does.
+//! Wrong numbers (I19) are no job's fault: they count by themselves.
 //!
 //! | node         | event                                                      | next        |
 //! |--------------|------------------------------------------------------------|-------------|
 //! | serves       | enough failures with witnesses, of two jobs; or by request | quarantined |
+//! | serves       | enough ranks with wrong numbers                            | quarantined |
 //! | quarantined  | a while is over                                            | on probation: it gets one rank |
 //! | on probation | that rank stores a shard or finishes                       | serves      |
-//! | on probation | a rank fails there                                         | quarantined |
+//! | on probation | a rank fails there, or has wrong numbers                   | quarantined |
 //! | any of both  | lifted by a person                                         | serves      |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use stoke_protocol::identity::Subject;
@@ -34,6 +36,8 @@ const JOBS_MIN: usize = 2;
 const WINDOW_MS: u64 = 10 * 60_000;
 /// Failures that are remembered, of all nodes: more push the oldest out.
 const FAULTS_MAX: usize = 1_024;
+/// Ranks with wrong numbers that put a node in quarantine: a single flipped bit may befall any machine.
+const MISCOMPUTED_MAX: u32 = 3;
 /// A node is left alone for so long before one rank tries it.
 pub(super) const PROBATION_AFTER_MS: u64 = 10 * 60_000;
 
@@ -55,32 +59,48 @@ pub struct Fault {
     witness: bool,
 }
 
-/// The failures of the last minutes, oldest first.
+/// What speaks against nodes.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Faults(Vec<Fault>);
+pub struct Faults {
+    /// The failures of the last minutes, oldest first.
+    failed: Vec<Fault>,
+    /// Ranks that had other numbers than most of their peers, or than they had when they computed again.
+    miscomputed: BTreeMap<NodeId, u32>,
+}
 
 impl Faults {
     fn add(&mut self, fault: Fault) {
-        self.0.retain(|old| fault.at.0.saturating_sub(old.at.0) < WINDOW_MS);
-        if self.0.len() >= FAULTS_MAX {
-            self.0.remove(0);
+        self.failed.retain(|old| fault.at.0.saturating_sub(old.at.0) < WINDOW_MS);
+        if self.failed.len() >= FAULTS_MAX {
+            self.failed.remove(0);
         }
-        self.0.push(fault);
+        self.failed.push(fault);
+    }
+
+    /// A rank on this node had wrong numbers.
+    pub(super) fn miscomputed(&mut self, node: NodeId) {
+        let count = self.miscomputed.entry(node).or_default();
+        *count = count.saturating_add(1);
     }
 
     /// A job has got further on these nodes: what failed on others speaks against those.
     fn vouch(&mut self, job: JobId, nodes: &BTreeSet<NodeId>) {
-        let others = self.0.iter_mut().filter(|fault| fault.job == job && !nodes.contains(&fault.node));
+        let others = self.failed.iter_mut().filter(|fault| fault.job == job && !nodes.contains(&fault.node));
         others.for_each(|fault| fault.witness = true);
     }
 
-    fn forget(&mut self, node: NodeId) {
-        self.0.retain(|fault| fault.node != node);
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.failed.retain(|fault| fault.node != node);
+        self.miscomputed.remove(&node);
     }
 
     /// Why a node is to be left alone, if it is.
     pub fn verdict(&self, now: Time, node: NodeId) -> Option<String> {
-        let recent = || self.0.iter().filter(|fault| now.0.saturating_sub(fault.at.0) < WINDOW_MS);
+        let wrong = self.miscomputed.get(&node).copied().unwrap_or(0);
+        if wrong >= MISCOMPUTED_MAX {
+            return Some(format!("{wrong} ranks had wrong numbers here"));
+        }
+        let recent = || self.failed.iter().filter(|fault| now.0.saturating_sub(fault.at.0) < WINDOW_MS);
         let elsewhere: BTreeSet<JobId> = recent().filter(|fault| fault.node != node).map(|fault| fault.job).collect();
         let against: Vec<&Fault> =
             recent().filter(|f| f.node == node && f.witness && !elsewhere.contains(&f.job)).collect();
@@ -132,11 +152,17 @@ impl Cluster {
         match &self.members.node(node)?.quarantine {
             None => self.faults.verdict(now, node),
             Some(quarantine) if quarantine.probation => {
-                let tried = self.faults.0.iter().any(|fault| fault.node == node);
+                let failed = self.faults.failed.iter().any(|fault| fault.node == node);
+                let tried = failed || self.faults.miscomputed.contains_key(&node);
                 tried.then(|| format!("a rank that tried it failed; before that: {}", quarantine.reason))
             }
             Some(_) => None,
         }
+    }
+
+    /// Nodes on which ranks had wrong numbers since they were last in quarantine, and how many.
+    pub fn miscomputed(&self) -> &BTreeMap<NodeId, u32> {
+        &self.faults.miscomputed
     }
 
     pub(super) fn check_quarantine(&self, node: NodeId) -> Result<(), Refused> {
@@ -184,8 +210,15 @@ impl Control {
         Ok(())
     }
 
-    /// After a report: whether its node is to be left alone.
+    /// After a report: whether its node is to be left alone, or one whose numbers it showed to be wrong.
     pub(super) fn convict(&mut self, step: &mut Step, node: NodeId) {
+        let shown: Vec<NodeId> = self.cluster.miscomputed().keys().copied().filter(|other| *other != node).collect();
+        for node in std::iter::once(node).chain(shown) {
+            self.convict_one(step, node);
+        }
+    }
+
+    fn convict_one(&mut self, step: &mut Step, node: NodeId) {
         if let Some(reason) = self.cluster.verdict(self.now.wall, node) {
             let committed = self.quarantine(step, node, reason);
             assert!(committed.is_ok(), "Q5: a verdict is of a node that serves: {committed:?}");
@@ -223,7 +256,11 @@ mod tests {
     }
 
     fn verdict(faults: &[Fault]) -> Option<String> {
-        Faults(faults.to_vec()).verdict(Time(1_000), NodeId(1))
+        failed(faults).verdict(Time(1_000), NodeId(1))
+    }
+
+    fn failed(faults: &[Fault]) -> Faults {
+        Faults { failed: faults.to_vec(), ..Faults::default() }
     }
 
     #[test]
@@ -231,8 +268,8 @@ mod tests {
         let against = [fault(1, 1, 0, true), fault(1, 1, 1, true), fault(1, 2, 2, true)];
         assert_eq!(verdict(&against).as_deref(), Some("3 ranks of job-1, job-2 failed here and not elsewhere"));
         assert_eq!(verdict(&against[..2]), None, "too few");
-        assert_eq!(Faults(against.to_vec()).verdict(Time(WINDOW_MS + 10), NodeId(1)), None, "too long ago");
-        assert_eq!(Faults(against.to_vec()).verdict(Time(1_000), NodeId(2)), None, "another node");
+        assert_eq!(failed(&against).verdict(Time(WINDOW_MS + 10), NodeId(1)), None, "too long ago");
+        assert_eq!(failed(&against).verdict(Time(1_000), NodeId(2)), None, "another node");
     }
 
     #[test]
@@ -249,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_job_that_gets_further_elsewhere_is_a_witness() {
-        let mut faults = Faults([1, 2, 2].map(|job| fault(1, job, 5, false)).to_vec());
+        let mut faults = failed(&[1, 2, 2].map(|job| fault(1, job, 5, false)));
         faults.vouch(JobId(1), &[NodeId(2)].into());
         assert_eq!(faults.verdict(Time(10), NodeId(1)), None);
         faults.vouch(JobId(2), &[NodeId(3)].into());

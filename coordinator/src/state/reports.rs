@@ -33,6 +33,7 @@ impl Cluster {
             RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Resumed { .. } => {}
             RankEvent::Joined { .. } | RankEvent::PeerLost { .. } | RankEvent::WentOn { .. } => {}
             RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => {}
         }
         if matches!(report.event, RankEvent::Exited { .. }) {
             self.members.release(node, id, self.bug);
@@ -65,12 +66,16 @@ impl Cluster {
             self.jobs.drive(id.job, self.placements, |job| job.damaged(scene, id, (uri, mine), error));
             return;
         }
+        if let RankEvent::Differ { .. } | RankEvent::ShardStored { .. } = event {
+            return self.compared(scene, id, event);
+        }
+        if let RankEvent::NotFinite { .. } = event {
+            return self.not_finite(scene, id, event);
+        }
         self.jobs.drive(id.job, self.placements, |job| match event {
             RankEvent::Ready { address } => job.ready(scene, id, *address),
-            RankEvent::ShardStored { generation, step, shard } => {
-                job.shard_stored(scene, id, (*generation, *step), shard.clone());
-            }
             RankEvent::ManifestStored { .. } | RankEvent::Damaged { .. } => {}
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::ShardStored { .. } => {}
             RankEvent::PeerLost { generation, peer, .. } => job.peer_lost(id, *generation, *peer),
             RankEvent::NotStored { generation, step, error } => {
                 let words = format!("checkpoint at {step} was not written by {}: {error}", id.rank);

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::{Generation, NodeId, Rank, Step};
+use stoke_protocol::ids::{Fingerprint, Generation, NodeId, Rank, Step};
 use stoke_protocol::list::List;
-use stoke_protocol::message::rank::{Member, Membership, Origin, Outcome, RankId, ShardRecord};
+use stoke_protocol::message::rank::{Given, Member, Membership, Origin, Outcome, RankId, ShardRecord};
 
 use super::planted::PlantedBug;
 
@@ -22,10 +22,12 @@ pub struct Run {
     pub joining: Vec<RankId>,
     /// Who has lost the connection to whom in this generation.
     pub lost: BTreeSet<(RankId, RankId)>,
+    /// What members of this generation say of a sum that is not finite.
+    pub not_finite: BTreeMap<RankId, (Step, Given)>,
     /// Every process that was placed and is not gone, and finished members that are.
     pub ranks: BTreeMap<RankId, RankRun>,
-    /// Checkpoints in preparation by this generation: shards by step and position.
-    pub prepared: BTreeMap<Step, BTreeMap<u32, ShardRecord>>,
+    /// Checkpoints in preparation by this generation: shards by step and position, with the state that each was cut from.
+    pub prepared: BTreeMap<Step, BTreeMap<u32, (ShardRecord, Fingerprint)>>,
     /// The one whose manifest is being written. Of others that are complete meanwhile only the newest is committed after it.
     pub committing: Option<Step>,
     pub committed: Option<Step>,
@@ -111,5 +113,14 @@ pub(super) fn complete(run: &Run, step: Step, bug: Option<PlantedBug>) -> Option
         Some(PlantedBug::ShardMissing) => run.members.len().saturating_sub(1).max(1),
         _ => run.members.len(),
     };
-    (needed > 0 && shards.len() >= needed).then(|| shards.values().cloned().collect())
+    (needed > 0 && shards.len() >= needed).then(|| shards.values().map(|(shard, _)| shard.clone()).collect())
+}
+
+/// The states that the shards of a step were cut from, by member, if they are all there and not the same.
+pub(super) fn mixed(run: &Run, step: Step) -> Option<BTreeMap<RankId, Fingerprint>> {
+    let shards = run.prepared.get(&step).filter(|shards| shards.len() == run.members.len())?;
+    let states: BTreeMap<RankId, Fingerprint> =
+        run.members.iter().copied().zip(shards.values().map(|(_, state)| *state)).collect();
+    let first = states.values().next().copied();
+    states.values().any(|state| Some(*state) != first).then_some(states)
 }

@@ -3,12 +3,14 @@
 mod blame;
 mod draining;
 mod training;
+mod wrong_numbers;
 
 use std::net::SocketAddr;
 
 use stoke_protocol::identity::{Subject, UserRole};
 use stoke_protocol::ids::{
-    ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step as TrainStep, TokenId,
+    ClusterId, Digest, Epoch, Fingerprint, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step as TrainStep,
+    TokenId,
 };
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Request, TokenScope};
@@ -197,6 +199,10 @@ impl World {
         self.control.cluster().jobs().get(job).unwrap().state
     }
 
+    fn generation(&self, job: JobId) -> Generation {
+        self.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap().generation
+    }
+
     /// What a session was told since the last time of asking.
     fn told(&mut self, session: SessionId) -> Vec<ToNode> {
         let (told, kept) = std::mem::take(&mut self.told).into_iter().partition(|(to, _)| *to == session);
@@ -215,6 +221,7 @@ fn finished(generation: u64, weights: u8) -> RankEvent {
         loss: 0.5,
         samples: 80,
         ledger: Ledger { first: 0, end: 80 },
+        skipped: 0,
         weights_blake3: Digest([weights; 32]),
         metrics: std::collections::BTreeMap::new(),
     };
@@ -231,7 +238,7 @@ fn shard(step: u64, index: u32) -> RankEvent {
 
 fn shard_of(generation: u64, step: u64, index: u32) -> RankEvent {
     let shard = ShardRecord { index, file: format!("shard-{index}"), bytes: 8, blake3: Digest([0; 32]) };
-    RankEvent::ShardStored { generation: Generation(generation), step: TrainStep(step), shard }
+    RankEvent::ShardStored { generation: Generation(generation), step: TrainStep(step), shard, state: Fingerprint(0) }
 }
 
 fn manifest(job: JobId, step: u64, generation: u64) -> RankEvent {

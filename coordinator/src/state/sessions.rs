@@ -110,6 +110,7 @@ impl Control {
             *newest = progress;
             step.effects.push(Effect::Changed { job: id.job });
         }
+        self.take_pace(step, id, &progress);
     }
 
     /// A node's own certificate is renewed for members only.

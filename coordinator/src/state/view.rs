@@ -32,6 +32,7 @@ impl Control {
             nodes: self.cluster.members().nodes().len() as u32,
             jobs_running: count(&|state| !state.is_terminal() && state != JobState::Queued),
             jobs_queued: count(&|state| state == JobState::Queued),
+            ranks_slow: self.stragglers.count() as u32,
             you: caller.to_string(),
             now_ms: self.now.wall.0,
         }
@@ -66,6 +67,12 @@ impl Control {
             world_sizes: job.worlds.values().map(|(world, _)| *world).collect(),
             placement: run.map(placed).unwrap_or_default(),
             progress: self.progress.get(&job.id).copied(),
+            slow: self
+                .stragglers
+                .slow(job.id)
+                .filter(|_| job.is_active())
+                .map(|(id, times)| (id.rank, times))
+                .collect(),
             checkpoint: self.cluster.catalogue().last(job.id).map(|last| last.view(job.id)),
             outcome: job.outcome.clone(),
             submitted_ms: job.submitted.0,

@@ -8,7 +8,8 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::optimizer::{Schedule, Update};
-use super::parameters::{add, by_name, check_model, gradients, layout, load_model};
+use super::parameters::{add, by_name, check_model, fingerprint_model, gradients, layout, load_model};
+use super::snapshot::SKIPPED;
 use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, STATS, Snapshot, Train};
 use crate::JobError;
 use crate::config::{OptimizerConfig, ScheduleConfig};
@@ -61,6 +62,7 @@ pub(crate) struct Engine<T: Task> {
     update: Update,
     schedule: Schedule,
     plan: Plan,
+    skipped: u64,
     pool: rayon::ThreadPool,
 }
 
@@ -82,7 +84,7 @@ impl<T: Task> Engine<T> {
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| JobError::Threads { threads: plan.threads, problem: error.to_string() })?;
-        Ok(Engine { task, model: Some(model), device, layout, update, schedule, plan, pool })
+        Ok(Engine { task, model: Some(model), device, layout, update, schedule, plan, skipped: 0, pool })
     }
 
     fn model(&self) -> &T::Model {
@@ -161,6 +163,14 @@ impl<T: Task> Train for Engine<T> {
         Ok(Applied { loss: loss / samples, accuracy: correct / samples, grad_norm, lr, samples: samples as u64 })
     }
 
+    fn skip(&mut self) {
+        self.skipped += 1;
+    }
+
+    fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
     fn evaluate(&mut self) -> Result<Metrics, JobError> {
         let model = self.model.as_ref().expect("the model is only away inside apply");
         let (task, device) = (&self.task, self.device.clone().inner());
@@ -168,10 +178,11 @@ impl<T: Task> Train for Engine<T> {
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot::new(self.model(), &self.layout, &self.update)
+        Snapshot::new(self.model(), &self.layout, (&self.update, self.skipped))
     }
 
-    fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError> {
+    fn restore(&mut self, mut tensors: Vec<NamedTensor>) -> Result<(), JobError> {
+        let skipped = tensors.iter().position(|tensor| tensor.name == SKIPPED).map(|at| tensors.swap_remove(at));
         let (state, weights): (Vec<_>, Vec<_>) =
             tensors.into_iter().partition(|tensor| tensor.name.starts_with("optimizer."));
         let weights = check_model(&self.layout, weights)?;
@@ -180,7 +191,12 @@ impl<T: Task> Train for Engine<T> {
         let model = self.model.take().expect("the model is only away inside apply");
         self.model = Some(load_model(model, weights));
         self.update.put(state);
+        self.skipped = skipped.and_then(|tensor| tensor.values.first().copied()).unwrap_or(0.0) as u64;
         Ok(())
+    }
+
+    fn fingerprint(&self) -> u64 {
+        fingerprint_model(self.model())
     }
 }
 

@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
+use super::fingerprint::Fingerprint;
 use super::{Layout, NamedTensor, ParamSpec};
 use crate::JobError;
 
@@ -96,6 +97,18 @@ impl Visit for Handles {
 /// The parameters' tensors in layout order, each flat and sharing the model's buffer.
 pub(crate) fn handles<M: Module>(model: &M) -> Vec<Tensor<1>> {
     walk(model, Handles(Vec::new())).0
+}
+
+impl Visit for Fingerprint {
+    fn visit<const D: usize>(&mut self, _: String, param: &Param<Tensor<D>>) {
+        let data = param.val().inner().into_data();
+        self.add(data.as_slice::<f32>().expect("parameters are f32"));
+    }
+}
+
+/// A checksum over the parameters, in layout order.
+pub(crate) fn fingerprint_model<M: Module>(model: &M) -> u64 {
+    walk(model, Fingerprint::new()).finish()
 }
 
 /// Tensors by name, each with as many values as its shape says.

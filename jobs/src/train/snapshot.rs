@@ -15,19 +15,24 @@ use super::parameters::handles;
 use super::{Layout, NamedTensor};
 use crate::JobError;
 
+/// The count of steps that were left out, as it is saved; there is none where none were.
+pub(crate) const SKIPPED: &str = "train.skipped";
+
 /// Parameters and optimizer state after some step.
 pub struct Snapshot {
     layout: Arc<Layout>,
     /// In layout order, each flat.
     weights: Vec<Tensor<1>>,
     update: Update,
+    /// Steps that were left out.
+    skipped: u64,
 }
 
 impl Snapshot {
-    pub(crate) fn new<M: Module>(model: &M, layout: &Arc<Layout>, update: &Update) -> Self {
+    pub(crate) fn new<M: Module>(model: &M, layout: &Arc<Layout>, (update, skipped): (&Update, u64)) -> Self {
         let host = Device::flex();
         let weights = handles(model).into_iter().map(|tensor| tensor.to_device(&host)).collect();
-        Self { layout: layout.clone(), weights, update: update.to_device(&host) }
+        Self { layout: layout.clone(), weights, update: update.to_device(&host), skipped }
     }
 
     /// All that [`super::Train::restore`] needs for the same bits afterwards: the parameters as `model.<path>` in layout order, then the
@@ -35,6 +40,10 @@ impl Snapshot {
     pub fn tensors(self) -> Result<Vec<NamedTensor>, JobError> {
         let mut tensors = values(&self.layout, self.weights)?;
         tensors.extend(self.update.save(&self.layout)?);
+        if self.skipped > 0 {
+            // As a counter of the optimizer: exact up to 2^24.
+            tensors.push(NamedTensor { name: SKIPPED.to_owned(), shape: vec![1], values: vec![self.skipped as f32] });
+        }
         Ok(tensors)
     }
 

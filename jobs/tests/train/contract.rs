@@ -213,6 +213,49 @@ fn sums_that_are_not_finite_are_refused() {
 }
 
 #[test]
+fn steps_that_were_left_out_are_part_of_the_state() {
+    let spec = spec("domains");
+    let plan = common::plan(&spec);
+    let (mut train, mut other) = (common::load(&spec, &plan), common::load(&spec, &plan));
+    common::step(&mut *train, &plan, 0);
+    let (hash, tensors) = (train.weights_blake3(), train.save().expect("a saved state").len());
+    train.skip();
+    train.skip();
+    assert_eq!((train.weights_blake3(), train.skipped()), (hash, 2));
+    let saved = train.save().expect("a saved state");
+    assert_eq!(saved.len(), tensors + 1);
+    other.restore(saved).expect("the same model");
+    assert_eq!((other.weights_blake3(), other.skipped()), (hash, 2));
+    // The update of a later step is that of an optimizer which never saw the others, at that step's rate.
+    for train in [&mut train, &mut other] {
+        common::step(&mut **train, &plan, 3);
+    }
+    assert_eq!(train.weights_blake3(), other.weights_blake3());
+}
+
+#[test]
+fn replicas_have_one_fingerprint_and_every_parameter_counts() {
+    let spec = spec("domains");
+    let plan = common::plan(&spec);
+    let (mut train, mut other) = (common::load(&spec, &plan), common::load(&spec, &plan));
+    common::step(&mut *train, &plan, 0);
+    common::step(&mut *other, &plan, 0);
+    let fingerprint = train.fingerprint();
+    assert_eq!(fingerprint, other.fingerprint());
+    let saved = other.save().expect("a saved state");
+    assert_eq!(stoke_jobs::fingerprint(&saved), stoke_jobs::fingerprint(&train.save().expect("a saved state")));
+    for at in (0..saved.len()).filter(|at| saved[*at].name.starts_with("model.")) {
+        let mut changed = saved.clone();
+        let value = changed[at].values.last_mut().expect("values");
+        *value = f32::from_bits(value.to_bits() ^ 1);
+        other.restore(changed).expect("the same model");
+        assert_ne!(other.fingerprint(), fingerprint, "{}", saved[at].name);
+    }
+    other.restore(saved).expect("the same model");
+    assert_eq!(other.fingerprint(), fingerprint);
+}
+
+#[test]
 fn trained_weights_classify() {
     let spec = spec("domains");
     let plan = common::plan(&spec);

@@ -117,7 +117,7 @@ pub fn is_droppable(event: &RankEvent) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use stoke_protocol::ids::{Digest, Generation, JobId, Rank, Step};
+    use stoke_protocol::ids::{Digest, Fingerprint, Generation, JobId, Rank, Step};
     use stoke_protocol::message::rank::{Exit, ShardRecord};
 
     use super::*;
@@ -128,7 +128,7 @@ mod tests {
 
     fn shard(step: u64) -> RankEvent {
         let shard = ShardRecord { index: 0, file: "shard".into(), bytes: 1, blake3: Digest([0; 32]) };
-        RankEvent::ShardStored { generation: Generation(1), step: Step(step), shard }
+        RankEvent::ShardStored { generation: Generation(1), step: Step(step), shard, state: Fingerprint(0) }
     }
 
     fn numbers(reports: &[Report]) -> Vec<u64> {

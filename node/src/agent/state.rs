@@ -568,6 +568,7 @@ impl Said {
             }
             RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
             RankEvent::WentOn { .. } | RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => Some(event),
             RankEvent::Exited { .. } => None,
         }
     }

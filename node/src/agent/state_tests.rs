@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step};
+use stoke_protocol::ids::{
+    ClusterId, Digest, Epoch, Fingerprint, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step,
+};
 use stoke_protocol::message::node::{Capacity, FromNode, Report, ToNode};
 use stoke_protocol::message::rank::{
     Cookie, Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
@@ -71,7 +73,7 @@ fn reports(effects: &[Effect]) -> Vec<&Report> {
 
 fn shard(step: u64) -> RankEvent {
     let shard = ShardRecord { index: 0, file: "s".into(), bytes: 1, blake3: Digest([0; 32]) };
-    RankEvent::ShardStored { generation: Generation(1), step: Step(step), shard }
+    RankEvent::ShardStored { generation: Generation(1), step: Step(step), shard, state: Fingerprint(0) }
 }
 
 fn progress(step: u64) -> Progress {
@@ -87,6 +89,8 @@ fn progress(step: u64) -> Progress {
         exchange_ms: 0.0,
         apply_ms: 0.0,
         samples: 0,
+        skipped: 0,
+        lanes: 2,
     }
 }
 

@@ -253,7 +253,7 @@ async fn a_rank_is_started_trains_is_logged_and_released() {
     let address = session.ready(&coordinator.authority).await;
     session.tell(alone(address)).await;
     assert!(matches!(session.report().await.event, RankEvent::Resumed { step: Step(0), .. }));
-    let RankEvent::ShardStored { generation, step: Step(4), shard } = session.report().await.event else {
+    let RankEvent::ShardStored { generation, step: Step(4), shard, .. } = session.report().await.event else {
         panic!("a shard")
     };
     session.tell(ToNode::Commit { id: RANK, generation, step: Step(4), shards: vec![shard].into() }).await;

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use stoke_protocol::ids::{Step, Term};
+use stoke_protocol::ids::{Fingerprint, Step, Term};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::Io;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -150,8 +150,14 @@ impl Exchange {
     }
 
     /// The sum over all lanes of all ranks, in tree order: the same bits on every rank and for every world. Blocks until it is complete.
-    /// All ranks call it for the same steps, in growing order; `sums` holds all owned lanes of the step. Not for the network thread.
-    pub fn all_reduce<'a>(&'a mut self, step: Step, sums: &'a mut LaneSums) -> Result<&'a [f32], ExchangeError> {
+    /// All ranks call it for the same steps, in growing order; `sums` holds all owned lanes of the step, and `replica` the parameters that they
+    /// were computed from: where those differ there is no sum (X12). Not for the network thread.
+    pub fn all_reduce<'a>(
+        &'a mut self,
+        step: Step,
+        sums: &'a mut LaneSums,
+        replica: Option<Fingerprint>,
+    ) -> Result<&'a [f32], ExchangeError> {
         assert!(!self.place.is_observer(), "X6: an observer has no lanes");
         assert_eq!(sums.values(), self.shape.values, "X6: vectors of the exchange's length");
         self.check_open(step)?;
@@ -160,17 +166,17 @@ impl Exchange {
             return Ok(sums.finish()[0].values.read());
         }
         let partials = sums.freeze();
-        self.sum(step, partials)
+        self.sum(step, partials, replica)
     }
 
     /// The same sum at a rank that observes.
     pub fn observe(&mut self, step: Step) -> Result<&[f32], ExchangeError> {
         assert!(self.place.is_observer(), "X6: a rank with lanes gives them");
         self.check_open(step)?;
-        self.sum(step, Vec::new())
+        self.sum(step, Vec::new(), None)
     }
 
-    fn sum(&mut self, step: Step, partials: Vec<Bytes>) -> Result<&[f32], ExchangeError> {
+    fn sum(&mut self, step: Step, partials: Vec<Bytes>, replica: Option<Fingerprint>) -> Result<&[f32], ExchangeError> {
         self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
         // An observer that takes no more sums holds their memory until another generation begins without it.
         let aborted = || self.abort.reason.get().is_some();
@@ -178,7 +184,7 @@ impl Exchange {
             self.check_aborted()?;
             unreachable!("X9: the wait ends with a buffer, or with a reason that stays");
         };
-        let begin = Input::Begin { step, partials, sum };
+        let begin = Input::Begin { step, partials, replica, sum };
         match self.driver.send(begin).map_err(|_| ExchangeError::EndpointClosed).and_then(|()| self.wait()) {
             Ok(sum) => {
                 self.last = Some(step);

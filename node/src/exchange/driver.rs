@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
-use stoke_protocol::ids::Step;
+use stoke_protocol::ids::{Fingerprint, Step};
 use stoke_protocol::message::rank::RankId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -20,7 +20,7 @@ use super::operation::{Operation, Outgoing};
 #[derive(Debug)]
 pub enum Input {
     /// From the caller: sum this step. Answered by `Complete` or `Failed`.
-    Begin { step: Step, partials: Vec<Bytes>, sum: Buffer },
+    Begin { step: Step, partials: Vec<Bytes>, replica: Option<Fingerprint>, sum: Buffer },
     /// From a link.
     Frame { from: u32, frame: Frame },
     /// From a link: nothing more comes from the peer. It ended its stream (`PeerLeft`), or something went wrong.
@@ -76,7 +76,7 @@ impl Driver {
 
     fn take(&mut self, input: Input) -> Result<(), ExchangeError> {
         match input {
-            Input::Begin { step, partials, sum } => self.begin(step, partials, sum),
+            Input::Begin { step, partials, replica, sum } => self.begin(step, (partials, replica), sum),
             Input::Frame { from, frame } => self.receive(from, frame),
             Input::Gone { position, why } => self.lose(position, why),
             Input::Finish => {
@@ -86,8 +86,13 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, step: Step, partials: Vec<Bytes>, sum: Buffer) -> Result<(), ExchangeError> {
-        self.operation.begin(step, partials, sum, &mut sender(&self.links));
+    fn begin(
+        &mut self,
+        step: Step,
+        given: (Vec<Bytes>, Option<Fingerprint>),
+        sum: Buffer,
+    ) -> Result<(), ExchangeError> {
+        self.operation.begin(step, given, sum, &mut sender(&self.links));
         for (from, frame) in std::mem::take(&mut self.early) {
             self.receive(from, frame)?;
         }
@@ -102,7 +107,14 @@ impl Driver {
         }
         let peer = self.peers[from as usize];
         let refused = |source| ExchangeError::Refused { peer, source };
-        self.operation.receive(from, frame, &mut sender(&self.links)).map_err(refused)
+        self.operation.receive(from, frame, &mut sender(&self.links)).map_err(refused)?;
+        match self.operation.differing() {
+            Some(replicas) => {
+                let replicas = self.peers.iter().copied().zip(replicas).collect();
+                Err(ExchangeError::Differ { step: self.operation.step(), replicas })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Who already gave everything may go: this step stands without it, the next one cannot.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoke_protocol::ids::{Step, Term};
+use stoke_protocol::ids::{Fingerprint, Step, Term};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::TransportError;
 
@@ -54,6 +54,8 @@ pub enum ExchangeError {
     State { peer: RankId, problem: String },
     #[error("sum of {step} after {last}: steps must grow")]
     StepOrder { step: Step, last: Step },
+    #[error("after {step} the ranks' parameters are not the same")]
+    Differ { step: Step, replicas: Vec<(RankId, Fingerprint)> },
     #[error("exchange was stopped: {reason}")]
     Aborted { reason: String },
 }

@@ -233,7 +233,8 @@ fn pieces(values: usize) -> impl Iterator<Item = Range<usize>> {
 
 fn header((term, step): (Term, Step), piece: &Range<usize>) -> TensorHeader {
     let step = Step(step.0 - 1);
-    TensorHeader { term, step, part: Part::CatchUp, offset: piece.start as u64, count: piece.len() as u32 }
+    let (offset, count) = (piece.start as u64, piece.len() as u32);
+    TensorHeader { term, step, part: Part::CatchUp, offset, count, replica: None }
 }
 
 async fn give_sum(stream: &mut BulkSender, at: (Term, Step), sum: Bytes) -> Result<(), TransportError> {

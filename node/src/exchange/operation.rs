@@ -5,12 +5,14 @@
 //!
 //! X7: a frame that the plan does not foresee at this point of its sender's stream is refused; nothing of it is used.
 //! X8: the sum is complete when all pieces of the own chunk are folded and all sums of the others are copied.
+//! X12 (I19): partial sums that were computed from different parameters are never added. Every owner of values gets partials of all members, so
+//! where replicas differ no value's sum is complete, at any rank.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
-use stoke_protocol::ids::{Step, Term};
+use stoke_protocol::ids::{Fingerprint, Step, Term};
 use stoke_protocol::message::peer::{Part, TensorHeader};
 
 use super::buffer::Buffer;
@@ -44,6 +46,9 @@ pub struct Operation {
     folder: Folder,
     term: Term,
     step: Step,
+    replica: Option<Fingerprint>,
+    /// Some member's parameters are not this rank's.
+    differs: bool,
     /// The own sums of lanes, whole vectors.
     partials: Vec<Bytes>,
     sum: Option<Buffer>,
@@ -61,6 +66,8 @@ struct Received {
     partials: usize,
     /// Sum frames of this operation.
     sums: usize,
+    /// What its partials say of its parameters.
+    replica: Option<Fingerprint>,
 }
 
 struct OpenPiece {
@@ -76,6 +83,8 @@ impl Operation {
             folder: Folder::new(plan.fold.clone()),
             term,
             step: Step(0),
+            replica: None,
+            differs: false,
             partials: Vec::new(),
             sum: None,
             peers: vec![Received::default(); plan.world as usize],
@@ -86,13 +95,20 @@ impl Operation {
         }
     }
 
-    /// Begins the sum of a step: `partials` are the bytes of this rank's partial sums, left to right; `sum` takes the result. Sends what can
-    /// go out at once.
-    pub fn begin(&mut self, step: Step, partials: Vec<Bytes>, sum: Buffer, send: &mut dyn FnMut(Outgoing)) {
+    /// Begins the sum of a step: `partials` are the bytes of this rank's partial sums, left to right, with the parameters that they come from
+    /// if these are to be compared; `sum` takes the result. Sends what can go out at once.
+    pub fn begin(
+        &mut self,
+        step: Step,
+        (partials, replica): (Vec<Bytes>, Option<Fingerprint>),
+        sum: Buffer,
+        send: &mut dyn FnMut(Outgoing),
+    ) {
         let own = self.plan.leaves_of(self.plan.rank).len();
         assert!(self.sum.is_none() && self.open.is_empty(), "X8: one operation at a time");
         assert_eq!(partials.len(), own, "X6: a partial sum for each subtree of this rank");
-        (self.step, self.partials, self.sum, self.folded) = (step, partials, Some(sum), 0);
+        (self.step, self.replica, self.differs) = (step, replica, false);
+        (self.partials, self.sum, self.folded) = (partials, Some(sum), 0);
         self.peers.fill(Received::default());
         self.sums_missing = self.plan.peers().map(|peer| self.plan.pieces(peer)).sum();
         self.send_partials(send);
@@ -139,6 +155,18 @@ impl Operation {
         self.sum.take()
     }
 
+    /// The members' parameters by place, if they are not the same (X12) and all have told of theirs.
+    pub fn differing(&self) -> Option<Vec<Fingerprint>> {
+        if !self.differs {
+            return None;
+        }
+        let all = (0..).zip(&self.peers).map(|(place, peer)| match peer.replica {
+            _ if place == self.plan.rank => self.replica,
+            theirs => theirs,
+        });
+        all.collect()
+    }
+
     /// Whether frames of `peer` are still missing.
     pub fn is_owed_by(&self, peer: u32) -> bool {
         let Some(received) = self.peers.get(peer as usize) else { return false };
@@ -181,6 +209,8 @@ impl Operation {
         let leaves = self.plan.leaves_of(from);
         let count = self.peers[from as usize].partials;
         self.peers[from as usize].partials += 1;
+        self.peers[from as usize].replica = frame.header.replica;
+        self.differs |= frame.header.replica != self.replica;
         // A piece is folded only when this peer's partials for it are there, so the index is not behind.
         let place = count / leaves.len() - self.folded;
         while self.open.len() <= place {
@@ -212,6 +242,9 @@ impl Operation {
         while self.plan.world == 1 && self.folded + self.open.len() < self.plan.pieces(self.plan.rank) {
             self.open.push_back(self.open_piece());
         }
+        if self.differs {
+            return;
+        }
         while let Some(ready) = self.open.pop_front_if(|piece| piece.missing == 0) {
             let piece = self.plan.piece(self.plan.rank, self.folded);
             self.folded += 1;
@@ -240,8 +273,8 @@ impl Operation {
     }
 
     fn header(&self, part: Part, piece: &Range<usize>) -> TensorHeader {
-        let (term, step) = (self.term, self.step);
-        TensorHeader { term, step, part, offset: piece.start as u64, count: piece.len() as u32 }
+        let (term, step, replica) = (self.term, self.step, self.replica);
+        TensorHeader { term, step, part, offset: piece.start as u64, count: piece.len() as u32, replica }
     }
 }
 
@@ -307,7 +340,7 @@ mod tests {
             let mut sum = side.sum.take().expect("the last operation is complete");
             assert!(sum.thaw(), "the last operation's frames are all gone");
             let mut send = |out: Outgoing| links[from * world + out.to as usize].push_back(out);
-            side.operation.begin(step, partials, sum, &mut send);
+            side.operation.begin(step, (partials, None), sum, &mut send);
         }
         loop {
             let busy: Vec<usize> = (0..links.len()).filter(|link| !links[*link].is_empty()).collect();
@@ -354,18 +387,42 @@ mod tests {
     }
 
     #[test]
+    fn lanes_of_different_parameters_are_never_added() {
+        let rank = |rank| RankSide::new(64, 3, (3, 0), rank);
+        let mut sides = [rank(0), rank(1), rank(2)];
+        let replicas = [7, 7, 8].map(Fingerprint);
+        let mut frames: Vec<(u32, Outgoing)> = Vec::new();
+        for (place, side) in (0..).zip(&mut sides) {
+            let sums = side.sums.as_mut().unwrap();
+            sums.begin(place);
+            sums.push(0, &[1.0; 64]);
+            let (partials, sum) = (side.sums.as_mut().unwrap().freeze(), side.sum.take().unwrap());
+            let mut send = |out| frames.push((place, out));
+            side.operation.begin(Step(5), (partials, Some(replicas[place as usize])), sum, &mut send);
+        }
+        for (from, Outgoing { to, header, values }) in frames {
+            let frame = Frame { header, values: Rope::whole(values), _place: None };
+            let mut send = |out: Outgoing| panic!("a sum was made: {:?}", out.header);
+            sides[to as usize].operation.receive(from, frame, &mut send).unwrap();
+        }
+        assert!(sides.iter_mut().all(|side| side.operation.take_complete().is_none()));
+        assert!(sides.iter().all(|side| side.operation.differing().as_deref() == Some(&replicas)));
+    }
+
+    #[test]
     fn frames_that_the_plan_does_not_foresee_are_refused() {
         let RankSide { mut operation, sums, sum } = RankSide::new(64, 2, (2, 1), 0);
         let mut sums = sums.unwrap();
         sums.begin(0);
         sums.push(0, &[1.0; 64]);
-        operation.begin(Step(5), sums.freeze(), sum.unwrap(), &mut |_| ());
+        operation.begin(Step(5), (sums.freeze(), None), sum.unwrap(), &mut |_| ());
         let good = TensorHeader {
             term: TERM,
             step: Step(5),
             part: Part::Partial(Subtree { start: 1, len: 1 }),
             offset: 0,
             count: 32,
+            replica: None,
         };
         let bad = [
             TensorHeader { step: Step(4), ..good },

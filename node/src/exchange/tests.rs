@@ -120,7 +120,7 @@ fn train(cluster: &Cluster, world: u32, shape: Shape, steps: u64) -> Vec<Vec<Vec
                 let results = (0..steps)
                     .map(|step| {
                         give(&mut sums, |lane| gradient(9, step, lane, shape.values));
-                        let sum = exchange.all_reduce(Step(step), &mut sums).unwrap();
+                        let sum = exchange.all_reduce(Step(step), &mut sums, None).unwrap();
                         sum.iter().map(|value| value.to_bits()).collect()
                     })
                     .collect();
@@ -162,7 +162,7 @@ fn a_peer_that_leaves_is_named_and_stays_gone() {
     let mut sums = lane_sums(shape, 3, 0);
     give(&mut sums, |lane| gradient(1, 0, lane, shape.values));
     for _ in 0..2 {
-        let lost = gang[0].1.all_reduce(Step(1), &mut sums).unwrap_err();
+        let lost = gang[0].1.all_reduce(Step(1), &mut sums, None).unwrap_err();
         assert!(matches!(lost, ExchangeError::PeerLeft { peer } if peer == left), "{lost:?}");
     }
 }
@@ -177,8 +177,8 @@ fn an_abort_frees_a_blocked_rank_at_once() {
     let blocked = thread::spawn(move || {
         let mut sums = lane_sums(shape, 2, 0);
         give(&mut sums, |lane| gradient(1, 0, lane, shape.values));
-        let first = waiting.all_reduce(Step(1), &mut sums).unwrap_err();
-        (first, waiting.all_reduce(Step(2), &mut sums).unwrap_err(), Instant::now())
+        let first = waiting.all_reduce(Step(1), &mut sums, None).unwrap_err();
+        (first, waiting.all_reduce(Step(2), &mut sums, None).unwrap_err(), Instant::now())
     });
     // Rank 1 never joins in; the first frames of rank 0 show that it is inside the call.
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -209,7 +209,7 @@ fn an_abort_frees_a_member_that_waits_for_an_observer() {
         let mut sums = lane_sums(shape, 1, 0);
         for step in 0.. {
             give(&mut sums, |_| vec![1.0; shape.values]);
-            if let Err(error) = member.all_reduce(Step(step), &mut sums) {
+            if let Err(error) = member.all_reduce(Step(step), &mut sums, None) {
                 return error;
             }
             told.send(()).unwrap();
@@ -229,8 +229,8 @@ fn steps_must_grow() {
     let (_mesh, mut alone) = cluster.gang(1, shape).remove(0);
     let mut sums = lane_sums(shape, 1, 0);
     give(&mut sums, |_| vec![1.0; 10]);
-    assert_eq!(alone.all_reduce(Step(4), &mut sums).unwrap(), [2.0; 10]);
-    let error = alone.all_reduce(Step(4), &mut sums).unwrap_err();
+    assert_eq!(alone.all_reduce(Step(4), &mut sums, None).unwrap(), [2.0; 10]);
+    let error = alone.all_reduce(Step(4), &mut sums, None).unwrap_err();
     assert!(matches!(error, ExchangeError::StepOrder { step: Step(4), last: Step(4) }), "{error}");
 }
 
@@ -253,7 +253,7 @@ fn ranks_with_other_models_find_out() {
             thread::spawn(move || {
                 let mut sums = lane_sums(Shape { values, lanes: 2 }, 2, rank);
                 give(&mut sums, |_| vec![1.0; values]);
-                formed.exchange.all_reduce(Step(1), &mut sums).unwrap_err()
+                formed.exchange.all_reduce(Step(1), &mut sums, None).unwrap_err()
             })
         })
         .collect();
@@ -344,11 +344,11 @@ fn a_frame_of_another_generation_ends_the_link() {
     });
     let mut exchange = formed.exchange;
     let part = Part::Partial(Subtree { start: 0, len: 1 });
-    let header = TensorHeader { term: term(1), step: Step(1), part, offset: 32, count: 32 };
+    let header = TensorHeader { term: term(1), step: Step(1), part, offset: 32, count: 32, replica: None };
     runtime.block_on(stream.write_header(&header)).unwrap();
     let mut sums = lane_sums(shape, 2, 1);
     give(&mut sums, |_| vec![1.0; 64]);
-    let error = exchange.all_reduce(Step(1), &mut sums).unwrap_err();
+    let error = exchange.all_reduce(Step(1), &mut sums, None).unwrap_err();
     let stale = matches!(
         error,
         ExchangeError::StaleTerm { peer: from, theirs, ours } if from == peer && theirs == term(1) && ours == term(2)
@@ -398,7 +398,7 @@ fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
                 }
                 let mut sums = lane_sums(shape, 3, rank);
                 give(&mut sums, |lane| gradient(9, 7, lane, shape.values));
-                let sum = exchange.all_reduce(Step(7), &mut sums).unwrap().to_vec();
+                let sum = exchange.all_reduce(Step(7), &mut sums, None).unwrap().to_vec();
                 exchange.finish();
                 sum
             })

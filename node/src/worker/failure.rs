@@ -5,7 +5,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Mutex;
 
 use stoke_jobs::JobError;
-use stoke_protocol::message::rank::RankId;
+use stoke_protocol::ids::{Fingerprint, Generation, Step};
+use stoke_protocol::message::rank::{Given, RankEvent, RankId};
 
 use crate::exchange::ExchangeError;
 
@@ -23,6 +24,8 @@ pub enum Failure {
     Damaged { uri: String, error: String },
     /// The connection to another rank is gone. The coordinator knows better why, and makes another generation.
     PeerLost { peer: RankId, error: String },
+    /// A step cannot be done, and the coordinator decides what follows.
+    Undecided(Undecided),
     /// Another rank has left this generation: it was told of the next one before this rank is.
     PeerLeft,
     /// Another generation begins, and this one's step is given up.
@@ -31,12 +34,32 @@ pub enum Failure {
     Stopped,
 }
 
+/// What keeps a step from being done.
+#[derive(Debug)]
+pub enum Undecided {
+    /// The sum is not finite, and the step may not be left out.
+    NotFinite { given: Given },
+    /// The members' parameters are not the same.
+    Differ { replicas: Vec<(RankId, Fingerprint)> },
+}
+
+impl Undecided {
+    /// After `step` steps of a generation.
+    pub fn event(self, generation: Generation, step: Step) -> RankEvent {
+        match self {
+            Self::NotFinite { given } => RankEvent::NotFinite { generation, step, given },
+            Self::Differ { replicas } => RankEvent::Differ { generation, step, replicas: replicas.into() },
+        }
+    }
+}
+
 impl From<ExchangeError> for Failure {
     fn from(error: ExchangeError) -> Self {
         let text = text_of(&error);
         match error {
             ExchangeError::Aborted { .. } => Self::Interrupted,
             ExchangeError::PeerLeft { .. } => Self::PeerLeft,
+            ExchangeError::Differ { replicas, .. } => Self::Undecided(Undecided::Differ { replicas }),
             ExchangeError::PeerLost { peer, .. }
             | ExchangeError::Unreachable { peer, .. }
             | ExchangeError::Absent { peer, .. } => Self::PeerLost { peer, error: text },

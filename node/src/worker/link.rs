@@ -18,6 +18,7 @@ use stoke_protocol::transport::Io;
 use tokio::sync::{mpsc as queue, oneshot};
 
 use super::beat::{self, Beat};
+use super::damage;
 use super::failure::{Failure, catch, text_of};
 use super::orders::Orders;
 use super::trainer::{self, Assignment, Outside};
@@ -225,6 +226,9 @@ impl Linked {
     fn tick(&self) -> Result<(), Stop> {
         // The next one makes up for it.
         let _ = self.say.try_send(FromRank::Alive);
+        if let Some(draw) = damage::asked() {
+            self.orders.damage(draw);
+        }
         let Some(taken) = self.beat.hangs() else { return Ok(()) };
         tracing::error!(threads = ?beat::threads(), "the compute thread hangs");
         Err(Stop::Fail(format!(

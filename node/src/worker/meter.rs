@@ -90,7 +90,7 @@ impl Meter {
     }
 
     /// A report, if it is time for one or the last step is done. `step` steps were applied.
-    pub fn due(&mut self, generation: Generation, step: u64) -> Option<Progress> {
+    pub fn due(&mut self, (generation, lanes): (Generation, u32), step: u64, skipped: u64) -> Option<Progress> {
         let since = self.reported.elapsed();
         let applied = self.last.filter(|_| since >= EVERY || step == self.steps)?;
         let steps = (step - self.reported_step).max(1);
@@ -107,6 +107,8 @@ impl Meter {
             exchange_ms: mean_ms(Part::Exchange),
             apply_ms: mean_ms(Part::Apply),
             samples: step * self.batch,
+            skipped,
+            lanes,
         };
         self.reported = Instant::now();
         self.reported_step = step;

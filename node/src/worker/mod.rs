@@ -5,7 +5,10 @@
 //! thread of its own.
 
 mod beat;
+mod damage;
 mod failure;
+mod finite;
+mod joining;
 mod link;
 mod meter;
 mod orders;
@@ -36,6 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::agent::{KEEPER, LINK_FD, PEER_IP, SHARDS};
 
+pub use damage::ask as ask_for_damage;
 pub(crate) use failure::text_of;
 pub use link::End;
 pub use pending::Pending;

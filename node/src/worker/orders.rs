@@ -20,6 +20,8 @@ struct Shared {
     told: watch::Sender<Told>,
     /// Of the exchange that the trainer is in.
     running: Mutex<Option<(Generation, AbortHandle)>>,
+    /// Where a bit is to be flipped, for a chaos test.
+    damage: Mutex<Option<u64>>,
 }
 
 #[derive(Clone, Default)]
@@ -45,7 +47,7 @@ impl Told {
 
 impl Orders {
     pub fn new() -> Self {
-        Self(Arc::new(Shared { told: watch::Sender::default(), running: Mutex::default() }))
+        Self(Arc::new(Shared { told: watch::Sender::default(), running: Mutex::default(), damage: Mutex::default() }))
     }
 
     /// A membership has come; an older one, or the same again, changes nothing.
@@ -76,6 +78,14 @@ impl Orders {
 
     pub fn highest_committed(&self) -> Option<Step> {
         self.0.told.borrow().committed
+    }
+
+    pub fn damage(&self, draw: u64) {
+        *self.0.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(draw);
+    }
+
+    pub fn take_damage(&self) -> Option<u64> {
+        self.0.damage.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The trainer is in an exchange from here on.

@@ -217,7 +217,7 @@ impl Stage {
                 self.members.sort_by_key(|member| member.id.rank);
                 self.regroup(true).await;
             }
-            RankEvent::ShardStored { generation, step, shard } => self.stored(generation, step, shard).await,
+            RankEvent::ShardStored { generation, step, shard, .. } => self.stored(generation, step, shard).await,
             RankEvent::ManifestStored { step, uri, .. } => {
                 checkpoint::verify(&uri, None).unwrap();
                 self.committed.push(step.0);
@@ -232,6 +232,7 @@ impl Stage {
                 self.went_on += 1;
             }
             RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => {}
             RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
         }
     }

@@ -5,25 +5,26 @@
 //! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
 //! T3: steps that a quorum does while the coordinator is away stand; checkpoints wait until it is back, because only its memberships commit.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use bytes::Bytes;
-use stoke_jobs::{LaneWork, Metrics, NamedTensor, Plan, Train};
-use stoke_protocol::ids::{Digest, Generation, Step, Term};
+use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Train};
+use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::peer::Restores;
-use stoke_protocol::message::rank::{Membership, Outcome, Progress, RankEvent, RankId, StartFrom, StartRank};
+use stoke_protocol::message::rank::{Given, Membership, Outcome, Progress, RankEvent, RankId, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
 
 use super::beat::Beat;
-use super::failure::{Failure, text_of};
+use super::damage;
+use super::failure::{Failure, Undecided, text_of};
+use super::finite::{self, Skips};
+use super::joining::Joining;
 use super::meter::{Meter, Part};
 use super::orders::Orders;
 use super::plan::{is_due, plan_of, steps_of};
@@ -31,12 +32,7 @@ use super::restore;
 use super::tail::Tail;
 use super::vault::{Copy, Order, Vault};
 use crate::checkpoint::{Manifest, ShardMemory};
-use crate::exchange::{
-    Exchange, ExchangeError, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf,
-};
-
-/// Sums that a rank which joins keeps while it waits for the state. Then it takes no more, and the others wait for it.
-const SUMS_MAX: usize = 64;
+use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
 
 /// What the trainer says to the rest of the process.
 pub enum Told {
@@ -82,7 +78,7 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let mut membership = work.runtime.block_on(work.orders.next(Generation(0)))?;
     let mut given = membership.clone();
     loop {
-        let generation = membership.generation;
+        let (generation, attended) = (membership.generation, membership.ballot == 0);
         let own = work.start.id;
         if !membership.members.iter().chain(membership.joining.iter()).any(|member| member.id == own) {
             tell(Told::Left);
@@ -97,6 +93,13 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
                 tracing::warn!(%peer, %error, "lost a peer, waiting for another generation");
                 tell(Told::Event(RankEvent::PeerLost { generation, peer, error }));
                 true
+            }
+            Err(Failure::Undecided(why)) => {
+                tracing::error!(step = trainer.step, ?why, "the step is not done, waiting for another generation");
+                let event = why.event(generation, Step(trainer.step));
+                // Where a quorum goes on alone the coordinator hears of it in the generation that it makes when it is back.
+                attended.then(|| tell(Told::Event(event)));
+                false
             }
             Err(failure @ (Failure::Stopped | Failure::Error(_) | Failure::Permanent(_) | Failure::Damaged { .. })) => {
                 return Err(failure);
@@ -167,31 +170,11 @@ struct Trainer {
     last_sum: Option<(u64, Bytes)>,
     /// What a rank that joins has received so far.
     joining: Option<Joining>,
+    /// Steps between comparisons of the members' parameters; 0: none.
+    compare_every: u64,
+    skips: Skips,
     meter: Meter,
     beat: Beat,
-}
-
-/// The state that is on its way, and the sums of the steps after it.
-struct Joining {
-    state: Receiver<Result<Received, ExchangeError>>,
-    /// Every giver has begun: nobody else's going keeps it from coming.
-    arrives: Arc<AtomicBool>,
-    receiving: AbortHandle,
-    from: u64,
-    sums: VecDeque<Vec<f32>>,
-}
-
-impl Drop for Joining {
-    fn drop(&mut self) {
-        self.receiving.abort();
-    }
-}
-
-impl Joining {
-    /// Steps that will be done when all of it is there.
-    fn reaches(&self) -> u64 {
-        self.from + self.sums.len() as u64
-    }
 }
 
 impl Trainer {
@@ -225,6 +208,8 @@ impl Trainer {
         let meter = Meter::new(&plan, step);
         let beat = given.beat.clone();
         let tail = Tail::new(train.layout().flat_len(), spec.train.lanes);
+        let compare_every = spec.train.digest_every;
+        let skips = Skips::new(spec.train.on_nan);
         let (last_sum, joining, unheard) = (None, None, false);
         let (loss, ledger) = (f32::NAN, Ledger::default());
         Ok(Self {
@@ -240,6 +225,8 @@ impl Trainer {
             unheard,
             last_sum,
             joining,
+            compare_every,
+            skips,
             meter,
             beat,
         })
@@ -250,7 +237,7 @@ impl Trainer {
         let generation = membership.generation;
         let shape = Shape { values: self.tail.values(), lanes: work.spec.train.lanes };
         // What a giver has not begun to send will not come any more; it is asked for anew.
-        self.joining.take_if(|joining| !joining.arrives.load(Ordering::Acquire));
+        self.joining.take_if(|joining| !joining.arrives());
         let forming = work.mesh.form(membership, self.state(work), shape);
         let formed = work.runtime.block_on(async {
             tokio::select! {
@@ -305,7 +292,8 @@ impl Trainer {
         let mut sums = LaneSums::new(values, work.spec.train.lanes, owned);
         while self.step < self.plan.steps {
             let all_told = self.step(generation, exchange, &mut sums, &work.orders)?;
-            if let Some(progress) = self.meter.due(generation, self.step) {
+            let lanes = sums.owned().len() as u32;
+            if let Some(progress) = self.meter.due((generation, lanes), self.step, self.train.skipped()) {
                 if place.position == 0 && self.meter.is_log_due() {
                     let Progress { loss, accuracy, samples_per_second, .. } = progress;
                     tracing::info!(step = self.step, loss, accuracy, samples_per_second, "training");
@@ -362,9 +350,38 @@ impl Trainer {
         sums: &mut LaneSums,
         orders: &Orders,
     ) -> Result<bool, Failure> {
+        if let Some(draw) = orders.take_damage() {
+            damage::flip(&mut *self.train, draw)?;
+        }
+        let told = u32::from(orders.is_told_of_next(generation));
+        self.sum_lanes((generation, orders), told, sums, &mut |_, _| ())?;
+        let world = exchange.place().world;
+        let replica = self.replica(world);
+        self.meter.lap(Part::Compute);
+        let sum = exchange.all_reduce(Step(self.step), sums, replica)?;
+        self.meter.lap(Part::Exchange);
+        let all_told = self.tail.told(sum) == world as f32;
+        match self.apply(sum) {
+            Err(Failure::Undecided(_)) => {
+                // The others must see the whole sum too, to say the same of it.
+                exchange.finish();
+                let given = self.not_finite((generation, orders), sums)?;
+                Err(Failure::Undecided(Undecided::NotFinite { given }))
+            }
+            applied => applied.map(|()| all_told),
+        }
+    }
+
+    /// Computes this rank's lanes of the step, shows their values to `see`, and sums them. `told`: of the next generation (T2).
+    fn sum_lanes(
+        &mut self,
+        (generation, orders): (Generation, &Orders),
+        told: u32,
+        sums: &mut LaneSums,
+        see: &mut dyn FnMut(u32, &[f32]),
+    ) -> Result<(), Failure> {
         let (size, flat) = (self.train.samples(), self.train.layout().flat_len());
         let counted_at = self.train.layout().samples_at();
-        let told = orders.is_told_of_next(generation);
         for lane in sums.owned() {
             orders.check(generation)?;
             let positions = self.plan.lane_positions(self.step, lane);
@@ -375,19 +392,42 @@ impl Trainer {
             self.beat.piece(|| {
                 train.lane(work, &mut |offset, values| {
                     counted = values.get(counted_at - offset).copied().unwrap_or(counted);
+                    see(lane, values);
                     sums.push(offset, values);
                 })
             })?;
-            let told = u32::from(told && lane == sums.owned().start);
+            let told = if lane == sums.owned().start { told } else { 0 };
             sums.push(flat, self.tail.of_lane(lane, told, &positions, counted));
         }
-        self.meter.lap(Part::Compute);
-        let world = exchange.place().world;
-        let sum = exchange.all_reduce(Step(self.step), sums)?;
-        self.meter.lap(Part::Exchange);
-        let all_told = self.tail.told(sum) == world as f32;
-        self.apply(sum)?;
-        Ok(all_told)
+        Ok(())
+    }
+
+    /// What this rank's lanes gave to a sum that is not finite: they are computed once more, which tells a faulty machine from the data.
+    fn not_finite(&mut self, at: (Generation, &Orders), sums: &mut LaneSums) -> Result<Given, Failure> {
+        if finite::are_finite(sums.finish()) {
+            return Ok(Given::Finite);
+        }
+        let mut lanes: Vec<u32> = Vec::new();
+        self.sum_lanes(at, 0, sums, &mut |lane, values| {
+            if lanes.last() != Some(&lane) && !finite::is_finite(values) {
+                lanes.push(lane);
+            }
+        })?;
+        if finite::are_finite(sums.finish()) {
+            return Ok(Given::FiniteAgain);
+        }
+        for lane in &lanes {
+            let rows = self.plan.samples_at(self.train.samples(), self.plan.lane_positions(self.step, *lane));
+            tracing::error!(step = self.step, lane, ?rows, "loss or gradient is not finite, also when computed again");
+        }
+        Ok(Given::NotFinite { lanes: lanes.into() })
+    }
+
+    /// The parameters that this step's lanes were computed from, where they are to be compared with the other members'. Taken after the lanes:
+    /// whatever befell them before the last lane read them shows.
+    fn replica(&self, world: u32) -> Option<Fingerprint> {
+        let due = world > 1 && self.step.checked_rem(self.compare_every) == Some(0);
+        due.then(|| Fingerprint(self.train.fingerprint()))
     }
 
     /// Commits the step whose whole sum this is.
@@ -396,8 +436,21 @@ impl Trainer {
         let flat = train.layout().flat_len();
         // Every rank sees the same, and no other try would end otherwise.
         let ledger = self.tail.record(self.ledger, step, &self.plan, sum).map_err(Failure::Permanent)?;
-        let applied = self.beat.piece(|| train.apply(step, &sum[..flat]))?;
+        let applied = self.beat.piece(|| train.apply(step, &sum[..flat]));
         self.meter.lap(Part::Apply);
+        let applied = match applied {
+            Err(JobError::NonFinite { what, .. }) if self.skips.take() => {
+                tracing::warn!(step, what, "not finite: the step is skipped");
+                self.train.skip();
+                (self.step, self.ledger) = (self.step + 1, ledger);
+                return Ok(());
+            }
+            Err(JobError::NonFinite { .. }) => {
+                return Err(Failure::Undecided(Undecided::NotFinite { given: Given::Finite }));
+            }
+            applied => applied?,
+        };
+        self.skips.applied();
         if applied.samples != self.plan.batch as u64 {
             let (counted, batch) = (applied.samples, self.plan.batch);
             return Err(Failure::Permanent(format!("step {step} summed {counted} samples of a batch of {batch}")));
@@ -417,7 +470,7 @@ impl Trainer {
         };
         if !stands {
             self.loaded = false;
-            self.joining = Some(receive(work, (term, step)));
+            self.joining = Some(Joining::begin(&work.runtime, work.mesh.clone(), (term, step)));
         }
         let (world, generation) = (exchange.place().world, term.generation);
         let mut said = false;
@@ -426,7 +479,7 @@ impl Trainer {
             let sum = exchange.observe(Step(step))?;
             let all_told = self.tail.told(sum) == world as f32;
             match &mut self.joining {
-                Some(joining) => joining.sums.push_back(sum.to_vec()),
+                Some(joining) => joining.keep(sum),
                 None => self.apply(sum)?,
             }
             self.settle()?;
@@ -444,20 +497,10 @@ impl Trainer {
     /// Takes the state if it is there by now, and does the steps that were summed meanwhile.
     fn settle(&mut self) -> Result<(), Failure> {
         let Some(joining) = &mut self.joining else { return Ok(()) };
-        let full = joining.sums.len() >= SUMS_MAX;
-        let received = match if full {
-            joining.state.recv().map_err(|_| TryRecvError::Disconnected)
-        } else {
-            joining.state.try_recv()
-        } {
-            Ok(received) => received?,
-            Err(TryRecvError::Empty) => return Ok(()),
-            Err(TryRecvError::Disconnected) => return Err(Failure::Stopped),
-        };
-        let joining = self.joining.take().expect("looked at above");
-        tracing::info!(step = joining.from, behind = joining.sums.len(), "state received");
-        self.adopt(received, joining.from)?;
-        joining.sums.iter().try_for_each(|sum| self.apply(sum))
+        let Some(received) = joining.received()? else { return Ok(()) };
+        let (from, sums) = self.joining.take().expect("looked at above").into_parts();
+        self.adopt(received, from)?;
+        sums.iter().try_for_each(|sum| self.apply(sum))
     }
 
     /// A member that lacks more than one step takes the state; the others wait for its lanes.
@@ -548,20 +591,9 @@ impl Trainer {
             loss: self.loss,
             samples: self.step * self.plan.batch as u64,
             ledger: self.ledger,
+            skipped: self.train.skipped(),
             weights_blake3: Digest(self.train.weights_blake3()),
             metrics,
         })
     }
-}
-
-/// Receives the state behind the trainer's back.
-fn receive(work: &Work<'_>, (term, from): (Term, u64)) -> Joining {
-    let (tell, state) = std::sync::mpsc::channel();
-    let (mesh, arrives) = (work.mesh.clone(), Arc::new(AtomicBool::new(false)));
-    let all_begun = arrives.clone();
-    let receiving = work.runtime.spawn(async move {
-        // A trainer that is gone needs no state.
-        let _ = tell.send(mesh.take_state(term, &all_begun).await);
-    });
-    Joining { state, arrives, receiving: receiving.abort_handle(), from, sums: VecDeque::new() }
 }

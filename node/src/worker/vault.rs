@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use stoke_jobs::{NamedTensor, Snapshot};
-use stoke_protocol::ids::{ClusterId, Digest, Generation, Step};
+use stoke_protocol::ids::{ClusterId, Digest, Fingerprint, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{RankEvent, ShardRecord, StartRank};
 use stoke_protocol::spec::JobSpec;
@@ -163,6 +163,7 @@ impl<F: Fn(Told)> Keeper<F> {
             let tensors = state.tensors().map_err(CheckpointError::State)?;
             // Only the first member writes a manifest.
             let weights_blake3 = (index == 0).then(|| Digest(stoke_jobs::weights_blake3(&tensors)));
+            let state = Fingerprint(stoke_jobs::fingerprint(&tensors));
             let own = checkpoint::own_shard(tensors, index, world);
             let write = || {
                 let stored = checkpoint::write_shard(&folder, index, world, &own);
@@ -172,14 +173,14 @@ impl<F: Fn(Told)> Keeper<F> {
                 stored
             };
             let stored = if last { checkpoint::patiently(write) } else { write() };
-            Ok((stored?, weights_blake3, own))
+            Ok((stored?, weights_blake3, state, own))
         });
         match stored {
-            Ok((shard, weights_blake3, own)) => {
+            Ok((shard, weights_blake3, state, own)) => {
                 let written = Written { world, index, loss, ledger, weights_blake3, last };
                 self.written.insert((step, generation), written);
                 tracing::info!(%step, %generation, bytes = shard.bytes, "shard stored");
-                (self.tell)(Told::Event(RankEvent::ShardStored { generation, step, shard: shard.clone() }));
+                (self.tell)(Told::Event(RankEvent::ShardStored { generation, step, shard: shard.clone(), state }));
                 self.remember(step, shard, &own);
             }
             Err(error) => self.failed(generation, step, last, &error),

@@ -141,6 +141,8 @@ pub struct ClusterView {
     pub nodes: u32,
     pub jobs_running: u32,
     pub jobs_queued: u32,
+    /// Ranks that compute more slowly than their peers now.
+    pub ranks_slow: u32,
     /// Who asks, as the coordinator sees it.
     pub you: String,
     /// The coordinator's clock, in milliseconds since the Unix epoch: for people who wonder about certificates (I36).
@@ -211,6 +213,8 @@ pub struct JobView {
     pub world_sizes: List<u32>,
     pub placement: List<(Rank, NodeId)>,
     pub progress: Option<Progress>,
+    /// Ranks that compute more slowly than the others now, and how many times.
+    pub slow: List<(Rank, f32)>,
     pub checkpoint: Option<CheckpointView>,
     pub outcome: Option<OutcomeView>,
     /// Milliseconds since the Unix epoch, by the coordinator's clock; for people.
@@ -251,6 +255,8 @@ pub struct OutcomeView {
     pub loss: f32,
     pub samples: u64,
     pub ledger: Ledger,
+    /// Steps that were left out because their sum was not finite.
+    pub skipped: u64,
     pub weights_blake3: Digest,
     pub metrics: BTreeMap<String, f64>,
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rank::RankId;
-use crate::ids::{Digest, Step, Term};
+use crate::ids::{Digest, Fingerprint, Step, Term};
 use crate::lanes::Subtree;
 use crate::ledger::Ledger;
 use crate::list::List;
@@ -106,6 +106,9 @@ pub struct TensorHeader {
     /// First value, counted in f32 from the start of the flat vector.
     pub offset: u64,
     pub count: u32,
+    /// Of a partial sum: the parameters from which the sender's lanes were computed, as they were afterwards (I19). None where replicas are not
+    /// compared at this step.
+    pub replica: Option<Fingerprint>,
 }
 
 /// What the values are.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Generation, JobId, Rank, Step, Term};
+use crate::ids::{Digest, Fingerprint, Generation, JobId, Rank, Step, Term};
 use crate::ledger::Ledger;
 use crate::list::List;
 
@@ -119,6 +119,8 @@ pub struct Outcome {
     pub samples: u64,
     /// The same as the sums of the steps have shown it.
     pub ledger: Ledger,
+    /// Steps that were left out because their sum was not finite.
+    pub skipped: u64,
     pub weights_blake3: Digest,
     /// Held-out metrics; empty but for the first member.
     pub metrics: BTreeMap<String, f64>,
@@ -144,8 +146,9 @@ pub enum Exit {
 pub enum RankEvent {
     /// The process is up and its endpoint for peers listens.
     Ready { address: SocketAddr },
-    /// A shard of the checkpoint at `step` is durable. When all members' are, the coordinator answers the first member with `Commit`.
-    ShardStored { generation: Generation, step: Step, shard: ShardRecord },
+    /// A shard of the checkpoint at `step` is durable. `state` is the whole state that it was cut from, as this rank has it. When all members'
+    /// are durable and of one state, the coordinator answers the first member with `Commit` (I19).
+    ShardStored { generation: Generation, step: Step, shard: ShardRecord, state: Fingerprint },
     /// First member only: the manifest is durable. The coordinator commits it to the catalogue; only then is the checkpoint visible.
     ManifestStored { generation: Generation, step: Step, uri: String, manifest_blake3: Digest },
     /// A shard or the manifest of the checkpoint at `step` could not be written; the one before it stays the newest.
@@ -168,6 +171,24 @@ pub enum RankEvent {
     /// The coordinator is away, and this rank goes on with `members`, a quorum of the generation's, after `step` steps. When a quorum has said
     /// so the coordinator gives the others up, and makes the next generation of these.
     WentOn { generation: Generation, step: Step, members: List<RankId> },
+    /// After `step` steps the members' parameters are not the same: each member's, as this rank was told with their partial sums. The sum under
+    /// way was not applied. Every member that sees it says so, and waits for another generation.
+    Differ { generation: Generation, step: Step, replicas: List<(RankId, Fingerprint)> },
+    /// The sum after `step` steps is not finite and was not applied. Every member says what its lanes gave to it, and waits for another
+    /// generation or to be stopped.
+    NotFinite { generation: Generation, step: Step, given: Given },
+}
+
+/// What a rank's lanes gave to a sum that is not finite.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Given {
+    Finite,
+    /// Not finite, and finite when computed again: its machine is at fault.
+    FiniteAgain,
+    /// Not finite, also when computed again. By lanes; none where each lane is finite and their sum is not.
+    NotFinite {
+        lanes: List<u32>,
+    },
 }
 
 /// Where a rank stands. Sent about twice a second; only the newest matters, and it may be lost.
@@ -186,6 +207,10 @@ pub struct Progress {
     pub exchange_ms: f32,
     pub apply_ms: f32,
     pub samples: u64,
+    /// Steps that were left out because their sum was not finite, of all.
+    pub skipped: u64,
+    /// Lanes that the rank computes.
+    pub lanes: u32,
 }
 
 /// Agent → rank.

@@ -254,5 +254,7 @@ fn progress(generation: Generation, step: Step, steps: Step) -> Progress {
         exchange_ms: 1.0,
         apply_ms: 1.0,
         samples: 8 * step.0,
+        skipped: 0,
+        lanes: 2,
     }
 }

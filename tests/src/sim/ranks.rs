@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use stoke_coordinator::state::Input;
 use stoke_node::agent::state::Event;
 use stoke_node::worker::Pending;
-use stoke_protocol::ids::{Digest, Generation, Step, Term};
+use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::node::Report;
 use stoke_protocol::message::peer::Proposal;
@@ -356,7 +356,10 @@ impl World {
                 let origin = process.origin;
                 self.store.put_shard(&folder, (id.job, generation), (index, world), (origin, step));
                 let shard = ShardRecord { index, file, bytes: 100, blake3 };
-                self.says(at, FromRank::Event(RankEvent::ShardStored { generation, step, shard }));
+                self.says(
+                    at,
+                    FromRank::Event(RankEvent::ShardStored { generation, step, shard, state: Fingerprint(0) }),
+                );
             }
             Act::StoreManifest { generation, step } => {
                 let uri = uri(&process.checkpoints, generation, step);
@@ -503,5 +506,5 @@ fn outcome(process: &Process) -> Outcome {
     let weights_blake3: Digest = digest(&weights);
     let step = process.plan.steps;
     let ledger = Ledger { first: 0, end: 8 * step.0 };
-    Outcome { step, loss: 0.5, samples: ledger.end, ledger, weights_blake3, metrics: BTreeMap::new() }
+    Outcome { step, loss: 0.5, samples: ledger.end, ledger, skipped: 0, weights_blake3, metrics: BTreeMap::new() }
 }
