@@ -79,6 +79,7 @@ pub fn job(view: &JobView) -> Value {
         "generation": view.generation.0,
         "failures": view.failures,
         "recoveries": view.recoveries,
+        "preemptions": view.preemptions,
         "world_sizes": view.world_sizes.0,
         "placement": placement,
         "progress": view.progress.as_ref().map(progress),

@@ -79,7 +79,8 @@ impl Progress {
         let text = match view.state {
             JobState::Queued => format!("{} waits: {}", view.job, view.reason),
             JobState::Starting => format!("{} starts on {ranks}", view.job),
-            JobState::Running => format!("{} runs on {ranks}", view.job),
+            JobState::Running if view.reason.is_empty() => format!("{} runs on {ranks}", view.job),
+            JobState::Running => format!("{} {}", view.job, view.reason),
             JobState::Recovering => ended(view.generation, &view.reason),
             JobState::Cancelling => format!("{} is being cancelled", view.job),
             JobState::Succeeded | JobState::Failed | JobState::Cancelled => {

@@ -103,6 +103,7 @@ pub fn document(view: &JobView, wall: Duration) -> Value {
         "world_sizes": view.world_sizes.0,
         "generations": view.generation.0,
         "recoveries": view.recoveries,
+        "preemptions": view.preemptions,
         "checkpoint": view.checkpoint.as_ref().map(|checkpoint| &checkpoint.uri),
         "wall_seconds": (wall.as_secs_f64() * 1000.0).round() / 1000.0,
     })
@@ -137,6 +138,9 @@ fn summary_table(view: &JobView) -> output::Table {
         table.row(["weights_blake3".into(), outcome.weights_blake3.to_string()]);
     }
     table.row(["ranks".into(), format!("{} ({})", worlds(&view.world_sizes), recoveries(view.recoveries))]);
+    if view.preemptions > 0 {
+        table.row(["made room".into(), format!("{} for more urgent jobs", output::count(view.preemptions, "time"))]);
+    }
     if let Some(checkpoint) = &view.checkpoint {
         table.row(["checkpoint".into(), checkpoint.uri.clone()]);
     }

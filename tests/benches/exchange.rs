@@ -16,7 +16,7 @@ use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State};
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::lanes;
-use stoke_protocol::message::rank::{Member, Membership, RankId};
+use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::Io;
 
 /// As in the `stoke` binary: glibc's allocator returns packet buffers to the kernel and pays a third more.
@@ -239,7 +239,8 @@ fn connect(bytes: usize, rank: Rank, mesh: Mesh, members: Vec<Member>) -> (usize
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let owned = lanes::assign(LANES, members.len() as u32)[rank.0 as usize].clone();
     let (members, joining) = (members.into(), Vec::new().into());
-    let membership = Membership { generation: Generation(1), members, joining, after: None, ballot: 0 };
+    let membership =
+        Membership { generation: Generation(1), members, joining, after: None, ballot: 0, purpose: Purpose::Train };
     let begun = State { step: Some(Step(0)), sum: None, restores: None };
     let exchange = runtime.block_on(mesh.form(&membership, begun, shape)).expect("connect").exchange;
     let mut sums = LaneSums::new(shape.values, LANES, owned.clone());

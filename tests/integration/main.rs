@@ -21,3 +21,4 @@ mod recovery;
 mod slow_disk;
 mod stores;
 mod training;
+mod urgent;

@@ -22,8 +22,8 @@ use stoke_protocol::message::node::{
 };
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::{
-    Exit, FromRank, Given, Member, Membership, Origin, Outcome, Progress, RankEvent, RankId, ShardRecord, StartFrom,
-    StartRank, StoreSettings, ToRank,
+    Exit, FromRank, Given, Member, Membership, Origin, Outcome, Progress, Purpose, RankEvent, RankId, ShardRecord,
+    StartFrom, StartRank, StoreSettings, ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 
@@ -223,6 +223,7 @@ fn membership() -> Membership {
         members: members.into(),
         after: Some(Generation(3)),
         ballot: 0,
+        purpose: Purpose::Train,
     }
 }
 

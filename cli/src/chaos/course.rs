@@ -280,6 +280,7 @@ mod tests {
             generation: Generation(1),
             failures: 0,
             recoveries: lines.iter().filter(|(_, text)| text.contains(" ended: ")).count() as u32,
+            preemptions: 0,
             world_sizes: vec![2].into(),
             placement: Vec::new().into(),
             progress: (step > 0).then_some(progress),

@@ -61,31 +61,31 @@ impl Cluster {
                 Some(_) | None => Err(Refused::Conflict(format!("{job} {generation} is over"))),
             },
             Event::RanksPlaced { job, generation, places } => self.check_add(*job, *generation, places),
-            Event::Scaled { job, ranks, .. } => match self.jobs.get(*job) {
-                Some(found) => found.check_scale(*ranks).map_err(Refused::Conflict),
-                None => Err(Refused::NotFound(format!("there is no {job}"))),
-            },
-            Event::Evicted { id, .. } | Event::PaceNoted { id, .. } => match self.jobs.get(id.job) {
-                Some(found) if found.expects(*id) => Ok(()),
-                Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
-            },
+            Event::Scaled { job, ranks, .. } => self.ask_job(*job, |job| job.check_scale(*ranks)),
+            Event::Evicted { id, .. } | Event::PaceNoted { id, .. } | Event::MoveAsked { id, .. } => {
+                match self.jobs.get(id.job) {
+                    Some(found) if found.expects(*id) => Ok(()),
+                    Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
+                }
+            }
             Event::DrainAsked { node, .. } => self.check_node(*node).map(drop),
             Event::DrainLifted { node, .. } => self.check_lift(*node),
             Event::DrainOverdue { node } => self.check_overdue(*node),
+            Event::Preempted { job, .. } => self.ask_job(*job, Job::check_yield),
+            Event::YieldOverdue { job } => self.ask_job(*job, Job::check_overdue),
+            Event::RankYielded { id, .. } => self.ask_job(id.job, |job| job.check_give(*id)),
             Event::NodeQuarantined { node, .. } => self.check_quarantine(*node),
             Event::ProbationBegun { node } => self.check_probation(*node),
             Event::QuarantineLifted { node, .. } => self.check_node(*node).map(drop),
             Event::NodeRemoved { node, .. } => self.check_remove(*node),
-            Event::MoveAsked { id, .. } => match self.jobs.get(id.job) {
-                Some(found) if found.expects(*id) => Ok(()),
-                Some(_) | None => Err(Refused::Conflict(format!("{id} is not wanted any more"))),
-            },
-            Event::RankRetired { id, .. } => match self.jobs.get(id.job) {
-                Some(found) => found.check_retire(*id).map_err(Refused::Conflict),
-                None => Err(Refused::NotFound(format!("there is no {}", id.job))),
-            },
+            Event::RankRetired { id, .. } => self.ask_job(id.job, |job| job.check_retire(*id)),
             Event::GenerationStarted { job, generation, placement } => self.check_start(*job, *generation, placement),
         }
+    }
+
+    fn ask_job(&self, id: JobId, check: impl FnOnce(&Job) -> Result<(), String>) -> Result<(), Refused> {
+        let job = self.jobs.get(id).ok_or_else(|| Refused::NotFound(format!("there is no {id}")))?;
+        check(job).map_err(Refused::Conflict)
     }
 
     fn check_wants(&self, wants: &Wants) -> Result<(), Refused> {

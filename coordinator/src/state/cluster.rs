@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::{ClusterId, Digest, Epoch, JobId, LogIndex, NodeId, Rank, TokenId};
+use stoke_protocol::ids::{ClusterId, Digest, Epoch, JobId, LogIndex, NodeId, Rank, Step, TokenId};
 use stoke_protocol::message::client::TokenScope;
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::ToNode;
@@ -18,7 +18,7 @@ use super::checkpoints::Catalogue;
 use super::effect::Order;
 use super::event::{Event, Record};
 use super::jobs::Jobs;
-use super::machine::Scene;
+use super::machine::{Job, Scene};
 use super::members::{Members, Room, Stale};
 use super::planted::PlantedBug;
 use super::quarantine::Faults;
@@ -198,17 +198,15 @@ impl Cluster {
             }
             Event::GenerationStarted { job, placement, .. } => self.start(&mut scene, *job, placement),
             Event::Refused { .. } => self.counts.refused_requests += 1,
-            Event::Stalled { job, reason, .. } => {
-                self.jobs.drive(*job, self.placements, |job| job.stalled(&mut scene, reason));
-            }
+            Event::Stalled { job, reason, .. } => self.drive(*job, |job| job.stalled(&mut scene, reason)),
             Event::RanksPlaced { job, places, .. } => self.add(&mut scene, *job, places),
-            Event::Scaled { job, ranks, by } => {
-                self.replan = true;
-                self.jobs.drive(*job, self.placements, |job| job.scale(&mut scene, *ranks, by));
-            }
+            Event::Scaled { job, ranks, by } => self.drive(*job, |job| job.scale(&mut scene, *ranks, by)),
             Event::DrainAsked { node, deadline_ms, by } => self.drain(&mut scene, *node, (*deadline_ms, by)),
             Event::DrainLifted { node, .. } => self.lift_drain(&mut scene, *node),
             Event::DrainOverdue { node } => self.drain_overdue(&mut scene, *node),
+            Event::Preempted { job, by } => self.drive(*job, |job| job.yield_to(&mut scene, *by)),
+            Event::YieldOverdue { job } => self.drive(*job, |job| job.stop_for_another(&mut scene)),
+            Event::RankYielded { id, by } => self.drive(id.job, |job| job.give_rank(&mut scene, *id, *by)),
             Event::NodeQuarantined { node, reason } => self.put_in_quarantine(*node, reason),
             Event::ProbationBegun { node } => self.put_on_probation(*node),
             Event::QuarantineLifted { node, .. } => self.release(*node),
@@ -217,24 +215,22 @@ impl Cluster {
                 self.members.remove(*node);
             }
             Event::MoveAsked { id, reason } => {
-                self.replan = true;
-                let why = Move::Replaced(reason.clone());
-                self.jobs.drive(id.job, self.placements, |job| job.move_away(&mut scene, *id, why));
-            }
-            Event::RankRetired { id, reason } => {
-                self.replan = true;
-                self.jobs.drive(id.job, self.placements, |job| job.retire(&mut scene, *id, reason));
+                self.drive(id.job, |job| job.move_away(&mut scene, *id, Move::Replaced(reason.clone())));
             }
             Event::PaceNoted { id, words } => {
                 self.jobs.drive(id.job, self.placements, |job| job.pace_noted(&mut scene, *id, words));
             }
-            Event::Evicted { id, reason } => {
-                self.replan = true;
-                self.jobs.drive(id.job, self.placements, |job| job.evicted(&mut scene, *id, reason));
-            }
+            Event::RankRetired { id, reason } => self.drive(id.job, |job| job.retire(&mut scene, *id, reason)),
+            Event::Evicted { id, reason } => self.drive(id.job, |job| job.evicted(&mut scene, *id, reason)),
         }
         self.free_early(&mut orders);
         orders
+    }
+
+    /// What may let ranks be placed.
+    fn drive(&mut self, job: JobId, drive: impl FnOnce(&mut Job)) {
+        self.replan = true;
+        self.jobs.drive(job, self.placements, drive);
     }
 
     fn join(&mut self, at: Time, token: TokenId, wants: &Wants) {
@@ -252,15 +248,17 @@ impl Cluster {
 
     fn start(&mut self, scene: &mut Scene<'_>, id: JobId, placement: &[NodeId]) {
         let Some(job) = self.jobs.get(id) else { return };
-        let own = self.catalogue.last(id).map(|last| (last.uri.clone(), Some(last.manifest_blake3)));
+        let last = self.catalogue.last(id);
+        let own = last.map(|last| (last.uri.clone(), Some(last.manifest_blake3)));
         let named = || job.resume.clone().map(|uri| (uri.clone(), self.catalogue.manifest_at(&uri)));
         let resume = own.or_else(named).map(|(uri, manifest_blake3)| Origin { uri, manifest_blake3 });
+        let begun = if resume.is_none() { Some(Step(0)) } else { last.map(|last| last.step) };
         let (room, generation) = (job.ask.room, job.generation.next());
         for (rank, node) in (0..).map(Rank).zip(placement) {
             self.hold(*node, RankId { job: id, generation, rank }, room);
         }
         self.placements += 1;
-        self.jobs.drive(id, self.placements, |job| job.start(scene, placement, resume));
+        self.jobs.drive(id, self.placements, |job| job.start(scene, placement, (resume, begun)));
     }
 
     fn add(&mut self, scene: &mut Scene<'_>, id: JobId, places: &[(Rank, NodeId)]) {

@@ -71,6 +71,8 @@ impl Job {
         run.committing.take_if(|committing| *committing == step);
         self.note(scene, words.chars().take(REASON_CHARS_MAX).collect());
         self.commit_next(scene);
+        // One that makes room does not wait for another try: it begins at the checkpoint before.
+        self.stop_for_another(scene);
         self.changed(scene);
     }
 
@@ -122,6 +124,7 @@ impl Job {
         }
         self.note(scene, format!("checkpoint at {step} committed"));
         self.commit_next(scene);
+        self.stop_for_another(scene);
         self.changed(scene);
     }
 }

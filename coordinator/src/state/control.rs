@@ -17,6 +17,7 @@ use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
+use super::machine::Job;
 use super::members::Stale;
 use super::placement::{self, Stuck, Wait};
 use super::planted::PlantedBug;
@@ -138,6 +139,10 @@ pub struct Control {
     pub(super) hearings: Hearings,
     /// When drains end that have a deadline.
     pub(super) deadlines: BTreeMap<NodeId, Mono>,
+    /// Until when jobs that make room have time for their checkpoint.
+    pub(super) yielding: BTreeMap<JobId, Mono>,
+    /// Until when jobs that have made room are not asked again.
+    pub(super) spared: BTreeMap<JobId, Mono>,
     /// When nodes in quarantine get a rank that tries them.
     pub(super) probations: BTreeMap<NodeId, Mono>,
     /// Why ranks that are to move stay, as of the newest plan.
@@ -164,6 +169,12 @@ impl Control {
         let nodes = cluster.members().nodes();
         let quarantined = nodes.filter(|node| node.quarantine.as_ref().is_some_and(|found| !found.probation));
         let probations = quarantined.map(|node| (node.id, now.mono.plus_ms(PROBATION_AFTER_MS))).collect();
+        let Timings { yield_max_ms, spared_ms, .. } = options.timings;
+        let until = |ms| move |job: &Job| (job.id, now.mono.plus_ms(ms));
+        let leaving = cluster.jobs().leaving();
+        let yielding = leaving.filter(|job| job.yields.is_some()).map(until(yield_max_ms)).collect();
+        let active = cluster.jobs().iter().filter(|job| job.is_active() && job.preemptions > 0);
+        let spared = active.map(until(spared_ms)).collect();
         let starting = placed.map(|id| (*id, now.mono)).collect();
         Self {
             cluster,
@@ -177,6 +188,8 @@ impl Control {
             held_off: BTreeMap::new(),
             hearings: Hearings::default(),
             deadlines,
+            yielding,
+            spared,
             probations,
             stuck: BTreeMap::new(),
             stragglers: Stragglers::default(),

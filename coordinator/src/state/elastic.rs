@@ -32,7 +32,8 @@ pub enum End {
 impl Job {
     /// Slots of a running job without a process. A job that is about to end needs none.
     pub fn missing(&self) -> Vec<Rank> {
-        let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return Vec::new() };
+        let grows = self.state == JobState::Running && self.yields.is_none();
+        let Some(run) = self.run.as_ref().filter(|_| grows) else { return Vec::new() };
         if run.ranks.values().any(|rank| rank.outcome.is_some()) {
             return Vec::new();
         }
@@ -145,6 +146,7 @@ impl Job {
         }
         self.reached = self.reached.max(Some(step));
         self.note(scene, format!("{generation} goes on at {step}"));
+        self.holds_at(scene, id, step);
         self.changed(scene);
     }
 

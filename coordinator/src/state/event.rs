@@ -152,6 +152,20 @@ pub enum Event {
         id: RankId,
         words: String,
     },
+    /// A job stores a checkpoint, stops and waits, so that a more urgent one has room.
+    Preempted {
+        job: JobId,
+        by: JobId,
+    },
+    /// It has taken too long with that: it stops anyway.
+    YieldOverdue {
+        job: JobId,
+    },
+    /// A rank leaves its job between two steps, so that a more urgent one has room.
+    RankYielded {
+        id: RankId,
+        by: JobId,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

@@ -33,6 +33,10 @@ pub struct Jobs {
     lacking: BTreeSet<JobId>,
     /// Running jobs whose ranks have lost each other.
     parted: BTreeSet<JobId>,
+    /// Jobs with ranks that are on their way out, ended ones too.
+    leaving: BTreeSet<JobId>,
+    /// Jobs that could make room for a more urgent one.
+    yielders: BTreeSet<(i32, Reverse<JobId>)>,
 }
 
 impl Jobs {
@@ -67,6 +71,16 @@ impl Jobs {
         self.lacking.iter().map(|id| &self.jobs[id])
     }
 
+    /// Jobs that could make room for one of this priority: the least urgent first, among equals the newest.
+    pub fn yielders(&self, priority: i32) -> impl Iterator<Item = &Job> {
+        self.yielders.iter().take_while(move |(own, _)| *own < priority).map(|(_, Reverse(id))| &self.jobs[id])
+    }
+
+    /// Jobs whose room, or a part of it, is on its way back.
+    pub fn leaving(&self) -> impl Iterator<Item = &Job> {
+        self.leaving.iter().map(|id| &self.jobs[id])
+    }
+
     /// Running jobs whose ranks have lost each other.
     pub fn parted(&self) -> impl Iterator<Item = &Job> {
         self.parted.iter().map(|id| &self.jobs[id])
@@ -98,12 +112,23 @@ impl Jobs {
         if job.state.is_terminal() {
             self.ended.insert(id);
         }
-        for (table, belongs) in [(&mut self.lacking, job.is_lacking()), (&mut self.parted, job.is_parted())] {
+        let tables = [
+            (&mut self.lacking, job.is_lacking()),
+            (&mut self.parted, job.is_parted()),
+            (&mut self.leaving, job.is_leaving()),
+        ];
+        for (table, belongs) in tables {
             if belongs {
                 table.insert(id);
             } else {
                 table.remove(&id);
             }
+        }
+        let (yielder, may_yield) = ((job.priority, Reverse(id)), job.may_yield());
+        if may_yield {
+            self.yielders.insert(yielder);
+        } else {
+            self.yielders.remove(&yielder);
         }
         Some(driven)
     }
@@ -121,6 +146,7 @@ impl Jobs {
             return None;
         }
         let id = self.ended.pop_first()?;
+        self.leaving.remove(&id);
         let job = self.jobs.remove(&id)?;
         self.keys.remove(&(job.owner, job.key));
         Some(id)
@@ -140,6 +166,10 @@ impl Jobs {
             if job.is_lacking() != self.lacking.contains(&job.id) {
                 let (missing, moving) = (job.missing(), job.moving());
                 return Err(format!("Q4: {} lacks {missing:?} and moves {moving:?}, the table says otherwise", job.id));
+            }
+            let tables = (self.leaving.contains(&job.id), self.yielders.contains(&(job.priority, Reverse(job.id))));
+            if tables != (job.is_leaving(), job.may_yield()) {
+                return Err(format!("Q4: the tables are wrong about the room that {} gives or could give", job.id));
             }
             if job.is_parted() != self.parted.contains(&job.id) {
                 return Err(format!("Q4: the table is wrong about ranks of {} that lost each other", job.id));

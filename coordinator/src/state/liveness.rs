@@ -42,6 +42,11 @@ pub struct Timings {
     /// Ranks of a generation that are not all ready after this long are stopped, and the job is tried again: a process that hangs at its
     /// start must not hold a gang's room for ever.
     pub start_max_ms: u64,
+    /// A job that makes room for a more urgent one has so long for its checkpoint; then it stops, and begins at the one before. Ranks that die or
+    /// hang and stores that fail are seen sooner: a large checkpoint must not be given up.
+    pub yield_max_ms: u64,
+    /// A job that has made room is not asked again for so long after it runs: it must get further in between.
+    pub spared_ms: u64,
     /// A rank whose job has ended is told to stop, again and again, when it is still there after this long.
     pub exit_max_ms: u64,
 }
@@ -54,6 +59,8 @@ impl Default for Timings {
             lost_grace_ms: 1_000,
             failover_grace_ms: 30_000,
             start_max_ms: 120_000,
+            yield_max_ms: 300_000,
+            spared_ms: 60_000,
             exit_max_ms: 30_000,
         }
     }

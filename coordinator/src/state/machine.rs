@@ -23,6 +23,8 @@
 //! | Running     | manifest stored, committed to the catalogue        | Running     | Committed to each rank         |
 //! | Running     | every member finished with the same weights        | Succeeded   | Release to each rank           |
 //! | Running     | every member finished, weights differ              | Recovering  | Stop to each rank (then Failed)|
+//! | Running     | a more urgent job has no room                      | Running     | Membership of the same, planned: store and hold |
+//! | Running     | it holds, and its checkpoint is committed or late  | Recovering  | Stop to each rank (then Queued)|
 //! | Recovering  | every rank gone, attempts left                     | Queued      |                                |
 //! | Recovering  | every rank gone, no attempt left or doomed         | Failed      |                                |
 //! | Starting, Running, Recovering | cancel                           | Cancelling  | Stop to each rank              |
@@ -43,7 +45,7 @@ use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{Generation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::client::{JobState, OutcomeView};
 use stoke_protocol::message::node::ToNode;
-use stoke_protocol::message::rank::{Origin, Outcome, RankId, StartFrom, StartRank};
+use stoke_protocol::message::rank::{Origin, Outcome, Purpose, RankId, StartFrom, StartRank};
 use stoke_protocol::spec::{OnNan, Straggler};
 
 use super::effect::Order;
@@ -103,6 +105,10 @@ pub struct Job {
     pub recoveries: u32,
     /// Ranks that were added in a row and did not become members. The others go on without them.
     pub turned_away: u32,
+    /// The job for which it makes room.
+    pub yields: Option<JobId>,
+    /// How often it has stopped to make room.
+    pub preemptions: u32,
     /// The highest step at which a generation went on.
     pub reached: Option<Step>,
     /// The step that was not finite when it last went back for such a one.
@@ -159,6 +165,8 @@ impl Job {
             struck: false,
             recoveries: 0,
             turned_away: 0,
+            yields: None,
+            preemptions: 0,
             reached: None,
             went_back_for: None,
             reason: String::new(),
@@ -213,8 +221,13 @@ impl Job {
         }
     }
 
-    /// A gang was placed.
-    pub fn start(&mut self, scene: &mut Scene<'_>, placement: &[NodeId], resume: Option<Origin>) {
+    /// A gang was placed. It continues from a checkpoint, of a step that may be unknown.
+    pub fn start(
+        &mut self,
+        scene: &mut Scene<'_>,
+        placement: &[NodeId],
+        (resume, begun): (Option<Origin>, Option<Step>),
+    ) {
         let before = self.run.as_ref().is_none_or(Run::is_over);
         assert!(before || scene.bug.is_some(), "J2: {} starts a gang while ranks of the last one live", self.id);
         self.generation = self.generation.next();
@@ -226,6 +239,8 @@ impl Job {
         self.run = Some(Run {
             generation,
             resume,
+            purpose: Purpose::Train,
+            begun,
             members: Vec::new(),
             joining: Vec::new(),
             lost: BTreeSet::new(),
@@ -393,7 +408,7 @@ impl Job {
         self.changed(scene);
     }
 
-    fn stop(&self, scene: &mut Scene<'_>) {
+    pub(super) fn stop(&self, scene: &mut Scene<'_>) {
         let Some(run) = &self.run else { return };
         // A rank that has finished and whose node was lost may be back by now, waiting for a release that will not come.
         let may_live = |rank: &RankRun| !rank.gone || rank.outcome.is_some();
@@ -418,7 +433,11 @@ impl Job {
                     self.end(scene, JobState::Failed, reason);
                 } else {
                     self.state = JobState::Queued;
-                    self.note(scene, format!("queued again, attempt {} of {most}", failures + 1));
+                    let words = match self.yields.take() {
+                        Some(_) => "queued again, goes on from its last checkpoint when there is room".to_owned(),
+                        None => format!("queued again, attempt {} of {most}", failures + 1),
+                    };
+                    self.note(scene, words);
                     self.changed(scene);
                 }
             }

@@ -27,6 +27,7 @@ mod overdue;
 pub mod placement;
 mod planner;
 pub mod planted;
+pub mod preemption;
 pub mod quarantine;
 mod removal;
 pub mod replicas;
@@ -44,6 +45,7 @@ pub mod timeline;
 pub mod tokens;
 pub mod view;
 pub mod words;
+mod yielding;
 
 pub use self::cluster::Cluster;
 pub use self::control::{Control, Input, Options, SessionId, Step, Ticket};

@@ -15,7 +15,8 @@ use super::run::{Move, Run, rank_is_known};
 impl Job {
     /// Members that are to move and have no successor yet. A job that is about to end moves none.
     pub fn moving(&self) -> Vec<RankId> {
-        let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return Vec::new() };
+        let grows = self.state == JobState::Running && self.yields.is_none();
+        let Some(run) = self.run.as_ref().filter(|_| grows) else { return Vec::new() };
         if run.ranks.values().any(|rank| rank.outcome.is_some()) {
             return Vec::new();
         }

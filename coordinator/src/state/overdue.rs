@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::rank::RankId;
@@ -30,6 +31,7 @@ impl Control {
         let (held_off, now) = (self.held_off.len(), self.now.mono);
         self.held_off.retain(|_, until| now < *until);
         self.replan |= self.held_off.len() != held_off;
+        self.end_yields(step);
         self.end_drains(step);
         self.begin_probations(step);
         self.end_stalled(step);
@@ -42,6 +44,25 @@ impl Control {
             self.stragglers.retain(|job| jobs.get(job).is_some_and(|job| !job.state.is_terminal()));
             self.held_off.retain(|job, _| self.cluster.jobs().get(*job).is_some_and(|job| !job.state.is_terminal()));
         }
+    }
+
+    /// Jobs that take too long to make room; and those that have rested may make it again.
+    fn end_yields(&mut self, step: &mut Step) {
+        let now = self.now.mono;
+        let due: Vec<JobId> = self.yielding.iter().filter(|(_, due)| now >= **due).map(|(job, _)| *job).collect();
+        for job in due {
+            self.yielding.remove(&job);
+            // One that has stopped meanwhile has made room.
+            let _unchanged = self.commit(step, Event::YieldOverdue { job });
+        }
+        let (spared, jobs) = (self.spared.len(), self.cluster.jobs());
+        for (job, until) in &mut self.spared {
+            if jobs.get(*job).is_some_and(|job| job.state == JobState::Starting) {
+                *until = now.plus_ms(self.options.timings.spared_ms);
+            }
+        }
+        self.spared.retain(|_, until| now < *until);
+        self.replan |= self.spared.len() != spared;
     }
 
     /// Ranks that do not come up: a gang is ended, a rank that was added is given up.

@@ -13,9 +13,10 @@ use stoke_protocol::ids::{JobId, NodeId, Rank};
 use stoke_protocol::message::rank::RankId;
 
 use super::jobs::Jobs;
-use super::machine::Ask;
+use super::machine::{Ask, Job};
 use super::members::Members;
 use super::planted::PlantedBug;
+use super::preemption::{Sacrifice, sacrifice};
 use super::room::Left;
 use super::run::Move;
 
@@ -25,10 +26,12 @@ pub struct View<'a> {
     /// Nodes with a session and a lease.
     pub live: &'a BTreeSet<NodeId>,
     pub jobs: &'a Jobs,
-    /// Running jobs that lack ranks and may have new ones.
+    /// Running jobs that lack ranks and may have new ones, the most urgent first.
     pub missing: Vec<(JobId, Vec<Rank>)>,
     /// Ranks of running jobs that are to move to another node.
     pub moving: Vec<(JobId, Vec<RankId>)>,
+    /// Jobs that are not asked to make room.
+    pub spared: BTreeSet<JobId>,
     /// Gangs placed in the cluster so far.
     pub placements: u64,
     pub bug: Option<PlantedBug>,
@@ -57,6 +60,9 @@ pub struct Plan {
     pub added: Vec<(JobId, Vec<(Rank, NodeId)>)>,
     /// Ranks that are to move, have no room elsewhere, and leave, with the reason.
     pub retired: Vec<(RankId, String)>,
+    /// Ranks that leave, and jobs that stop, so that a more urgent job has room.
+    pub yielded: Vec<(RankId, JobId)>,
+    pub preempted: Vec<(JobId, JobId)>,
     /// Ranks that are to move, and cannot.
     pub stuck: BTreeMap<RankId, Stuck>,
     pub waits: BTreeMap<JobId, Wait>,
@@ -82,6 +88,10 @@ pub enum Wait {
         room: u32,
         ranks: u32,
     },
+    /// Less urgent jobs make room for it, or ranks that end.
+    RoomIsMade {
+        by: Vec<JobId>,
+    },
     /// It would fit, but the room is kept for a job that has waited too long.
     Behind {
         job: JobId,
@@ -103,15 +113,19 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
         return plan;
     }
     let mut left = Left::new(view.members, view.live, view.bug);
-    plan.added = add(view, &mut left);
+    let mut next = 0;
+    let first = view.jobs.queue().next();
+    add(view, &mut left, &mut plan, (&mut next, first.map(|job| job.priority)));
     relocate(view, &mut left, &mut plan);
     // Room only shrinks while a plan is made: an ask of the same shape that found less room before finds no more now.
     let mut tried: BTreeMap<Shape<'_>, Found> = BTreeMap::new();
     let mut kept: Vec<JobId> = Vec::new();
     for job in view.jobs.queue() {
+        add(view, &mut left, &mut plan, (&mut next, Some(job.priority)));
         let ask = &job.ask;
         let shape = (ask.room, &ask.labels);
-        let known = tried.get(&shape).filter(|found| found.room < ask.ranks).copied();
+        let before = tried.get(&shape).copied();
+        let known = before.filter(|found| found.room < ask.ranks);
         let found = match known {
             Some(found) => Err(found.room),
             None => left.find(ask),
@@ -125,10 +139,18 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
             Err(room) => room,
         };
         let when_empty = known.map_or_else(|| left.when_empty(ask), |found| found.when_empty);
-        tried.insert(shape, Found { room, when_empty });
         let ranks = ask.ranks;
+        // The queue gets less urgent: nobody makes room for this one who made none for one before that needed no more.
+        let mut hopeless = before.map_or(u32::MAX, |found| found.hopeless);
+        let room_is_made = when_empty >= ranks && ranks < hopeless && make_room(view, &mut left, job, &mut plan);
+        if !room_is_made {
+            hopeless = hopeless.min(ranks);
+        }
+        tried.insert(shape, Found { room, when_empty, hopeless });
         let passed = view.placements.saturating_sub(job.queued_after) >= options.passes_max;
-        let wait = if when_empty < ranks {
+        let wait = if room_is_made {
+            continue;
+        } else if when_empty < ranks {
             if view.live.is_empty() {
                 Wait::NoNodes
             } else {
@@ -145,14 +167,40 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
         };
         plan.waits.insert(job.id, wait);
     }
+    add(view, &mut left, &mut plan, (&mut next, None));
     plan
 }
 
-/// P4: ranks that a running job lacks come before the queue, one by one: its other ranks hold their room already.
-fn add(view: &View<'_>, left: &mut Left<'_>) -> Vec<(JobId, Vec<(Rank, NodeId)>)> {
-    let mut added = Vec::new();
-    for (id, missing) in &view.missing {
-        let Some(job) = view.jobs.get(*id) else { continue };
+/// Whether room is on its way to a job that does not fit now. It is kept for it.
+fn make_room(view: &View<'_>, left: &mut Left<'_>, job: &Job, plan: &mut Plan) -> bool {
+    // One at a time, and not beside ranks that leave for another reason: the next plan sees what this one has changed.
+    if !plan.yielded.is_empty() || !plan.preempted.is_empty() || !plan.retired.is_empty() {
+        return false;
+    }
+    let grows: BTreeSet<JobId> = plan.added.iter().map(|(job, _)| *job).collect();
+    let Some(found) = sacrifice(view, left, job, &grows) else { return false };
+    let Sacrifice { ranks, jobs, leaving, nodes } = found;
+    plan.yielded.extend(ranks.iter().map(|id| (*id, job.id)));
+    plan.preempted.extend(jobs.iter().map(|victim| (*victim, job.id)));
+    left.keep_nodes(&nodes);
+    let makers: BTreeSet<JobId> = ranks.iter().map(|id| id.job).chain(jobs).chain(leaving).collect();
+    plan.waits.insert(job.id, Wait::RoomIsMade { by: makers.into_iter().collect() });
+    true
+}
+
+/// P4: ranks that a running job lacks come before what is queued and no more urgent, one by one: its other ranks hold their room already. From the
+/// `next` one on, down to priority `least`.
+fn add(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan, (next, least): (&mut usize, Option<i32>)) {
+    while let Some((id, missing)) = view.missing.get(*next) {
+        let found = view.jobs.get(*id);
+        if found.zip(least).is_some_and(|(job, least)| job.priority < least) {
+            return;
+        }
+        *next += 1;
+        // A job that makes room gets no ranks.
+        let Some(job) = found.filter(|job| !plan.preempted.iter().any(|(victim, _)| *victim == job.id)) else {
+            continue;
+        };
         let ask = Ask { ranks: 1, ..job.ask.clone() };
         let mut places = Vec::new();
         for slot in missing {
@@ -161,10 +209,9 @@ fn add(view: &View<'_>, left: &mut Left<'_>) -> Vec<(JobId, Vec<(Rank, NodeId)>)
             places.extend(node.first().map(|node| (*slot, *node)));
         }
         if !places.is_empty() {
-            added.push((*id, places));
+            plan.added.push((*id, places));
         }
     }
-    added
 }
 
 /// P5: then successors of ranks that are to move, each on another node. Without room, a rank whose node is being drained leaves, if its job
@@ -202,6 +249,8 @@ type Shape<'a> = (super::members::Room, &'a BTreeMap<String, String>);
 struct Found {
     room: u32,
     when_empty: u32,
+    /// For so many ranks, or more, nobody makes room.
+    hopeless: u32,
 }
 
 /// What each rank needs, for people.
@@ -242,6 +291,10 @@ impl fmt::Display for Wait {
                     f,
                     "needs room for {ranks} ranks; there is room for {room} now, and what frees up is kept for it"
                 )
+            }
+            Self::RoomIsMade { by } => {
+                let by: Vec<String> = by.iter().map(JobId::to_string).collect();
+                write!(f, "room is made for it by {}", by.join(", "))
             }
             Self::Behind { job } => write!(f, "room is kept for {job}, which has waited too long"),
         }
@@ -314,6 +367,7 @@ mod tests {
                 jobs: &self.jobs,
                 missing: Vec::new(),
                 moving: Vec::new(),
+                spared: BTreeSet::new(),
                 placements: self.placements,
                 bug: None,
             };
@@ -407,7 +461,7 @@ mod tests {
                 bug: None,
                 orders: &mut orders,
             };
-            in_turn.jobs.drive(job, 0, |job| job.start(&mut scene, &nodes, None));
+            in_turn.jobs.drive(job, 0, |job| job.start(&mut scene, &nodes, (None, None)));
             for (rank, node) in nodes.iter().enumerate() {
                 let mut id = RankIdOf(job.0).rank();
                 id.rank.0 = rank as u32;

@@ -28,6 +28,16 @@ impl Control {
             let committed = self.commit(step, Event::RankRetired { id, reason });
             assert!(committed.is_ok(), "J9: a plan leaves enough ranks: {committed:?}");
         }
+        for (id, by) in plan.yielded {
+            let committed = self.commit(step, Event::RankYielded { id, by });
+            assert!(committed.is_ok(), "J9: a plan leaves enough ranks: {committed:?}");
+        }
+        for (job, by) in plan.preempted {
+            let until = self.now.mono.plus_ms(self.options.timings.yield_max_ms);
+            self.yielding.insert(job, until);
+            let committed = self.commit(step, Event::Preempted { job, by });
+            assert!(committed.is_ok(), "E1: a plan stops jobs that train: {committed:?}");
+        }
         for (job, places) in plan.added {
             let Some(generation) = self.cluster.jobs().get(job).map(|job| job.generation.next()) else { continue };
             let ids = places.iter().map(|(rank, _)| RankId { job, generation, rank: *rank });
@@ -38,6 +48,9 @@ impl Control {
         for (job, placement) in plan.placed {
             let Some(generation) = self.cluster.jobs().get(job).map(|job| job.generation.next()) else { continue };
             self.progress.remove(&job);
+            if self.cluster.jobs().get(job).is_some_and(|job| job.preemptions > 0) {
+                self.spared.insert(job, self.now.mono.plus_ms(self.options.timings.spared_ms));
+            }
             let ids = (0..placement.len() as u32).map(|rank| RankId { job, generation, rank: Rank(rank) });
             self.starting.extend(ids.map(|id| (id, self.now.mono)));
             let committed = self.commit(step, Event::GenerationStarted { job, generation, placement });
@@ -69,6 +82,7 @@ impl Control {
             jobs: self.cluster.jobs(),
             missing: self.missing(),
             moving: self.moving(),
+            spared: self.spared.keys().copied().collect(),
             placements: self.cluster.placements(),
             bug: self.cluster.planted_bug(),
         }

@@ -13,10 +13,12 @@ use super::planted::PlantedBug;
 const TOUCHED_MAX: usize = 256;
 
 /// Members, as a plan sees them.
+#[derive(Clone)]
 pub struct Left<'a> {
     members: &'a Members,
     live: &'a BTreeSet<NodeId>,
     bug: Option<PlantedBug>,
+    /// What is free on the nodes that this plan has changed.
     given: BTreeMap<NodeId, Room>,
     /// Nodes of `given` by free processors; the members' own index is wrong about them.
     touched: BTreeSet<(u32, NodeId)>,
@@ -84,7 +86,10 @@ impl<'a> Left<'a> {
     }
 
     fn pack(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
-        let nodes = self.members.by_gpus().iter().rev().map(|(_, node)| *node);
+        let untouched = self.members.by_gpus().iter().map(|(_, node)| *node);
+        let untouched = untouched.filter(|node| !self.given.contains_key(node));
+        // A node that had none may have some by now.
+        let nodes = untouched.chain(self.given.keys().copied());
         let candidate = |node| Candidate { node, slots: self.slots(node, ask) };
         let mut found: Vec<Candidate> = nodes.map(candidate).filter(|candidate| candidate.slots > 0).collect();
         let room: u32 = found.iter().fold(0, |sum, candidate| sum.saturating_add(candidate.slots));
@@ -126,10 +131,7 @@ impl<'a> Left<'a> {
     }
 
     pub fn free(&self, node: &Node) -> Room {
-        let mut free = node.free();
-        if let Some(given) = self.given.get(&node.id) {
-            free.take(given);
-        }
+        let mut free = self.given.get(&node.id).copied().unwrap_or_else(|| node.free());
         if self.bug == Some(PlantedBug::MemoryOvercommitted) {
             free.memory_bytes = u64::MAX;
         }
@@ -140,17 +142,42 @@ impl<'a> Left<'a> {
     pub fn give(&mut self, placement: &[NodeId], ask: &Ask) {
         for id in placement {
             let Some(node) = self.members.node(*id) else { continue };
-            let before = self.free(node).cpus;
-            self.given.entry(*id).or_default().add(&ask.room);
-            let after = self.free(node).cpus;
-            let index = self.copy.as_mut().unwrap_or(&mut self.touched);
-            index.remove(&(before, *id));
-            index.insert((after, *id));
+            let before = self.given.get(id).copied().unwrap_or_else(|| node.free());
+            let mut after = before;
+            after.take(&ask.room);
+            self.set(*id, before, after);
         }
         if self.touched.len() > TOUCHED_MAX {
             let untouched = self.members.by_cpus().iter().filter(|(_, node)| !self.given.contains_key(node));
             self.copy = Some(untouched.copied().chain(std::mem::take(&mut self.touched)).collect());
         }
+    }
+
+    /// What a rank holds is as good as free.
+    pub fn give_back(&mut self, id: NodeId, room: &Room) {
+        let Some(node) = self.members.node(id) else { return };
+        let before = self.given.get(&id).copied().unwrap_or_else(|| node.free());
+        let mut after = before;
+        after.add(room);
+        self.set(id, before, after);
+    }
+
+    fn set(&mut self, id: NodeId, before: Room, after: Room) {
+        self.given.insert(id, after);
+        let index = self.copy.as_mut().unwrap_or(&mut self.touched);
+        index.remove(&(before.cpus, id));
+        index.insert((after.cpus, id));
+    }
+
+    /// Whether ranks of this kind could be on this node, if there were room.
+    pub fn could_take(&self, id: NodeId, ask: &Ask) -> bool {
+        let usable = self.members.node(id).filter(|node| self.is_usable(node) && carries(node, ask));
+        usable.is_some_and(|node| !self.kept.contains(&id) && Room::of(&node.capacity).slots(&ask.room) > 0)
+    }
+
+    /// What frees up on these nodes is for one job.
+    pub fn keep_nodes(&mut self, nodes: &[NodeId]) {
+        self.kept.extend(nodes);
     }
 
     /// How many ranks would fit if no other job were there: on usable nodes, whole machines.

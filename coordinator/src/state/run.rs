@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{Fingerprint, Generation, NodeId, Rank, Step};
 use stoke_protocol::list::List;
-use stoke_protocol::message::rank::{Given, Member, Membership, Origin, Outcome, RankId, ShardRecord};
+use stoke_protocol::message::rank::{Given, Member, Membership, Origin, Outcome, Purpose, RankId, ShardRecord};
 
 use super::planted::PlantedBug;
 
@@ -17,6 +17,10 @@ pub struct Run {
     /// The membership that may commit.
     pub generation: Generation,
     pub resume: Option<Origin>,
+    /// What the members do in the newest generation.
+    pub purpose: Purpose,
+    /// The step at which it began; unknown at first where it continues from what is no checkpoint of the job's own.
+    pub begun: Option<Step>,
     /// In the order of lanes; empty until every rank of the gang is ready.
     pub members: Vec<RankId>,
     pub joining: Vec<RankId>,
@@ -97,7 +101,7 @@ impl Run {
     pub(super) fn membership(&self, after: Option<Generation>) -> Membership {
         let addressed = |ids: &[RankId]| ids.iter().filter_map(|id| self.member(*id)).collect();
         let (members, joining) = (addressed(&self.members), addressed(&self.joining));
-        Membership { generation: self.generation, members, joining, after, ballot: 0 }
+        Membership { generation: self.generation, members, joining, after, ballot: 0, purpose: self.purpose }
     }
 }
 

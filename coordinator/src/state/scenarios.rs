@@ -3,6 +3,7 @@
 mod blame;
 mod draining;
 mod training;
+mod urgent;
 mod wrong_numbers;
 
 use std::net::SocketAddr;
@@ -270,7 +271,7 @@ fn exited(code: i32) -> RankEvent {
 
 fn membership(message: &ToNode) -> Option<(u64, usize, usize, Option<u64>)> {
     let ToNode::Membership { membership, .. } = message else { return None };
-    let Membership { generation, members, joining, after, ballot: 0 } = membership else { return None };
+    let Membership { generation, members, joining, after, ballot: 0, .. } = membership else { return None };
     Some((generation.0, members.len(), joining.len(), after.map(|after| after.0)))
 }
 

@@ -64,6 +64,7 @@ impl Control {
             generation: run.map_or(job.generation, |run| run.generation),
             failures: job.failures,
             recoveries: job.recoveries,
+            preemptions: job.preemptions,
             world_sizes: job.worlds.values().map(|(world, _)| *world).collect(),
             placement: run.map(placed).unwrap_or_default(),
             progress: self.progress.get(&job.id).copied(),

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,9 @@ use stoke_protocol::ids::{Epoch, Incarnation, LogIndex};
 use super::state::Fence;
 
 const LOCK_FILE: &str = "lock";
+/// How often a folder in use is tried, and how long after the last time.
+const LOCK_TRIES: u32 = 20;
+const LOCK_WAIT: Duration = Duration::from_millis(10);
 const STATE_FILE: &str = "agent.json";
 const IDENTITY_DIR: &str = "identity";
 /// Where an identity goes that was revoked.
@@ -114,9 +118,14 @@ impl Home {
 pub(super) fn lock(dir: &Path) -> Result<File, HomeError> {
     let path = dir.join(LOCK_FILE);
     let lock = File::create(&path).map_err(|source| HomeError::Io { verb: "open", path, source })?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| HomeError::InUse { dir: dir.into() })?;
-    Ok(lock)
+    // A process that an agent has just forked holds its lock until it begins its own program, also after the agent's end.
+    for _ in 0..LOCK_TRIES {
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(lock);
+        }
+        std::thread::sleep(LOCK_WAIT);
+    }
+    Err(HomeError::InUse { dir: dir.into() })
 }
 
 fn read(path: &Path) -> Result<Stored, HomeError> {

@@ -10,7 +10,7 @@ use stoke_protocol::message::join::JoinReply;
 use stoke_protocol::message::node::{
     FromNode, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, ReadLog, Report, ToNode,
 };
-use stoke_protocol::message::rank::{Exit, Member, Membership, RankEvent, RankId, StartFrom, StartRank};
+use stoke_protocol::message::rank::{Exit, Member, Membership, Purpose, RankEvent, RankId, StartFrom, StartRank};
 use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::{Accepted, CloseCode, Connection, Endpoint, FrameReceiver, FrameSender, Io, Settings};
 use tokio::time::timeout;
@@ -205,7 +205,8 @@ impl Node {
 /// A generation of the one rank.
 fn alone(address: std::net::SocketAddr) -> ToNode {
     let (members, joining) = (vec![Member { id: RANK, address }].into(), vec![].into());
-    let membership = Membership { generation: RANK.generation, members, joining, after: None, ballot: 0 };
+    let membership =
+        Membership { generation: RANK.generation, members, joining, after: None, ballot: 0, purpose: Purpose::Train };
     ToNode::Membership { id: RANK, membership }
 }
 

@@ -10,7 +10,7 @@
 
 use stoke_protocol::ids::Term;
 use stoke_protocol::message::peer::{Opening, Proposal};
-use stoke_protocol::message::rank::{Member, Membership, RankId};
+use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::TransportError;
 
 use super::mesh::Mesh;
@@ -111,7 +111,7 @@ fn may_go_on(given: &Membership, members: &[RankId], floor: usize) -> bool {
 pub fn membership(given: &Membership, proposal: &Proposal) -> Membership {
     let Term { generation, ballot } = proposal.term;
     let members = given.members.iter().filter(|member| proposal.members.contains(&member.id)).copied().collect();
-    Membership { generation, members, joining: vec![].into(), after: None, ballot }
+    Membership { generation, members, joining: vec![].into(), after: None, ballot, purpose: Purpose::Train }
 }
 
 #[cfg(test)]
@@ -129,7 +129,14 @@ mod tests {
     fn given(world: u32) -> Membership {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let members = (0..world).map(|at| Member { id: rank(at), address }).collect();
-        Membership { generation: Generation(3), members, joining: vec![].into(), after: None, ballot: 0 }
+        Membership {
+            generation: Generation(3),
+            members,
+            joining: vec![].into(),
+            after: None,
+            ballot: 0,
+            purpose: Purpose::Train,
+        }
     }
 
     fn proposal(ballot: u32, members: &[u32]) -> Proposal {

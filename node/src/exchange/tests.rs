@@ -10,7 +10,7 @@ use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step, Term};
 use stoke_protocol::lanes::{self, Subtree};
 use stoke_protocol::message::peer::{Opening, Part, Restores, Standing, TensorHeader};
-use stoke_protocol::message::rank::{Member, Membership, RankId};
+use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings};
 
 use super::sum::add;
@@ -75,6 +75,7 @@ fn form(
         joining: ids(joining),
         after: None,
         ballot: 0,
+        purpose: Purpose::Train,
     };
     let all = members.iter().chain(joining).zip(states);
     let forming = all.map(|(mesh, state)| mesh.form(&membership, state.clone(), shape));
@@ -239,7 +240,14 @@ fn ranks_with_other_models_find_out() {
     let cluster = Cluster::new();
     let meshes = [cluster.mesh(1, 0), cluster.mesh(1, 1)];
     let members = meshes.iter().map(member).collect();
-    let membership = Membership { generation: Generation(1), members, joining: vec![].into(), after: None, ballot: 0 };
+    let membership = Membership {
+        generation: Generation(1),
+        members,
+        joining: vec![].into(),
+        after: None,
+        ballot: 0,
+        purpose: Purpose::Train,
+    };
     let forming = meshes
         .iter()
         .zip([1000, 2000])
@@ -273,8 +281,14 @@ fn gangs_that_have_just_connected_form_every_time() {
             Mesh::bind(&io, LOOPBACK, cluster.credentials(1, rank)).unwrap()
         });
         let members = meshes.iter().map(member).collect();
-        let membership =
-            Membership { generation: Generation(1), members, joining: vec![].into(), after: None, ballot: 0 };
+        let membership = Membership {
+            generation: Generation(1),
+            members,
+            joining: vec![].into(),
+            after: None,
+            ballot: 0,
+            purpose: Purpose::Train,
+        };
         let form = |mesh: &Mesh| runtime().block_on(mesh.form(&membership, at(0, None), shape));
         let [zero, one] = &meshes;
         let (zero, one) = thread::scope(|scope| {
@@ -330,7 +344,14 @@ fn a_frame_of_another_generation_ends_the_link() {
     let to_one = Subject::Rank { job: JobId(1), generation: Generation(2), rank: Rank(1) };
     let peer = RankId { rank: Rank(0), ..one.own() };
     let members = vec![Member { id: peer, address: one.address() }, member(&one)].into();
-    let membership = Membership { generation: Generation(2), members, joining: vec![].into(), after: None, ballot: 0 };
+    let membership = Membership {
+        generation: Generation(2),
+        members,
+        joining: vec![].into(),
+        after: None,
+        ballot: 0,
+        purpose: Purpose::Train,
+    };
     let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false, restores: None };
     let (_connection, mut stream, formed) = runtime.block_on(async {
         let connected = async {
@@ -366,7 +387,8 @@ fn memberships_that_make_no_sense_are_refused() {
     for (members, joining) in [(vec![0, 1], vec![]), (vec![], vec![3]), (vec![3, 3], vec![]), (vec![3], vec![3])] {
         let list = |ranks: &[u32]| ranks.iter().map(|rank| other(*rank)).collect();
         let (members, joining) = (list(&members), list(&joining));
-        let membership = Membership { generation: Generation(1), members, joining, after: None, ballot: 0 };
+        let membership =
+            Membership { generation: Generation(1), members, joining, after: None, ballot: 0, purpose: Purpose::Train };
         let refused = runtime().block_on(own.form(&membership, at(0, None), shape)).err().unwrap();
         assert!(matches!(refused, ExchangeError::Membership { .. }), "{refused}");
     }

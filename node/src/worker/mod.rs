@@ -22,6 +22,7 @@ mod tests;
 mod tether;
 mod trainer;
 mod vault;
+mod work;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{FromRawFd, OwnedFd};

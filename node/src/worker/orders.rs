@@ -164,11 +164,20 @@ impl Orders {
 
 #[cfg(test)]
 mod tests {
+    use stoke_protocol::message::rank::Purpose;
+
     use super::*;
 
     fn membership(generation: u64, after: Option<u64>) -> Membership {
         let (members, joining) = (vec![].into(), vec![].into());
-        Membership { generation: Generation(generation), members, joining, after: after.map(Generation), ballot: 0 }
+        Membership {
+            generation: Generation(generation),
+            members,
+            joining,
+            after: after.map(Generation),
+            ballot: 0,
+            purpose: Purpose::Train,
+        }
     }
 
     #[tokio::test]

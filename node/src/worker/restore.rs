@@ -10,7 +10,7 @@ use stoke_protocol::spec::JobSpec;
 
 use super::failure::{Failure, text_of};
 use super::plan::mismatch;
-use super::trainer::Work;
+use super::work::Work;
 use crate::checkpoint::{self, CheckpointError, Manifest};
 use crate::exchange::{Readers, StateOf};
 

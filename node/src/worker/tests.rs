@@ -1,5 +1,7 @@
 //! Ranks of one generation in this process, over socket pairs to an agent that a test plays, with the real trainers and the real network.
 
+mod gangs;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -10,7 +12,8 @@ use stoke_protocol::identity::{Authority, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
-    FromRank, Member, Membership, Origin, Outcome, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
+    FromRank, Member, Membership, Origin, Outcome, Purpose, RankEvent, RankId, ShardRecord, StartFrom, StartRank,
+    ToRank,
 };
 use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
@@ -162,7 +165,8 @@ impl Stage {
 
     async fn tell_membership(&mut self, after: Option<Generation>) {
         let (members, joining) = (self.members.clone().into(), self.joining.clone().into());
-        let membership = Membership { generation: self.current, members, joining, after, ballot: 0 };
+        let membership =
+            Membership { generation: self.current, members, joining, after, ballot: 0, purpose: Purpose::Train };
         self.tell_all(ToRank::Membership(membership)).await;
     }
 
@@ -393,41 +397,6 @@ async fn any_number_of_ranks_trains_to_the_same_bits_and_continues_from_each_oth
         (again.weights_blake3, again.loss.to_bits(), &again.metrics),
         (one.weights_blake3, one.loss.to_bits(), &one.metrics)
     );
-}
-
-/// The store has lost every shard, and the gang has another size: the machines still have them in memory.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gang_that_begins_again_reads_shards_from_memory_each_once() {
-    let bench = Bench::new();
-    let spec = bench.spec("steps = 40", "every = 20");
-    let (calm, _) = train(1, &spec, &bench.base("calm"), None).await;
-    let (base, memory) = (bench.base("lost"), bench.path().join("memory"));
-    let mut stage = Stage::open_on(3, Some(memory.clone()), start(&spec, &base, None)).await;
-    stage.play(|_, event| matches!(event, RankEvent::ManifestStored { .. })).await;
-    let kept = memory.join("job-1");
-    let begun = Instant::now();
-    let of_first = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("20-");
-    while std::fs::read_dir(&kept).into_iter().flatten().flatten().filter(of_first).count() < 3 {
-        assert!(begun.elapsed() < PATIENCE, "the first checkpoint is not in memory, or not any more");
-        tokio::task::yield_now().await;
-    }
-    stage.tell_all(ToRank::Stop { reason: "the gang is lost".into() }).await;
-    stage.ends().await;
-    let folder = bench.path().join("lost/step-00000020-g1");
-    for file in std::fs::read_dir(&folder).unwrap().flatten() {
-        if file.file_name() != checkpoint::MANIFEST_FILE {
-            std::fs::remove_file(file.path()).unwrap();
-        }
-    }
-    let origin = format!("{base}/step-00000020-g1");
-    let second = bench.base("again");
-    let again = start(&spec, &second, Some(origin.clone()));
-    let (outcomes, _) = Stage::open_on(2, Some(memory.clone()), again).await.conclude().await;
-    assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3));
-    assert!(outcomes.iter().all(|outcome| outcome.ledger == Ledger { first: 0, end: 40 * 48 }), "{outcomes:?}");
-    assert!(!kept.exists(), "a job that is done leaves nothing in memory");
-    let error = Stage::open_on(2, Some(memory), start(&spec, &base, Some(origin))).await.failure().await;
-    assert!(error.contains("is missing"), "{error}");
 }
 
 async fn train_without_progress(spec: &str, base: &str, resume: String) -> (Outcome, Vec<u64>) {

@@ -16,7 +16,9 @@ use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::peer::Restores;
-use stoke_protocol::message::rank::{Given, Membership, Outcome, Progress, RankEvent, RankId, StartFrom, StartRank};
+use stoke_protocol::message::rank::{
+    Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank,
+};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
 
@@ -31,6 +33,7 @@ use super::plan::{is_due, plan_of, steps_of};
 use super::restore;
 use super::tail::Tail;
 use super::vault::{Copy, Order, Vault};
+use super::work::Work;
 use crate::checkpoint::{Manifest, ShardMemory};
 use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
 
@@ -108,42 +111,6 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
         membership = work.runtime.block_on(work.next(&given, parted))?;
         if membership.ballot == 0 {
             given = membership.clone();
-        }
-    }
-}
-
-/// What is around the trainer.
-pub struct Work<'a> {
-    pub start: StartRank,
-    spec: JobSpec,
-    pub memory: Option<ShardMemory>,
-    pub orders: Orders,
-    pub runtime: Handle,
-    pub mesh: Arc<Mesh>,
-    vault: Vault,
-    tell: &'a dyn Fn(Told),
-}
-
-impl Work<'_> {
-    /// What comes after a membership of the coordinator's: its next one, or, while it is away and ranks are parted, what a quorum agrees on.
-    async fn next(&self, given: &Membership, parted: bool) -> Result<Arc<Membership>, Failure> {
-        let agreed = async {
-            if !parted {
-                std::future::pending::<()>().await;
-            }
-            loop {
-                self.orders.alone(true).await;
-                let floor = self.spec.resources.ranks_min as usize;
-                tokio::select! {
-                    agreed = self.mesh.go_on(given, floor) => break Arc::new(agreed),
-                    () = self.orders.alone(false) => {}
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            told = self.orders.next(given.generation) => told,
-            agreed = agreed => Ok(agreed),
         }
     }
 }
@@ -287,6 +254,11 @@ impl Trainer {
         let (place, generation) = (exchange.place(), membership.generation);
         let attended = membership.ballot == 0;
         self.enter(membership, exchange, work);
+        if self.holds(membership) {
+            // The job makes room for another one, and is stopped when the checkpoint is committed.
+            exchange.finish();
+            return Ok(());
+        }
         let values = self.tail.values();
         let owned = lanes::assign(work.spec.train.lanes, place.world)[place.position as usize].clone();
         let mut sums = LaneSums::new(values, work.spec.train.lanes, owned);
@@ -337,9 +309,14 @@ impl Trainer {
         let committed = work.orders.highest_committed().is_some_and(|committed| committed >= step);
         let unheard = std::mem::take(&mut self.unheard);
         let due = is_due(&work.spec, self.step, self.plan.steps) || unheard;
-        if self.step > 0 && due && !committed && !begun_here {
+        if self.step > 0 && !committed && (self.holds(membership) || due && !begun_here) {
             self.checkpoint(generation, exchange, work);
         }
+    }
+
+    /// Whether it steps no further, so that its job makes room for another one. One whose steps are done ends instead.
+    fn holds(&self, membership: &Membership) -> bool {
+        membership.purpose == Purpose::Checkpoint && self.step < self.plan.steps
     }
 
     /// One step; whether all members have been told of the next generation (T2).

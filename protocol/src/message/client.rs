@@ -201,7 +201,7 @@ pub struct JobView {
     pub trainer: String,
     pub owner: String,
     pub state: JobState,
-    /// Why it waits, or why it ended; empty while it runs well.
+    /// Why it waits, is about to stop, or ended; empty while it runs well.
     pub reason: String,
     pub priority: i32,
     pub generation: Generation,
@@ -209,6 +209,8 @@ pub struct JobView {
     pub failures: u32,
     /// How often it lost ranks and went on.
     pub recoveries: u32,
+    /// How often it stopped to make room for a more urgent job.
+    pub preemptions: u32,
     /// Members of its newest generations (at most 64), first to last.
     pub world_sizes: List<u32>,
     pub placement: List<(Rank, NodeId)>,

@@ -70,6 +70,15 @@ pub struct Membership {
     pub after: Option<Generation>,
     /// 0 from the coordinator. Members that go on without it draw a higher one; such a membership never leaves the ranks.
     pub ballot: u32,
+    pub purpose: Purpose,
+}
+
+/// What the members of a generation are to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Purpose {
+    Train,
+    /// Store a checkpoint of the step at which it begins, and hold: the job makes room for another one.
+    Checkpoint,
 }
 
 /// A rank, and where it listens for its peers.

@@ -112,7 +112,7 @@ impl World {
             let (generation, members) = (term.generation, ids.clone().into());
             self.says(*member, FromRank::Event(RankEvent::WentOn { generation, step, members }));
         }
-        self.gangs.insert((job, term), Gang { members, joining: vec![], at: step });
+        self.gangs.insert((job, term), Gang { members, joining: vec![], at: step, holds: false });
         self.after(10, Happening::GangStep { job, term });
     }
 

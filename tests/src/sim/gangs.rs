@@ -2,7 +2,7 @@
 //! without the coordinator in `alone.rs`.
 
 use stoke_protocol::ids::{Generation, JobId, Step, Term};
-use stoke_protocol::message::rank::{Exit, FromRank, Membership, Progress, RankEvent, RankId};
+use stoke_protocol::message::rank::{Exit, FromRank, Membership, Progress, Purpose, RankEvent, RankId};
 
 use super::ranks::{Act, Process, ProcessId};
 use super::world::{Happening, World};
@@ -13,6 +13,8 @@ pub struct Gang {
     pub(super) members: Vec<ProcessId>,
     pub(super) joining: Vec<ProcessId>,
     pub(super) at: Step,
+    /// It steps no further: its job makes room for another one.
+    pub(super) holds: bool,
 }
 
 impl World {
@@ -107,9 +109,10 @@ impl World {
         let first = &self.processes[&members[0]];
         let (plan, restored) = (first.plan, first.restored);
         let committed = members.iter().any(|member| self.processes[member].committed >= Some(at));
-        self.gangs.insert((job, term), Gang { members, joining, at });
+        let holds = membership.purpose == Purpose::Checkpoint && at < plan.steps;
+        self.gangs.insert((job, term), Gang { members, joining, at, holds });
         let begun_here = restored == Some(at) && at < plan.steps;
-        let due = plan.is_due(at) && !committed && !begun_here;
+        let due = (holds && at > Step(0) || plan.is_due(at) && !begun_here) && !committed;
         self.store_shards(job, term, due);
         if !due && at == plan.steps {
             // A rank that has finished says so again: the first member may be another one.
@@ -169,7 +172,7 @@ impl World {
         if members.iter().any(|member| stands(&self.processes[member])) {
             return self.after(200, Happening::GangStep { job, term });
         }
-        if gang.at < plan.steps {
+        if gang.at < plan.steps && !gang.holds {
             if members.len() > 1 && self.streams.ranks.chance("peers-part", self.rates.peers_part) {
                 return self.part(job, term, &members);
             }
