@@ -134,6 +134,7 @@ pub fn checkpoint(view: &CheckpointView) -> Value {
         "shards": view.shards,
         "bytes": view.bytes,
         "committed_ms": view.committed_ms,
+        "pinned": view.pinned,
         "manifest_blake3": view.manifest_blake3.to_string(),
     })
 }

@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Background, Cluster, poll, run_with_input, signal, spec, stoke, text};
+use crate::harness::{Background, Cluster, poll, signal, spec, text};
 
 #[test]
 fn a_key_is_one_job_however_often_it_is_submitted() {
@@ -172,33 +172,19 @@ fn an_impossible_ask_waits_with_a_reason_for_each_node() {
 fn roles_bound_what_a_user_may_do() {
     let cluster = Cluster::shared();
     let homes = tempfile::tempdir().expect("a temporary folder");
-    let login = |role: &str| {
-        let dir = homes.path().join(role);
-        let dir = dir.to_str().expect("UTF-8").to_owned();
-        let token = cluster.token(role);
-        let arguments =
-            ["--cluster", &dir, "login", "--join", "-", "--name", role, "--coordinator", &cluster.address()];
-        run_with_input(arguments, &token).expect(0);
-        dir
-    };
-    let as_user = |dir: &str, arguments: &[&str]| {
-        let mut command = stoke(["--cluster", dir]);
-        command.args(arguments);
-        Background::start(command).wait()
-    };
-    let viewer = login("viewer");
-    let status = as_user(&viewer, &["status", "--json"]).expect(0).json();
+    let viewer = cluster.login(&homes, "viewer");
+    let status = viewer.run(&["status", "--json"]).expect(0).json();
     assert_eq!(status["you"], "user/viewer/viewer");
     let spec = spec("digits.toml");
     let submit = ["submit", spec.to_str().expect("UTF-8"), "--set", "train.steps=1"];
-    as_user(&viewer, &submit).expect(4).says(&["submitter"]);
-    as_user(&viewer, &["token", "create", "--role", "node"]).expect(4);
-    let submitter = login("submitter");
-    as_user(&submitter, &submit).expect(0);
-    as_user(&submitter, &["token", "list"]).expect(4).says(&["may not manage tokens"]);
+    viewer.run(&submit).expect(4).says(&["submitter"]);
+    viewer.run(&["token", "create", "--role", "node"]).expect(4);
+    let submitter = cluster.login(&homes, "submitter");
+    submitter.run(&submit).expect(0);
+    submitter.run(&["token", "list"]).expect(4).says(&["may not manage tokens"]);
     // Credentials are not replaced by accident.
     let again =
-        ["--cluster", &submitter, "login", "--join", &cluster.token("viewer"), "--coordinator", &cluster.address()];
+        ["--cluster", &submitter.dir, "login", "--join", &cluster.token("viewer"), "--coordinator", &cluster.address()];
     crate::harness::run(again).expect(6).says(&["credentials already"]);
 }
 

@@ -92,7 +92,7 @@ fn sweep(calls: &str, fault: &str, ended: impl Fn(Option<i32>, &str)) {
     panic!("a session makes more than {CALLS_MAX} calls");
 }
 
-fn can_trace() -> bool {
+pub fn can_trace() -> bool {
     let traced = Command::new("strace").args(["-f", "-qq", "-o", "/dev/null", "true"]).status();
     let can = traced.is_ok_and(|status| status.success());
     if !can {

@@ -243,6 +243,11 @@ impl Cluster {
         &self.dir
     }
 
+    /// What starts its processes again.
+    pub fn supervisor(&self) -> u32 {
+        self.supervisor.id()
+    }
+
     /// A command of this cluster's admin.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = stoke(["--cluster"]);
@@ -278,6 +283,15 @@ impl Cluster {
         text(&self.json(&["token", "create", "--role", role])["text"])
     }
 
+    /// Credentials of a user with this role, and its name, below `homes`.
+    #[track_caller]
+    pub fn login(&self, homes: &TempDir, role: &str) -> User {
+        let dir = homes.path().join(role).to_str().expect("UTF-8").to_owned();
+        let arguments = ["--cluster", &dir, "login", "--join", "-", "--name", role, "--coordinator", &self.address()];
+        run_with_input(arguments, &self.token(role)).expect(0);
+        User { dir }
+    }
+
     /// Submits a short job: the digits, `steps` steps.
     #[track_caller]
     pub fn submit(&self, steps: u64, more: &[&str]) -> String {
@@ -302,6 +316,18 @@ impl Cluster {
             assert!(view["state"] == state || !over, "{job} will not be {state}: {view:#}");
             (view["state"] == state).then_some(view)
         })
+    }
+}
+
+/// Somebody who has joined a cluster.
+pub struct User {
+    pub dir: String,
+}
+
+impl User {
+    #[track_caller]
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        run([&["--cluster", &self.dir], arguments].concat())
     }
 }
 

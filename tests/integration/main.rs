@@ -17,6 +17,7 @@ mod lifecycle;
 mod namespaces;
 mod nodes;
 mod orphans;
+mod pruning;
 mod recovery;
 mod slow_disk;
 mod stores;

@@ -241,7 +241,7 @@ fn nothing_in_memory(scratch: &TempDir) {
 }
 
 /// The process of the rank on a node.
-fn rank_of(cluster: &Path, node: &str) -> u32 {
+pub fn rank_of(cluster: &Path, node: &str) -> u32 {
     poll("a rank on the node", || try_rank_of(cluster, node))
 }
 

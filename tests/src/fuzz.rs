@@ -250,7 +250,8 @@ fn from_node() -> Vec<FromNode> {
         capacity: capacity(),
         ranks: vec![RankInventory { id: id(), alive: true, step: Step(4) }].into(),
     };
-    let mut messages = vec![FromNode::Hello(hello), FromNode::Progress { id: id(), progress: progress() }];
+    let swept = FromNode::Swept { job: JobId(3), index: LogIndex(8), removed: 2, error: Some("denied".into()) };
+    let mut messages = vec![FromNode::Hello(hello), FromNode::Progress { id: id(), progress: progress() }, swept];
     messages.extend(events().into_iter().map(|event| FromNode::Report(Report { sequence: 4, id: id(), event })));
     messages
 }
@@ -265,6 +266,13 @@ fn to_node() -> Vec<ToNode> {
         ToNode::Committed { id: id(), step: Step(9), keep: vec!["step-00000001-g1".to_owned()].into() },
         ToNode::Release { id: id() },
         ToNode::Stop { id: id(), reason: "cancelled".into(), grace_ms: 5_000 },
+        ToNode::Sweep {
+            job: JobId(3),
+            index: LogIndex(8),
+            checkpoints: "s3://bucket/job-3".into(),
+            newest: (Step(9), Generation(4)),
+            keep: vec!["step-00000001-g1".to_owned()].into(),
+        },
     ]
 }
 
@@ -319,6 +327,8 @@ fn requests() -> Vec<Request> {
         Request::TokenRevoke { token: TokenId(4) },
         Request::Renew { csr: vec![48; 300].into() },
         Request::Scale { job: JobId(1), ranks: 3 },
+        Request::Pin { job: JobId(1), step: Step(9) },
+        Request::Prune { job: JobId(1), keep: Some(2), dry_run: true },
     ]
 }
 

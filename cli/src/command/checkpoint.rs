@@ -1,4 +1,4 @@
-//! `stoke checkpoint`: which there are, and whether their bytes are still what was written.
+//! `stoke checkpoint`: which there are, and whether their bytes are still what was written. What stays and what goes is asked in `prune.rs`.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use stoke_protocol::ids::{Digest, JobId, Step};
 use stoke_protocol::list::List as Frames;
 use stoke_protocol::message::client::{CheckpointView, Reply, Request};
 
-use super::connect;
+use super::{connect, prune};
 use crate::Global;
 use crate::client::{Repeat, unexpected};
 use crate::failure::{Exit, Failure, OrFail};
@@ -35,6 +35,9 @@ pub enum Checkpoint {
     List(List),
     Verify(Verify),
     Export(Export),
+    Pin(prune::Pin),
+    Unpin(prune::Unpin),
+    Prune(prune::Prune),
 }
 
 /// List committed checkpoints, oldest first
@@ -75,6 +78,9 @@ pub async fn run(command: Checkpoint, global: &Global) -> Result<Exit, Failure> 
         Checkpoint::List(args) => list(args, global).await,
         Checkpoint::Verify(args) => verify(args, global).await,
         Checkpoint::Export(args) => export(args, global).await,
+        Checkpoint::Pin(args) => prune::pin(args, global).await,
+        Checkpoint::Unpin(args) => prune::unpin(args, global).await,
+        Checkpoint::Prune(args) => prune::prune(args, global).await,
     }
 }
 
@@ -85,8 +91,13 @@ async fn list(args: List, global: &Global) -> Result<Exit, Failure> {
         output::print_json(&serde_json::json!({ "checkpoints": checkpoints }))?;
         return Ok(Exit::Ok);
     }
-    let mut table = output::Table::new(&["JOB", "STEP", "GENERATION", "SHARDS", "SIZE", "AGE", "URI"]);
-    for checkpoint in checkpoints.iter() {
+    output::print(&table(checkpoints.iter()))?;
+    Ok(Exit::Ok)
+}
+
+pub fn table<'a>(checkpoints: impl Iterator<Item = &'a CheckpointView>) -> String {
+    let mut table = output::Table::new(&["JOB", "STEP", "GENERATION", "SHARDS", "SIZE", "AGE", "PINNED", "URI"]);
+    for checkpoint in checkpoints {
         table.row([
             checkpoint.job.to_string(),
             checkpoint.step.0.to_string(),
@@ -94,11 +105,11 @@ async fn list(args: List, global: &Global) -> Result<Exit, Failure> {
             checkpoint.shards.to_string(),
             output::bytes(checkpoint.bytes),
             output::age(checkpoint.committed_ms),
+            if checkpoint.pinned { "yes" } else { "no" }.to_owned(),
             checkpoint.uri.clone(),
         ]);
     }
-    output::print(&table.render())?;
-    Ok(Exit::Ok)
+    table.render()
 }
 
 async fn verify(args: Verify, global: &Global) -> Result<Exit, Failure> {

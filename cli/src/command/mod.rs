@@ -14,6 +14,7 @@ mod logs;
 mod node;
 mod nodes;
 mod predict;
+mod prune;
 mod run;
 mod scale;
 mod status;
@@ -52,7 +53,7 @@ pub enum Command {
     Scale(scale::Args),
     Drain(drain::Args),
     Explain(explain::Args),
-    /// List and verify checkpoints
+    /// List, verify, pin and prune checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Checkpoint),
     Predict(predict::Args),

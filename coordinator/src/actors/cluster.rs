@@ -280,6 +280,7 @@ impl State {
                 Input::Report { session, report }
             }
             Words::Progress { id, progress } => Input::Progress { session, id, progress },
+            Words::Swept(sweep) => Input::Swept { session, sweep },
             Words::Heartbeat(heartbeat) => {
                 self.settings.metrics.heartbeats.inc();
                 Input::Heartbeat { session, heartbeat }

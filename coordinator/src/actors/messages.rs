@@ -13,6 +13,7 @@ use super::session;
 use crate::journal::{Durable, JournalError};
 use crate::state::SessionId;
 use crate::state::effect::Member;
+use crate::state::pruning::Sweep;
 
 /// Bounds what one peer may have in the mailbox; given back when the message was handled.
 pub(crate) type Permit = Option<OwnedSemaphorePermit>;
@@ -41,6 +42,7 @@ pub(crate) enum Message {
 pub(crate) enum Words {
     Report(Report),
     Progress { id: RankId, progress: Progress },
+    Swept(Sweep),
     Heartbeat(Heartbeat),
 }
 

@@ -19,6 +19,7 @@ use super::messages::{Answer, Link, Message as ClusterMessage, Question, Words};
 use crate::config::Lifetimes;
 use crate::metrics::Metrics;
 use crate::state::SessionId;
+use crate::state::pruning::Sweep;
 
 /// A node that has connected says hello within this time.
 const HELLO_MAX: Duration = Duration::from_secs(5);
@@ -183,6 +184,7 @@ impl Talk {
             let words = match frame {
                 FromNode::Report(report) => Words::Report(report),
                 FromNode::Progress { id, progress } => Words::Progress { id, progress },
+                FromNode::Swept { job, index, removed, error } => Words::Swept(Sweep { job, index, removed, error }),
                 FromNode::Hello(_) => {
                     self.arguments.connection.close(CloseCode::Malformed, "a session has one Hello");
                     return Ok(());

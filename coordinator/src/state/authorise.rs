@@ -9,7 +9,7 @@ pub enum Verb {
     /// Jobs, nodes, checkpoints, logs.
     Look,
     Submit,
-    /// Cancel or resize a job of one's own.
+    /// Cancel or resize a job of one's own, pin or prune its checkpoints.
     ChangeOwn,
     /// Anybody's job.
     ChangeAny,
@@ -43,8 +43,8 @@ impl Verb {
         match self {
             Self::Look => "look at the cluster",
             Self::Submit => "submit jobs",
-            Self::ChangeOwn => "cancel or resize jobs",
-            Self::ChangeAny => "cancel or resize another user's job",
+            Self::ChangeOwn => "change jobs",
+            Self::ChangeAny => "change another user's job",
             Self::Nodes => "drain or remove nodes",
             Self::Tokens => "manage tokens",
             Self::Renew => "renew its certificate",
@@ -64,6 +64,7 @@ impl Verb {
             Request::Cancel { .. } | Request::Scale { .. } => Self::ChangeOwn,
             Request::Drain { .. } | Request::Undrain { .. } | Request::RemoveNode { .. } => Self::Nodes,
             Request::ReleaseNode { .. } => Self::Nodes,
+            Request::Pin { .. } | Request::Unpin { .. } | Request::Prune { .. } => Self::ChangeOwn,
             Request::TokenCreate { .. } | Request::TokenList | Request::TokenRevoke { .. } => Self::Tokens,
             Request::Renew { .. } => Self::Renew,
             Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => {

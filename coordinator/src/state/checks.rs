@@ -80,6 +80,11 @@ impl Cluster {
             Event::NodeRemoved { node, .. } => self.check_remove(*node),
             Event::RankRetired { id, .. } => self.ask_job(id.job, |job| job.check_retire(*id)),
             Event::GenerationStarted { job, generation, placement } => self.check_start(*job, *generation, placement),
+            Event::Pinned { job, step, .. } | Event::Unpinned { job, step, .. } => {
+                self.catalogue.check_pin(*job, *step)
+            }
+            Event::Pruned { job, keep, .. } => self.check_prune(*job, *keep),
+            Event::Swept { job, index, .. } => self.check_swept(*job, *index),
         }
     }
 

@@ -21,6 +21,7 @@ use super::jobs::Jobs;
 use super::machine::{Job, Scene};
 use super::members::{Members, Room, Stale};
 use super::planted::PlantedBug;
+use super::pruning::Sweep;
 use super::quarantine::Faults;
 use super::run::Move;
 use super::time::Time;
@@ -184,7 +185,7 @@ impl Cluster {
                 let text = format!("submitted by {}", submission.owner);
                 let index = scene.index;
                 self.jobs.drive(id, self.placements, |job| job.timeline.add(record.at, index, text));
-                if let Some(forgotten) = self.jobs.forget_one() {
+                if let Some(forgotten) = self.jobs.forget_one(|job| self.catalogue.has_pins(job)) {
                     self.catalogue.forget(forgotten);
                 }
                 scene.orders.push(Order::Changed { job: id });
@@ -213,6 +214,7 @@ impl Cluster {
             Event::NodeRemoved { node, .. } => {
                 self.faults.forget(*node);
                 self.members.remove(*node);
+                self.sweep_elsewhere(&mut scene, *node);
             }
             Event::MoveAsked { id, reason } => {
                 self.drive(id.job, |job| job.move_away(&mut scene, *id, Move::Replaced(reason.clone())));
@@ -222,6 +224,13 @@ impl Cluster {
             }
             Event::RankRetired { id, reason } => self.drive(id.job, |job| job.retire(&mut scene, *id, reason)),
             Event::Evicted { id, reason } => self.drive(id.job, |job| job.evicted(&mut scene, *id, reason)),
+            Event::Pinned { job, step, by } => self.pin(&mut scene, *job, *step, by),
+            Event::Unpinned { job, step, by } => self.unpin(&mut scene, *job, *step, by),
+            Event::Pruned { job, keep, by } => self.prune(&mut scene, *job, *keep, by),
+            Event::Swept { node, job, index, removed, error } => {
+                let sweep = Sweep { job: *job, index: *index, removed: *removed, error: error.clone() };
+                self.swept(&mut scene, *node, &sweep);
+            }
         }
         self.free_early(&mut orders);
         orders

@@ -21,6 +21,7 @@ use super::machine::Job;
 use super::members::Stale;
 use super::placement::{self, Stuck, Wait};
 use super::planted::PlantedBug;
+use super::pruning::Sweep;
 use super::quarantine::PROBATION_AFTER_MS;
 use super::stragglers::Stragglers;
 use super::suspicion::Hearings;
@@ -65,6 +66,10 @@ pub enum Input {
         session: SessionId,
         id: RankId,
         progress: Progress,
+    },
+    Swept {
+        session: SessionId,
+        sweep: Sweep,
     },
     Heartbeat {
         session: SessionId,
@@ -239,6 +244,7 @@ impl Control {
             Input::Hello { session, node, address, hello } => self.hello(&mut step, (session, node), address, hello),
             Input::Report { session, report } => self.report(&mut step, session, report),
             Input::Progress { session, id, progress } => self.take_progress(&mut step, session, id, progress),
+            Input::Swept { session, sweep } => self.take_sweep(&mut step, session, sweep),
             Input::Heartbeat { session, heartbeat } => {
                 self.replan |= self.liveness.heard(self.now.mono, session, Some(heartbeat));
             }

@@ -2,7 +2,7 @@
 //! variant bumps `journal::FORMAT`.
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::{ClusterId, Digest, Generation, Incarnation, JobId, NodeId, Rank, TokenId};
+use stoke_protocol::ids::{ClusterId, Digest, Generation, Incarnation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
 use stoke_protocol::message::client::TokenScope;
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{NodeHello, Report};
@@ -165,6 +165,31 @@ pub enum Event {
     RankYielded {
         id: RankId,
         by: JobId,
+    },
+    /// No policy takes this checkpoint away.
+    Pinned {
+        job: JobId,
+        step: Step,
+        by: String,
+    },
+    Unpinned {
+        job: JobId,
+        step: Step,
+        by: String,
+    },
+    /// Of a job's checkpoints only the newest `keep`, the pinned and the needed stay.
+    Pruned {
+        job: JobId,
+        keep: u32,
+        by: String,
+    },
+    /// A node has removed what the prune of entry `index` let go, or could not.
+    Swept {
+        node: NodeId,
+        job: JobId,
+        index: LogIndex,
+        removed: u32,
+        error: Option<String>,
     },
 }
 

@@ -40,6 +40,7 @@ impl Cluster {
         for (id, _) in has.iter().filter(|(id, alive)| **alive && !held.contains(*id)) {
             scene.orders.push(stop_order(node, *id, "this coordinator does not know it"));
         }
+        self.sweep_again(scene, node);
     }
 
     /// Expected, and the order to start it may not have arrived.
@@ -69,5 +70,6 @@ impl Cluster {
         for (job, ids) in held {
             self.gone(scene, job, &ids, "is lost: its node fell silent");
         }
+        self.sweep_elsewhere(scene, node);
     }
 }

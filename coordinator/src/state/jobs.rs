@@ -140,12 +140,13 @@ impl Jobs {
         }
     }
 
-    /// Takes the oldest job that has ended and is one too many.
-    pub fn forget_one(&mut self) -> Option<JobId> {
+    /// Takes the oldest job that has ended and is one too many, but for those that are held.
+    pub fn forget_one(&mut self, is_held: impl Fn(JobId) -> bool) -> Option<JobId> {
         if self.ended.len() <= ENDED_MAX {
             return None;
         }
-        let id = self.ended.pop_first()?;
+        let id = self.ended.iter().copied().find(|id| !is_held(*id))?;
+        self.ended.remove(&id);
         self.leaving.remove(&id);
         let job = self.jobs.remove(&id)?;
         self.keys.remove(&(job.owner, job.key));

@@ -28,6 +28,7 @@ pub mod placement;
 mod planner;
 pub mod planted;
 pub mod preemption;
+pub mod pruning;
 pub mod quarantine;
 mod removal;
 pub mod replicas;

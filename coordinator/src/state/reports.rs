@@ -1,8 +1,6 @@
 //! What agents report of their ranks, and what follows for room, jobs and the catalogue. Owns who may speak of whom (I32) and that what is old
 //! changes nothing (I2); what a report means to a job is the job's. Part of `cluster.rs`.
 
-use std::collections::BTreeSet;
-
 use stoke_protocol::ids::{Digest, Generation, NodeId, Step};
 use stoke_protocol::message::node::{Report, ToNode};
 use stoke_protocol::message::rank::{Exit, RankEvent, RankId};
@@ -13,6 +11,7 @@ use super::effect::Order;
 use super::elastic::End;
 use super::machine::{Scene, stop_order};
 use super::planted::PlantedBug;
+use super::pruning::needed;
 use super::words::exit_words;
 
 impl Cluster {
@@ -148,9 +147,8 @@ impl Cluster {
             at: scene.at,
             index: scene.index,
         };
-        let resumed: BTreeSet<&str> =
-            self.jobs.iter().filter(|job| !job.state.is_terminal()).filter_map(|job| job.resume.as_deref()).collect();
-        let keep = Keep { newest: job.keep, pinned: &|uri| resumed.contains(uri), bug: self.bug };
+        let needed = needed(&self.jobs);
+        let keep = Keep { newest: job.keep, needed: &|uri| needed.contains(uri), bug: self.bug };
         self.catalogue.commit(id.job, checkpoint, &keep);
         let kept = self.catalogue.kept(id.job);
         self.jobs.drive(id.job, self.placements, |job| job.committed(scene, step, kept));

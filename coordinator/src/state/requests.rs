@@ -13,6 +13,7 @@ use super::event::{Event, Submission};
 use super::jobs::{ACTIVE_MAX, KEY_BYTES_MAX};
 use super::machine::{Ask, Job};
 use super::members::Room;
+use super::pruning::Mode;
 use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
 use super::words::state_word;
 
@@ -50,6 +51,12 @@ impl Control {
             Request::Job { job } => self.find(job).map(|job| Reply::Job(Box::new(self.job_view(job)))),
             Request::Explain { job } => self.find(job).map(|job| Reply::Explained(self.explanation(job))),
             Request::Checkpoints { job } => self.checkpoints(job),
+            Request::Pin { job, step: at } => self.pin_checkpoint(step, caller, (job, at)),
+            Request::Unpin { job, step: at } => self.unpin_checkpoint(step, caller, (job, at)),
+            Request::Prune { job, keep, dry_run } => {
+                let mode = if dry_run { Mode::Tell } else { Mode::Do };
+                self.prune_checkpoints(step, caller, (job, keep, mode))
+            }
             Request::Watch { job } | Request::Logs { job, .. } => match self.find(job) {
                 Ok(_) => return step.effects.push(Effect::Granted { ticket }),
                 Err(refusal) => Err(refusal),
@@ -59,7 +66,22 @@ impl Control {
         reply(step, ticket, answer);
     }
 
-    fn find(&self, id: JobId) -> Result<&Job, Refusal> {
+    /// Whether the caller may change this job; that he may not is audited.
+    pub(super) fn may_change(
+        &mut self,
+        step: &mut Step,
+        caller: &Subject,
+        id: JobId,
+        verb: &str,
+    ) -> Result<(), Refusal> {
+        let verdict = authorise(caller, whose(self.find(id)?, caller));
+        if let Err(refusal) = &verdict {
+            self.audit(step, caller.to_string(), format!("{verb} {id}"), refusal.message.clone());
+        }
+        verdict
+    }
+
+    pub(super) fn find(&self, id: JobId) -> Result<&Job, Refusal> {
         self.cluster.jobs().get(id).ok_or_else(|| not_found(id))
     }
 
@@ -105,7 +127,8 @@ impl Control {
             trainer: spec.trainer.clone(),
             spec: spec.to_toml(),
             checkpoints,
-            resume: spec.checkpoint.resume.clone(),
+            // As the catalogue writes it.
+            resume: spec.checkpoint.resume.as_ref().map(|uri| uri.trim_end_matches('/').to_owned()),
             keep: spec.checkpoint.keep,
             priority: spec.priority,
             attempts_max: spec.restart.attempts,
@@ -125,11 +148,8 @@ impl Control {
     }
 
     fn scale(&mut self, step: &mut Step, caller: &Subject, id: JobId, ranks: u32) -> Answer {
+        self.may_change(step, caller, id, "scale")?;
         let job = self.find(id)?;
-        if let Err(refusal) = authorise(caller, whose(job, caller)) {
-            self.audit(step, caller.to_string(), format!("scale {id}"), refusal.message.clone());
-            return Err(refusal);
-        }
         let most = JobSpec::parse(&job.spec).map_or(1, |spec| spec.ranks_max());
         if !(1..=most).contains(&ranks) {
             let message = format!("{ranks} ranks for {id}");
@@ -144,12 +164,7 @@ impl Control {
     }
 
     fn cancel(&mut self, step: &mut Step, ticket: Ticket, caller: &Subject, id: JobId) {
-        let verb = match self.find(id) {
-            Ok(job) => whose(job, caller),
-            Err(refusal) => return reply(step, ticket, Err(refusal)),
-        };
-        if let Err(refusal) = authorise(caller, verb) {
-            self.audit(step, caller.to_string(), format!("cancel {id}"), refusal.message.clone());
+        if let Err(refusal) = self.may_change(step, caller, id, "cancel") {
             return reply(step, ticket, Err(refusal));
         }
         match self.commit(step, Event::CancelAsked { job: id, by: owner(caller) }) {

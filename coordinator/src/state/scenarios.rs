@@ -2,6 +2,7 @@
 
 mod blame;
 mod draining;
+mod pruning;
 mod training;
 mod urgent;
 mod wrong_numbers;

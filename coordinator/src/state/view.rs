@@ -74,7 +74,7 @@ impl Control {
                 .filter(|_| job.is_active())
                 .map(|(id, times)| (id.rank, times))
                 .collect(),
-            checkpoint: self.cluster.catalogue().last(job.id).map(|last| last.view(job.id)),
+            checkpoint: self.cluster.catalogue().last(job.id).map(|last| self.cluster.catalogue().view(job.id, last)),
             outcome: job.outcome.clone(),
             submitted_ms: job.submitted.0,
             started_ms: job.started.map(|at| at.0),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use stoke_protocol::ids::JobId;
 use stoke_protocol::message::node::{NodeHello, ToNode};
 use stoke_protocol::message::rank::RankId;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -17,7 +18,10 @@ use super::session::{Session, SessionArguments, SessionMessage};
 use super::shards::ShardFolder;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::state::{AgentState, Effect, Event};
+use super::sweeps::Sweep;
+use crate::checkpoint;
 use crate::config::Config;
+use crate::worker::failure::text_of;
 
 /// How often silent ranks are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -260,6 +264,7 @@ impl Acting {
                     myself.send_after(Duration::from_millis(grace_ms), move || Message::Kill(id));
                 }
                 Effect::Forget { id } => self.spawner.forget(id),
+                Effect::Sweep { job, sweep } => start_sweep(job, sweep, myself.clone()),
                 Effect::Warn(text) => tracing::warn!("{text}"),
                 Effect::AllGone => {
                     self.leaving = true;
@@ -307,4 +312,17 @@ impl Acting {
             let _ = ended.send(reason);
         }
     }
+}
+
+/// A process that ends does not wait for it: what it leaves is swept when the order comes again.
+fn start_sweep(job: JobId, Sweep { index, checkpoints, newest, keep }: Sweep, agent: ActorRef<Message>) {
+    tokio::task::spawn_blocking(move || {
+        let (removed, error) = match checkpoint::patiently(|| checkpoint::sweep(&checkpoints, newest, &keep)) {
+            Ok(removed) => (removed.len() as u32, None),
+            Err(error) => (0, Some(text_of(&error))),
+        };
+        tracing::info!(%job, removed, error, "pruned checkpoints swept");
+        // An agent that is gone needs no answer.
+        let _ = agent.cast(Message::Event(Event::Swept { job, index, removed, error }, None));
+    });
 }

@@ -22,6 +22,7 @@ mod spawn;
 pub mod state;
 #[cfg(test)]
 mod state_tests;
+mod sweeps;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -49,6 +50,7 @@ pub(crate) use outbox::is_droppable;
 pub use process::{KEEPER, LINK_FD, PEER_IP, Processes, SHARDS};
 pub use shards::ShardFolder;
 pub use spawn::{RankEvents, RankProcess, Spawner};
+pub use sweeps::Sweep;
 
 /// An agent. See [`Agent::start`].
 pub struct Agent;

@@ -13,6 +13,8 @@ use stoke_protocol::message::rank::{RankEvent, RankId};
 
 /// Hours of checkpoints while the coordinator is away; about 1 MiB.
 pub const REPORTS_MAX: usize = 4096;
+/// What a rank says of its failure is cut here, because it travels in a control frame.
+const ERROR_BYTES_MAX: usize = 4 * 1024;
 /// Reports on the way at a time: a long outage is delivered in pieces that the session's queue holds.
 const WINDOW: usize = 256;
 
@@ -113,6 +115,12 @@ pub fn is_droppable(event: &RankEvent) -> bool {
             | RankEvent::PeerLost { .. }
             | RankEvent::WentOn { .. }
     )
+}
+
+/// An error as it fits into a report.
+pub fn shortened(mut error: String) -> String {
+    error.truncate(error.floor_char_boundary(ERROR_BYTES_MAX));
+    error
 }
 
 #[cfg(test)]

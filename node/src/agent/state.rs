@@ -29,7 +29,8 @@ use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId,
 use stoke_protocol::spec::JobSpec;
 
 use super::claim::Claim;
-use super::outbox::{Outbox, Taken};
+use super::outbox::{Outbox, Taken, shortened};
+use super::sweeps::{Sweep, Sweeps};
 
 /// Ends that are remembered, so that a late Start or Stop of one is answered and not obeyed.
 const ENDS_MAX: usize = 1024;
@@ -37,8 +38,6 @@ const ENDS_MAX: usize = 1024;
 const HANG_UP_GRACE_MS: u64 = 5_000;
 /// A grace that the coordinator may ask for; a longer one would keep a slot for nothing.
 const GRACE_MS_MAX: u64 = 60_000;
-/// What a rank says of its failure is cut here, because it travels in a control frame.
-const ERROR_BYTES_MAX: usize = 4 * 1024;
 
 /// Who and what this agent is; fixed for its life.
 #[derive(Clone, Debug)]
@@ -81,6 +80,8 @@ pub enum Event {
     Exited { id: RankId, exit: Exit },
     /// The agent is to end.
     ShutDown { grace_ms: u64 },
+    /// [`Effect::Sweep`] is done, or failed.
+    Swept { job: JobId, index: LogIndex, removed: u32, error: Option<String> },
 }
 
 /// What became of a signing request.
@@ -127,6 +128,11 @@ pub enum Effect {
     Forget {
         id: RankId,
     },
+    /// Remove the folders of a job's old checkpoints, off this thread; answered by [`Event::Swept`]. One at a time.
+    Sweep {
+        job: JobId,
+        sweep: Sweep,
+    },
     /// For the log: a person should know.
     Warn(String),
     /// The last rank is gone after [`Event::ShutDown`].
@@ -150,6 +156,7 @@ pub struct AgentState {
     /// The highest generation that was started, of each job with a rank or an end here (A2).
     generations: BTreeMap<JobId, Generation>,
     outbox: Outbox,
+    sweeps: Sweeps,
 }
 
 #[derive(Debug)]
@@ -191,6 +198,7 @@ impl AgentState {
             ends: VecDeque::new(),
             generations: BTreeMap::new(),
             outbox: Outbox::default(),
+            sweeps: Sweeps::default(),
         }
     }
 
@@ -264,6 +272,14 @@ impl AgentState {
             Event::Silent { id, for_ms } => self.silent(id, for_ms, &mut out),
             Event::Exited { id, exit } => self.ended(id, exit, &mut out),
             Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
+            Event::Swept { job, index, removed, error } => {
+                // Without a session nothing is lost: the order comes again with the next one.
+                if self.connected {
+                    let error = error.map(shortened);
+                    out.push(Effect::Send(FromNode::Swept { job, index, removed, error }));
+                }
+                out.extend(self.sweeps.ended().map(|(job, sweep)| Effect::Sweep { job, sweep }));
+            }
         }
         self.flush(&mut out);
         out
@@ -292,6 +308,10 @@ impl AgentState {
             ToNode::Committed { id, step, keep } => self.pass_on(id, ToRank::Committed { step, keep }, out),
             ToNode::Release { id } => self.pass_on(id, ToRank::Release, out),
             ToNode::Stop { id, reason, grace_ms } => self.stop(id, reason, grace_ms, out),
+            ToNode::Sweep { job, index, checkpoints, newest, keep } => {
+                let begun = self.sweeps.order(job, Sweep { index, checkpoints, newest, keep: keep.0 });
+                out.extend(begun.map(|(job, sweep)| Effect::Sweep { job, sweep }));
+            }
         }
     }
 
@@ -559,10 +579,9 @@ impl Said {
         let first = |said: &mut bool| !std::mem::replace(said, true);
         match event {
             RankEvent::Ready { .. } => first(&mut self.ready).then_some(event),
-            RankEvent::Failed { mut error, permanent } => first(&mut self.failed).then(|| {
-                error.truncate(error.floor_char_boundary(ERROR_BYTES_MAX));
-                RankEvent::Failed { error, permanent }
-            }),
+            RankEvent::Failed { error, permanent } => {
+                first(&mut self.failed).then(|| RankEvent::Failed { error: shortened(error), permanent })
+            }
             RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Finished { .. } => {
                 Some(event)
             }

@@ -311,3 +311,37 @@ fn an_inherited_rank_hears_of_the_coordinator_what_its_agent_knows_and_nothing_b
     assert_eq!(agent.apply(back()), [told(true)]);
     assert_eq!(agent.apply(Event::Disconnected), [told(false)]);
 }
+
+#[test]
+fn sweeps_run_one_at_a_time_and_the_newest_order_of_a_job_counts() {
+    let mut agent = connected();
+    let order = |job, index| ToNode::Sweep {
+        job: JobId(job),
+        index: LogIndex(index),
+        checkpoints: "file:///c".into(),
+        newest: (Step(9), Generation(1)),
+        keep: vec!["step-00000009-g1".to_owned()].into(),
+    };
+    let begun = |effects: Vec<Effect>| -> Vec<(u64, u64)> {
+        let begun = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Sweep { job, sweep } => Some((job.0, sweep.index.0)),
+            _ => None,
+        });
+        begun.collect()
+    };
+    let swept = |job, index| Event::Swept { job: JobId(job), index: LogIndex(index), removed: 1, error: None };
+    assert_eq!(begun(agent.told(order(2, 50))), [(2, 50)]);
+    for (job, index) in [(2, 50), (1, 51), (1, 52), (3, 53)] {
+        assert_eq!(begun(agent.told(order(job, index))), []);
+    }
+    // Its answer is lost with the session, and the order comes again.
+    agent.apply(Event::Disconnected);
+    assert_eq!(begun(agent.apply(swept(2, 50))), [(1, 52)]);
+    agent.told(welcome(5, 60));
+    assert_eq!(begun(agent.told(order(2, 50))), []);
+    let effects = agent.apply(swept(1, 52));
+    assert!(matches!(effects[0], Effect::Send(FromNode::Swept { index: LogIndex(52), error: None, .. })));
+    assert_eq!(begun(effects), [(2, 50)]);
+    assert_eq!(begun(agent.apply(swept(2, 50))), [(3, 53)]);
+    assert_eq!(begun(agent.apply(swept(3, 53))), []);
+}

@@ -120,6 +120,7 @@ impl Session {
                 FromNode::Report(report) => return report,
                 FromNode::Progress { .. } => {}
                 FromNode::Hello(hello) => panic!("a second {hello:?}"),
+                FromNode::Swept { job, .. } => panic!("nobody asked for a sweep of {job}"),
             }
         }
     }

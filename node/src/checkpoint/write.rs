@@ -87,11 +87,24 @@ pub fn remove_older(
     newest: (Step, Generation),
     keep: &[String],
 ) -> Result<Vec<String>, CheckpointError> {
+    remove_those(job_uri, keep, |begun| begun < newest)
+}
+
+/// The same for a prune, which may come late: when `newest` was found damaged meanwhile, a newer generation writes older steps again. What that
+/// one wrote stays.
+pub fn sweep(job_uri: &str, newest: (Step, Generation), keep: &[String]) -> Result<Vec<String>, CheckpointError> {
+    remove_those(job_uri, keep, |begun| begun < newest && begun.1 <= newest.1)
+}
+
+fn remove_those(
+    job_uri: &str,
+    keep: &[String],
+    goes: impl Fn((Step, Generation)) -> bool,
+) -> Result<Vec<String>, CheckpointError> {
     let (_, folders) = Folder::at(job_uri)?.list()?;
     let mut removed = Vec::new();
     for name in folders {
-        let older = parse_folder_name(&name).is_some_and(|begun| begun < newest);
-        if older && !keep.contains(&name) {
+        if parse_folder_name(&name).is_some_and(&goes) && !keep.contains(&name) {
             remove(&format!("{job_uri}/{name}"))?;
             removed.push(name);
         }

@@ -6,7 +6,7 @@
 
 mod beat;
 mod damage;
-mod failure;
+pub(crate) mod failure;
 mod finite;
 mod joining;
 mod link;

@@ -54,6 +54,13 @@ pub enum Request {
     RemoveNode { node: NodeId },
     /// Let a node have ranks again that was in quarantine. Answered by `Node`. Role: operator.
     ReleaseNode { node: NodeId },
+    /// No policy takes this checkpoint away from now on. Answered by `Pinned`, also when it was before. Role: submitter.
+    Pin { job: JobId, step: Step },
+    /// The opposite; nothing is removed by this. Answered by `Pinned`.
+    Unpin { job: JobId, step: Step },
+    /// Only the newest `keep` checkpoints of a job stay (none: as many as its spec says), with the pinned and those that a job continues from.
+    /// `dry_run`: only tells. Answered by `Pruned` when the others are out of sight; a node removes them after that. Role: submitter.
+    Prune { job: JobId, keep: Option<u32>, dry_run: bool },
 }
 
 /// Coordinator → client.
@@ -93,6 +100,13 @@ pub enum Reply {
     Node(Box<NodeView>),
     NodeRemoved {
         node: NodeId,
+    },
+    /// As it stands now: `pinned` says which of the two was asked.
+    Pinned(CheckpointView),
+    /// What goes, or would go, and what stays; each oldest first.
+    Pruned {
+        removed: List<CheckpointView>,
+        kept: List<CheckpointView>,
     },
 }
 
@@ -272,7 +286,9 @@ pub struct CheckpointView {
     pub shards: u32,
     pub bytes: u64,
     pub committed_ms: u64,
+    /// Of the bytes of its manifest, as they were committed.
     pub manifest_blake3: Digest,
+    pub pinned: bool,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

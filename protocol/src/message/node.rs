@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rank::{Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
-use crate::ids::{ClusterId, Epoch, Generation, Incarnation, LogIndex, NodeId, Step};
+use crate::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
 use crate::list::List;
 
 /// Agent → coordinator, control stream.
@@ -18,6 +18,8 @@ pub enum FromNode {
     Report(Report),
     /// Not acknowledged, may be dropped; the newest of a rank replaces older ones.
     Progress { id: RankId, progress: Progress },
+    /// Answers `Sweep`. May be lost; the order comes again then. An error is for people.
+    Swept { job: JobId, index: LogIndex, removed: u32, error: Option<String> },
 }
 
 /// A rank event with the number that orders and acknowledges it.
@@ -104,6 +106,9 @@ pub enum ToNode {
     /// Stop the process: a polite request, then SIGKILL after `grace_ms`. Answered by the report of its exit; a rank that is not there is
     /// reported as exited.
     Stop { id: RankId, reason: String, grace_ms: u64 },
+    /// Remove all folders of a job's checkpoints that are older than `newest`, of no newer generation, and that `keep` does not name: the job was
+    /// pruned by entry `index`. Answered by `Swept`.
+    Sweep { job: JobId, index: LogIndex, checkpoints: String, newest: (Step, Generation), keep: List<String> },
 }
 
 /// Agent → coordinator, request stream.

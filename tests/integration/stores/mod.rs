@@ -203,6 +203,34 @@ fn a_store_that_is_down_costs_checkpoints_and_no_step() {
     Background::start(reaching(&server.variables(server.port), &verify)).wait().expect(0);
 }
 
+/// The coordinator has no credentials; the node's agent has.
+#[test]
+fn a_prune_removes_from_the_store_and_leaves_what_is_pinned() {
+    let Some(server) = s3() else { return };
+    let (running, scratch) =
+        Stored::new(server, server.port, "pruned", 1).set("train.steps", 400).set("checkpoint.every", 20).start();
+    let cluster = cluster_of(&scratch);
+    let asked = |arguments: &[&str]| {
+        let mut command = stoke(["--json", "--cluster"]);
+        command.arg(&cluster).arg("checkpoint").args(arguments);
+        Background::start(command).wait()
+    };
+    poll("a pin", || (asked(&["pin", "job-1", "20"]).code() == 0).then_some(()));
+    poll("a second one", || checkpoints(&cluster).get(1).cloned());
+    asked(&["prune", "job-1", "--keep", "1"]).expect(0);
+    poll("a third one", || checkpoints(&cluster).get(2).cloned());
+    asked(&["prune", "job-1", "--keep", "1"]).expect(0);
+    let swept =
+        poll("news of it", || timeline(&cluster).into_iter().find(|text| text.contains("of pruned checkpoints")));
+    assert!(swept.contains("removed"), "{swept}");
+    let (summary, variables) = (finish_and_look(running, &scratch), server.variables(server.port));
+    let last = text(&summary["checkpoint"]);
+    let verify =
+        |step| Background::start(reaching(&variables, &["checkpoint", "verify", &at_step(&last, step)])).wait();
+    verify(20).expect(0);
+    verify(40).expect(3).says(&["manifest.json is missing"]);
+}
+
 /// The rank dies in the middle of a shard of several parts. Nothing of it is seen, and the job begins at the checkpoint before it.
 #[test]
 fn an_upload_that_is_left_in_the_middle_is_never_seen() {

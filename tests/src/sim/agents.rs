@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stoke_coordinator::state::SessionId;
-use stoke_node::agent::Claim;
 use stoke_node::agent::state::{AgentState, Effect, Event, Fence, Own, Signed};
-use stoke_protocol::ids::{Epoch, Incarnation, LogIndex, NodeId};
+use stoke_node::agent::{Claim, Sweep};
+use stoke_protocol::ids::{Epoch, Incarnation, JobId, LogIndex, NodeId};
 use stoke_protocol::message::node::{Capacity, FromNode, Gpu, NodeHello, ToNode};
 use stoke_protocol::message::rank::{Exit, FromRank, RankId, ToRank};
 use stoke_protocol::spec::JobSpec;
@@ -322,6 +322,11 @@ impl World {
                     self.after(wait, Happening::KillDue { machine, life, id });
                 }
             }
+            Effect::Sweep { job, sweep } => {
+                // Some take long: what is committed or pinned meanwhile must outlast them.
+                let wait = self.streams.ranks.between("sweep", 1, 3_000);
+                self.after(wait, Happening::Sweep { machine, life, sweep: Box::new((job, sweep)) });
+            }
             Effect::Warn(text) => self.say(|_| format!("{node:?} warns: {text}")),
             Effect::AllGone => self.after(FAREWELL_MS, Happening::AgentLeave { machine, life }),
         }
@@ -355,6 +360,19 @@ impl World {
             }
             Some(_) | None => self.after(SIGN_MS_MAX, lost),
         }
+    }
+
+    pub fn sweep(&mut self, machine: usize, life: u64, (job, sweep): (JobId, Sweep)) {
+        if !self.machines[machine].is_life(life) {
+            return;
+        }
+        let denied = self.streams.ranks.between("sweep denied", 0, 9) == 0;
+        if !denied {
+            self.store.sweep(job, sweep.newest, &sweep.keep);
+            self.changed = true;
+        }
+        let error = denied.then(|| "access denied".to_owned());
+        self.tell(machine, life, Event::Swept { job, index: sweep.index, removed: 0, error });
     }
 
     pub fn kill_due(&mut self, machine: usize, life: u64, id: RankId) {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use stoke_coordinator::state::Input;
 use stoke_coordinator::state::effect::Member;
 use stoke_protocol::identity::{Subject, UserRole};
-use stoke_protocol::ids::{Digest, JobId, NodeId, TokenId};
+use stoke_protocol::ids::{Digest, JobId, NodeId, Step, TokenId};
 use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 
@@ -87,6 +87,8 @@ enum Question {
     Remove {
         node: NodeId,
     },
+    /// Pins one that the client may know of, takes a pin back, or prunes.
+    Shelf(Request),
     Look(Request),
 }
 
@@ -167,6 +169,7 @@ impl World {
             }
             Ask::Cancel { of, key } => Question::Cancel { job: acked(self, of, key)? },
             Ask::Scale { of, key, ranks } => Question::Scale { job: acked(self, of, key)?, ranks },
+            Ask::Shelf { of, key, pick } => Question::Shelf(self.shelf_request(acked(self, of, key)?, pick)),
             Ask::Drain { machine, deadline_ms } => {
                 Question::Drain { node: self.machines.get(machine)?.node?, deadline_ms }
             }
@@ -203,6 +206,17 @@ impl World {
     pub fn lift_drains(&mut self) {
         let members: Vec<NodeId> = self.machines.iter().filter_map(|machine| machine.node).collect();
         members.into_iter().for_each(|node| self.ask(ROOT, Question::Undrain { node }));
+    }
+
+    /// About a checkpoint of the job, where it has one.
+    fn shelf_request(&self, job: JobId, pick: u64) -> Request {
+        let known: Vec<Step> = self.cluster().catalogue().of(job).map(|checkpoint| checkpoint.step).collect();
+        let step = known.get(pick as usize / 4 % known.len().max(1)).copied().unwrap_or(Step(1));
+        match pick % 4 {
+            0 | 1 => Request::Pin { job, step },
+            2 => Request::Unpin { job, step },
+            _ => Request::Prune { job, keep: Some(1), dry_run: false },
+        }
     }
 
     fn ask(&mut self, client: usize, question: Question) {
@@ -280,7 +294,7 @@ impl World {
             Question::Drain { node, deadline_ms } => Request::Drain { node, deadline_ms },
             Question::Undrain { node } => Request::Undrain { node },
             Question::Remove { node } => Request::RemoveNode { node },
-            Question::Look(request) => request,
+            Question::Look(request) | Question::Shelf(request) => request,
         };
         self.coverage.note("request", &request);
         self.say(|_| format!("{caller} asks ({ask}.{attempt}): {}", short(&request)));
@@ -422,6 +436,11 @@ impl World {
             (Question::Revoke { .. }, Reply::TokenRevoked { .. }) => {}
             // It was revoked when it was asked before.
             (Question::Revoke { .. }, Reply::Refused(Refusal { code: RefusalCode::Conflict, .. })) => {}
+            (Question::Shelf(_), Reply::Pinned(_) | Reply::Pruned { .. }) => {}
+            (
+                Question::Shelf(_),
+                Reply::Refused(Refusal { code: RefusalCode::Forbidden | RefusalCode::NotFound, .. }),
+            ) => {}
             (Question::Drain { .. } | Question::Undrain { .. }, Reply::Node(_)) => {}
             (Question::Remove { .. }, Reply::NodeRemoved { .. }) => {}
             // It was removed meanwhile; or it is neither lost nor drained.

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use stoke_coordinator::state::pruning::Sweep;
 use stoke_coordinator::state::{Input, SessionId};
 use stoke_node::agent::state::Event as AgentEvent;
 use stoke_protocol::message::node::{FromNode, Heartbeat, ToNode};
@@ -234,6 +235,9 @@ impl World {
             }
             FromNode::Report(report) => Input::Report { session: conn, report },
             FromNode::Progress { id, progress } => Input::Progress { session: conn, id, progress },
+            FromNode::Swept { job, index, removed, error } => {
+                Input::Swept { session: conn, sweep: Sweep { job, index, removed, error } }
+            }
         };
         self.input(input);
     }

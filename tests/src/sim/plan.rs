@@ -19,6 +19,8 @@ const KEYS: u64 = 9;
 /// Who may administer, who may only look, who may do with nodes and all jobs what their work needs.
 pub const ROOT: usize = 0;
 const VIEWER: usize = 1;
+const ADA: usize = 2;
+const BOB: usize = 3;
 const OPERATOR: usize = 4;
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -103,6 +105,12 @@ pub enum Ask {
         key: u64,
         ranks: u32,
     },
+    /// To pin one of its checkpoints, to take a pin back, or to prune.
+    Shelf {
+        of: usize,
+        key: u64,
+        pick: u64,
+    },
     /// Without `deadline_ms` it has the one that is usual.
     Drain {
         machine: usize,
@@ -155,7 +163,7 @@ impl Ask {
         match self {
             Self::Submit { key, .. } | Self::Again { key } => Some((client, *key)),
             Self::SubmitOther { key, .. } | Self::SubmitForbidden { key, .. } => Some((client, *key)),
-            Self::Cancel { of, key } | Self::Scale { of, key, .. } => Some((*of, *key)),
+            Self::Cancel { of, key } | Self::Scale { of, key, .. } | Self::Shelf { of, key, .. } => Some((*of, *key)),
             Self::Job { of, key } | Self::Explain { of, key } | Self::Checkpoints { of, key } => Some((*of, *key)),
             Self::Watch { of, key } | Self::Logs { of, key } => Some((*of, *key)),
             Self::Drain { .. } | Self::Undrain { .. } | Self::Remove { .. } | Self::Replay { .. } => None,
@@ -167,7 +175,11 @@ impl Ask {
     pub fn spec(&mut self) -> Option<&mut JobPlan> {
         match self {
             Self::Submit { job, .. } | Self::SubmitOther { job, .. } | Self::SubmitForbidden { job, .. } => Some(job),
-            Self::Again { .. } | Self::Cancel { .. } | Self::Scale { .. } | Self::Replay { .. } => None,
+            Self::Again { .. }
+            | Self::Cancel { .. }
+            | Self::Scale { .. }
+            | Self::Shelf { .. }
+            | Self::Replay { .. } => None,
             Self::Drain { .. }
             | Self::Undrain { .. }
             | Self::Remove { .. }
@@ -183,7 +195,7 @@ impl Ask {
         match self {
             Self::Drain { machine, .. } | Self::Undrain { machine } | Self::Remove { machine } => Some(machine),
             Self::Submit { .. } | Self::SubmitOther { .. } | Self::SubmitForbidden { .. } | Self::Again { .. } => None,
-            Self::Cancel { .. } | Self::Scale { .. } | Self::Replay { .. } => None,
+            Self::Cancel { .. } | Self::Scale { .. } | Self::Shelf { .. } | Self::Replay { .. } => None,
             Self::Job { .. } | Self::Explain { .. } | Self::Checkpoints { .. } => None,
             Self::Watch { .. }
             | Self::Logs { .. }
@@ -283,6 +295,10 @@ fn ask(random: &mut Stream, client: usize, nodes: u64, jobs: &mut Vec<(usize, u6
         (17, 2..) => {
             let (of, key) = known?;
             Ask::Scale { of, key, ranks: random.between("ranks", 1, 4) as u32 }
+        }
+        (18, ADA | BOB) => {
+            let (of, key) = known?;
+            Ask::Shelf { of, key, pick: random.between("shelf", 0, 31) }
         }
         (18, ROOT | OPERATOR) => {
             let machine = random.between("machine", 0, nodes - 1) as usize;

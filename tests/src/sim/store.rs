@@ -55,8 +55,17 @@ impl Store {
 
     /// As a first member does: all older folders of the job go, but those that are named.
     pub fn remove_older(&mut self, job: JobId, newest: (Step, Generation), keep: &[String]) {
+        self.remove(job, keep, |begun| begun < newest);
+    }
+
+    /// As an agent does after a prune: those of newer generations stay.
+    pub fn sweep(&mut self, job: JobId, newest: (Step, Generation), keep: &[String]) {
+        self.remove(job, keep, |begun| begun < newest && begun.1 <= newest.1);
+    }
+
+    fn remove(&mut self, job: JobId, keep: &[String], goes: impl Fn((Step, Generation)) -> bool) {
         let kept = |uri: &str| uri.rsplit('/').next().is_some_and(|name| keep.iter().any(|kept| kept == name));
-        self.folders.retain(|uri, folder| folder.job != job || (folder.step, folder.generation) >= newest || kept(uri));
+        self.folders.retain(|uri, folder| folder.job != job || !goes((folder.step, folder.generation)) || kept(uri));
     }
 
     /// The newest step of a job's checkpoints with a manifest, whoever wrote them, below a step.

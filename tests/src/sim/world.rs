@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stoke_coordinator::journal::ModelLog;
 use stoke_coordinator::state::{Cluster, SessionId};
+use stoke_node::agent::Sweep;
 use stoke_node::agent::state::{Event as AgentEvent, Signed};
 use stoke_protocol::ids::{Generation, JobId, Term};
 use stoke_protocol::message::node::Heartbeat;
@@ -51,6 +52,7 @@ pub enum Happening {
     AgentBoot { machine: usize },
     AgentLeave { machine: usize, life: u64 },
     KillDue { machine: usize, life: u64, id: RankId },
+    Sweep { machine: usize, life: u64, sweep: Box<(JobId, Sweep)> },
     ToRank { process: ProcessId, frame: ToRank },
     RankGone { machine: usize, life: u64, id: RankId, exit: Exit },
     RankActs { process: ProcessId, act: Act },
@@ -320,6 +322,7 @@ impl World {
             | Happening::AgentBoot { machine }
             | Happening::AgentLeave { machine, .. }
             | Happening::KillDue { machine, .. }
+            | Happening::Sweep { machine, .. }
             | Happening::RankGone { machine, .. } => Taker::Machine(*machine),
             Happening::ToRank { process, .. }
             | Happening::RankActs { process, .. }
@@ -353,6 +356,7 @@ impl World {
             Happening::AgentBoot { machine } => self.agent_boot(machine),
             Happening::AgentLeave { machine, life } => self.agent_leave(machine, life),
             Happening::KillDue { machine, life, id } => self.kill_due(machine, life, id),
+            Happening::Sweep { machine, life, sweep } => self.sweep(machine, life, *sweep),
             Happening::ToRank { process, frame } => self.deliver_to_rank(process, frame),
             Happening::RankGone { machine, life, id, exit } => {
                 self.tell(machine, life, AgentEvent::Exited { id, exit })

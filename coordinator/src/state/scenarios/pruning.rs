@@ -1,0 +1,90 @@
+//! Pins and prunes: what stays, and which node is told to remove the others.
+
+use stoke_protocol::message::client::CheckpointView;
+
+use super::*;
+use crate::state::pruning::Sweep;
+
+impl World {
+    fn prune(&mut self, job: JobId) -> Vec<u64> {
+        let request = Request::Prune { job, keep: Some(1), dry_run: false };
+        let Reply::Pruned { removed, .. } = self.ask(&user(UserRole::Submitter, "ada"), request) else {
+            panic!("not pruned")
+        };
+        removed.iter().map(|view| view.step.0).collect()
+    }
+
+    fn visible(&self, job: JobId) -> Vec<CheckpointView> {
+        self.control.cluster().catalogue().views(job)
+    }
+
+    /// The entry of the prune, and what stays, as this session was told.
+    fn sweeps(&mut self, session: SessionId) -> Vec<(LogIndex, Vec<String>)> {
+        let told = self.told(session).into_iter();
+        told.filter_map(|message| match message {
+            ToNode::Sweep { index, keep, .. } => Some((index, keep.0)),
+            _ => None,
+        })
+        .collect()
+    }
+
+    fn swept(&mut self, session: SessionId, job: JobId, index: LogIndex, error: Option<&str>) {
+        let sweep = Sweep { job, index, removed: 2, error: error.map(str::to_owned) };
+        self.step(Input::Swept { session, sweep });
+    }
+}
+
+/// A job of two ranks with checkpoints at 1, 2 and 3.
+fn stored() -> (World, JobId, [SessionId; 2]) {
+    let (mut world, job, sessions) = running();
+    for step in 1..=3 {
+        (0..).zip(sessions).for_each(|(rank, session)| world.report(session, id(job, 1, rank), shard(step, rank)));
+        world.report(sessions[0], id(job, 1, 0), manifest(job, step, 1));
+    }
+    assert_eq!(world.visible(job).len(), 3);
+    (world, job, sessions)
+}
+
+#[test]
+fn what_a_job_continues_from_is_not_pruned_under_it_however_its_uri_was_typed() {
+    let (mut world, job, _) = stored();
+    let resume = format!("[checkpoint]\nresume = \"{}/\"", world.visible(job)[0].uri);
+    let after = world.submit("after", &spec(&resume));
+    assert_eq!(world.prune(job), [2]);
+    assert_eq!(world.visible(job).iter().map(|view| view.step.0).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(world.prune(job), [0; 0]);
+    world.ask(&user(UserRole::Submitter, "ada"), Request::Cancel { job: after });
+    assert_eq!(world.prune(job), [1]);
+}
+
+#[test]
+fn a_sweep_is_ordered_until_a_node_has_done_it() {
+    let (mut world, job, [first, second]) = stored();
+    world.told(first);
+    assert_eq!(world.prune(job), [1, 2]);
+    let sweep = world.sweeps(first);
+    let [(index, keep)] = &sweep[..] else { panic!("one order: {sweep:?}") };
+    assert_eq!(keep[..], ["step-3-g1"]);
+    // Its session is another one, then it is lost.
+    let first = world.connect(NodeId(1), 2, 1, &[id(job, 1, 0)]);
+    assert_eq!(world.sweeps(first), sweep);
+    world.step(Input::Closed { session: first });
+    assert_eq!(world.sweeps(second), []);
+    world.wait(10_000, &[second]);
+    assert_eq!(world.sweeps(second), sweep);
+    // It cannot, so the next one is asked; also by the next coordinator.
+    world.swept(second, job, *index, Some("denied"));
+    assert_eq!(world.sweeps(second), []);
+    let first = world.connect(NodeId(1), 2, 2, &[]);
+    assert_eq!(world.sweeps(first), sweep);
+    world.restart();
+    let first = world.connect(NodeId(1), 2, 2, &[]);
+    assert_eq!(world.sweeps(first), sweep);
+    // A late answer of another prune is none.
+    world.swept(first, job, LogIndex(1), None);
+    assert_eq!(world.control.cluster().catalogue().unswept(job), Some(*index));
+    world.swept(first, job, *index, None);
+    assert_eq!(world.control.cluster().catalogue().unswept(job), None);
+    let first = world.connect(NodeId(1), 2, 2, &[]);
+    assert_eq!(world.sweeps(first), []);
+}
