@@ -48,7 +48,7 @@ impl Report {
             output::print(&self.text(out))?;
         }
         if let Some(account) = &self.chaos {
-            eprint!("\n{}", account.text());
+            output::say(format_args!("\n{}", account.text().trim_end()));
         }
         if self.view.state == JobState::Succeeded {
             return Ok(Exit::Ok);
@@ -160,8 +160,8 @@ fn worlds(sizes: &[u32]) -> String {
 fn recoveries(count: u32) -> String {
     match count {
         0 => "no rank was lost".to_owned(),
-        1 => "lost ranks once and went on".to_owned(),
-        count => format!("lost ranks {count} times and went on"),
+        1 => "1 recovery".to_owned(),
+        count => format!("{count} recoveries"),
     }
 }
 

@@ -251,7 +251,7 @@ impl Blows {
 
 /// Of the newest committed checkpoint.
 fn folder_of(newest: Option<&str>) -> Result<PathBuf, String> {
-    let uri = newest.ok_or("no checkpoint was committed yet")?;
+    let uri = newest.ok_or("no job that runs has committed a checkpoint yet")?;
     let folder = uri.strip_prefix("file://").map(PathBuf::from);
     folder.ok_or_else(|| format!("checkpoint {uri} is in no folder of this machine"))
 }

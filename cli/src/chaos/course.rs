@@ -131,10 +131,6 @@ impl Course {
         let elastic = found.iter().filter(|recovery| recovery.survived).filter_map(|recovery| recovery.resumed.clone());
         let mut redone: Vec<u64> = elastic.map(|resumed| resumed.at_ms).collect();
         redone.dedup();
-        // Several that ended before one went on were rolled back once.
-        let rolled_back =
-            found.iter().filter_map(|recovery| Some((recovery.resumed.as_ref()?.at_ms, self.lost(recovery))));
-        let rolled_back: BTreeMap<u64, u64> = rolled_back.collect();
         let mut still: Vec<(u64, u64)> = self.late_reports();
         still.extend(found.iter().map(|recovery| standstill(recovery, struck_ms, end_ms)));
         Losses {
@@ -142,7 +138,7 @@ impl Course {
             reason: self.view.reason.clone(),
             recoveries: self.view.recoveries - self.recoveries_before.min(self.view.recoveries),
             steps_redone: redone.len() as u64,
-            steps_lost: rolled_back.values().sum(),
+            steps_lost: self.steps_lost(),
             samples_lost: outcome.map(|outcome| outcome.samples.saturating_sub(outcome.ledger.end)),
             ledger: outcome.map(|outcome| outcome.ledger),
             training_ms: end_ms - begin_ms,
@@ -181,11 +177,17 @@ impl Course {
         found
     }
 
-    /// Steps that were committed before a recovery and done again after it, as far as reports told of them.
-    fn lost(&self, recovery: &Recovery) -> u64 {
-        let Some(resumed) = &recovery.resumed else { return 0 };
-        let before = self.steps.iter().filter(|steps| steps.at_ms < resumed.at_ms).map(|steps| steps.step);
-        before.max().unwrap_or(0).saturating_sub(resumed.step)
+    /// Steps that were committed by one generation and done again by the next, as far as reports told of them.
+    fn steps_lost(&self) -> u64 {
+        let (mut lost, mut since, mut done) = (0, 0, 0);
+        for (at_ms, line) in self.parsed() {
+            let Line::GoesOn { step, .. } = line else { continue };
+            let meanwhile = self.steps.iter().filter(|steps| (since..at_ms).contains(&steps.at_ms));
+            let reached = meanwhile.map(|steps| steps.step).max().max(Some(done)).unwrap_or(0);
+            lost += reached.saturating_sub(step);
+            (since, done) = (at_ms, step);
+        }
+        lost
     }
 
     /// Times without a report of steps that the steps themselves do not explain.
@@ -328,6 +330,10 @@ mod tests {
         let losses = course.losses(2_600, &[]);
         assert_eq!((losses.steps_redone, losses.steps_lost, losses.standstill_ms), (0, 12, 500));
         assert!(!losses.found[0].survived);
+        // What was lost once is not lost again by the next recovery.
+        let more = [(2_800, "g3 ended: rank-0 on n1 was killed; the others go on"), (2_850, "g4 goes on at step-35")];
+        course.see(2_900, &seen(&[&lines[..], &more].concat(), 36));
+        assert_eq!(course.losses(3_000, &[]).steps_lost, 12);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::replicas::{listed, named};
 use super::run::Run;
 
 /// What helps, behind every reason.
-const MEND: &str = "lower [schedule] lr, set [train] clip_norm, look at the rows that the ranks' logs name, or set [train] on_nan = \"skip\"";
+const MEND: &str = "lower [schedule] lr, set [train] clip_norm, or look at the rows that the ranks' logs name";
 
 /// What a member says.
 struct Finding {
@@ -70,7 +70,9 @@ impl Job {
             }
             OnNan::Rollback => self.give_up(scene, format!("{what}, again after going back: {MEND}")),
             OnNan::Skip => self.give_up(scene, format!("{what}, as of the steps before, which were skipped: {MEND}")),
-            OnNan::Fail => self.give_up(scene, format!("{what}: {MEND}")),
+            OnNan::Fail => {
+                self.give_up(scene, format!("{what}: {MEND}; [train] on_nan = \"skip\" leaves such steps out"))
+            }
         }
         Vec::new()
     }

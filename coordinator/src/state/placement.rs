@@ -32,9 +32,19 @@ pub struct View<'a> {
     pub moving: Vec<(JobId, Vec<RankId>)>,
     /// Jobs that are not asked to make room.
     pub spared: BTreeSet<JobId>,
+    /// Queued jobs whose next attempt is not due yet.
+    pub held_off: BTreeSet<JobId>,
     /// Gangs placed in the cluster so far.
     pub placements: u64,
     pub bug: Option<PlantedBug>,
+}
+
+impl View<'_> {
+    /// Nodes that are up and get no ranks.
+    fn withheld(&self) -> usize {
+        let nodes = self.live.iter().filter_map(|id| self.members.node(*id));
+        nodes.filter(|node| !node.serves(self.bug)).count()
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -77,7 +87,11 @@ pub enum Wait {
         room: u32,
         ranks: u32,
         ask: String,
+        /// Nodes that are up and get no ranks.
+        withheld: usize,
     },
+    /// It has failed again without getting further, and waits a while.
+    HeldOff,
     /// It does not fit now.
     NoRoom {
         room: u32,
@@ -122,6 +136,10 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
     let mut kept: Vec<JobId> = Vec::new();
     for job in view.jobs.queue() {
         add(view, &mut left, &mut plan, (&mut next, Some(job.priority)));
+        if view.held_off.contains(&job.id) {
+            plan.waits.insert(job.id, Wait::HeldOff);
+            continue;
+        }
         let ask = &job.ask;
         let shape = (ask.room, &ask.labels);
         let before = tried.get(&shape).copied();
@@ -154,7 +172,7 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
             if view.live.is_empty() {
                 Wait::NoNodes
             } else {
-                Wait::Impossible { room: when_empty, ranks, ask: words(ask) }
+                Wait::Impossible { room: when_empty, ranks, ask: words(ask), withheld: view.withheld() }
             }
         } else if passed && kept.len() < options.kept_max {
             left.keep(ask);
@@ -281,10 +299,20 @@ impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoNodes => f.write_str("no node is up: start one with `stoke node --join TOKEN`"),
-            Self::Impossible { room, ranks, ask } => write!(
-                f,
-                "needs {ranks} ranks of {ask}; all nodes together, if nothing else ran, have room for {room}: ask for less or add nodes"
-            ),
+            Self::Impossible { room, ranks, ask, withheld } => {
+                let which = if *withheld > 0 { "all nodes that take ranks" } else { "all nodes together" };
+                write!(f, "needs {ranks} ranks of {ask}; {which}, if nothing else ran, have room for {room}: ")?;
+                match withheld {
+                    0 => f.write_str("ask for less or add nodes"),
+                    _ => write!(
+                        f,
+                        "{withheld} more are drained or in quarantine, `stoke nodes` says why and how to get them back"
+                    ),
+                }
+            }
+            Self::HeldOff => {
+                f.write_str("waits before its next attempt, because it has failed again without getting further")
+            }
             Self::NoRoom { room, ranks } => write!(f, "needs room for {ranks} ranks; there is room for {room} now"),
             Self::Kept { room, ranks } => {
                 write!(
@@ -367,6 +395,7 @@ mod tests {
                 jobs: &self.jobs,
                 missing: Vec::new(),
                 moving: Vec::new(),
+                held_off: BTreeSet::new(),
                 spared: BTreeSet::new(),
                 placements: self.placements,
                 bug: None,

@@ -83,6 +83,7 @@ impl Control {
             missing: self.missing(),
             moving: self.moving(),
             spared: self.spared.keys().copied().collect(),
+            held_off: self.held_off.iter().filter(|(_, until)| self.now.mono < **until).map(|(job, _)| *job).collect(),
             placements: self.cluster.placements(),
             bug: self.cluster.planted_bug(),
         }

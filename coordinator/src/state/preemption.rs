@@ -3,7 +3,8 @@
 //!
 //! E1: only jobs of lower priority make room, so that no two can push each other out in turns; only when that lets the whole gang fit, and no
 //! more of them than are needed. The least urgent and the newest come first. E2: where it is enough that jobs shrink to their `ranks_min`, none
-//! stops. E3: room that is on its way back counts as there, so that nobody makes room twice. E4: a job that has made room is spared for a while
+//! stops. E3: room that is on its way back counts as there, whoever gives it: nobody makes room twice, and nobody
+//! less urgent takes a part of it that comes first. E4: a job that has made room is spared for a while
 //! after it runs again.
 
 use std::collections::BTreeSet;
@@ -42,7 +43,7 @@ struct Offer<'a, T> {
 pub fn sacrifice(view: &View<'_>, left: &Left<'_>, urgent: &Job, grows: &BTreeSet<JobId>) -> Option<Sacrifice> {
     let may = |job: &&Job| !view.spared.contains(&job.id) && !grows.contains(&job.id);
     let mut victims = view.jobs.yielders(urgent.priority).filter(may).peekable();
-    if victims.peek().is_none() && !view.jobs.leaving().any(|job| job.priority < urgent.priority) {
+    if victims.peek().is_none() && view.jobs.leaving().next().is_none() {
         return None;
     }
     let mut base = left.clone();

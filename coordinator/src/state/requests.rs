@@ -155,7 +155,7 @@ impl Control {
             let message = format!("{ranks} ranks for {id}");
             return Err(invalid(message, &format!("use 1 to {most}: a rank owns at least one lane")));
         }
-        if job.ask.ranks == ranks {
+        if job.ask.ranks == ranks && !job.state.is_terminal() {
             return Ok(Reply::Scaled { job: id, ranks });
         }
         self.commit(step, Event::Scaled { job: id, ranks, by: owner(caller) })

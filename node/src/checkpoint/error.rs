@@ -5,6 +5,9 @@ use stoke_protocol::ids::Digest;
 use super::answer::{Answer, answer};
 use super::store::Kind;
 
+/// What was being done when a checkpoint could not be read.
+pub(super) const READ: &str = "read";
+
 /// What a person does about a damaged checkpoint.
 const MEND: &str = "restore the file from a copy, or continue from an earlier checkpoint (`stoke checkpoint list`)";
 
@@ -57,9 +60,14 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Whether the checkpoint itself is at fault: another one may be whole.
+    /// Whether the checkpoint itself is at fault: another one may be whole. A file that cannot be read is no better than one that is not there.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Missing { .. } | Self::Manifest { .. } | Self::Foreign { .. } | Self::Shard { .. })
+        match self {
+            Self::Missing { .. } | Self::Manifest { .. } | Self::Foreign { .. } | Self::Shard { .. } => true,
+            Self::Store { verb, .. } | Self::File { verb, .. } => *verb == READ,
+            Self::Uri { .. } | Self::Full { .. } | Self::State(_) | Self::Conflict { .. } => false,
+            Self::Denied { .. } | Self::Remote { .. } => false,
+        }
     }
 
     /// Whether the same may succeed later without anybody's doing, or when credentials were renewed.

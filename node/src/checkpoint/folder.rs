@@ -16,7 +16,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use object_store::path::Path;
 use object_store::{GetOptions, GetResultPayload, MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
 
-use super::error::CheckpointError;
+use super::error::{CheckpointError, READ};
 use super::store::{Kind, Place, runtime};
 
 /// Parts of a large write: S3's smallest is 5 MiB, and the copy of one part is all the memory that a write needs.
@@ -83,11 +83,22 @@ impl Folder {
 
     /// Size of an object, none when it is missing.
     pub(super) fn size(&self, file: &str) -> Result<Option<u64>, CheckpointError> {
+        self.refuse_other_than_files(file)?;
         match self.wait(self.0.store.head(&self.child(file))) {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.failed("read", file, error)),
+            Err(error) => Err(self.failed(READ, file, error)),
         }
+    }
+
+    /// A pipe or a device in the place of a file would be read for ever.
+    fn refuse_other_than_files(&self, file: &str) -> Result<(), CheckpointError> {
+        let is_other = |found: std::fs::Metadata| !found.is_file();
+        if self.0.kind != Kind::File || !std::fs::metadata(format!("/{}", self.child(file))).is_ok_and(is_other) {
+            return Ok(());
+        }
+        let source = std::io::Error::other("it is no regular file");
+        Err(CheckpointError::File { verb: READ, object: self.object(file), source })
     }
 
     /// Gives the bytes of an object, or of a range of it, to `sink` in order, until it answers with an error. Every run but the last has a multiple
@@ -98,7 +109,7 @@ impl Folder {
         range: Option<Range<u64>>,
         mut sink: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        let failed = |error| self.failed("read", file, error);
+        let failed = |error| self.failed(READ, file, error);
         let options = GetOptions { range: range.map(Into::into), ..GetOptions::default() };
         let got = self.wait(self.0.store.get_opts(&self.child(file), options)).map_err(failed)?;
         let range = got.range.clone();
@@ -112,7 +123,7 @@ impl Folder {
             let run = &mut run[..RUN_BYTES.min((range.end - at) as usize)];
             file.read_exact_at(run, at).map_err(|source| {
                 let object = path.display().to_string();
-                CheckpointError::File { verb: "read", object, source }
+                CheckpointError::File { verb: READ, object, source }
             })?;
             sink(run)?;
             at += run.len() as u64;

@@ -39,7 +39,12 @@ impl ShardMemory {
         if shard.bytes > free_bytes() / SHARE {
             return Ok(());
         }
-        fs::create_dir_all(&self.dir)?;
+        // Not its parent, which is the agent's to make and to guard.
+        if let Err(error) = fs::create_dir(&self.dir)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error);
+        }
         let name = self.dir.join(name_of(step, shard));
         // Two ranks of a node never write the same shard; a rank that was killed may have left half of one.
         let partial = name.with_extension("part");

@@ -462,6 +462,8 @@ fn a_checkpoint_is_read_by_those_who_have_it_in_memory_and_in_turn_by_others() {
     assert!(formed.iter().all(|formed| formed.readers.is_none()));
     assert_eq!(formed[1].lacking, [members[0].own(), members[2].own()]);
     let states = [restores(7, &[]), restores(9, &[]), restores(7, &[])];
-    let others = form(4, &members, &[], &states, shape).into_iter().filter_map(Result::err);
-    assert_eq!(others.filter(|error| error.to_string().contains("checkpoints of step-7 and step-9")).count(), 3);
+    let errors: Vec<String> =
+        form(4, &members, &[], &states, shape).into_iter().map(|formed| formed.err().unwrap().to_string()).collect();
+    // Others may only see that the first one to find out has left.
+    assert!(errors.iter().any(|error| error.contains("checkpoints of step-7 and step-9")), "{errors:?}");
 }

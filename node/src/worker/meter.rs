@@ -56,6 +56,12 @@ impl Meter {
         self.lap = Instant::now();
     }
 
+    /// The state of `step` was taken over: what was done until then is not this rank's pace.
+    pub fn took_over(&mut self, step: u64) {
+        (self.lap, self.reported, self.reported_step) = (Instant::now(), Instant::now(), step);
+        self.parts = [Duration::ZERO; 3];
+    }
+
     /// The part that was under way is over.
     pub fn lap(&mut self, part: Part) {
         let now = Instant::now();

@@ -503,6 +503,7 @@ impl Trainer {
         self.take_state(tensors, weights_blake3)
             .map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
         (self.step, self.loss, self.ledger, self.loaded, self.origin) = (step.0, loss, ledger, true, None);
+        self.meter.took_over(self.step);
         Ok(())
     }
 

@@ -188,8 +188,12 @@ fn failures_without_getting_further_are_bounded() {
     assert_eq!(failed(&world), (0, 1), "what was never a member does not end a job that runs");
     world.report(first, id(job, 1, 0), exited(1));
     world.report(second, id(job, 4, 1), exited(4));
-    assert_eq!((world.state(job), failed(&world).0), (JobState::Starting, 1));
-    for generation in [5, 6] {
+    assert_eq!((world.state(job), failed(&world).0), (JobState::Queued, 1), "the second failure in a row: not at once");
+    for (generation, wait_ms) in [(5, 1_000), (6, 2_000)] {
+        world.wait(wait_ms / 2, &[first, second]);
+        assert_eq!(world.state(job), JobState::Queued);
+        world.wait(wait_ms, &[first, second]);
+        assert_eq!(world.state(job), JobState::Starting);
         world.report(first, id(job, generation, 0), RankEvent::Failed { error: "no data".into(), permanent: false });
         world.report(first, id(job, generation, 0), exited(1));
         world.report(second, id(job, generation, 1), exited(4));

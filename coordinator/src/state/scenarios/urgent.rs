@@ -108,6 +108,24 @@ fn a_less_urgent_job_stores_a_checkpoint_stops_and_goes_on_from_there() {
 }
 
 #[test]
+fn room_that_comes_back_piece_by_piece_is_for_the_most_urgent_that_fits() {
+    let mut world = World::new();
+    let (_, session) = world.node(2);
+    let first = world.submit("first", &urgent(5, 2));
+    for rank in 0..2 {
+        world.ready(session, id(first, 1, rank));
+    }
+    let small = world.submit("small", &urgent(0, 1));
+    let large = world.submit("large", &urgent(5, 2));
+    world.ask_cancel(first);
+    world.report(session, id(first, 1, 0), exited(4));
+    assert_eq!((world.state(small), world.state(large)), (JobState::Queued, JobState::Queued));
+    assert!(world.why(large).contains(&format!("by {first}")), "{}", world.why(large));
+    world.report(session, id(first, 1, 1), exited(4));
+    assert_eq!((world.state(small), world.state(large)), (JobState::Queued, JobState::Starting));
+}
+
+#[test]
 fn a_job_of_equal_priority_waits_its_turn() {
     let (mut world, low, session) = full();
     let equal = world.submit("equal", &urgent(0, 2));

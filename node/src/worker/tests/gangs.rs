@@ -9,6 +9,7 @@ async fn a_gang_that_begins_again_reads_shards_from_memory_each_once() {
     let spec = bench.spec("steps = 40", "every = 20");
     let (calm, _) = train(1, &spec, &bench.base("calm"), None).await;
     let (base, memory) = (bench.base("lost"), bench.path().join("memory"));
+    std::fs::create_dir(&memory).unwrap();
     let mut stage = Stage::open_on(3, Some(memory.clone()), start(&spec, &base, None)).await;
     stage.play(|_, event| matches!(event, RankEvent::ManifestStored { .. })).await;
     let kept = memory.join("job-1");
