@@ -206,7 +206,7 @@ fn a_prune_that_is_cut_between_manifest_and_shards_leaves_no_checkpoint_and_is_d
 
 #[test]
 fn pins_and_prunes_are_for_the_owner_and_those_above() {
-    let cluster = Cluster::shared();
+    let cluster = &Cluster::start(1);
     let homes = tempfile::tempdir().expect("a temporary folder");
     let job = ended(cluster);
     let before = listed(cluster, &job);

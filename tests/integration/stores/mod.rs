@@ -221,7 +221,7 @@ fn a_prune_removes_from_the_store_and_leaves_what_is_pinned() {
     poll("a third one", || checkpoints(&cluster).get(2).cloned());
     asked(&["prune", "job-1", "--keep", "1"]).expect(0);
     let swept =
-        poll("news of it", || timeline(&cluster).into_iter().find(|text| text.contains("of pruned checkpoints")));
+        poll("news of it", || timeline(&cluster).into_iter().find(|text| text.contains("removed pruned checkpoints")));
     assert!(swept.contains("removed"), "{swept}");
     let (summary, variables) = (finish_and_look(running, &scratch), server.variables(server.port));
     let last = text(&summary["checkpoint"]);
