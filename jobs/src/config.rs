@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, AdamWConfig, SgdConfig};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
 use toml::de::{DeTable, DeValue};
 
 use crate::JobError;
@@ -32,6 +32,7 @@ pub(crate) struct Sections<D, M> {
 pub(crate) struct OptimizerConfig {
     name: RuleName,
     weight_decay: Option<f32>,
+    #[serde(deserialize_with = "some_pair")]
     betas: Option<[f32; 2]>,
     epsilon: Option<f32>,
     amsgrad: Option<bool>,
@@ -223,6 +224,16 @@ impl<'a> Spec<'a> {
         };
         JobError::Config { line, problem, mend }
     }
+}
+
+/// Two values and no more: of a longer list serde takes the first two without a word.
+pub(crate) fn pair<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<[T; 2], D::Error> {
+    let values = Vec::<T>::deserialize(deserializer)?;
+    <[T; 2]>::try_from(values).map_err(|values| D::Error::invalid_length(values.len(), &"an array of length 2"))
+}
+
+fn some_pair<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[f32; 2]>, D::Error> {
+    pair(deserializer).map(Some)
 }
 
 /// What serde expects, for people who do not write Rust.

@@ -362,7 +362,9 @@ pub fn check_uri(uri: &str) -> Result<(), &'static str> {
 /// What serde expects, for people who do not write Rust.
 fn plain(expected: &str) -> &str {
     match expected {
-        "u32" | "u64" | "i32" => "a whole number",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" => "a whole number, 0 or more",
+        "i32" => "a whole number from -2147483648 to 2147483647",
         "f32" => "a number",
         other => other,
     }
@@ -492,7 +494,7 @@ mod tests {
         assert!(unknown.message.contains("epoch"), "{unknown}");
         let wrong_type = error(&GOOD.replace("256", "\"many\""));
         assert_eq!(wrong_type.line, Some(5));
-        assert_eq!(wrong_type.message, "invalid type: string \"many\", expected a whole number");
+        assert_eq!(wrong_type.message, "invalid type: string \"many\", expected a whole number from 0 to 4294967295");
         let uneven = error(&GOOD.replace("256", "250"));
         assert_eq!(uneven.line, Some(5));
         assert!(uneven.message.contains("multiple of 8"), "{uneven}");

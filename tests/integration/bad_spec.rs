@@ -86,6 +86,9 @@ fn a_change_on_the_command_line_is_blamed_and_not_the_file() {
     for (change, says) in [
         ("train.epochs=abc", "--set train.epochs: invalid type: string \"abc\", expected a whole number"),
         ("optimizer.name=foo", "--set optimizer.name: unknown variant `foo`"),
+        ("priority=99999999999", "expected a whole number from -2147483648 to 2147483647"),
+        ("model.channels=[4,8,9]", "an array of length 2"),
+        ("optimizer.betas=[0.9,0.99,0.5]", "an array of length 2"),
         ("model.channels=\"a\"", "--set model.channels: invalid type"),
         ("train.batch=130", "--set train.batch: batch = 130 does not divide into 8 lanes"),
         ("name.deep=1", "--set name.deep: name is not a section"),

@@ -79,9 +79,10 @@ fn a_rank_that_dies_while_the_coordinator_is_away_costs_no_step() {
     signal(coordinator, Signal::CONT);
     let summary = running.wait().expect(0).json();
     same_weights(&summary);
-    // On a machine that is very busy the others may lose each other for a moment too.
-    let recoveries = summary["recoveries"].as_u64();
-    assert!(summary["restarts"] == 0 && recoveries >= Some(1), "{summary:#}");
+    // A successor that comes when all is done may go again, which counts too; a gang that had begun anew would have had three ranks.
+    let worlds = summary["world_sizes"].as_array().expect("world sizes");
+    assert!(worlds[0] == 3 && worlds.len() > 1 && worlds[1..].iter().all(|world| *world == 2), "{summary:#}");
+    assert!(summary["restarts"] == 0 && summary["recoveries"].as_u64() >= Some(1), "{summary:#}");
 }
 
 #[test]

@@ -52,6 +52,7 @@ fn label() -> String {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Model {
     /// Channels of the two convolutions.
+    #[serde(deserialize_with = "crate::config::pair")]
     channels: [usize; 2],
     /// Size of the hidden layer.
     hidden: usize,

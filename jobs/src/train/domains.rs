@@ -41,7 +41,7 @@ pub(crate) struct Data {
     /// Column with the registered domain. Left out: guessed from the name (see `registered`).
     registered: Option<String>,
     /// The two labels as the column writes them; metrics take the second as the positive class.
-    #[serde(default = "labels")]
+    #[serde(default = "labels", deserialize_with = "crate::config::pair")]
     labels: [String; 2],
 }
 

@@ -318,6 +318,7 @@ fn mistakes_in_a_spec_are_named() {
     assert!(message("digits", "held_out = 0.15", "held_out = true").contains("a fraction between 0 and 1"));
     assert!(message("digits", "channels = [4, 8]", "channels = [4, 0]").starts_with("[model] channels is out of"));
     assert!(message("digits", "channels = [4, 8]", "channels = [4]").contains("an array of length 2"));
+    assert!(message("digits", "channels = [4, 8]", "channels = [4, 8, 9]").contains("an array of length 2"));
     let error = stoke_jobs::check(&spec("digits"), "digitz").expect_err("no such trainer").to_string();
     assert_eq!(error, "line 3: unknown trainer \"digitz\" (write one of domains, digits)");
 }

@@ -94,25 +94,26 @@ impl Inventory {
 
     /// The ranks of agents before this one, and of this one.
     pub fn read(&self) -> Result<Vec<Kept>, HomeError> {
-        let failed = |path: &Path, source| HomeError::Io { verb: "read", path: path.into(), source };
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(|source| failed(&self.dir, source))? {
-            let path = entry.map_err(|source| failed(&self.dir, source))?.path();
-            if path.extension().is_none_or(|extension| extension != RECORD) {
-                continue;
-            }
-            let bytes = match fs::read(&path) {
-                Ok(bytes) => bytes,
-                // For those who look while an agent runs.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(failed(&path, source)),
-            };
-            let kept: Kept = serde_json::from_slice(&bytes)
-                .map_err(|error| HomeError::DamagedRecord { path: path.clone(), problem: error.to_string() })?;
-            found.push(kept);
-        }
+        let mut found = self.records()?.collect::<Result<Vec<Kept>, HomeError>>()?;
         found.sort_by_key(|kept| kept.id);
         Ok(found)
+    }
+
+    /// Record by record; one that cannot be read hides no other.
+    fn records(&self) -> Result<impl Iterator<Item = Result<Kept, HomeError>>, HomeError> {
+        let failed = |path: &Path, source| HomeError::Io { verb: "read", path: path.into(), source };
+        let entries = fs::read_dir(&self.dir).map_err(|source| failed(&self.dir, source))?;
+        let paths = entries.flatten().map(|entry| entry.path());
+        let records = paths.filter(|path| path.extension().is_some_and(|extension| extension == RECORD));
+        Ok(records.filter_map(move |path| match fs::read(&path) {
+            Ok(bytes) => Some(serde_json::from_slice(&bytes).map_err(|error| {
+                let problem = error.to_string();
+                HomeError::DamagedRecord { path, problem }
+            })),
+            // For those who look while an agent runs.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => Some(Err(failed(&path, source))),
+        }))
     }
 
     /// N1.
@@ -168,8 +169,15 @@ pub fn end_orphans(dir: &Path) -> Result<usize, HomeError> {
         return Ok(0);
     }
     let Ok(_lock) = lock(dir) else { return Ok(0) };
-    let mut ended = 0;
-    for kept in Inventory::open(dir)?.read()? {
+    let (mut ended, mut unread) = (0, None);
+    for kept in Inventory::open(dir)?.records()? {
+        let kept = match kept {
+            Ok(kept) => kept,
+            Err(error) => {
+                unread = Some(error);
+                continue;
+            }
+        };
         let Some(pid) = i32::try_from(kept.pid).ok().and_then(Pid::from_raw) else { continue };
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         if !kept.is_running() || pidfd_send_signal(&process, Signal::STOP).is_err() {
@@ -186,7 +194,7 @@ pub fn end_orphans(dir: &Path) -> Result<usize, HomeError> {
         while !gone() && Instant::now() < deadline {}
     }
     shards::remove_of(dir);
-    Ok(ended)
+    unread.map_or(Ok(ended), Err)
 }
 
 /// The name of a rank's files.
@@ -258,9 +266,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(end_orphans(dir.path()).unwrap(), 0);
         let inventory = Inventory::open(dir.path()).unwrap();
-        let mut child = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
-        let kept = Kept::new(ID, child.id(), &draw_cookie().unwrap(), Claim::default()).unwrap();
-        inventory.keep(&kept).unwrap();
+        let orphan = || {
+            let child = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+            let kept = Kept::new(ID, child.id(), &draw_cookie().unwrap(), Claim::default()).unwrap();
+            inventory.keep(&kept).unwrap();
+            (child, kept)
+        };
+        let (mut child, kept) = orphan();
         let agent = lock(dir.path()).unwrap();
         assert_eq!(end_orphans(dir.path()).unwrap(), 0);
         assert!(kept.is_running());
@@ -268,5 +280,11 @@ mod tests {
         assert_eq!(end_orphans(dir.path()).unwrap(), 1);
         assert!(!child.wait().unwrap().success());
         assert_eq!(end_orphans(dir.path()).unwrap(), 0);
+        // A record that is damaged keeps no other rank alive, and is told of.
+        let (mut child, _) = orphan();
+        let damaged = dir.path().join(DIR).join("a").with_extension(RECORD);
+        fs::write(damaged, "{").unwrap();
+        assert!(matches!(end_orphans(dir.path()), Err(HomeError::DamagedRecord { .. })));
+        assert!(!child.wait().unwrap().success());
     }
 }
