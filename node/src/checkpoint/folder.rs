@@ -39,6 +39,10 @@ impl Folder {
         &self.0.uri
     }
 
+    pub(super) fn is_files(&self) -> bool {
+        self.0.kind == Kind::File
+    }
+
     /// The last part of the URI.
     pub(super) fn name(&self) -> &str {
         self.0.path.filename().unwrap_or_default()

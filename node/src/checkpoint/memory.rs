@@ -12,7 +12,7 @@ use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::{JobId, Step};
 
 use super::folder::Folder;
-use super::manifest::{Manifest, Shard};
+use super::manifest::Shard;
 use super::read::read_shards;
 use super::shard::encode;
 
@@ -56,22 +56,18 @@ impl ShardMemory {
         written.inspect_err(|_| drop(fs::remove_file(&partial)))
     }
 
-    /// The shards of a checkpoint that lie here.
-    pub fn held(&self, manifest: &Manifest) -> Vec<u32> {
-        let is_here = |shard: &&Shard| {
-            let found = fs::metadata(self.dir.join(name_of(manifest.step, shard)));
-            found.is_ok_and(|found| found.len() == shard.bytes)
-        };
-        manifest.shards.iter().filter(is_here).map(|shard| shard.index).collect()
+    /// Whether a shard lies here. Its bytes are looked at when it is read.
+    pub(super) fn holds(&self, step: Step, shard: &Shard) -> bool {
+        let found = fs::metadata(self.dir.join(name_of(step, shard)));
+        found.is_ok_and(|found| found.len() == shard.bytes)
     }
 
     /// A shard, if it is here and whole (X13).
     pub(super) fn read(&self, step: Step, shard: &Shard) -> Option<Vec<NamedTensor>> {
-        let file = name_of(step, shard);
-        if !self.dir.join(&file).exists() {
+        if !self.holds(step, shard) {
             return None;
         }
-        let here = Shard { file, ..shard.clone() };
+        let here = Shard { file: name_of(step, shard), ..shard.clone() };
         let read = Folder::at(self.dir.to_str()?).and_then(|folder| read_shards(&folder, vec![&here]));
         read.inspect_err(|error| tracing::warn!(%error, "a shard in memory does not count, the store's is read"))
             .ok()?

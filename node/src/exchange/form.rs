@@ -49,7 +49,7 @@ pub struct Formed {
     pub readers: Option<Readers>,
 }
 
-/// Who reads which shard of a checkpoint: those whose machine has it in memory; one rank reads it from the store if there is none.
+/// Who reads which shard of a checkpoint: those who have it near; one rank reads it from the store if nobody has.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Readers(Vec<ShardSet>);
 
@@ -186,7 +186,7 @@ impl Mesh {
         if let Some(other) = restores.iter().find(|other| other.step != step) {
             return Err(wrong(format!("members begin with the checkpoints of {step} and {}", other.step)));
         }
-        let readers = Some(Readers(restores.iter().map(|restores| restores.in_memory).collect()));
+        let readers = Some(Readers(restores.iter().map(|restores| restores.near).collect()));
         Ok(Standings { at, world: place.world, step, readers })
     }
 

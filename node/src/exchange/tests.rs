@@ -441,12 +441,12 @@ fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
 
 /// Ranks that begin with a checkpoint share its shards out; as soon as one has the state, it gives that.
 #[test]
-fn a_checkpoint_is_read_by_those_who_have_it_in_memory_and_in_turn_by_others() {
+fn a_checkpoint_is_read_by_those_who_have_it_near_and_in_turn_by_others() {
     let cluster = Cluster::new();
     let shape = Shape { values: 10, lanes: 4 };
     let members = [cluster.mesh(1, 0), cluster.mesh(1, 1), cluster.mesh(1, 2)];
     let restores = |step, shards: &[u32]| State {
-        restores: Some(Restores { step: Step(step), in_memory: shards.iter().copied().collect() }),
+        restores: Some(Restores { step: Step(step), near: shards.iter().copied().collect() }),
         ..State::default()
     };
     let states = [restores(7, &[]), restores(7, &[0, 3]), restores(7, &[3, 200])];

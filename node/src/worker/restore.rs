@@ -1,10 +1,12 @@
-//! The start from a checkpoint: every rank reads its manifest before it is ready, and the members of the first generation read its shards
-//! together, each once, and give them to each other. Owns what a checkpoint must be for a job to go on from it; changes no trainer.
+//! The start from a checkpoint: every rank reads its manifest before it is ready. Shards that are near it reads itself; what the members of the
+//! first generation have to fetch from an object store, one fetches and gives to the others. Owns what a checkpoint must be for a job to go on
+//! from it; changes no trainer.
 
 use std::time::Instant;
 
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ledger::Ledger;
+use stoke_protocol::message::peer::Restores;
 use stoke_protocol::message::rank::{Membership, Origin, RankId, StartFrom};
 use stoke_protocol::spec::JobSpec;
 
@@ -25,7 +27,13 @@ pub fn open(origin: &Origin, spec: &JobSpec, steps: u64) -> Result<Manifest, Fai
     }
 }
 
-/// The whole state of a checkpoint: this rank reads its part of the shards and gives it to the other members, which give theirs.
+/// What this rank tells the others of the checkpoint that it begins with.
+pub fn offer(manifest: &Manifest, work: &Work<'_>) -> Restores {
+    let near = checkpoint::near(uri_of(&work.start.from), manifest, work.memory.as_ref());
+    Restores { step: manifest.step, near: near.into_iter().collect() }
+}
+
+/// The whole state of a checkpoint: this rank reads its part of the shards, gives others what they lack of it, and takes theirs.
 pub fn gather(
     manifest: &Manifest,
     membership: &Membership,

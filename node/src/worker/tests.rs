@@ -107,7 +107,7 @@ impl Stage {
         Self::open_on(world, None, start).await
     }
 
-    /// On a node that keeps shards in its memory.
+    /// On nodes that keep shards in their memory.
     async fn open_on(world: u32, memory: Option<PathBuf>, start: impl Fn(RankId) -> StartRank) -> Self {
         let (hear, heard) = mpsc::unbounded_channel();
         let authority = Authority::in_memory(ClusterId([7; 16])).unwrap();
@@ -141,7 +141,9 @@ impl Stage {
     async fn launch(&mut self, start: StartRank) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let io = Io::thread("stoke-test-net").unwrap();
-        self.ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), self.memory.clone(), io)));
+        // Each rank on a machine of its own.
+        let memory = self.memory.as_ref().map(|memory| memory.join(start.id.rank.to_string()));
+        self.ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), memory, io)));
         let (mut read, mut write) = ours.into_split();
         self.ids.push(start.id);
         frames::send(&mut write, &ToRank::Start(start)).await.unwrap();

@@ -15,7 +15,6 @@ use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Train};
 use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
-use stoke_protocol::message::peer::Restores;
 use stoke_protocol::message::rank::{
     Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank,
 };
@@ -240,10 +239,7 @@ impl Trainer {
     }
 
     fn state(&self, work: &Work<'_>) -> State {
-        let restores = self.origin.as_ref().map(|manifest| {
-            let held = work.memory.iter().flat_map(|memory| memory.held(manifest));
-            Restores { step: manifest.step, in_memory: held.collect() }
-        });
+        let restores = self.origin.as_ref().map(|manifest| restore::offer(manifest, work));
         let joining = self.joining.as_ref().map(|joining| Step(joining.reaches()));
         let step = self.loaded.then_some(Step(self.step)).or(joining);
         let sum = self.last_sum.as_ref().filter(|(step, _)| *step == self.step).map(|(_, sum)| sum.clone());

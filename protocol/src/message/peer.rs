@@ -58,8 +58,8 @@ pub struct Standing {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Restores {
     pub step: Step,
-    /// Shards that lie in the memory of its machine.
-    pub in_memory: ShardSet,
+    /// Shards that it reads itself: in its machine's memory, or as files.
+    pub near: ShardSet,
 }
 
 /// Some of the shards of a checkpoint.

@@ -2,20 +2,21 @@
 
 use super::*;
 
-/// The store has lost every shard, and the gang has another size: the machines still have them in memory.
+/// The store has lost every shard, and the gang has another size: each machine but the new one has one shard in memory, and gives it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gang_that_begins_again_reads_shards_from_memory_each_once() {
+async fn a_gang_that_begins_again_gives_each_other_what_its_machines_have_in_memory() {
     let bench = Bench::new();
     let spec = bench.spec("steps = 40", "every = 20");
     let (calm, _) = train(1, &spec, &bench.base("calm"), None).await;
     let (base, memory) = (bench.base("lost"), bench.path().join("memory"));
-    std::fs::create_dir(&memory).unwrap();
+    let machines: Vec<PathBuf> = (0..4).map(|rank| memory.join(Rank(rank).to_string())).collect();
+    machines.iter().for_each(|machine| std::fs::create_dir_all(machine).unwrap());
     let mut stage = Stage::open_on(3, Some(memory.clone()), start(&spec, &base, None)).await;
     stage.play(|_, event| matches!(event, RankEvent::ManifestStored { .. })).await;
-    let kept = memory.join("job-1");
     let begun = Instant::now();
     let of_first = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("20-");
-    while std::fs::read_dir(&kept).into_iter().flatten().flatten().filter(of_first).count() < 3 {
+    let kept = |machine: &PathBuf| std::fs::read_dir(machine.join("job-1")).into_iter().flatten().flatten();
+    while machines.iter().flat_map(kept).filter(of_first).count() < 3 {
         assert!(begun.elapsed() < PATIENCE, "the first checkpoint is not in memory, or not any more");
         tokio::task::yield_now().await;
     }
@@ -30,10 +31,10 @@ async fn a_gang_that_begins_again_reads_shards_from_memory_each_once() {
     let origin = format!("{base}/step-00000020-g1");
     let second = bench.base("again");
     let again = start(&spec, &second, Some(origin.clone()));
-    let (outcomes, _) = Stage::open_on(2, Some(memory.clone()), again).await.conclude().await;
+    let (outcomes, _) = Stage::open_on(4, Some(memory.clone()), again).await.conclude().await;
     assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3));
     assert!(outcomes.iter().all(|outcome| outcome.ledger == Ledger { first: 0, end: 40 * 48 }), "{outcomes:?}");
-    assert!(!kept.exists(), "a job that is done leaves nothing in memory");
+    assert!(machines.iter().flat_map(kept).next().is_none(), "a job that is done leaves nothing in memory");
     let error = Stage::open_on(2, Some(memory), start(&spec, &base, Some(origin))).await.failure().await;
     assert!(error.contains("is missing"), "{error}");
 }
