@@ -13,6 +13,9 @@ use stoke_tests::local::{LocalCluster, children, now_ms, quantile, signal};
 const NODES: usize = 3;
 const ROUNDS: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Each node is late for a quarter of the time in the mean.
+const JITTER: &str = "delay-packets every 300ms for 250ms by 200ms";
+const JITTER_TIME: &str = "30s";
 const POLL: Duration = Duration::from_millis(10);
 
 fn main() {
@@ -38,6 +41,8 @@ fn main() {
         for (what, values) in [("the node is lost", &mut lost), ("its job goes on", &mut on)] {
             println!("{profile:<10} {what:<28} {:>10.0} {:>9.0}", quantile(values, 0.5), quantile(values, 0.99));
         }
+        let (struck, ended) = jitter(&cluster, &job);
+        println!("{profile:<10} {JITTER_TIME} of {struck} delays of 200 ms: {ended} generations ended");
     }
 }
 
@@ -54,6 +59,21 @@ fn kill_a_machine(cluster: &LocalCluster<'_>, job: &str, node: usize) -> (f64, f
     let on_ms = cluster.event(job, killed_ms, "goes on at") - killed_ms;
     signal(supervisor, Signal::CONT);
     (lost_ms, on_ms)
+}
+
+/// Delays that met a node, and generations that ended meanwhile: nothing died.
+fn jitter(cluster: &LocalCluster<'_>, job: &str) -> (usize, usize) {
+    cluster.members(job);
+    let before = ended(cluster, job);
+    let account = cluster.ask(&["chaos", JITTER, "--for", JITTER_TIME, "--seed", "1"]);
+    let struck = account["faults"].as_array().expect("faults").len();
+    (struck, ended(cluster, job) - before)
+}
+
+fn ended(cluster: &LocalCluster<'_>, job: &str) -> usize {
+    let explained = cluster.ask(&["explain", job]);
+    let events = explained["events"].as_array().expect("events");
+    events.iter().filter(|event| event["text"].as_str().is_some_and(|text| text.contains(" ended: "))).count()
 }
 
 fn lost_at(cluster: &LocalCluster<'_>, node: usize) -> f64 {

@@ -85,7 +85,8 @@ impl Storm {
         self.account()
     }
 
-    fn account(&self) -> Account {
+    /// What was seen so far.
+    pub fn account(&self) -> Account {
         let (blows, now_ms) = (self.blows.borrow(), output::now_ms());
         let met = |struck: &&Struck| struck.victim.is_some() && struck.fault.is_of_ranks();
         let struck_ms: Vec<u64> = blows.struck().iter().filter(met).map(|struck| struck.at_ms).collect();

@@ -1,7 +1,7 @@
 //! `stoke run`: one job on a throwaway cluster of this machine. Owns the order of a run: cluster up, submit, watch, report, everything down
 //! again, whatever happens in between.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::fs::{File, Permissions};
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
@@ -83,6 +83,8 @@ struct Scene {
     newest: RefCell<Option<String>>,
     /// With its seed.
     chaos: Option<(Schedule, u64)>,
+    /// From the submission on.
+    storm: OnceCell<Storm>,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
@@ -109,7 +111,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     // The supervisor removes it too, for the case that nobody is left here to do so.
     let life = if args.keep { Life::OursKeepFolder } else { Life::Ours };
     let newest = RefCell::new(None);
-    let scene = Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began, newest, chaos };
+    let scene =
+        Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began, newest, chaos, storm: OnceCell::new() };
     let ended = live(&scene, life, &job_spec, interrupted).await;
     if args.keep {
         output::say(format_args!("the cluster's folder is kept: {}", dir.keep().display()));
@@ -125,6 +128,9 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 
 impl Scene {
     fn interrupted(&self) -> Failure {
+        if let Some(storm) = self.storm.get() {
+            output::say(format_args!("\n{}", storm.account().text().trim_end()));
+        }
         match &*self.newest.borrow() {
             Some(uri) => Failure::new(Exit::Interrupted, format!("interrupted; the newest checkpoint is {uri}"))
                 .help(format!("go on from it with --resume {}", output::quoted(uri))),
@@ -178,7 +184,8 @@ async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) ->
     let mut client = Client::open_patiently(&admin, PATIENCE_WATCHING).await?;
     let (job, _) = submit::submit(&mut client, &submit::fresh_key(), job_spec).await?;
     let request = Request::Watch { job };
-    let storm = scene.chaos.as_ref().map(|(schedule, seed)| Storm::new(&scene.folder, schedule, *seed, Some(job)));
+    let begin = |(schedule, seed): &(Schedule, u64)| Storm::new(&scene.folder, schedule, *seed, Some(job));
+    let storm = scene.chaos.as_ref().map(|chaos| scene.storm.get_or_init(|| begin(chaos)));
     let restarts = RefCell::new(0);
     let view = tokio::select! {
         view = client.watch(&request, |sight| {
@@ -189,7 +196,7 @@ async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) ->
         }) => view?,
         failure = hear(cluster, &progress, &restarts) => return Err(failure),
         failure = never_placed(&admin, job) => return Err(failure),
-        failure = chaos::rage(storm.as_ref(), |text| progress.borrow().note(text)) => return Err(failure),
+        failure = chaos::rage(storm, |text| progress.borrow().note(text)) => return Err(failure),
     };
     progress.borrow().finish();
     let logs = if view.state == JobState::Succeeded { Vec::new() } else { failed_logs(&mut client, &view).await };

@@ -12,6 +12,7 @@ use super::effect::Order;
 use super::machine::{Job, REASON_CHARS_MAX, Scene, stop_order};
 use super::planted::PlantedBug;
 use super::run::rank_is_known;
+use super::words::rank_count;
 
 /// Generations whose world size is remembered.
 const WORLDS_MAX: usize = 64;
@@ -76,7 +77,7 @@ impl Job {
     /// Whether the job may have so many ranks from now on.
     pub fn check_scale(&self, ranks: u32) -> Result<(), String> {
         if ranks < self.ranks_min.max(1) {
-            return Err(format!("{} goes on with no fewer than {} ranks (ranks_min)", self.id, self.ranks_min));
+            return Err(format!("{} goes on with no fewer than {} (ranks_min)", self.id, rank_count(self.ranks_min)));
         }
         let run = self.run.as_ref().filter(|_| self.state == JobState::Running);
         let stays = |run: &super::run::Run| run.members.iter().any(|id| id.rank.0 < ranks);
@@ -95,7 +96,7 @@ impl Job {
     /// The job is to have so many ranks. Those that are too many leave between two steps; those that it lacks are placed when there is room.
     pub fn scale(&mut self, scene: &mut Scene<'_>, ranks: u32, by: &str) {
         let before = std::mem::replace(&mut self.ask.ranks, ranks);
-        self.note(scene, format!("resized from {before} to {ranks} ranks by {by}"));
+        self.note(scene, format!("resized from {before} to {} by {by}", rank_count(ranks)));
         if let Some(run) = self.run.as_mut().filter(|_| self.state == JobState::Running) {
             let surplus = |id: &RankId| id.rank.0 >= ranks;
             let known = run.members.iter().chain(&run.joining).any(surplus);
@@ -129,7 +130,7 @@ impl Job {
         self.turned_away = 0;
         let world = run.members.len();
         let moved = before.map(|(from, to)| format!(", and moves from {from} to {to}")).unwrap_or_default();
-        self.note(scene, format!("{} has caught up at {step}{moved}: {world} ranks", id.rank));
+        self.note(scene, format!("{} has caught up at {step}{moved}: {}", id.rank, rank_count(world)));
         self.regroup(scene, true);
         self.changed(scene);
     }
@@ -184,7 +185,7 @@ impl Job {
             let world = with.len();
             self.note(
                 scene,
-                format!("{generation} went on at {step} with {world} ranks while the coordinator was away"),
+                format!("{generation} went on at {step} with {} while the coordinator was away", rank_count(world)),
             );
         }
     }

@@ -7,6 +7,7 @@ use super::machine::Ask;
 use super::members::{Node, Room};
 use super::placement::View;
 use super::room::{Left, carries};
+use super::words::rank_count;
 
 /// Nodes that are told of: an explanation fits in one reply.
 const NODES_SHOWN_MAX: usize = 1_000;
@@ -41,7 +42,7 @@ fn line(left: &Left<'_>, node: &Node, ask: &Ask) -> String {
     let (free, whole) = (left.free(node), Room::of(&node.capacity));
     let slots = free.slots(&ask.room);
     if slots > 0 {
-        return format!("has room for {slots} ranks");
+        return format!("has room for {}", rank_count(slots));
     }
     let mut short = Vec::new();
     if free.cpus < ask.room.cpus {

@@ -434,7 +434,7 @@ impl Job {
                 } else {
                     self.state = JobState::Queued;
                     let words = match self.yields.take() {
-                        Some(_) => "queued again, goes on from its last checkpoint when there is room".to_owned(),
+                        Some(_) => "queued again, goes on when there is room".to_owned(),
                         None => format!("queued again, attempt {} of {most}", failures + 1),
                     };
                     self.note(scene, words);

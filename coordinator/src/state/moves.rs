@@ -11,6 +11,7 @@ use stoke_protocol::message::rank::RankId;
 
 use super::machine::{Job, Scene, stop_order};
 use super::run::{Move, Run, rank_is_known};
+use super::words::rank_count;
 
 impl Job {
     /// Members that are to move and have no successor yet. A job that is about to end moves none.
@@ -92,7 +93,7 @@ impl Job {
         let Some(run) = run else { return Err(format!("{id} is not to move")) };
         match run.members.len() as u32 > self.ranks_min.max(1) {
             true => Ok(()),
-            false => Err(format!("{} goes on with no fewer than {} ranks", self.id, self.ranks_min)),
+            false => Err(format!("{} goes on with no fewer than {}", self.id, rank_count(self.ranks_min))),
         }
     }
 

@@ -19,6 +19,7 @@ use super::planted::PlantedBug;
 use super::preemption::{Sacrifice, sacrifice};
 use super::room::Left;
 use super::run::Move;
+use super::words::rank_count;
 
 /// What a plan looks at.
 pub struct View<'a> {
@@ -44,6 +45,13 @@ impl View<'_> {
     fn withheld(&self) -> usize {
         let nodes = self.live.iter().filter_map(|id| self.members.node(*id));
         nodes.filter(|node| !node.serves(self.bug)).count()
+    }
+
+    /// A job that would make room for one of this priority, had it not just made some.
+    fn spared_below(&self, priority: i32) -> Option<JobId> {
+        let would =
+            |id: &&JobId| self.jobs.get(**id).is_some_and(|job| !job.state.is_terminal() && job.priority < priority);
+        self.spared.iter().find(would).copied()
     }
 }
 
@@ -96,6 +104,12 @@ pub enum Wait {
     NoRoom {
         room: u32,
         ranks: u32,
+    },
+    /// It does not fit now, and a less urgent job that could make room has just made some.
+    Spared {
+        room: u32,
+        ranks: u32,
+        job: JobId,
     },
     /// It does not fit now, and room is kept for it from now on.
     Kept {
@@ -180,6 +194,8 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
             Wait::Kept { room, ranks }
         } else if let Some(first) = kept.first() {
             Wait::Behind { job: *first }
+        } else if let Some(spared) = view.spared_below(job.priority) {
+            Wait::Spared { room, ranks, job: spared }
         } else {
             Wait::NoRoom { room, ranks }
         };
@@ -288,11 +304,16 @@ impl fmt::Display for Stuck {
         match self {
             Self::Needed { ranks_min, ask } => write!(
                 f,
-                "has no room elsewhere ({ask}), and its job goes on with no fewer than {ranks_min} ranks (ranks_min): add a node or free one"
+                "has no room elsewhere ({ask}), and its job goes on with no fewer than {} (ranks_min): add a node or free one",
+                rank_count(*ranks_min)
             ),
             Self::NoRoom { ask } => write!(f, "has no room elsewhere ({ask})"),
         }
     }
+}
+
+fn short(room: u32, ranks: u32) -> String {
+    format!("needs room for {}; there is room for {room} now", rank_count(ranks))
 }
 
 impl fmt::Display for Wait {
@@ -301,7 +322,11 @@ impl fmt::Display for Wait {
             Self::NoNodes => f.write_str("no node is up: start one with `stoke node --join TOKEN`"),
             Self::Impossible { room, ranks, ask, withheld } => {
                 let which = if *withheld > 0 { "all nodes that take ranks" } else { "all nodes together" };
-                write!(f, "needs {ranks} ranks of {ask}; {which}, if nothing else ran, have room for {room}: ")?;
+                write!(
+                    f,
+                    "needs {} of {ask}; {which}, if nothing else ran, have room for {room}: ",
+                    rank_count(*ranks)
+                )?;
                 match withheld {
                     0 => f.write_str("ask for less or add nodes"),
                     _ => write!(
@@ -313,13 +338,15 @@ impl fmt::Display for Wait {
             Self::HeldOff => {
                 f.write_str("waits before its next attempt, because it has failed again without getting further")
             }
-            Self::NoRoom { room, ranks } => write!(f, "needs room for {ranks} ranks; there is room for {room} now"),
-            Self::Kept { room, ranks } => {
+            Self::NoRoom { room, ranks } => f.write_str(&short(*room, *ranks)),
+            Self::Spared { room, ranks, job } => {
                 write!(
                     f,
-                    "needs room for {ranks} ranks; there is room for {room} now, and what frees up is kept for it"
+                    "{}; {job} is less urgent, but has just made room and is spared for a minute",
+                    short(*room, *ranks)
                 )
             }
+            Self::Kept { room, ranks } => write!(f, "{}, and what frees up is kept for it", short(*room, *ranks)),
             Self::RoomIsMade { by } => {
                 let by: Vec<String> = by.iter().map(JobId::to_string).collect();
                 write!(f, "room is made for it by {}", by.join(", "))

@@ -15,7 +15,7 @@ use super::machine::{Ask, Job};
 use super::members::Room;
 use super::pruning::Mode;
 use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
-use super::words::state_word;
+use super::words::{rank_count, state_word};
 
 pub(super) type Answer = Result<Reply, Refusal>;
 
@@ -152,7 +152,7 @@ impl Control {
         let job = self.find(id)?;
         let most = JobSpec::parse(&job.spec).map_or(1, |spec| spec.ranks_max());
         if !(1..=most).contains(&ranks) {
-            let message = format!("{ranks} ranks for {id}");
+            let message = format!("{} for {id}", rank_count(ranks));
             return Err(invalid(message, &format!("use 1 to {most}: a rank owns at least one lane")));
         }
         if job.ask.ranks == ranks && !job.state.is_terminal() {

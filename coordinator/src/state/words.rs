@@ -24,6 +24,14 @@ pub fn exit_words(exit: &Exit) -> String {
     }
 }
 
+/// `1 rank`, `2 ranks`.
+pub fn rank_count(count: impl Into<u64>) -> String {
+    match count.into() {
+        1 => "1 rank".to_owned(),
+        count => format!("{count} ranks"),
+    }
+}
+
 /// As the command line spells it.
 pub fn state_word(state: JobState) -> &'static str {
     match state {

@@ -11,6 +11,7 @@ use stoke_protocol::message::rank::{Purpose, RankId};
 
 use super::machine::{Job, Scene, stop_order};
 use super::run::{RankRun, Run};
+use super::words::rank_count;
 
 impl Job {
     /// Whether it could make room: it trains, and is not about to end.
@@ -69,7 +70,7 @@ impl Job {
         if self.spare().iter().any(|(spare, _)| *spare == id) {
             return Ok(());
         }
-        Err(format!("{} goes on with no fewer than {} ranks", self.id, self.ranks_min))
+        Err(format!("{} goes on with no fewer than {}", self.id, rank_count(self.ranks_min)))
     }
 
     /// One of its ranks makes room, and it goes on with fewer.

@@ -27,6 +27,8 @@ const DIR: &str = "ranks";
 const RECORD: &str = "json";
 const SOCKET: &str = "sock";
 const LAST_WORDS: &str = "last";
+/// Of a damaged record.
+const ASIDE: &str = "damaged";
 /// A process that was killed is gone within this, or hangs in the kernel.
 const END_MAX: Duration = Duration::from_secs(2);
 
@@ -92,9 +94,28 @@ impl Inventory {
         &self.dir
     }
 
-    /// The ranks of agents before this one, and of this one.
+    /// The ranks that are recorded, for those who look while an agent runs.
     pub fn read(&self) -> Result<Vec<Kept>, HomeError> {
         let mut found = self.records()?.collect::<Result<Vec<Kept>, HomeError>>()?;
+        found.sort_by_key(|kept| kept.id);
+        Ok(found)
+    }
+
+    /// The ranks of agents before this one. A damaged record is set aside: its rank, which nobody can prove to be one any more, ends itself
+    /// when no agent has called for a while, and no other rank waits for that.
+    pub fn take_over(&self) -> Result<Vec<Kept>, HomeError> {
+        let mut found = Vec::new();
+        for record in self.records()? {
+            match record {
+                Ok(kept) => found.push(kept),
+                Err(HomeError::DamagedRecord { path, problem }) => {
+                    let aside = path.with_extension(ASIDE);
+                    fs::rename(&path, &aside).map_err(|source| HomeError::Io { verb: "set aside", path, source })?;
+                    tracing::error!(record = %aside.display(), problem, "damaged record of a rank is set aside");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         found.sort_by_key(|kept| kept.id);
         Ok(found)
     }
@@ -257,8 +278,16 @@ mod tests {
         assert_eq!(inventory.last_words(ID).await, said);
         inventory.forget(ID);
         assert!(inventory.read().unwrap().is_empty() && inventory.last_words(ID).await.is_empty());
-        fs::write(inventory.path(ID, RECORD), "{").unwrap();
+        inventory.keep(&kept).unwrap();
+        fs::write(inventory.dir.join("a").with_extension(RECORD), "{").unwrap();
         assert!(matches!(inventory.read(), Err(HomeError::DamagedRecord { .. })));
+        assert_eq!(
+            inventory.take_over().unwrap(),
+            std::slice::from_ref(&kept),
+            "the other rank does not wait for that"
+        );
+        assert!(inventory.dir.join("a").with_extension(ASIDE).exists());
+        assert_eq!(inventory.read().unwrap(), [kept]);
     }
 
     #[test]

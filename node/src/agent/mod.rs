@@ -113,7 +113,7 @@ impl Agent {
         let shards = shards.filter(|_| config.shards_in_memory);
         let root = shards.as_ref().map(|shards| shards.root().to_owned());
         let inventory = Inventory::open(&config.dir)?;
-        let kept = inventory.read()?;
+        let kept = inventory.take_over()?;
         let spawner = Processes::new(&config, inventory, logs.clone(), has_gpu, root);
         let environment = Environment {
             io: Io::thread("stoke-agent-net")?,

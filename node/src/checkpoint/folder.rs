@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
@@ -24,6 +25,13 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 
 /// What is read at once from a file: it stays in the processor's cache until it was hashed and taken.
 const RUN_BYTES: usize = 256 << 10;
+
+/// Of everything that this process reads of checkpoints: whoever waits for a reader sees whether it still gets anywhere.
+static BYTES_READ: AtomicU64 = AtomicU64::new(0);
+
+pub fn bytes_read() -> u64 {
+    BYTES_READ.load(Ordering::Relaxed)
+}
 
 /// A folder of a store, by URI. Blocking.
 pub struct Folder(Place);
@@ -114,6 +122,10 @@ impl Folder {
         mut sink: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
         let failed = |error| self.failed(READ, file, error);
+        let mut sink = |run: &[u8]| {
+            BYTES_READ.fetch_add(run.len() as u64, Ordering::Relaxed);
+            sink(run)
+        };
         let options = GetOptions { range: range.map(Into::into), ..GetOptions::default() };
         let got = self.wait(self.0.store.get_opts(&self.child(file), options)).map_err(failed)?;
         let range = got.range.clone();

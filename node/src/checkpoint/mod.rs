@@ -22,7 +22,7 @@ mod write;
 
 pub use error::CheckpointError;
 pub use export::{Exported, export};
-pub use folder::Folder;
+pub use folder::{Folder, bytes_read};
 pub use manifest::{FORMAT, MANIFEST_FILE, Manifest, Shard};
 pub use memory::ShardMemory;
 pub use patience::patiently;

@@ -2,8 +2,10 @@
 //! late: somebody else is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::checkpoint;
 
 /// A piece of work that takes longer than this many of the longest so far is not slow, it hangs.
 const TIMES_LONGEST: u32 = 10;
@@ -11,6 +13,9 @@ const TIMES_LONGEST: u32 = 10;
 const HANGS_MIN: Duration = Duration::from_secs(30);
 /// Before the first piece is done nobody knows how long one takes.
 const FIRST_MAX: Duration = Duration::from_secs(600);
+
+/// A read that brings no byte for so long hangs: a store that does not answer is asked again for a minute.
+const NO_BYTE_MAX: Duration = Duration::from_secs(120);
 
 /// Shared by the compute thread and whoever looks after it.
 #[derive(Clone)]
@@ -21,29 +26,67 @@ struct Times {
     /// Milliseconds after `zero`, plus one, at which the piece that is under way began; 0 between pieces.
     begun: AtomicU64,
     longest_ms: AtomicU64,
+    /// The piece reads a checkpoint: it takes as long as the store needs, and gets on while bytes come.
+    reads: AtomicBool,
+    /// Bytes that were read when it was last looked at.
+    read: AtomicU64,
 }
 
 impl Beat {
     pub fn new() -> Self {
-        let (begun, longest_ms) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self(Arc::new(Times { zero: Instant::now(), begun, longest_ms }))
+        let (begun, longest_ms, read) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self(Arc::new(Times { zero: Instant::now(), begun, longest_ms, reads: AtomicBool::new(false), read }))
     }
 
-    /// Runs one piece of work.
+    /// Runs one piece of computing.
     pub fn piece<T>(&self, work: impl FnOnce() -> T) -> T {
+        let (done, taken_ms) = self.run(work);
+        self.0.longest_ms.fetch_max(taken_ms.max(1), Ordering::Relaxed);
+        done
+    }
+
+    /// Runs a piece that waits for a checkpoint's store.
+    pub fn reading<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.0.reads.store(true, Ordering::Relaxed);
+        let (done, _) = self.run(work);
+        self.0.reads.store(false, Ordering::Relaxed);
+        done
+    }
+
+    fn run<T>(&self, work: impl FnOnce() -> T) -> (T, u64) {
         let begun = self.now_ms();
         self.0.begun.store(begun + 1, Ordering::Relaxed);
         let done = work();
         self.0.begun.store(0, Ordering::Relaxed);
-        self.0.longest_ms.fetch_max((self.now_ms() - begun).max(1), Ordering::Relaxed);
-        done
+        (done, self.now_ms() - begun)
     }
 
-    /// How long the piece that is under way has taken, if it hangs.
-    pub fn hangs(&self) -> Option<Duration> {
-        let begun = self.0.begun.load(Ordering::Relaxed).checked_sub(1)?;
-        let taken = Duration::from_millis(self.now_ms().saturating_sub(begun));
-        (taken > limit(self.0.longest_ms.load(Ordering::Relaxed))).then_some(taken)
+    /// What is wrong with the piece that is under way, if it hangs. To be asked now and then.
+    pub fn hangs(&self) -> Option<String> {
+        self.hangs_at(checkpoint::bytes_read())
+    }
+
+    fn hangs_at(&self, read: u64) -> Option<String> {
+        let begun = self.0.begun.load(Ordering::Relaxed);
+        let taken = Duration::from_millis((self.now_ms() + 1).saturating_sub(begun));
+        if begun == 0 {
+            return None;
+        }
+        if !self.0.reads.load(Ordering::Relaxed) {
+            let late = taken > limit(self.0.longest_ms.load(Ordering::Relaxed));
+            let seconds = taken.as_secs();
+            return late
+                .then(|| format!("one lane or one update takes {seconds} s, far longer than any before: it hangs"));
+        }
+        if self.0.read.swap(read, Ordering::Relaxed) != read {
+            // Counted from here, unless it is over meanwhile.
+            let again = (Ordering::Relaxed, Ordering::Relaxed);
+            let _over = self.0.begun.compare_exchange(begun, self.now_ms() + 1, again.0, again.1);
+            return None;
+        }
+        let seconds = taken.as_secs();
+        (taken > NO_BYTE_MAX)
+            .then(|| format!("reading the checkpoint brought no byte for {seconds} s: its store hangs"))
     }
 
     fn now_ms(&self) -> u64 {
@@ -76,19 +119,35 @@ pub fn threads() -> Vec<String> {
 mod tests {
     use super::*;
 
+    /// A piece of either kind that began `seconds` ago.
+    fn begun_before(seconds: u64) -> Beat {
+        let beat = Beat::new();
+        let mut times = Arc::into_inner(beat.0).unwrap();
+        times.zero = times.zero.checked_sub(Duration::from_secs(seconds)).unwrap();
+        (times.begun, times.longest_ms) = (AtomicU64::new(1), AtomicU64::new(20));
+        Beat(Arc::new(times))
+    }
+
     #[test]
     fn slow_is_not_hung_and_waiting_is_neither() {
         assert_eq!((limit(0), limit(10), limit(60_000)), (FIRST_MAX, HANGS_MIN, Duration::from_secs(600)));
         let beat = Beat::new();
         assert_eq!(beat.hangs(), None);
         assert_eq!(beat.piece(|| beat.hangs()), None);
-        beat.0.begun.store(1, Ordering::Relaxed);
-        let late = Beat(Arc::new(Times {
-            zero: Instant::now().checked_sub(Duration::from_secs(40)).unwrap(),
-            begun: AtomicU64::new(1),
-            longest_ms: AtomicU64::new(20),
-        }));
-        assert!(late.hangs().is_some_and(|taken| taken >= Duration::from_secs(40)));
+        assert!(begun_before(40).hangs().is_some_and(|why| why.starts_with("one lane or one update takes 40 s")));
         assert!(threads().iter().any(|thread| thread.contains("running")), "{:?}", threads());
+    }
+
+    #[test]
+    fn a_read_hangs_when_no_byte_comes_and_may_take_any_time_otherwise() {
+        let beat = begun_before(500);
+        beat.0.reads.store(true, Ordering::Relaxed);
+        assert_eq!(beat.hangs_at(7), None, "bytes have come since the last look");
+        assert_eq!(beat.hangs_at(7), None, "no byte, but not for long");
+        beat.0.begun.store(1, Ordering::Relaxed);
+        assert!(beat.hangs_at(7).is_some_and(|why| why.contains("no byte for 500 s")));
+        beat.reading(|| ());
+        assert_eq!(beat.hangs_at(7), None, "it is over");
+        assert_eq!(beat.0.longest_ms.load(Ordering::Relaxed), 20, "says nothing of how long a lane may take");
     }
 }

@@ -229,12 +229,9 @@ impl Linked {
         if let Some(draw) = damage::asked() {
             self.orders.damage(draw);
         }
-        let Some(taken) = self.beat.hangs() else { return Ok(()) };
+        let Some(why) = self.beat.hangs() else { return Ok(()) };
         tracing::error!(threads = ?beat::threads(), "the compute thread hangs");
-        Err(Stop::Fail(format!(
-            "one lane or one update takes {} s, far longer than any before: it hangs",
-            taken.as_secs()
-        )))
+        Err(Stop::Fail(why))
     }
 
     fn bind(&mut self, certificate: &[u8], authority: &[u8], myself: &ActorRef<Message>) -> Result<(), Stop> {

@@ -29,7 +29,8 @@ pub fn open(origin: &Origin, spec: &JobSpec, steps: u64) -> Result<Manifest, Fai
 
 /// What this rank tells the others of the checkpoint that it begins with.
 pub fn offer(manifest: &Manifest, work: &Work<'_>) -> Restores {
-    let near = checkpoint::near(uri_of(&work.start.from), manifest, work.memory.as_ref());
+    let look = || checkpoint::near(uri_of(&work.start.from), manifest, work.memory.as_ref());
+    let near = work.beat.reading(look);
     Restores { step: manifest.step, near: near.into_iter().collect() }
 }
 
@@ -55,7 +56,8 @@ pub fn gather(
     let (mesh, taken) = (work.mesh.clone(), own.clone());
     let mut taking = tokio::task::JoinSet::new();
     taking.spawn_on(async move { mesh.take_shards(term, of, &taken).await }, &work.runtime);
-    let read = checkpoint::patiently(|| checkpoint::load_shards(uri, manifest, &own, work.memory.as_ref()));
+    let read = || checkpoint::load_shards(uri, manifest, &own, work.memory.as_ref());
+    let read = work.beat.reading(|| checkpoint::patiently(read));
     let mut tensors = Vec::new();
     for (index, shard) in read.map_err(|error| unreadable(uri, &error))? {
         let lacks = |(member, _): &(u32, RankId)| readers.giver(index) == place && !readers.reads(*member, index);

@@ -74,9 +74,9 @@ pub struct Assignment {
 pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let mut trainer = Trainer::load(&given)?;
     tell(Told::Loaded);
-    let Assignment { start, spec, memory, orders, outside, runtime, .. } = given;
+    let Assignment { start, spec, memory, orders, beat, outside, runtime } = given;
     let Ok(Outside { mesh, vault }) = outside.recv() else { return Err(Failure::Stopped) };
-    let mut work = Work { start, spec, memory, orders, runtime, mesh: Arc::new(mesh), vault, tell };
+    let mut work = Work { start, spec, memory, orders, runtime, mesh: Arc::new(mesh), vault, beat, tell };
     let mut membership = work.runtime.block_on(work.orders.next(Generation(0)))?;
     let mut given = membership.clone();
     loop {

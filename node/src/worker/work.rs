@@ -7,6 +7,7 @@ use stoke_protocol::message::rank::{Membership, StartRank};
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
 
+use super::beat::Beat;
 use super::failure::Failure;
 use super::orders::Orders;
 use super::trainer::Told;
@@ -23,6 +24,7 @@ pub struct Work<'a> {
     pub runtime: Handle,
     pub mesh: Arc<Mesh>,
     pub vault: Vault,
+    pub beat: Beat,
     pub tell: &'a dyn Fn(Told),
 }
 

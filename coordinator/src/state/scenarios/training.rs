@@ -307,5 +307,5 @@ fn those_who_went_on_alone_are_the_next_generation() {
     let found = world.control.cluster().jobs().get(job).unwrap();
     assert_eq!(found.run.as_ref().unwrap().members, [id(job, 1, 0)]);
     let lines = found.timeline.lines();
-    assert!(lines.iter().any(|line| line.text.contains("g1 went on at step-7 with 1 ranks")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.text.contains("g1 went on at step-7 with 1 rank ")), "{lines:?}");
 }
