@@ -11,7 +11,7 @@ use stoke_protocol::message::rank::RankId;
 use super::effect::Order;
 use super::machine::{Job, REASON_CHARS_MAX, Scene, stop_order};
 use super::planted::PlantedBug;
-use super::run::rank_is_known;
+use super::run::{Run, rank_is_known};
 use super::words::rank_count;
 
 /// Generations whose world size is remembered.
@@ -80,15 +80,19 @@ impl Job {
             return Err(format!("{} goes on with no fewer than {} (ranks_min)", self.id, rank_count(self.ranks_min)));
         }
         let run = self.run.as_ref().filter(|_| self.state == JobState::Running);
-        let stays = |run: &super::run::Run| run.members.iter().any(|id| id.rank.0 < ranks);
+        let stay = run.map_or(0, |run| run.members.iter().filter(|id| id.rank.0 < ranks && run.is_live(**id)).count());
+        let least = if run.is_some_and(Run::is_finishing) { 1 } else { self.ranks_min.max(1) as usize };
         match self.state {
             state if state.is_terminal() => Err(format!("{} has ended", self.id)),
             JobState::Cancelling => Err(format!("{} is being cancelled", self.id)),
             JobState::Starting => Err(format!("{} is starting: try again in a moment", self.id)),
-            // The state is with the ranks that would leave.
-            JobState::Running if !run.is_some_and(stays) => {
-                Err(format!("the first {ranks} ranks of {} are being replaced: try again in a moment", self.id))
-            }
+            // The state is with the ranks that would leave, or the others are too few until those that are missing are back (J9).
+            JobState::Running if stay < least => Err(format!(
+                "of the first {} of {} only {stay} are there, the others are being replaced, and it goes on with no fewer than {least}: \
+                 try again in a moment",
+                rank_count(ranks),
+                self.id
+            )),
             _ => Ok(()),
         }
     }
@@ -128,7 +132,7 @@ impl Job {
         run.members.push(id);
         run.members.sort_unstable_by_key(|id| id.rank);
         self.turned_away = 0;
-        let world = run.members.len();
+        let world = run.members.len() as u32;
         let moved = before.map(|(from, to)| format!(", and moves from {from} to {to}")).unwrap_or_default();
         self.note(scene, format!("{} has caught up at {step}{moved}: {}", id.rank, rank_count(world)));
         self.regroup(scene, true);
@@ -182,7 +186,7 @@ impl Job {
             run.lost.extend(without.map(|lost| (id, *lost)));
         }
         if with.first() == Some(&id) {
-            let world = with.len();
+            let world = with.len() as u32;
             self.note(
                 scene,
                 format!("{generation} went on at {step} with {} while the coordinator was away", rank_count(world)),

@@ -90,6 +90,11 @@ impl Run {
         self.ranks.iter().find(|(id, rank)| id.rank == slot && rank.is_wanted()).map(|(id, _)| *id)
     }
 
+    /// When the first has finished nothing is trained any more: what is left is done by whoever is left.
+    pub(super) fn is_finishing(&self) -> bool {
+        self.ranks.values().any(|rank| rank.outcome.is_some())
+    }
+
     pub(super) fn is_live(&self, id: RankId) -> bool {
         self.ranks.get(&id).is_some_and(|rank| !rank.gone)
     }

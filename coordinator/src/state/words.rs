@@ -25,11 +25,8 @@ pub fn exit_words(exit: &Exit) -> String {
 }
 
 /// `1 rank`, `2 ranks`.
-pub fn rank_count(count: impl Into<u64>) -> String {
-    match count.into() {
-        1 => "1 rank".to_owned(),
-        count => format!("{count} ranks"),
-    }
+pub fn rank_count(count: u32) -> String {
+    if count == 1 { "1 rank".to_owned() } else { format!("{count} ranks") }
 }
 
 /// As the command line spells it.

@@ -78,6 +78,8 @@ impl Tally {
         self.ranks += outcome.spawned;
         self.coverage.add(&outcome.coverage);
         if let Some(violation) = outcome.violation {
+            // A long run may be cut off before it reports.
+            eprintln!("seed {seed}: {violation:?}");
             self.failed.insert(seed, violation);
         }
     }

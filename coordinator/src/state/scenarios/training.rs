@@ -272,6 +272,28 @@ fn a_job_is_resized_while_it_runs() {
     assert_eq!(job_of(&world).ask.ranks, 3);
 }
 
+/// J9: of the ranks that stay one is missing, and those that are left would be too few.
+#[test]
+fn a_job_is_not_resized_to_its_least_while_one_of_those_that_stay_is_being_replaced() {
+    let mut world = World::new();
+    let (_, session) = world.node(4);
+    let job = world.submit("narrow", &spec("ranks = 4\nranks_min = 3"));
+    for rank in 0..4 {
+        world.ready(session, id(job, 1, rank));
+    }
+    world.report(session, id(job, 1, 1), RankEvent::Exited { exit: Exit::Signal(9) });
+    let (operator, scale) = (user(UserRole::Operator, "o"), Request::Scale { job, ranks: 3 });
+    let Reply::Refused(refusal) = world.ask(&operator, scale.clone()) else {
+        panic!("two would go on, the least is three")
+    };
+    assert!(refusal.message.contains("only 2 are there"), "{refusal:?}");
+    let generation = world.control.cluster().jobs().get(job).unwrap().generation.0;
+    world.ready(session, id(job, generation, 1));
+    let joined = RankEvent::Joined { generation: Generation(generation + 1), step: TrainStep(5) };
+    world.report(session, id(job, generation, 1), joined);
+    assert_eq!(world.ask(&operator, scale), Reply::Scaled { job, ranks: 3 });
+}
+
 #[test]
 fn of_two_ranks_that_lost_each_other_one_is_given_up() {
     let (mut world, job, [first, second]) = running();

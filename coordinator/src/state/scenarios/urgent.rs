@@ -335,7 +335,7 @@ fn a_job_that_has_made_room_is_spared_for_a_while() {
     let higher = world.submit("higher", &urgent(9, 2));
     world.wait(50_000, &[session]);
     assert!(world.job_in(low).yields.is_none(), "it has run for less than a minute");
-    let why = world.job_in(higher).reason.clone();
+    let why = world.why(higher);
     assert!(why.contains("job-1 is less urgent, but has just made room"), "{why}");
     world.wait(15_000, &[session]);
     assert!(world.job_in(low).yields.is_some());
