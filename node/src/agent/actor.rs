@@ -12,12 +12,12 @@ use stoke_protocol::message::rank::RankId;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use super::disk::Home;
+use super::disk::{Home, StateFile};
 use super::inventory::Kept;
 use super::session::{Session, SessionArguments, SessionMessage};
 use super::shards::ShardFolder;
 use super::spawn::{RankEvents, RankProcess, Spawner};
-use super::state::{AgentState, Effect, Event};
+use super::state::{AgentState, Effect, Event, Fence};
 use super::sweeps::Sweep;
 use crate::checkpoint;
 use crate::config::Config;
@@ -217,7 +217,7 @@ impl Acting {
         let mut effects: VecDeque<Effect> = self.state.apply(event).into();
         while let Some(effect) = effects.pop_front() {
             match effect {
-                Effect::Persist(fence) => match self.home.persist(fence) {
+                Effect::Persist(fence) => match self.home.state().persist(fence) {
                     Ok(()) => self.state.persisted(fence),
                     Err(error) => {
                         tracing::error!(%error, "epoch of the coordinator cannot be stored, it is not obeyed");
@@ -226,6 +226,7 @@ impl Acting {
                         effects.extend(self.state.apply(Event::Disconnected));
                     }
                 },
+                Effect::Note(fence) => start_note(fence, self.home.state().clone(), myself.clone()),
                 Effect::Send(frame) => {
                     if let Some(session) = self.live {
                         let _ = self.session.cast(SessionMessage::Send { session, frame });
@@ -324,5 +325,15 @@ fn start_sweep(job: JobId, Sweep { index, checkpoints, newest, keep }: Sweep, ag
         tracing::info!(%job, removed, error, "pruned checkpoints swept");
         // An agent that is gone needs no answer.
         let _ = agent.cast(Message::Event(Event::Swept { job, index, removed, error }, None));
+    });
+}
+
+/// A disk that is slow holds nobody up.
+fn start_note(fence: Fence, state: Arc<StateFile>, agent: ActorRef<Message>) {
+    tokio::task::spawn_blocking(move || {
+        let noted =
+            state.persist(fence).inspect_err(|error| tracing::warn!(%error, "the journal's index is not stored"));
+        // An agent that is gone needs no answer.
+        let _ = agent.cast(Message::Event(Event::Noted { fence: noted.ok().map(|()| fence) }, None));
     });
 }

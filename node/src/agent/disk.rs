@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -26,8 +27,16 @@ const LOGS_DIR: &str = "logs";
 #[derive(Debug)]
 pub struct Home {
     dir: PathBuf,
-    incarnation: Incarnation,
+    state: Arc<StateFile>,
     _lock: File,
+}
+
+/// The file of what must outlive this agent.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    incarnation: Incarnation,
+    written: Mutex<Fence>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +68,25 @@ struct Stored {
     index: u64,
 }
 
+impl StateFile {
+    /// Makes the fence durable, unless a higher one is.
+    pub fn persist(&self, fence: Fence) -> Result<(), HomeError> {
+        // Nobody panics while it is held.
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if fence > *written {
+            self.write(fence)?;
+            *written = fence;
+        }
+        Ok(())
+    }
+
+    fn write(&self, fence: Fence) -> Result<(), HomeError> {
+        let stored = Stored { incarnation: self.incarnation.0, epoch: fence.epoch.0, index: fence.index.0 };
+        let failed = |source| HomeError::Io { verb: "write", path: self.path.clone(), source };
+        replace(&self.path, &serde_json::to_vec(&stored).expect("three numbers are JSON")).map_err(failed)
+    }
+}
+
 /// Where the credentials of the agent in `dir` lie.
 pub fn identity_dir(dir: &Path) -> PathBuf {
     dir.join(IDENTITY_DIR)
@@ -72,24 +100,17 @@ impl Home {
         let stored = read(&dir.join(STATE_FILE))?;
         let incarnation = Incarnation(stored.incarnation).next().max(floor);
         let fence = Fence { epoch: Epoch(stored.epoch), index: LogIndex(stored.index) };
-        let home = Self { dir: dir.into(), incarnation, _lock: lock };
-        home.persist(fence)?;
-        Ok((home, fence))
+        let state = StateFile { path: dir.join(STATE_FILE), incarnation, written: Mutex::new(fence) };
+        state.write(fence)?;
+        Ok((Self { dir: dir.into(), state: Arc::new(state), _lock: lock }, fence))
     }
 
-    /// Makes the fence durable.
-    pub fn persist(&self, fence: Fence) -> Result<(), HomeError> {
-        let stored = Stored { incarnation: self.incarnation.0, epoch: fence.epoch.0, index: fence.index.0 };
-        let path = self.dir.join(STATE_FILE);
-        replace(&path, &serde_json::to_vec(&stored).expect("three numbers are JSON")).map_err(|source| HomeError::Io {
-            verb: "write",
-            path,
-            source,
-        })
+    pub fn state(&self) -> &Arc<StateFile> {
+        &self.state
     }
 
     pub fn incarnation(&self) -> Incarnation {
-        self.incarnation
+        self.state.incarnation
     }
 
     pub fn identity_dir(&self) -> PathBuf {
@@ -158,7 +179,8 @@ mod tests {
         let (home, fence) = open().unwrap();
         assert_eq!((home.incarnation(), fence), (Incarnation(1), Fence::default()));
         let seen = Fence { epoch: Epoch(4), index: LogIndex(9) };
-        home.persist(seen).unwrap();
+        home.state().persist(seen).unwrap();
+        home.state().persist(Fence { index: LogIndex(5), ..seen }).unwrap();
         assert!(matches!(open(), Err(HomeError::InUse { .. })));
         drop(home);
         let (home, fence) = open().unwrap();

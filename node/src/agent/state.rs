@@ -38,6 +38,8 @@ const ENDS_MAX: usize = 1024;
 const HANG_UP_GRACE_MS: u64 = 5_000;
 /// A grace that the coordinator may ask for; a longer one would keep a slot for nothing.
 const GRACE_MS_MAX: u64 = 60_000;
+/// Entries of the journal that an agent may have seen acknowledged and forget when it crashes, besides those of one write to its disk.
+pub const UNNOTED_MAX: u64 = 16;
 
 /// Who and what this agent is; fixed for its life.
 #[derive(Clone, Debug)]
@@ -49,8 +51,9 @@ pub struct Own {
     pub capacity: Capacity,
 }
 
-/// The highest coordinator epoch and journal index that were seen (I1, F32). Durable.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// The highest coordinator epoch and journal index that were seen (I1, F32). Durable before a coordinator is obeyed; the index of what it
+/// acknowledges later becomes so soon after.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Fence {
     pub epoch: Epoch,
     pub index: LogIndex,
@@ -82,6 +85,8 @@ pub enum Event {
     ShutDown { grace_ms: u64 },
     /// [`Effect::Sweep`] is done, or failed.
     Swept { job: JobId, index: LogIndex, removed: u32, error: Option<String> },
+    /// [`Effect::Note`] is done, or failed.
+    Noted { fence: Option<Fence> },
 }
 
 /// What became of a signing request.
@@ -103,6 +108,8 @@ pub enum Signed {
 pub enum Effect {
     /// Make the fence durable; nothing after it is done if that fails.
     Persist(Fence),
+    /// Make the fence durable off this thread; answered by [`Event::Noted`]. One at a time.
+    Note(Fence),
     /// To the coordinator, on the session's control stream.
     Send(FromNode),
     /// The coordinator is not one to obey (A1).
@@ -145,6 +152,8 @@ pub struct AgentState {
     fence: Fence,
     /// What of it is on disk.
     durable: Fence,
+    /// More of it is being written.
+    noting: bool,
     /// Hellos so far.
     sessions: u64,
     connected: bool,
@@ -190,6 +199,7 @@ impl AgentState {
             own,
             fence,
             durable: fence,
+            noting: false,
             sessions: 0,
             connected: false,
             away: false,
@@ -272,6 +282,14 @@ impl AgentState {
             Event::Silent { id, for_ms } => self.silent(id, for_ms, &mut out),
             Event::Exited { id, exit } => self.ended(id, exit, &mut out),
             Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
+            Event::Noted { fence } => {
+                self.noting = false;
+                // Where it has failed, the next acknowledgement tries again.
+                if let Some(fence) = fence {
+                    self.durable = fence.max(self.durable);
+                    self.note(&mut out);
+                }
+            }
             Event::Swept { job, index, removed, error } => {
                 // Without a session nothing is lost: the order comes again with the next one.
                 if self.connected {
@@ -297,6 +315,7 @@ impl AgentState {
             ToNode::Welcome { .. } => {}
             ToNode::Acknowledge { sequence, index } => {
                 self.fence.index = self.fence.index.max(index);
+                self.note(out);
                 let taken = self.outbox.acknowledge(sequence);
                 self.taken(&taken, out);
             }
@@ -312,6 +331,14 @@ impl AgentState {
                 let begun = self.sweeps.order(job, Sweep { index, checkpoints, newest, keep: keep.0 });
                 out.extend(begun.map(|(job, sweep)| Effect::Sweep { job, sweep }));
             }
+        }
+    }
+
+    /// Without this a session of days would leave an index behind that a backup of yesterday is not behind of (F32).
+    fn note(&mut self, out: &mut Vec<Effect>) {
+        if !self.noting && self.fence.index.0 >= self.durable.index.0 + UNNOTED_MAX {
+            self.noting = true;
+            out.push(Effect::Note(self.fence));
         }
     }
 

@@ -108,6 +108,22 @@ fn an_old_coordinator_is_refused_and_a_newer_one_is_remembered_first() {
 }
 
 #[test]
+fn the_index_of_what_is_acknowledged_becomes_durable_now_and_then() {
+    let mut agent = agent();
+    agent.told(welcome(6, 41));
+    agent.persisted(Fence { epoch: Epoch(6), index: LogIndex(41) });
+    let acknowledged = |index| ToNode::Acknowledge { sequence: 0, index: LogIndex(index) };
+    let noted = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Note(_)));
+    assert!(!noted(&agent.told(acknowledged(56))));
+    let fence = |index| Fence { epoch: Epoch(6), index: LogIndex(index) };
+    assert!(agent.told(acknowledged(57)).contains(&Effect::Note(fence(57))));
+    assert!(!noted(&agent.told(acknowledged(90))), "one at a time");
+    assert_eq!(agent.apply(Event::Noted { fence: Some(fence(57)) }), [Effect::Note(fence(90))]);
+    assert!(agent.apply(Event::Noted { fence: None }).is_empty());
+    assert!(agent.told(acknowledged(90)).contains(&Effect::Note(fence(90))), "again, where it has failed");
+}
+
+#[test]
 fn nothing_is_obeyed_before_the_welcome() {
     let mut agent = agent();
     assert!(matches!(agent.told(start(id(1, 0), 1))[..], [Effect::Disconnect { .. }]));

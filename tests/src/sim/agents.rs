@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stoke_coordinator::state::SessionId;
-use stoke_node::agent::state::{AgentState, Effect, Event, Fence, Own, Signed};
+use stoke_node::agent::state::{AgentState, Effect, Event, Fence, Own, Signed, UNNOTED_MAX};
 use stoke_node::agent::{Claim, Sweep};
 use stoke_protocol::ids::{Epoch, Incarnation, JobId, LogIndex, NodeId};
 use stoke_protocol::message::node::{Capacity, FromNode, Gpu, NodeHello, ToNode};
@@ -119,6 +119,9 @@ impl World {
             found.incarnation += 1;
         }
         found.lives += 1;
+        // What a coordinator acknowledged last may be forgotten, and no more than that (F32).
+        let remembered = found.obeyed.index.0.saturating_sub(UNNOTED_MAX - 1);
+        found.obeyed.index = found.fence.index.max(LogIndex(remembered));
         let incarnation = Incarnation(found.incarnation);
         let capacity = found.capacity.clone();
         let own = Own { cluster: CLUSTER, node, name: format!("m{machine}"), incarnation, capacity };
@@ -272,7 +275,7 @@ impl World {
         }
     }
 
-    /// Gives what the state is to be told next, if the effect has failed.
+    /// Gives what the state is to be told next, if the effect is answered at once or has failed.
     fn carry(&mut self, machine: usize, life: u64, effect: Effect) -> Option<Event> {
         let planted = self.planted;
         self.coverage.note("agent effect", &effect);
@@ -281,6 +284,10 @@ impl World {
             Effect::Persist(fence) => {
                 self.machines[machine].fence = fence;
                 self.machines[machine].agent.as_mut()?.state.persisted(fence);
+            }
+            Effect::Note(fence) => {
+                self.machines[machine].fence = fence;
+                return Some(Event::Noted { fence: Some(fence) });
             }
             Effect::Send(frame) => self.send_report(machine, frame),
             Effect::Disconnect { reason } => {

@@ -93,9 +93,11 @@ impl Oracle {
         }
     }
 
-    pub fn spawned(&mut self, id: RankId) {
+    /// `lost`: the coordinator has taken its node for lost, so that an order may still be on its way there after the answer. It is told to stop when
+    /// it is back.
+    pub fn spawned(&mut self, id: RankId, lost: bool) {
         self.spawned += 1;
-        if self.cancelled.contains(&id.job) {
+        if !lost && self.cancelled.contains(&id.job) {
             self.note("I10", || format!("{id} starts after its job's cancel was answered"));
         }
     }

@@ -167,7 +167,8 @@ impl World {
         self.processes.insert(process, made);
         self.changed = true;
         self.say(|_| format!("    {id} starts on machine {machine} from {step:?}"));
-        self.oracle.spawned(id);
+        let node = self.machines[machine].node.and_then(|node| self.shadow.members().node(node));
+        self.oracle.spawned(id, node.is_none_or(|node| !node.up));
         // Or hangs at its start, and its gang does not come up.
         if dies.is_none_or(|(_, how)| how < 6) {
             self.act_after(boots, process, Act::Hello);
