@@ -13,11 +13,12 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::disk::{Home, StateFile};
+use super::fence::Fence;
 use super::inventory::Kept;
 use super::session::{Session, SessionArguments, SessionMessage};
 use super::shards::ShardFolder;
 use super::spawn::{RankEvents, RankProcess, Spawner};
-use super::state::{AgentState, Effect, Event, Fence};
+use super::state::{AgentState, Effect, Event};
 use super::sweeps::Sweep;
 use crate::checkpoint;
 use crate::config::Config;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use stoke_protocol::identity::{Credentials, CredentialsError};
 use stoke_protocol::ids::{Epoch, Incarnation, LogIndex};
 
-use super::state::Fence;
+use super::fence::Fence;
 
 const LOCK_FILE: &str = "lock";
 /// How often a folder in use is tried, and how long after the last time.

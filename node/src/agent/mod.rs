@@ -10,6 +10,7 @@ mod backoff;
 mod claim;
 mod conversation;
 mod disk;
+pub mod fence;
 mod inventory;
 mod join;
 mod log;
@@ -136,7 +137,7 @@ impl Agent {
     async fn begin(
         config: Config,
         environment: Environment,
-        (home, fence): (Home, state::Fence),
+        (home, fence): (Home, fence::Fence),
         (logs, kept): (LogBook, Vec<Kept>),
     ) -> Result<Running, StartError> {
         let credentials = home.credentials()?;

@@ -23,12 +23,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use stoke_protocol::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
+use stoke_protocol::ids::{ClusterId, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
 use stoke_protocol::message::node::{Capacity, FromNode, NodeHello, RankInventory, ToNode};
 use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
 use stoke_protocol::spec::JobSpec;
 
 use super::claim::Claim;
+use super::fence::{Fence, Fences};
 use super::outbox::{Outbox, Taken, shortened};
 use super::sweeps::{Sweep, Sweeps};
 
@@ -38,8 +39,6 @@ const ENDS_MAX: usize = 1024;
 const HANG_UP_GRACE_MS: u64 = 5_000;
 /// A grace that the coordinator may ask for; a longer one would keep a slot for nothing.
 const GRACE_MS_MAX: u64 = 60_000;
-/// Entries of the journal that an agent may have seen acknowledged and forget when it crashes, besides those of one write to its disk.
-pub const UNNOTED_MAX: u64 = 16;
 
 /// Who and what this agent is; fixed for its life.
 #[derive(Clone, Debug)]
@@ -49,14 +48,6 @@ pub struct Own {
     pub name: String,
     pub incarnation: Incarnation,
     pub capacity: Capacity,
-}
-
-/// The highest coordinator epoch and journal index that were seen (I1, F32). Durable before a coordinator is obeyed; the index of what it
-/// acknowledges later becomes so soon after.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Fence {
-    pub epoch: Epoch,
-    pub index: LogIndex,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -149,11 +140,7 @@ pub enum Effect {
 #[derive(Debug)]
 pub struct AgentState {
     own: Own,
-    fence: Fence,
-    /// What of it is on disk.
-    durable: Fence,
-    /// More of it is being written.
-    noting: bool,
+    fences: Fences,
     /// Hellos so far.
     sessions: u64,
     connected: bool,
@@ -197,9 +184,7 @@ impl AgentState {
     pub fn new(own: Own, fence: Fence) -> Self {
         Self {
             own,
-            fence,
-            durable: fence,
-            noting: false,
+            fences: Fences::new(fence),
             sessions: 0,
             connected: false,
             away: false,
@@ -227,20 +212,20 @@ impl AgentState {
             name: self.own.name.clone(),
             incarnation: self.own.incarnation,
             session: self.sessions,
-            epoch_seen: self.fence.epoch,
-            index_seen: self.fence.index,
+            epoch_seen: self.fences.seen().epoch,
+            index_seen: self.fences.seen().index,
             capacity: self.own.capacity.clone(),
             ranks: alive.chain(gone).collect(),
         }
     }
 
     pub fn fence(&self) -> Fence {
-        self.fence
+        self.fences.seen()
     }
 
     /// [`Effect::Persist`] is done.
     pub fn persisted(&mut self, fence: Fence) {
-        self.durable = fence;
+        self.fences.persisted(fence);
     }
 
     /// Whether the coordinator has acknowledged everything.
@@ -282,14 +267,7 @@ impl AgentState {
             Event::Silent { id, for_ms } => self.silent(id, for_ms, &mut out),
             Event::Exited { id, exit } => self.ended(id, exit, &mut out),
             Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
-            Event::Noted { fence } => {
-                self.noting = false;
-                // Where it has failed, the next acknowledgement tries again.
-                if let Some(fence) = fence {
-                    self.durable = fence.max(self.durable);
-                    self.note(&mut out);
-                }
-            }
+            Event::Noted { fence } => out.extend(self.fences.noted(fence).map(Effect::Note)),
             Event::Swept { job, index, removed, error } => {
                 // Without a session nothing is lost: the order comes again with the next one.
                 if self.connected {
@@ -314,8 +292,7 @@ impl AgentState {
         match frame {
             ToNode::Welcome { .. } => {}
             ToNode::Acknowledge { sequence, index } => {
-                self.fence.index = self.fence.index.max(index);
-                self.note(out);
+                out.extend(self.fences.acknowledged(index).map(Effect::Note));
                 let taken = self.outbox.acknowledge(sequence);
                 self.taken(&taken, out);
             }
@@ -334,30 +311,10 @@ impl AgentState {
         }
     }
 
-    /// Without this a session of days would leave an index behind that a backup of yesterday is not behind of (F32).
-    fn note(&mut self, out: &mut Vec<Effect>) {
-        if !self.noting && self.fence.index.0 >= self.durable.index.0 + UNNOTED_MAX {
-            self.noting = true;
-            out.push(Effect::Note(self.fence));
-        }
-    }
-
     fn welcome(&mut self, theirs: Fence, out: &mut Vec<Effect>) {
-        if theirs.epoch < self.fence.epoch {
-            let reason =
-                format!("its epoch is {}, and {} was seen: an old coordinator", theirs.epoch, self.fence.epoch);
-            return out.push(Effect::Disconnect { reason });
-        }
-        if theirs.index < self.fence.index {
-            let reason = format!(
-                "its journal ends at {}, and {} was seen: its folder was restored from an old copy",
-                theirs.index, self.fence.index
-            );
-            return out.push(Effect::Disconnect { reason });
-        }
-        self.fence = theirs;
-        if theirs != self.durable {
-            out.push(Effect::Persist(theirs));
+        match self.fences.meet(theirs) {
+            Ok(fence) => out.extend(fence.map(Effect::Persist)),
+            Err(reason) => return out.push(Effect::Disconnect { reason }),
         }
         (self.connected, self.away) = (true, false);
         self.outbox.rewind();

@@ -11,7 +11,8 @@ use stoke_protocol::message::rank::{
 };
 
 use super::claim::Claim;
-use super::state::{AgentState, Effect, Event, Fence, Own, Signed};
+use super::fence::Fence;
+use super::state::{AgentState, Effect, Event, Own, Signed};
 
 fn agent() -> AgentState {
     let capacity = Capacity { cpus: 4, memory_bytes: 4 << 30, ..Capacity::default() };

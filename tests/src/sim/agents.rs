@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use stoke_coordinator::state::SessionId;
-use stoke_node::agent::state::{AgentState, Effect, Event, Fence, Own, Signed, UNNOTED_MAX};
+use stoke_node::agent::fence::{Fence, UNNOTED_MAX};
+use stoke_node::agent::state::{AgentState, Effect, Event, Own, Signed};
 use stoke_node::agent::{Claim, Sweep};
 use stoke_protocol::ids::{Epoch, Incarnation, JobId, LogIndex, NodeId};
 use stoke_protocol::message::node::{Capacity, FromNode, Gpu, NodeHello, ToNode};

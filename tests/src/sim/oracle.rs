@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stoke_coordinator::state::liveness::Liveness;
 use stoke_coordinator::state::machine::Job;
 use stoke_coordinator::state::{Cluster, Control, Event, Input, Record};
-use stoke_node::agent::state::Fence;
+use stoke_node::agent::fence::Fence;
 use stoke_protocol::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId};
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::rank::{RankEvent, RankId};
