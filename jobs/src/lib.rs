@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod device;
 mod error;
+pub mod lm;
 mod order;
 mod train;
 

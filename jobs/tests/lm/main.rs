@@ -1,0 +1,4 @@
+//! Language models through the public interface, with files that the tests build and with real ones.
+
+mod common;
+mod models;

@@ -1,0 +1,93 @@
+//! The real models: what their files say, and the values in them.
+
+use stoke_jobs::lm::{DecoderConfig, Kind, ModelError, Rope, Weights};
+
+use crate::common::model;
+
+fn smollm2() -> Weights {
+    let file = model("smollm2-135m-instruct").join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    Weights::open(&file).expect("the model opens")
+}
+
+#[test]
+fn smollm2_says_its_shape() {
+    assert_eq!(
+        smollm2().config().unwrap(),
+        DecoderConfig {
+            architecture: "llama".into(),
+            layers: 30,
+            hidden: 576,
+            heads: 9,
+            kv_heads: 3,
+            head_size: 64,
+            ffn: 1536,
+            vocab: 49_152,
+            context: 8_192,
+            rms_epsilon: 1e-5,
+            rope_base: 100_000.0,
+            rope: Rope::Pairs,
+            tied_embeddings: true,
+            qkv_bias: false,
+        }
+    );
+}
+
+#[test]
+fn smollm2_has_every_tensor_in_its_shape() {
+    let weights = smollm2();
+    let (hidden, kv, ffn) = (576, 192, 1536);
+    let mut expected = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![49_152, hidden], Kind::Q8_0),
+        ("model.norm.weight".to_owned(), vec![hidden], Kind::F32),
+    ];
+    for layer in 0..30 {
+        for (name, shape, kind) in [
+            ("input_layernorm", vec![hidden], Kind::F32),
+            ("self_attn.q_proj", vec![hidden, hidden], Kind::Q4_1),
+            ("self_attn.k_proj", vec![kv, hidden], Kind::Q4_1),
+            ("self_attn.v_proj", vec![kv, hidden], Kind::Q4_1),
+            ("self_attn.o_proj", vec![hidden, hidden], Kind::Q4_1),
+            ("post_attention_layernorm", vec![hidden], Kind::F32),
+            ("mlp.gate_proj", vec![ffn, hidden], Kind::Q4_1),
+            ("mlp.up_proj", vec![ffn, hidden], Kind::Q4_1),
+            ("mlp.down_proj", vec![hidden, ffn], Kind::Q4_1),
+        ] {
+            expected.push((format!("model.layers.{layer}.{name}.weight"), shape, kind));
+        }
+    }
+    assert_eq!(expected.len(), 272);
+    assert_eq!(weights.names().count(), 272);
+    for (name, shape, kind) in expected {
+        let tensor = weights.shaped(&name, &shape).unwrap();
+        assert_eq!(tensor.kind, kind, "{name}");
+        assert_eq!(tensor.bytes.len(), tensor.rows() * kind.row_bytes(tensor.row_values()), "{name}");
+        assert!(tensor.dequantise().iter().all(|value| value.is_finite()), "{name}");
+    }
+}
+
+#[test]
+fn smollm2_says_its_tokens() {
+    let weights = smollm2();
+    let gguf = weights.gguf().expect("a GGUF file");
+    let tokens = gguf.strings("tokenizer.ggml.tokens").unwrap();
+    assert_eq!(tokens.len(), 49_152);
+    assert_eq!(tokens[1], "<|im_start|>");
+    assert_eq!(gguf.i32s("tokenizer.ggml.token_type").unwrap()[..3], [3, 3, 3]);
+    assert_eq!(gguf.u32("tokenizer.ggml.eos_token_id").unwrap(), 2);
+    assert!(!gguf.bool("tokenizer.ggml.add_bos_token").unwrap());
+    assert_eq!(gguf.optional_f32s("tokenizer.ggml.scores").unwrap(), None);
+    let error = gguf.u32("tokenizer.ggml.model").unwrap_err().to_string();
+    assert!(error.contains("key tokenizer.ggml.model is a string of 4 bytes, not an integer"), "{error}");
+}
+
+#[test]
+fn minilm_opens_and_is_no_decoder() {
+    let weights = Weights::open(&model("all-minilm-l6-v2")).expect("the model opens");
+    let words = weights.shaped("embeddings.word_embeddings.weight", &[30_522, 384]).unwrap();
+    assert_eq!(words.kind, Kind::F32);
+    let error = weights.config().unwrap_err();
+    assert!(matches!(error, ModelError::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("architecture \"BertModel\""), "{error}");
+    let error = weights.tensor("embeddings.position_ids").unwrap_err().to_string();
+    assert!(error.contains("of type I64 is not supported"), "{error}");
+}
