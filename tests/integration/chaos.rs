@@ -120,6 +120,20 @@ fn a_disk_that_is_full_now_and_then_changes_no_bit() {
     assert!(has_none || !met(&summary["chaos"], "fill-disk").is_empty(), "{summary:#}");
 }
 
+/// The last checkpoint has nothing behind it that could make up for it: it waits for room.
+#[test]
+fn a_disk_that_is_full_at_the_end_is_waited_for() {
+    let run = Run::new("domains.toml", 3).set("train.steps", 200).set("checkpoint.every", 150).set("train.batch", 64);
+    let (running, _scratch) = run.with(&["--chaos", "fill-disk at 700ms for 12s", "--seed", "5"]).start();
+    let ended = running.wait();
+    if ended.code() == 2 {
+        return drop(ended.says(&["fill-disk needs root"]));
+    }
+    let summary = ended.expect(0).json();
+    assert_eq!((&summary["recoveries"], &summary["chaos"]["steps_lost"]), (&0.into(), &0.into()), "{summary:#}");
+    assert_eq!(summary["step"], 200, "{summary:#}");
+}
+
 /// A run that has lost every rank begins again from a checkpoint; a damaged one is not it.
 #[test]
 fn damage_and_the_loss_of_all_ranks_cost_steps_and_no_bit() {

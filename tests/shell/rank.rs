@@ -116,7 +116,7 @@ impl Life {
                 None | Some(Told::Kill) => return Exit::Signal(9),
                 Some(Told::Frame(frame)) => match frame {
                     ToRank::Start(_) | ToRank::Stores(_) | ToRank::Coordinator { .. } => {}
-                    ToRank::Settle(_) | ToRank::Adopted | ToRank::Taken { .. } => {}
+                    ToRank::Settle(_) | ToRank::Adopted | ToRank::Taken { .. } | ToRank::Abandon { .. } => {}
                     ToRank::Certificate { .. } => {
                         let address = SocketAddr::new(self.ip, 9_000 + self.start.id.rank.0 as u16);
                         self.say(RankEvent::Ready { address }).await;

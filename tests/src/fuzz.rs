@@ -273,6 +273,7 @@ fn to_node() -> Vec<ToNode> {
             newest: (Step(9), Generation(4)),
             keep: vec!["step-00000001-g1".to_owned()].into(),
         },
+        ToNode::Abandon { id: id(), generation: Generation(4), step: Step(9) },
     ]
 }
 
@@ -308,6 +309,7 @@ fn to_rank() -> Vec<ToRank> {
         ToRank::Release,
         ToRank::Stop { reason: "cancelled".into() },
         ToRank::Stores(StoreSettings(vec![("AWS_REGION".to_owned(), "eu-north-1".to_owned())].into())),
+        ToRank::Abandon { generation: Generation(4), step: Step(9) },
     ]
 }
 

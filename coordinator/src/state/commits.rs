@@ -69,6 +69,11 @@ impl Job {
         }
         run.prepared.remove(&step);
         run.committing.take_if(|committing| *committing == step);
+        for (id, rank) in
+            run.members.iter().filter_map(|id| Some((*id, run.ranks.get(id)?))).filter(|(_, rank)| !rank.gone)
+        {
+            scene.orders.push(Order::Send { node: rank.node, message: ToNode::Abandon { id, generation, step } });
+        }
         self.note(scene, words.chars().take(REASON_CHARS_MAX).collect());
         self.commit_next(scene);
         // One that makes room does not wait for another try: it begins at the checkpoint before.

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 
 use stoke_protocol::identity::Subject;
-use stoke_protocol::ids::{JobId, LogIndex, NodeId, Step as TrainStep};
+use stoke_protocol::ids::{Generation, JobId, LogIndex, NodeId, Step as TrainStep};
 use stoke_protocol::message::client::{CheckpointView, Refusal, Reply};
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::spec::KEEP_MAX;
@@ -120,11 +120,16 @@ impl Cluster {
         self.catalogue.assign_sweep(id, to);
         let (Some(job), Some(node)) = (self.jobs.get(id), to) else { return };
         let (Some(newest), Some(index)) = (self.catalogue.last(id), self.catalogue.unswept(id)) else { return };
+        // Of a job that is over, also what it began after the last that was committed.
+        let newest = match job.state.is_terminal() {
+            true => (TrainStep(u64::MAX), Generation(u64::MAX)),
+            false => (newest.step, newest.generation),
+        };
         let message = ToNode::Sweep {
             job: id,
             index,
             checkpoints: job.checkpoints.clone(),
-            newest: (newest.step, newest.generation),
+            newest,
             keep: self.catalogue.kept(id).into(),
         };
         scene.orders.push(Order::Send { node, message });

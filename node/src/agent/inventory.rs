@@ -110,6 +110,9 @@ impl Inventory {
                 Ok(kept) => found.push(kept),
                 Err(HomeError::DamagedRecord { path, problem }) => {
                     let aside = path.with_extension(ASIDE);
+                    for rest in [SOCKET, LAST_WORDS] {
+                        let _ = fs::remove_file(path.with_extension(rest));
+                    }
                     fs::rename(&path, &aside).map_err(|source| HomeError::Io { verb: "set aside", path, source })?;
                     tracing::error!(record = %aside.display(), problem, "damaged record of a rank is set aside");
                 }

@@ -70,9 +70,15 @@ impl CheckpointError {
         }
     }
 
-    /// Whether the same may succeed later without anybody's doing, or when credentials were renewed.
+    /// Whether the same may succeed later: without anybody's doing, when room was made, or when credentials were renewed. A file that cannot be
+    /// read does not: an earlier checkpoint is sooner there.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Remote { .. })
+        match self {
+            Self::Denied { .. } | Self::Remote { .. } | Self::Full { .. } => true,
+            Self::Store { verb, .. } | Self::File { verb, .. } => *verb != READ,
+            Self::Uri { .. } | Self::State(_) | Self::Conflict { .. } => false,
+            Self::Missing { .. } | Self::Manifest { .. } | Self::Foreign { .. } | Self::Shard { .. } => false,
+        }
     }
 
     /// Names what was being done; tells a full disk, and credentials that do not do, from other failures.

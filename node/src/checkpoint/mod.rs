@@ -30,4 +30,4 @@ pub use plan::{folder_name, own_shard, plan_shards, shard_file};
 pub use read::{Verified, load, load_shards, near, open, open_committed, verify};
 pub use shard::{decode, encode};
 pub use store::{Settings, provide, settings};
-pub use write::{abandon, remove, remove_older, sweep, write_manifest, write_shard};
+pub use write::{abandon, remove, remove_older, remove_unfinished, sweep, write_manifest, write_shard};

@@ -96,6 +96,21 @@ pub fn sweep(job_uri: &str, newest: (Step, Generation), keep: &[String]) -> Resu
     remove_those(job_uri, keep, |begun| begun < newest && begun.1 <= newest.1)
 }
 
+/// Removes what older generations began and never finished: whatever they store now counts for nothing. A folder with a manifest stays.
+pub fn remove_unfinished(job_uri: &str, generation: Generation) -> Result<Vec<String>, CheckpointError> {
+    let (_, folders) = Folder::at(job_uri)?.list()?;
+    let mut removed = Vec::new();
+    for name in folders {
+        let uri = format!("{job_uri}/{name}");
+        let is_older = parse_folder_name(&name).is_some_and(|(_, begun)| begun < generation);
+        if is_older && Folder::at(&uri)?.size(MANIFEST_FILE)?.is_none() {
+            remove(&uri)?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}
+
 fn remove_those(
     job_uri: &str,
     keep: &[String],

@@ -180,6 +180,7 @@ impl Linked {
                 self.vault(Order::Committed { step, keep: keep.0 })?;
                 self.finish()
             }
+            ToRank::Abandon { generation, step } => self.vault(Order::Abandon { generation, step }),
             ToRank::Coordinator { reachable } => {
                 self.orders.coordinator(reachable);
                 Ok(())

@@ -237,7 +237,8 @@ impl Stage {
                 assert_eq!((generation, members.len()), (self.current, self.members.len() - 1));
                 self.went_on += 1;
             }
-            RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
+            RankEvent::NotStored { generation, step, .. } => self.tell_all(ToRank::Abandon { generation, step }).await,
+            RankEvent::Damaged { .. } => {}
             RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => {}
             RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
         }

@@ -129,7 +129,7 @@ impl Tether {
             ToRank::Taken { said } => self.pending.taken(*said),
             ToRank::Certificate { .. } => self.pending.certified(),
             ToRank::Start(start) => self.id = Some(start.id),
-            ToRank::Membership(_) | ToRank::Commit { .. } | ToRank::Committed { .. } => {}
+            ToRank::Membership(_) | ToRank::Commit { .. } | ToRank::Committed { .. } | ToRank::Abandon { .. } => {}
             ToRank::Adopted | ToRank::Release | ToRank::Stop { .. } => {}
             ToRank::Stores(_) | ToRank::Coordinator { .. } => {}
         }

@@ -5,9 +5,9 @@
 //!     it into numbers, hashes and writes it while training goes on.
 //! V2: checkpoints are written in the order of their steps, at most [`COPIES_MAX`] wait; then the trainer does.
 //! V3: a checkpoint that cannot be written is dropped with a warning and training goes on, but for the last one, which is tried for longer where
-//!   its store may come back.
+//!   its store may come back. What was written of one that will not be is removed: it must not fill the disk that the next one needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -24,6 +24,9 @@ use crate::checkpoint::{self, CheckpointError, FORMAT, Folder, Manifest, ShardMe
 /// One is written while the trainer hands over the next: two states in memory beside the one that is trained.
 const COPIES_MAX: usize = 1;
 
+/// Checkpoints that are remembered as abandoned while none is committed. One that is forgotten leaves at most a shard behind.
+const ABANDONED_MAX: usize = 64;
+
 /// What the vault is told.
 pub enum Order {
     Store(Box<Copy>),
@@ -38,6 +41,11 @@ pub enum Order {
         step: Step,
         /// Names of the folders that stay.
         keep: Vec<String>,
+    },
+    /// The checkpoint will not be: another member could not store its part.
+    Abandon {
+        generation: Generation,
+        step: Step,
     },
     /// Answered when everything before it is done.
     Flush(SyncSender<()>),
@@ -85,7 +93,14 @@ impl Vault {
     pub fn start(subject: Subject, tell: impl Fn(Told) + Send + 'static) -> std::io::Result<Self> {
         let (orders, queue) = channel();
         let (room, taken) = sync_channel(COPIES_MAX);
-        let keeper = Keeper { subject, tell, written: BTreeMap::new(), metrics: None, waiting: None };
+        let keeper = Keeper {
+            subject,
+            tell,
+            written: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
+            metrics: None,
+            waiting: None,
+        };
         thread::Builder::new().name("vault".to_owned()).spawn(move || keeper.run(&queue, &taken))?;
         Ok(Self { orders, room })
     }
@@ -126,6 +141,8 @@ struct Keeper<F> {
     subject: Subject,
     tell: F,
     written: BTreeMap<(Step, Generation), Written>,
+    /// Checkpoints that will not be, newer than the last that was committed: their copies may still wait here.
+    abandoned: BTreeSet<(Step, Generation)>,
     metrics: Option<BTreeMap<String, f64>>,
     /// The order to commit the last checkpoint, while its metrics are being made.
     waiting: Option<(Generation, Step, Vec<ShardRecord>)>,
@@ -147,6 +164,7 @@ impl<F: Fn(Told)> Keeper<F> {
                 }
                 Order::Commit { generation, step, shards } => self.commit(generation, step, shards),
                 Order::Committed { step, keep } => self.committed(step, &keep),
+                Order::Abandon { generation, step } => self.abandon(generation, step),
                 Order::Flush(done) => drop(done.try_send(())),
             }
         }
@@ -159,6 +177,9 @@ impl<F: Fn(Told)> Keeper<F> {
 
     fn store(&mut self, copy: Copy) {
         let Copy { generation, step, index, world, loss, ledger, state, last } = copy;
+        if self.abandoned.contains(&(step, generation)) {
+            return tracing::info!(%step, "not stored: another member could not store its part");
+        }
         let stored = self.folder(generation, step).and_then(|folder| {
             let tensors = state.tensors().map_err(CheckpointError::State)?;
             // Only the first member writes a manifest.
@@ -166,7 +187,11 @@ impl<F: Fn(Told)> Keeper<F> {
             let state = Fingerprint(stoke_jobs::fingerprint(&tensors));
             let own = checkpoint::own_shard(tensors, index, world);
             let write = || {
-                let stored = checkpoint::write_shard(&folder, index, world, &own);
+                let write = || checkpoint::write_shard(&folder, index, world, &own);
+                let stored = match write() {
+                    Err(CheckpointError::Full { .. }) if self.makes_room(generation) => write(),
+                    stored => stored,
+                };
                 if stored.is_err() {
                     let _ = checkpoint::abandon(&folder, index, world);
                 }
@@ -251,6 +276,7 @@ impl<F: Fn(Told)> Keeper<F> {
         let newest = self.written.iter().rfind(|((written, _), _)| *written == step);
         let first = newest.filter(|(_, written)| written.index == 0).map(|((_, generation), _)| *generation);
         self.written.retain(|(written, _), _| *written >= step);
+        self.abandoned.retain(|(abandoned, _)| *abandoned > step);
         let Some(generation) = first else { return };
         match checkpoint::remove_older(&self.subject.start.checkpoints, (step, generation), keep) {
             Ok(removed) if removed.is_empty() => {}
@@ -259,6 +285,26 @@ impl<F: Fn(Told)> Keeper<F> {
                 tracing::warn!(error = text_of(&error), "old checkpoints were not removed, the next ones try again")
             }
         }
+    }
+
+    fn abandon(&mut self, generation: Generation, step: Step) {
+        if self.abandoned.len() >= ABANDONED_MAX {
+            self.abandoned.pop_first();
+        }
+        self.abandoned.insert((step, generation));
+        let Some(Written { index, world, .. }) = self.written.remove(&(step, generation)) else { return };
+        self.waiting.take_if(|(of, at, _)| (*of, *at) == (generation, step));
+        let gone = self.folder(generation, step).and_then(|folder| checkpoint::abandon(&folder, index, world));
+        if let Err(error) = gone {
+            tracing::warn!(%step, error = text_of(&error), "the shard of a checkpoint that will not be stays");
+        }
+    }
+
+    /// Whether there was something to remove on a full disk: what members of older generations began before they were lost.
+    fn makes_room(&self, generation: Generation) -> bool {
+        let removed = checkpoint::remove_unfinished(&self.subject.start.checkpoints, generation);
+        tracing::info!(?removed, "the disk is full");
+        removed.is_ok_and(|removed| !removed.is_empty())
     }
 
     fn failed(&self, generation: Generation, step: Step, last: bool, error: &CheckpointError) {

@@ -109,6 +109,8 @@ pub enum ToNode {
     /// Remove all folders of a job's checkpoints that are older than `newest`, of no newer generation, and that `keep` does not name: the job was
     /// pruned by entry `index`. Answered by `Swept`.
     Sweep { job: JobId, index: LogIndex, checkpoints: String, newest: (Step, Generation), keep: List<String> },
+    /// See `rank::ToRank::Abandon`.
+    Abandon { id: RankId, generation: Generation, step: Step },
 }
 
 /// Agent → coordinator, request stream.

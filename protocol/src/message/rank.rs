@@ -251,6 +251,9 @@ pub enum ToRank {
     /// What the rank said up to its event of this number is journalled, and is not to be said again. Events are numbered from 1 in the order in
     /// which they are sent, but for those that follow a `Return`.
     Taken { said: u64 },
+    /// The checkpoint at `step` will not be, because a member could not store its part: the room of this rank's is needed. To every member of the
+    /// generation; not answered.
+    Abandon { generation: Generation, step: Step },
 }
 
 /// Variables of the agent's environment that are for object stores. Never leaves the machine, and never a process's memory (I35).

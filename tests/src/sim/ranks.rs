@@ -302,6 +302,8 @@ impl World {
         let wait = self.streams.ranks.between("obeys", 1, 400);
         match frame {
             ToRank::Start(_) | ToRank::Stores(_) | ToRank::Settle(_) | ToRank::Adopted => {}
+            // Shards without a manifest are nobody's.
+            ToRank::Abandon { .. } => {}
             ToRank::Taken { said } => process.pending.taken(said),
             ToRank::Certificate { .. } => {
                 process.pending.certified();

@@ -295,6 +295,25 @@ fn a_job_is_not_resized_to_its_least_while_one_of_those_that_stay_is_being_repla
 }
 
 #[test]
+fn what_members_stored_of_a_checkpoint_that_will_not_be_is_abandoned() {
+    let (mut world, job, [first, second]) = running();
+    let at = (Generation(1), TrainStep(4));
+    world.told(first);
+    world.told(second);
+    let full = RankEvent::NotStored { generation: at.0, step: at.1, error: "the disk is full".into() };
+    world.report(second, id(job, 1, 1), full.clone());
+    for (session, rank) in [(first, 0), (second, 1)] {
+        let abandon = ToNode::Abandon { id: id(job, 1, rank), generation: at.0, step: at.1 };
+        assert!(world.told(session).contains(&abandon), "rank {rank}");
+    }
+    // What a rank says of a generation that is over changes nothing.
+    world.report(second, id(job, 1, 1), RankEvent::Exited { exit: Exit::Signal(9) });
+    world.told(first);
+    world.report(first, id(job, 1, 0), full);
+    assert!(!world.told(first).iter().any(|message| matches!(message, ToNode::Abandon { .. })));
+}
+
+#[test]
 fn of_two_ranks_that_lost_each_other_one_is_given_up() {
     let (mut world, job, [first, second]) = running();
     let lost = |peer| RankEvent::PeerLost { generation: Generation(1), peer, error: "silent".into() };

@@ -38,3 +38,19 @@ async fn a_gang_that_begins_again_gives_each_other_what_its_machines_have_in_mem
     let error = Stage::open_on(2, Some(memory), start(&spec, &base, Some(origin))).await.failure().await;
     assert!(error.contains("is missing"), "{error}");
 }
+
+/// The second rank's place is taken, so that it cannot store its shard: the first one's would only fill the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_of_a_checkpoint_that_will_not_be_is_removed() {
+    let bench = Bench::new();
+    let spec = bench.spec("steps = 60", "every = 20");
+    let folder = bench.path().join("partial/step-00000020-g1");
+    let taken = folder.join("shard-1-of-2.safetensors");
+    std::fs::create_dir_all(taken.join("in the way")).unwrap();
+    let mut stage = Stage::open(2, start(&spec, &bench.base("partial"), None)).await;
+    // A later commit does not clear the folder.
+    stage.kept.push("step-00000020-g1".to_owned());
+    let (_, committed) = stage.conclude().await;
+    assert_eq!(committed.last(), Some(&60));
+    assert!(!committed.contains(&20) && taken.exists() && !folder.join("shard-0-of-2.safetensors").exists());
+}
