@@ -98,8 +98,7 @@ impl DecoderConfig {
 
     /// From the text of a `config.json`; `path` is its name in messages. Keys and defaults are those of transformers' `LlamaConfig` and `Qwen2Config`.
     pub fn from_json(path: &Path, text: &str) -> Result<Self, ModelError> {
-        let damaged =
-            |error: serde_json::Error| key_error(path, "at the place named", format!("cannot be read: {error}"));
+        let damaged = |source| ModelError::Json { path: path.to_owned(), source };
         let Kinds { architectures } = serde_json::from_str(text).map_err(damaged)?;
         let architecture = match architectures.first().map(String::as_str) {
             Some("LlamaForCausalLM") => "llama",
@@ -199,16 +198,22 @@ struct Json {
 
 #[derive(Deserialize)]
 struct RopeJson {
-    /// `type` in files of older transformers.
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Its name in files of older transformers; some have both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     rope_theta: Option<f32>,
+    partial_rotary_factor: Option<f32>,
 }
 
 impl Json {
     fn refuse(&self, path: &Path) -> Result<(), ModelError> {
-        let scaled = [&self.rope_scaling, &self.rope_parameters].into_iter().flatten();
-        let scaled = scaled.filter_map(|rope| rope.rope_type.as_deref()).find(|kind| *kind != "default");
+        let ropes = || [&self.rope_scaling, &self.rope_parameters].into_iter().flatten();
+        let mut partial = ropes().filter_map(|rope| rope.partial_rotary_factor).chain(self.partial_rotary_factor);
+        let scaled = ropes()
+            .flat_map(|rope| [rope.rope_type.as_deref(), rope.old_type.as_deref()])
+            .flatten()
+            .find(|kind| *kind != "default");
         let act = self.hidden_act.as_deref().unwrap_or("silu");
         for (refused, what) in [
             (scaled.is_some(), format!("rope_scaling of type {:?}", scaled.unwrap_or_default())),
@@ -216,7 +221,7 @@ impl Json {
             (self.mlp_bias, "mlp_bias".to_owned()),
             (self.use_sliding_window, "use_sliding_window".to_owned()),
             (act != "silu", format!("hidden_act {act:?}")),
-            (self.partial_rotary_factor.is_some_and(|factor| factor != 1.0), "partial_rotary_factor".to_owned()),
+            (partial.any(|factor| factor != 1.0), "partial_rotary_factor".to_owned()),
         ] {
             if refused {
                 return Err(unsupported(path, what));
@@ -230,10 +235,19 @@ impl Json {
 fn refuse_gguf(gguf: &Gguf, architecture: &str) -> Result<(), ModelError> {
     let key = |name: &str| format!("{architecture}.{name}");
     let scaling = gguf.optional_string(&key("rope.scaling.type"))?.unwrap_or("none");
+    let factor = |name: &str| {
+        gguf.optional_f32(&key(name)).map(|factor| factor.is_some_and(|factor| ![0.0, 1.0].contains(&factor)))
+    };
     let positive = |name: &str| gguf.optional_u32(&key(name)).map(|value| value.is_some_and(|value| value > 0));
     for (refused, what) in [
         (scaling != "none", format!("rope scaling of type {scaling:?}")),
+        // llama.cpp takes a factor without a type for linear scaling.
+        (factor("rope.scaling.factor")? || factor("rope.scale_linear")?, "rope scaling by a factor".to_owned()),
         (gguf.tensor("rope_freqs.weight").is_some(), "rope scaling by tensor rope_freqs.weight".to_owned()),
+        (
+            gguf.optional_u32("split.count")?.is_some_and(|count| count > 1),
+            "a model in several GGUF files (llama-gguf-split --merge makes one of them)".to_owned(),
+        ),
         (positive("expert_count")?, "a mixture of experts".to_owned()),
         (positive("attention.sliding_window")?, "sliding window attention".to_owned()),
     ] {

@@ -3,21 +3,24 @@
 use std::path::PathBuf;
 
 /// What mends a file whose bytes are wrong or missing.
-const FETCH: &str = "fetch it again: delete it and run jobs/models/fetch.py, or copy it again from where it came";
+const FETCH: &str = "fetch it again: jobs/models/fetch.py replaces what differs; or copy it again from where it came";
 
 /// Why a language model could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A file that could not be opened, read or mapped at all. The cause is the source.
-    #[error("open model file {} (help: {mend})", path.display())]
+    /// A file that could not be opened, read or mapped at all.
+    #[error("open model file {}: {source} (help: {mend})", path.display())]
     File { path: PathBuf, source: std::io::Error, mend: &'static str },
-    /// A file whose bytes break the rules of its format. `offset` is where in the file the reader stood.
-    #[error("{} is damaged at byte {offset}: {problem} (help: {FETCH})", path.display())]
-    Damaged { path: PathBuf, offset: usize, problem: String },
+    /// A file whose bytes break the rules of its format.
+    #[error("{} is damaged: {problem} (help: {FETCH})", path.display())]
+    Damaged { path: PathBuf, problem: String },
+    /// A JSON file that cannot be parsed, or lacks a key, or has one of another type.
+    #[error("{} cannot be read: {source} (help: {FETCH})", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
     /// A sound file that holds what this program cannot compute, or would compute wrongly.
     #[error("{}: {what} is not supported (help: {mend})", path.display())]
     Unsupported { path: PathBuf, what: String, mend: String },
-    /// A key of the metadata or of `config.json` that is missing, of another type, or beyond its bounds.
+    /// A key of the metadata, or a figure of the model, that is missing, of another type, or beyond its bounds.
     #[error("{}: key {key} {problem} (help: {FETCH})", path.display())]
     Key { path: PathBuf, key: String, problem: String },
     /// A tensor that is missing or not of the shape that the model needs.

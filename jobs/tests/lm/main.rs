@@ -1,4 +1,7 @@
 //! Language models through the public interface, with files that the tests build and with real ones.
 
 mod common;
+mod gguf;
 mod models;
+mod read;
+mod safetensors;

@@ -1,5 +1,9 @@
 //! The real models: what their files say, and the values in them.
 
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
 use stoke_jobs::lm::{DecoderConfig, Kind, ModelError, Rope, Weights};
 
 use crate::common::model;
@@ -90,4 +94,38 @@ fn minilm_opens_and_is_no_decoder() {
     assert!(error.to_string().contains("architecture \"BertModel\""), "{error}");
     let error = weights.tensor("embeddings.position_ids").unwrap_err().to_string();
     assert!(error.contains("of type I64 is not supported"), "{error}");
+}
+
+/// What ggml's own Python package reads from the same bytes: `jobs/reference/dequantise.py`.
+#[test]
+fn values_are_those_of_ggml() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference/golden/dequantise.json");
+    let golden: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let every: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for kind in Kind::ALL {
+        let blocks = every.len() / kind.block_bytes();
+        let mut values = vec![0.0; blocks * kind.block_values()];
+        kind.dequantise(&every[..blocks * kind.block_bytes()], &mut values);
+        assert_eq!(hash(values), golden["patterns"][kind.name()], "{}", kind.name());
+    }
+    let weights = smollm2();
+    let tensors = golden["smollm2"].as_object().unwrap();
+    assert_eq!(tensors.len(), 29);
+    for (name, expected) in tensors {
+        let tensor = weights.tensor(name).unwrap();
+        assert_eq!(
+            (json!(tensor.shape), tensor.kind.name()),
+            (expected["shape"].clone(), expected["kind"].as_str().unwrap())
+        );
+        assert_eq!(hash(tensor.dequantise()), expected["blake3"], "{name}");
+    }
+}
+
+/// Of the values in order; not a number counts as 0, because its bits differ between processors.
+fn hash(values: Vec<f32>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for value in values {
+        hasher.update(&if value.is_nan() { 0.0f32 } else { value }.to_le_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
 }

@@ -94,7 +94,7 @@ impl Shard {
     }
 
     fn read(path: &Path, map: Mmap) -> Result<Self, ModelError> {
-        let damaged = |problem| ModelError::Damaged { path: path.to_owned(), offset: 0, problem };
+        let damaged = |problem| ModelError::Damaged { path: path.to_owned(), problem };
         // The crate's own bound of the header is 100 MB.
         if let Some(length) = map.first_chunk().map(|length| u64::from_le_bytes(*length))
             && length > JSON_BYTES_MAX
@@ -153,8 +153,9 @@ struct Index {
 
 /// A model in the files that its index names, each tensor in the one that the index says.
 fn listed(folder: &Path, index: &Path) -> Result<Shards, ModelError> {
-    let damaged = |problem| ModelError::Damaged { path: index.to_owned(), offset: 0, problem };
-    let parsed: Index = serde_json::from_str(&read(index)?).map_err(|error| damaged(error.to_string()))?;
+    let damaged = |problem| ModelError::Damaged { path: index.to_owned(), problem };
+    let parsed: Index =
+        serde_json::from_str(&read(index)?).map_err(|source| ModelError::Json { path: index.to_owned(), source })?;
     let mut shards = Vec::new();
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
@@ -192,7 +193,7 @@ fn read(path: &Path) -> Result<String, ModelError> {
     let text = open().map_err(|source| files::file_error(path, source))?;
     if text.len() as u64 > JSON_BYTES_MAX {
         let problem = format!("it is longer than {JSON_BYTES_MAX} bytes");
-        return Err(ModelError::Damaged { path: path.to_owned(), offset: text.len(), problem });
+        return Err(ModelError::Damaged { path: path.to_owned(), problem });
     }
     Ok(text)
 }

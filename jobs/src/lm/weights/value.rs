@@ -23,8 +23,8 @@ pub(super) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// An error about what begins at the cursor.
-    pub fn damaged(&self, problem: impl Into<String>) -> ModelError {
-        ModelError::Damaged { path: self.path.to_owned(), offset: self.at, problem: problem.into() }
+    pub fn damaged(&self, problem: impl Display) -> ModelError {
+        ModelError::Damaged { path: self.path.to_owned(), problem: format!("{problem}, at byte {}", self.at) }
     }
 
     pub fn take(&mut self, count: u64, what: &str) -> Result<&'a [u8], ModelError> {
