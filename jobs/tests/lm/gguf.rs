@@ -214,6 +214,12 @@ fn what_is_no_file_or_no_model_says_what_to_name() {
     std::fs::write(&file, File::small().bytes()).unwrap();
     let weights = Weights::open(&file).unwrap();
     assert_eq!((weights.path(), weights.names().count()), (&*file, 6));
+    assert_eq!(Weights::open(dir.path()).unwrap().path(), file, "the only GGUF file of the folder");
+    std::fs::copy(&file, dir.path().join("other.gguf")).unwrap();
+    let error = Weights::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("a folder with 2 .gguf files is not supported (help: name one of them)"), "{error}");
+    let error = Weights::open(&dir.path().join("model.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("a safetensors file by itself is not supported (help: name its folder"), "{error}");
     let error = weights.tensor("lm_head.weight").unwrap_err().to_string();
     assert!(error.contains("small.gguf: tensor lm_head.weight is missing (help: "), "{error}");
     let error = weights.shaped("model.norm.weight", &[64]).unwrap_err().to_string();

@@ -1,13 +1,13 @@
 //! A model's weights, whichever way they lie on disk. Owns the choice between the two formats and the mapping of files into memory.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, MmapMut};
 
 use super::gguf::Gguf;
 use super::kind::Raw;
-use super::safetensors::Folder;
+use super::safetensors::{CONFIG, Folder};
 use crate::lm::{DecoderConfig, ModelError};
 
 /// The weights of one model, mapped: memory holds only what is read.
@@ -21,12 +21,25 @@ enum Format {
 }
 
 impl Weights {
-    /// Opens a GGUF file, or a folder with `config.json` and safetensors files as Hugging Face publishes them. All headers are checked. The files
-    /// must not be changed while they are open (see [`Gguf::open`]).
+    /// Opens a GGUF file, a folder that holds one and no `config.json`, or a folder with `config.json` and safetensors files as Hugging Face
+    /// publishes them. All headers are checked. The files must not be changed while they are open (see [`Gguf::open`]).
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            return Err(ModelError::Unsupported {
+                path: path.to_owned(),
+                what: "a safetensors file by itself".to_owned(),
+                mend: "name its folder, which must hold its config.json too".to_owned(),
+            });
+        }
         let found = fs::metadata(path).map_err(|source| file_error(path, source))?;
-        if found.is_dir() { Folder::open(path).map(Format::Folder) } else { Gguf::open(path).map(Format::Gguf) }
-            .map(Self)
+        let format = if !found.is_dir() {
+            Format::Gguf(Gguf::open(path)?)
+        } else if let Some(file) = only_gguf(path)? {
+            Format::Gguf(Gguf::open(&file)?)
+        } else {
+            Format::Folder(Folder::open(path)?)
+        };
+        Ok(Self(format))
     }
 
     /// The file or folder that was opened.
@@ -90,6 +103,29 @@ impl Weights {
 
     fn tensor_error(&self, name: &str, problem: String) -> ModelError {
         ModelError::Tensor { path: self.path().to_owned(), tensor: name.to_owned(), problem }
+    }
+}
+
+/// The GGUF file of a folder without `config.json`, if it is the only one.
+fn only_gguf(folder: &Path) -> Result<Option<PathBuf>, ModelError> {
+    if folder.join(CONFIG).exists() {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|source| file_error(folder, source))? {
+        let file = entry.map_err(|source| file_error(folder, source))?.path();
+        if file.extension().is_some_and(|extension| extension == "gguf") {
+            files.push(file);
+        }
+    }
+    match files.len() {
+        0 => Ok(None),
+        1 => Ok(files.pop()),
+        count => Err(ModelError::Unsupported {
+            path: folder.to_owned(),
+            what: format!("a folder with {count} .gguf files"),
+            mend: "name one of them".to_owned(),
+        }),
     }
 }
 

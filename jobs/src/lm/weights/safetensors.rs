@@ -16,7 +16,7 @@ use super::files;
 use super::kind::{Kind, Raw};
 use crate::lm::ModelError;
 
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 const ALONE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
