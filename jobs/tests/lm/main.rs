@@ -1,6 +1,7 @@
 //! Language models through the public interface, with files that the tests build and with real ones.
 
 mod common;
+mod decoder;
 mod gguf;
 mod models;
 mod read;
