@@ -62,25 +62,52 @@ fn a_node_whose_ranks_die_and_live_elsewhere_is_put_in_quarantine() {
     let cluster = Cluster::start(2);
     let jobs = [(); 2].map(|()| cluster.submit(100_000, &["--ranks", "2", "--set", "restart.attempts=100"]));
     jobs.iter().for_each(|job| reaches(&cluster, job, 2));
-    let agent = process_of(cluster.dir(), "node-2");
-    let mut killed = std::collections::BTreeSet::new();
-    let found = poll("the quarantine", || {
-        for rank in children(agent) {
-            // Once each, when it has come up; one after the other, so that the jobs go on in between.
-            let whole = jobs.iter().all(|job| nodes_of(&cluster, job).len() == 2);
-            if whole && killed.insert(rank) {
-                signal(rank, rustix::process::Signal::KILL);
-                break;
-            }
-        }
-        let found = node(&cluster, "node-2");
-        (found["state"] == "quarantined").then_some(found)
-    });
+    let found = kill_ranks_on(&cluster, "node-2", &jobs, usize::MAX);
+    assert_eq!(found["state"], "quarantined");
     assert!(text(&found["reason"]).contains("failed here and not elsewhere"), "{found:#}");
     assert_eq!(node(&cluster, "node-1")["state"], "up");
     let lifted = cluster.json(&["node", "release", "node-2"]);
     assert_eq!((&lifted["state"], &lifted["reason"]), (&"up".into(), &"".into()));
     jobs.iter().for_each(|job| drop(cluster.run(&["cancel", job]).expect(0)));
+}
+
+/// F33: the next node that they fail on is not to blame as well, nor the last one when the first is lifted.
+#[test]
+fn two_jobs_whose_ranks_die_everywhere_put_one_node_in_quarantine_and_no_other() {
+    let cluster = Cluster::start(3);
+    let plan = ["--ranks", "3", "--set", "restart.attempts=100", "--set", "checkpoint.every=1000000"];
+    let jobs = [(); 2].map(|()| cluster.submit(1_000_000, &plan));
+    jobs.iter().for_each(|job| reaches(&cluster, job, 2));
+    assert_eq!(kill_ranks_on(&cluster, "node-1", &jobs, usize::MAX)["state"], "quarantined");
+    let found = kill_ranks_on(&cluster, "node-2", &jobs, 4);
+    assert_eq!((&found["state"], &found["reason"]), (&"up".into(), &"".into()), "{found:#}");
+    cluster.run(&["node", "release", "node-1"]).expect(0);
+    let found = kill_ranks_on(&cluster, "node-3", &jobs, 4);
+    assert_eq!((&found["state"], &found["reason"]), (&"up".into(), &"".into()), "{found:#}");
+    jobs.iter().for_each(|job| drop(cluster.run(&["cancel", job]).expect(0)));
+}
+
+/// Kills the ranks of a node, each once and the next when the coordinator knows of the last and both jobs have come up again; until the node is in
+/// quarantine, or so many are known to be gone.
+fn kill_ranks_on(cluster: &Cluster, name: &str, jobs: &[String], most: usize) -> Value {
+    let agent = process_of(cluster.dir(), name);
+    let end = format!("on {name} was killed by signal 9");
+    let ends = |job: &String| cluster.json(&["explain", job])["events"].to_string().matches(&end).count();
+    let mut killed = std::collections::BTreeSet::new();
+    poll("the quarantine", || {
+        let known = jobs.iter().map(ends).sum::<usize>();
+        let found = node(cluster, name);
+        if found["state"] == "quarantined" || known >= most {
+            return Some(found);
+        }
+        let whole = jobs.iter().all(|job| nodes_of(cluster, job).len() >= 2);
+        let rank = children(agent).into_iter().find(|rank| !killed.contains(rank));
+        if let Some(rank) = rank.filter(|_| whole && known >= killed.len()) {
+            killed.insert(rank);
+            signal(rank, rustix::process::Signal::KILL);
+        }
+        None
+    })
 }
 
 /// The ranks of an agent.

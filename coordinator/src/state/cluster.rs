@@ -212,7 +212,7 @@ impl Cluster {
             Event::ProbationBegun { node } => self.put_on_probation(*node),
             Event::QuarantineLifted { node, .. } => self.release(*node),
             Event::NodeRemoved { node, .. } => {
-                self.faults.forget(*node);
+                self.faults.settle(*node);
                 self.members.remove(*node);
                 self.sweep_elsewhere(&mut scene, *node);
             }

@@ -201,6 +201,12 @@ impl Job {
         rank.is_some_and(|rank| !rank.gone && !rank.leaving)
     }
 
+    /// Whether this rank is told to stop because the run has failed, and was wanted until then.
+    pub fn stops(&self, id: RankId) -> bool {
+        let rank = self.run.as_ref().filter(|_| self.state == JobState::Recovering).and_then(|run| run.ranks.get(&id));
+        rank.is_some_and(RankRun::is_wanted)
+    }
+
     /// Whether a process of this rank may be there.
     pub fn knows(&self, id: RankId) -> bool {
         self.run.as_ref().is_some_and(|run| run.ranks.contains_key(&id))

@@ -5,6 +5,9 @@
 //! elsewhere afterwards. A job that has failed on two nodes speaks against none: it may be its own fault (I11). One job alone never does.
 //! Wrong numbers (I19) are no job's fault: they count by themselves.
 //!
+//! Q1 (F33): a job speaks against one node at a time. What has put a node in quarantine is no evidence against it any more, but it stays one for
+//! all others: while the quarantine lasts, and for the rest of the window after it.
+//!
 //! | node         | event                                                      | next        |
 //! |--------------|------------------------------------------------------------|-------------|
 //! | serves       | enough failures with witnesses, of two jobs; or by request | quarantined |
@@ -25,6 +28,7 @@ use super::cluster::{Cluster, Refused};
 use super::control::{Control, Step};
 use super::event::Event;
 use super::machine::Job;
+use super::planted::PlantedBug;
 use super::requests::{Answer, owner, refusal};
 use super::time::Time;
 
@@ -34,6 +38,11 @@ const FAULTS_MIN: usize = 3;
 const JOBS_MIN: usize = 2;
 /// Older failures are forgotten.
 const WINDOW_MS: u64 = 10 * 60_000;
+/// Ranks of a job that fail within so long of each other fall together. Less than `STOP_GRACE_MS`: a rank that is killed because its job is
+/// being stopped is none of them.
+const TOGETHER_MS: u64 = 1_000;
+/// A rank that was told to stop, and did.
+const STOPPED: i32 = 4;
 /// Failures that are remembered, of all nodes: more push the oldest out.
 const FAULTS_MAX: usize = 1_024;
 /// Ranks with wrong numbers that put a node in quarantine: a single flipped bit may befall any machine.
@@ -55,8 +64,20 @@ pub struct Fault {
     node: NodeId,
     job: JobId,
     at: Time,
-    /// The job did well elsewhere.
-    witness: bool,
+    standing: Standing,
+}
+
+/// What a failure says. Its node apart it speaks for all others, whatever its standing: the job has failed elsewhere too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+enum Standing {
+    /// Nobody knows whether the job does well elsewhere. The first two are encoded as `false` and `true`, which older snapshots have here.
+    Open,
+    /// The job did well elsewhere: it speaks against its node.
+    Witnessed,
+    /// Its node is in quarantine, or on probation: it is kept for so long.
+    Charged,
+    /// Its node was, and serves again, or was let go.
+    Settled,
 }
 
 /// What speaks against nodes.
@@ -70,7 +91,7 @@ pub struct Faults {
 
 impl Faults {
     fn add(&mut self, fault: Fault) {
-        self.failed.retain(|old| fault.at.0.saturating_sub(old.at.0) < WINDOW_MS);
+        self.failed.retain(|old| old.counts(fault.at));
         if self.failed.len() >= FAULTS_MAX {
             self.failed.remove(0);
         }
@@ -86,12 +107,30 @@ impl Faults {
     /// A job has got further on these nodes: what failed on others speaks against those.
     fn vouch(&mut self, job: JobId, nodes: &BTreeSet<NodeId>) {
         let others = self.failed.iter_mut().filter(|fault| fault.job == job && !nodes.contains(&fault.node));
-        others.for_each(|fault| fault.witness = true);
+        others.filter(|fault| fault.standing == Standing::Open).for_each(|fault| fault.standing = Standing::Witnessed);
     }
 
-    pub(super) fn forget(&mut self, node: NodeId) {
-        self.failed.retain(|fault| fault.node != node);
+    /// Whether a rank of this job has failed on another node in the same moment.
+    fn falls(&self, job: JobId, node: NodeId, at: Time) -> bool {
+        let newest = self.failed.iter().rev().find(|fault| fault.job == job);
+        newest.is_some_and(|last| last.node != node && at.0.saturating_sub(last.at.0) < TOGETHER_MS)
+    }
+
+    /// Nothing that has happened speaks against this node any more; it still speaks for others (Q1).
+    fn put_aside(&mut self, node: NodeId, standing: Standing) {
+        self.failed.iter_mut().filter(|fault| fault.node == node).for_each(|fault| fault.standing = standing);
         self.miscomputed.remove(&node);
+    }
+
+    /// The node serves again, or is no member any more.
+    pub(super) fn settle(&mut self, node: NodeId) {
+        self.put_aside(node, Standing::Settled);
+    }
+
+    /// Whether a rank has failed here, or had wrong numbers, since the node was last in quarantine.
+    fn speak_against(&self, node: NodeId) -> bool {
+        let open = |fault: &Fault| matches!(fault.standing, Standing::Open | Standing::Witnessed);
+        self.miscomputed.contains_key(&node) || self.failed.iter().any(|fault| fault.node == node && open(fault))
     }
 
     /// Why a node is to be left alone, if it is.
@@ -100,16 +139,22 @@ impl Faults {
         if wrong >= MISCOMPUTED_MAX {
             return Some(format!("{wrong} ranks had wrong numbers here"));
         }
-        let recent = || self.failed.iter().filter(|fault| now.0.saturating_sub(fault.at.0) < WINDOW_MS);
-        let elsewhere: BTreeSet<JobId> = recent().filter(|fault| fault.node != node).map(|fault| fault.job).collect();
-        let against: Vec<&Fault> =
-            recent().filter(|f| f.node == node && f.witness && !elsewhere.contains(&f.job)).collect();
+        let counting = || self.failed.iter().filter(|fault| fault.counts(now));
+        let elsewhere: BTreeSet<JobId> = counting().filter(|fault| fault.node != node).map(|fault| fault.job).collect();
+        let speaks = |f: &&Fault| f.node == node && f.standing == Standing::Witnessed && !elsewhere.contains(&f.job);
+        let against: Vec<&Fault> = counting().filter(speaks).collect();
         let jobs: BTreeSet<JobId> = against.iter().map(|fault| fault.job).collect();
         if against.len() < FAULTS_MIN || jobs.len() < JOBS_MIN {
             return None;
         }
         let jobs: Vec<String> = jobs.iter().map(JobId::to_string).collect();
         Some(format!("{} ranks of {} failed here and not elsewhere", against.len(), jobs.join(", ")))
+    }
+}
+
+impl Fault {
+    fn counts(&self, now: Time) -> bool {
+        self.standing == Standing::Charged || now.0.saturating_sub(self.at.0) < WINDOW_MS
     }
 }
 
@@ -123,16 +168,24 @@ fn has_witness(job: &Job, id: RankId, node: NodeId) -> bool {
 impl Cluster {
     /// Before a report has its effect on the job: what it says of the node.
     pub(super) fn judge(&mut self, at: Time, node: NodeId, (id, event): (RankId, &RankEvent)) {
-        let Some(job) = self.jobs.get(id.job).filter(|job| job.expects(id)) else { return };
         let failed = match event {
             RankEvent::Failed { permanent, .. } => !permanent,
             RankEvent::Exited { exit: Exit::Code(code) } => *code != 0,
             RankEvent::Exited { exit: Exit::Signal(_) } => true,
             _ => false,
         };
+        let Some(job) = self.jobs.get(id.job) else { return };
+        if !job.expects(id) {
+            // Its job is being stopped because of a rank that has failed first.
+            let by_itself = failed && !matches!(event, RankEvent::Exited { exit: Exit::Code(STOPPED) });
+            if by_itself && job.stops(id) && self.faults.falls(id.job, node, at) {
+                self.faults.add(Fault { node, job: id.job, at, standing: Standing::Open });
+            }
+            return;
+        }
         if failed {
-            let witness = has_witness(job, id, node);
-            self.faults.add(Fault { node, job: id.job, at, witness });
+            let standing = if has_witness(job, id, node) { Standing::Witnessed } else { Standing::Open };
+            self.faults.add(Fault { node, job: id.job, at, standing });
         }
         if matches!(event, RankEvent::ShardStored { .. } | RankEvent::Finished { .. }) {
             let run = job.run.as_ref();
@@ -140,7 +193,7 @@ impl Cluster {
             let nodes: BTreeSet<NodeId> = nodes.map(|rank| rank.node).collect();
             self.faults.vouch(id.job, &nodes);
             if self.members.node(node).and_then(|node| node.quarantine.as_ref()).is_some_and(|found| found.probation) {
-                self.faults.forget(node);
+                self.faults.settle(node);
                 self.members.quarantine(node, None);
                 self.replan = true;
             }
@@ -152,9 +205,8 @@ impl Cluster {
         match &self.members.node(node)?.quarantine {
             None => self.faults.verdict(now, node),
             Some(quarantine) if quarantine.probation => {
-                let failed = self.faults.failed.iter().any(|fault| fault.node == node);
-                let tried = failed || self.faults.miscomputed.contains_key(&node);
-                tried.then(|| format!("a rank that tried it failed; before that: {}", quarantine.reason))
+                let failed = self.faults.speak_against(node);
+                failed.then(|| format!("a rank that tried it failed; before that: {}", quarantine.reason))
             }
             Some(_) => None,
         }
@@ -183,21 +235,28 @@ impl Cluster {
 
     pub(super) fn put_in_quarantine(&mut self, node: NodeId, reason: &str) {
         self.replan = true;
-        self.faults.forget(node);
+        self.charge(node);
         self.members.quarantine(node, Some(Quarantine { reason: reason.to_owned(), probation: false }));
+    }
+
+    fn charge(&mut self, node: NodeId) {
+        self.faults.put_aside(node, Standing::Charged);
+        if self.bug == Some(PlantedBug::QuarantineSpreads) {
+            self.faults.failed.retain(|fault| fault.node != node);
+        }
     }
 
     pub(super) fn put_on_probation(&mut self, node: NodeId) {
         self.replan = true;
         // Only what fails from here on counts: ranks that were there may have failed meanwhile.
-        self.faults.forget(node);
+        self.charge(node);
         let quarantine = self.members.node(node).and_then(|node| node.quarantine.clone());
         self.members.quarantine(node, quarantine.map(|found| Quarantine { probation: true, ..found }));
     }
 
     pub(super) fn release(&mut self, node: NodeId) {
         self.replan = true;
-        self.faults.forget(node);
+        self.faults.settle(node);
         self.members.pardon(node);
     }
 }
@@ -252,7 +311,8 @@ mod tests {
     use super::*;
 
     fn fault(node: u64, job: u64, at: u64, witness: bool) -> Fault {
-        Fault { node: NodeId(node), job: JobId(job), at: Time(at), witness }
+        let standing = if witness { Standing::Witnessed } else { Standing::Open };
+        Fault { node: NodeId(node), job: JobId(job), at: Time(at), standing }
     }
 
     fn verdict(faults: &[Fault]) -> Option<String> {
@@ -291,7 +351,31 @@ mod tests {
         assert_eq!(faults.verdict(Time(10), NodeId(1)), None);
         faults.vouch(JobId(2), &[NodeId(3)].into());
         assert!(faults.verdict(Time(10), NodeId(1)).is_some());
-        faults.forget(NodeId(1));
+        faults.settle(NodeId(1));
         assert_eq!(faults.verdict(Time(10), NodeId(1)), None);
+    }
+
+    #[test]
+    fn what_has_put_a_node_in_quarantine_speaks_for_all_others_while_that_lasts() {
+        let three = |node, at| [fault(node, 1, at, true), fault(node, 1, at, true), fault(node, 2, at, true)];
+        let mut faults = failed(&three(1, 0));
+        assert!(faults.verdict(Time(0), NodeId(1)).is_some());
+        faults.put_aside(NodeId(1), Standing::Charged);
+        let later = 10 * WINDOW_MS;
+        three(2, later).into_iter().for_each(|fault| faults.add(fault));
+        let verdicts = |faults: &Faults| [1, 2].map(|node| faults.verdict(Time(later), NodeId(node)).is_some());
+        assert_eq!(verdicts(&faults), [false, false], "an hour later too");
+        faults.vouch(JobId(1), &[NodeId(2)].into());
+        assert_eq!(verdicts(&faults), [false, false], "nothing counts against a node twice");
+        faults.settle(NodeId(1));
+        assert_eq!(verdicts(&faults), [false, true], "long ago");
+    }
+
+    #[test]
+    fn snapshots_with_witnesses_as_bits_are_read() {
+        let old = [(NodeId(1), JobId(2), Time(3), false), (NodeId(1), JobId(2), Time(3), true)];
+        let bytes = stoke_protocol::codec::encode_record(&old).unwrap();
+        let read: [Fault; 2] = stoke_protocol::codec::decode_record(&bytes).unwrap();
+        assert_eq!(read, [fault(1, 2, 3, false), fault(1, 2, 3, true)]);
     }
 }

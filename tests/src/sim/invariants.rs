@@ -28,6 +28,7 @@ pub const TABLE: &[(&str, Holds)] = &[
     ("I13", processes_fit_their_machine),
     ("I15", a_process_holds_its_room),
     ("I21+I23", what_is_visible_is_complete),
+    ("F33", a_job_speaks_against_one_node),
     ("I32", what_is_forbidden_does_not_happen),
 ];
 
@@ -210,6 +211,21 @@ fn what_is_visible_is_complete(world: &World, _: &mut Memory) -> Result<(), Stri
                     "{} does not name {} of {}",
                     checkpoint.uri, checkpoint.step, checkpoint.generation
                 ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As people are told it: the jobs for whose ranks a node is left alone are named by no other one's quarantine.
+fn a_job_speaks_against_one_node(world: &World, _: &mut Memory) -> Result<(), String> {
+    let mut named: BTreeMap<&str, NodeId> = BTreeMap::new();
+    for node in world.cluster().members().nodes() {
+        let Some(quarantine) = &node.quarantine else { continue };
+        let words: BTreeSet<&str> = quarantine.reason.split([' ', ',']).collect();
+        for job in words.into_iter().filter(|word| word.starts_with("job-")) {
+            if let Some(other) = named.insert(job, node.id) {
+                return Err(format!("{job} has put {other} and {} in quarantine", node.id));
             }
         }
     }

@@ -18,23 +18,61 @@ impl World {
         let view = nodes.iter().find(|view| view.node == NodeId(node)).unwrap().clone();
         (view.state, view.reason)
     }
+
+    /// All ranks that are placed come up and train with the others; sessions are those of node 1 and on.
+    fn bring_up(&mut self, job: JobId, sessions: &[SessionId]) {
+        let session = |node: NodeId| sessions[node.0 as usize - 1];
+        let run = |world: &Self| world.control.cluster().jobs().get(job).unwrap().run.clone().unwrap();
+        for (id, rank) in run(self).ranks.iter().filter(|(_, rank)| rank.is_wanted() && rank.address.is_none()) {
+            self.ready(session(rank.node), *id);
+        }
+        while let Some(id) = run(self).joining.first() {
+            let (node, generation) = (run(self).ranks[id].node, run(self).generation);
+            self.report(session(node), *id, RankEvent::Joined { generation, step: TrainStep(0) });
+        }
+        assert_eq!(self.state(job), JobState::Running);
+    }
+
+    /// Every few seconds the newest rank of one of these jobs on a node dies, and another one takes its place.
+    fn fail_in_turn(&mut self, jobs: &[JobId], node: u64, sessions: &[SessionId]) {
+        for job in jobs {
+            let rank = self.newest_on(*job, node);
+            self.report(sessions[node as usize - 1], rank, exited(1));
+            self.wait(5_000, sessions);
+            self.bring_up(*job, sessions);
+        }
+    }
+
+    /// The coordinator dies; these nodes come back with all that they hold.
+    fn restart_with<const NODES: usize>(&mut self, cpus: [u32; NODES]) -> Vec<SessionId> {
+        self.restart();
+        let connect = |(node, cpus)| {
+            let node = self.control.cluster().members().node(NodeId(node)).unwrap();
+            let (id, held) = (node.id, node.held.keys().copied().collect::<Vec<RankId>>());
+            self.connect(id, cpus, 1, &held)
+        };
+        (1..).zip(cpus).map(connect).collect()
+    }
 }
 
-/// Two jobs, each with a rank on both of two nodes.
-fn two_jobs() -> (World, [JobId; 2], [SessionId; 2]) {
+/// Two jobs, each with a rank on each of some nodes.
+fn two_jobs_on<const NODES: usize>(cpus: u32, more: &str) -> (World, [JobId; 2], [SessionId; NODES]) {
     let mut world = World::new();
-    let (_, first) = world.node(4);
-    let (_, second) = world.node(4);
+    let sessions = [(); NODES].map(|()| world.node(cpus).1);
     let jobs = ["a", "b"].map(|key| {
-        let job = world.submit(key, &spec("ranks = 2\n[restart]\nattempts = 9"));
-        for (node, session) in [(1, first), (2, second)] {
+        let job = world.submit(key, &spec(&format!("ranks = {NODES}\n{more}\n[restart]\nattempts = 99")));
+        for (node, session) in (1..).zip(sessions) {
             let rank = world.newest_on(job, node);
             world.ready(session, rank);
         }
         assert_eq!(world.state(job), JobState::Running);
         job
     });
-    (world, jobs, [first, second])
+    (world, jobs, sessions)
+}
+
+fn two_jobs() -> (World, [JobId; 2], [SessionId; 2]) {
+    two_jobs_on(4, "")
 }
 
 #[test]
@@ -97,6 +135,62 @@ fn a_node_that_fails_its_trial_stays_in_quarantine_until_somebody_lifts_it() {
     let Reply::Node(view) = world.ask(&user(UserRole::Operator, "op"), release) else { panic!("not lifted") };
     assert_eq!(view.state, NodeState::Up);
     assert_eq!(world.state(job), JobState::Starting);
+}
+
+/// F33: found by killing ranks of two jobs on one node after the other. Each was put in quarantine, because of failures "not elsewhere".
+#[test]
+fn two_jobs_that_fail_everywhere_take_one_node_away_and_no_other() {
+    let (mut world, [a, b], sessions) = two_jobs_on::<3>(2, "");
+    let quarantined = |world: &mut World| [1, 2, 3].map(|node| world.node_state(node).0 == NodeState::Quarantined);
+    world.fail_in_turn(&[a, a, b], 1, &sessions);
+    assert_eq!(quarantined(&mut world), [true, false, false]);
+    // All nodes are full: who dies comes back where it was, but for the rank that the first node may not have.
+    let sessions = [&sessions[..], &[world.node(1).1]].concat();
+    world.wait(5_000, &sessions);
+    world.bring_up(b, &sessions);
+    for node in [2, 3, 2, 3] {
+        world.fail_in_turn(&[a, b], node, &sessions);
+    }
+    assert_eq!(quarantined(&mut world), [true, false, false]);
+    // Nor later, while the first is on probation, and over a restart.
+    world.wait(601_000, &sessions);
+    assert!(world.node_state(1).1.contains("it is on probation"), "{:?}", world.node_state(1));
+    let sessions = world.restart_with([2, 2, 2, 1]);
+    world.fail_in_turn(&[a, b, a, b], 2, &sessions);
+    assert_eq!(quarantined(&mut world), [false; 3]);
+    // Nor when a person lifts it; a third job takes the room that there is then.
+    let Reply::Node(_) = world.ask(&user(UserRole::Operator, "op"), Request::ReleaseNode { node: NodeId(1) }) else {
+        panic!("not lifted")
+    };
+    world.submit("c", &spec(""));
+    world.fail_in_turn(&[a, b, a, b], 3, &sessions);
+    assert_eq!(quarantined(&mut world), [false; 3]);
+}
+
+/// F33: a job that fails as a whole is told of by one rank first, and is being stopped when the others tell.
+#[test]
+fn a_job_whose_ranks_fail_together_speaks_against_no_node() {
+    let (mut world, [a, b], [first, second]) = two_jobs_on::<2>(4, "ranks_min = 2");
+    let both = [(2, second), (1, first)];
+    let mut fall = |job: JobId, codes: [i32; 2]| {
+        let ranks = both.map(|(node, _)| world.newest_on(job, node));
+        for ((rank, (_, session)), code) in ranks.into_iter().zip(both).zip(codes) {
+            world.report(session, rank, exited(code));
+        }
+        let states = [1, 2].map(|node| world.node_state(node).0);
+        world.wait(66_000, &[first, second]);
+        for (node, session) in both.into_iter().filter(|_| states == [NodeState::Up; 2]) {
+            let rank = world.newest_on(job, node);
+            world.ready(session, rank);
+        }
+        states
+    };
+    for job in [a, b, a, b] {
+        assert_eq!(fall(job, [1, 1]), [NodeState::Up; 2]);
+    }
+    // Where the other rank only does what it is told, the node is to blame.
+    let found = (0..24).any(|at| fall([a, b][at % 2], [1, 4]) == [NodeState::Up, NodeState::Quarantined]);
+    assert!(found, "the others failed long ago");
 }
 
 #[test]
