@@ -50,6 +50,33 @@ fn a_cluster_goes_up_and_down_and_comes_back_with_its_jobs() {
     assert!(!std::path::Path::new(dir).exists());
 }
 
+/// Also when no node is left that serves: only a cluster that is up can be told that they are to serve again.
+#[test]
+fn a_cluster_with_drained_nodes_comes_up_and_says_how_they_serve_again() {
+    let parent = tempfile::tempdir().expect("a temporary folder");
+    let dir = parent.path().join("local");
+    let dir = dir.to_str().expect("UTF-8");
+    let _guard = Down(dir.to_owned());
+    let first = run(["up", "--nodes", "2", "--dir", dir, "--json"]).expect(0).json();
+    assert_eq!(first["without_ranks"], serde_json::json!([]));
+    for node in ["node-1", "node-2"] {
+        run(["--cluster", dir, "drain", node]).expect(0);
+    }
+    run(["down", "--dir", dir]).expect(0);
+    let again = run(["up", "--dir", dir]).expect(0).stdout;
+    for words in ["up, 2 nodes", "node-2", "gets no ranks: drained by admin", "`stoke drain node-2 --undo`"] {
+        assert!(again.contains(words), "{again}");
+    }
+    run(["--cluster", dir, "drain", "node-1", "--undo"]).expect(0);
+    run(["down", "--dir", dir]).expect(0);
+    let third = run(["up", "--dir", dir, "--json"]).expect(0).json();
+    let without = third["without_ranks"].as_array().expect("a list");
+    assert_eq!((without.len(), &without[0]["node"], &without[0]["state"]), (1, &"node-2".into(), &"drained".into()));
+    let spec = crate::harness::spec("digits.toml");
+    let submit = ["--cluster", dir, "submit", spec.to_str().expect("UTF-8"), "--ranks", "1"];
+    run([&submit[..], &["--set", "train.steps=2", "--wait"]].concat()).expect(0);
+}
+
 #[test]
 fn doctor_looks_and_mends_nothing() {
     let doctor = run(["doctor", "--json"]);

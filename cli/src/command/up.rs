@@ -9,7 +9,7 @@ use crate::detection::Detection;
 use crate::failure::{Exit, Failure};
 use crate::local::folder::Folder;
 use crate::local::handle::{Life, LocalCluster, Wish};
-use crate::local::notice::Notice;
+use crate::local::notice::{Notice, WithoutRanks};
 use crate::{output, place};
 
 const EXAMPLES: &str = "\
@@ -18,6 +18,9 @@ Examples:
   stoke up --dir /tmp/trial && stoke --cluster /tmp/trial nodes";
 
 /// Start a cluster on this machine and leave it running; later commands find it
+///
+/// It is up when the coordinator answers and every agent is connected to it. Nodes that were drained or in quarantine when it was stopped still are:
+/// they are named, with the command that lets them serve again.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -68,10 +71,11 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
             return Err(failure);
         }
     };
-    let Notice::Ready { address, metrics, nodes } = ready else { return Ok(Exit::Negative) };
+    let Notice::Ready { address, metrics, nodes, without_ranks } = ready else { return Ok(Exit::Negative) };
     if global.json {
         output::print_json(&serde_json::json!({
-            "dir": dir, "address": address, "metrics": metrics, "nodes": nodes, "supervisor": cluster.pid(),
+            "dir": dir, "address": address, "metrics": metrics, "nodes": nodes, "without_ranks": without_ranks,
+            "supervisor": cluster.pid(),
         }))?;
         return Ok(Exit::Ok);
     }
@@ -80,6 +84,9 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     table.row(["coordinator".into(), address]);
     if let Some(metrics) = metrics {
         table.row(["metrics".into(), format!("http://{metrics}/metrics")]);
+    }
+    for WithoutRanks { node, reason, .. } in without_ranks {
+        table.row([node, format!("gets no ranks: {reason}")]);
     }
     table.row(["next".into(), "stoke submit --wait SPEC, stoke nodes, stoke down".into()]);
     output::print(&table.render())?;

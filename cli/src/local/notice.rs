@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Notice {
-    /// The coordinator answers and all nodes are up.
-    Ready { address: String, metrics: Option<String>, nodes: u32 },
+    /// The coordinator answers and all agents are connected. Some of their nodes may get no ranks: that is for people to lift, with a cluster that
+    /// is up.
+    Ready { address: String, metrics: Option<String>, nodes: u32, without_ranks: Vec<WithoutRanks> },
     /// A process died and is started again.
     Restarting { process: String, reason: String, restarts: u32 },
     /// The process is back.
@@ -15,6 +16,15 @@ pub enum Notice {
     /// The cluster cannot go on; the supervisor takes it down. `log` is the tail of the log of the process that caused it; `conflict` when
     /// something else has its port or its folder.
     Failed { reason: String, help: String, log: Vec<String>, conflict: bool },
+}
+
+/// A node that is drained, or in quarantine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WithoutRanks {
+    pub node: String,
+    pub state: String,
+    /// With what lifts it.
+    pub reason: String,
 }
 
 /// A coordinator → its supervisor, first line on its standard output: where it listens.

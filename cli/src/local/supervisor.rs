@@ -10,18 +10,19 @@ use std::time::Duration;
 
 use stoke_node::agent;
 use stoke_protocol::identity::{Credentials, JoinToken};
-use stoke_protocol::message::client::{NodeState, Reply, Request, TokenScope};
+use stoke_protocol::message::client::{NodeState, NodeView, Reply, Request, TokenScope};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::folder::{Folder, Process, State, node_ip, node_name};
 use super::keeper::{Happening, Keeper, Phase};
-use super::notice::{Listening, Notice};
+use super::notice::{Listening, Notice, WithoutRanks};
 use super::process::Launch;
 use crate::client::{Client, Repeat, unexpected};
 use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
+use crate::json;
 
 /// Everything is on this machine: a start that takes longer hangs.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -128,13 +129,14 @@ impl Supervisor {
             let launch = self.node_launch(index);
             self.keep(launch, index as usize);
         }
-        self.all_up(&mut client, deadline).await?;
+        let without_ranks = self.all_up(&mut client, deadline).await?;
         self.coordinator.send_replace(Phase::Up);
         self.agents.send_replace(Phase::Up);
         notify(&Notice::Ready {
             address: self.state.address.clone(),
             metrics: self.state.metrics.clone(),
             nodes: self.options.nodes,
+            without_ranks,
         });
         Ok(())
     }
@@ -153,7 +155,8 @@ impl Supervisor {
         })
     }
 
-    async fn all_up(&mut self, client: &mut Client, deadline: Instant) -> Result<(), Failure> {
+    /// Until all agents are connected. Gives those of their nodes that get no ranks all the same.
+    async fn all_up(&mut self, client: &mut Client, deadline: Instant) -> Result<Vec<WithoutRanks>, Failure> {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -165,9 +168,10 @@ impl Supervisor {
                         return Err(unexpected());
                     };
                     let ours = |name: &str| (1..=self.options.nodes).any(|index| node_name(index) == name);
-                    let up = nodes.iter().filter(|node| node.state == NodeState::Up && ours(&node.name)).count();
-                    if up >= self.options.nodes as usize {
-                        return Ok(());
+                    let here: Vec<&NodeView> =
+                        nodes.iter().filter(|node| is_connected(node.state) && ours(&node.name)).collect();
+                    if here.len() >= self.options.nodes as usize {
+                        return Ok(here.into_iter().filter_map(without_ranks).collect());
                     }
                 }
             }
@@ -328,6 +332,28 @@ pub fn end_orphans(folder: &Folder, nodes: u32) {
             Err(error) => tracing::warn!(node = node_name(index), %error, "ranks without an agent may be left"),
         }
     }
+}
+
+/// Whether an agent speaks for the node, and is heard. What a person or its failures have made of the node is another matter.
+fn is_connected(state: NodeState) -> bool {
+    match state {
+        NodeState::Up | NodeState::Draining | NodeState::Drained | NodeState::Quarantined => true,
+        NodeState::Silent | NodeState::Lost => false,
+    }
+}
+
+/// Why a node gets no ranks though it is there, and what lifts that; if it gets none.
+fn without_ranks(view: &NodeView) -> Option<WithoutRanks> {
+    let node = view.node.to_string();
+    let reason = match view.state {
+        NodeState::Up | NodeState::Silent | NodeState::Lost => return None,
+        NodeState::Draining | NodeState::Drained => {
+            format!("{}; it serves again after `stoke drain {node} --undo`", view.reason)
+        }
+        // It says so itself.
+        NodeState::Quarantined => view.reason.clone(),
+    };
+    Some(WithoutRanks { node, state: json::node_state(view.state).to_owned(), reason })
 }
 
 async fn node_token(client: &mut Client) -> Result<String, Failure> {
