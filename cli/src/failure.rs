@@ -61,16 +61,18 @@ pub struct Failure {
     pub exit: Exit,
     error: anyhow::Error,
     help: Option<String>,
+    /// What programs are told beside the error: what was done until then.
+    beside: serde_json::Map<String, Value>,
 }
 
 impl Failure {
     pub fn new(exit: Exit, message: impl Display) -> Self {
-        Self { exit, error: anyhow::anyhow!("{message}"), help: None }
+        Self::from_error(exit, anyhow::anyhow!("{message}"))
     }
 
     /// Keeps the chain of causes of `error`.
     pub fn from_error(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
-        Self { exit, error: error.into(), help: None }
+        Self { exit, error: error.into(), help: None, beside: serde_json::Map::new() }
     }
 
     pub fn usage(message: impl Display) -> Self {
@@ -81,6 +83,15 @@ impl Failure {
     #[must_use]
     pub fn help(mut self, help: impl Display) -> Self {
         self.help = Some(help.to_string());
+        self
+    }
+
+    /// Gives programs these fields beside the error.
+    #[must_use]
+    pub fn beside(mut self, fields: Value) -> Self {
+        if let Value::Object(fields) = fields {
+            self.beside.extend(fields);
+        }
         self
     }
 
@@ -120,12 +131,14 @@ impl Failure {
     /// The one document on stdout of a command that failed under `--json`.
     pub fn json(&self) -> Value {
         let causes: Vec<String> = self.error.chain().skip(1).map(ToString::to_string).collect();
-        json!({ "error": {
+        let mut document = Value::Object(self.beside.clone());
+        document["error"] = json!({
             "code": self.exit.name(),
             "message": self.error.to_string(),
             "causes": causes,
             "help": self.help,
-        }})
+        });
+        document
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::sync::OnceLock;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Background, Cluster, Run, run, text};
+use crate::harness::{Background, Cluster, Run, cluster_of, poll, run, signal, step_of, text};
 
 /// Seconds of training, on a fast machine too: enough for several faults.
 const STEPS: u64 = 600;
@@ -197,6 +198,28 @@ fn jobs_of_a_cluster_that_stays_go_on_under_faults() {
         assert!(struck["paused_seconds"].as_f64().is_some_and(|seconds| seconds >= 0.5), "{struck:#}");
     }
     cluster.wait_for_state(&job, "succeeded");
+}
+
+/// Whoever ends it early has the account all the same, programs too.
+#[test]
+fn an_account_is_told_also_when_the_run_or_its_cluster_is_stopped() {
+    let endless = Run::new("domains.toml", 2).set("train.steps", 1_000_000);
+    let (running, scratch) = endless.with(&["--chaos", "kill-rank every 1s", "--seed", "7"]).start();
+    let dir = cluster_of(&scratch);
+    poll("some steps", || step_of(&dir).filter(|step| *step > 0));
+    signal(running.pid(), Signal::INT);
+    let document = running.wait().expect(130).says(&["chaos: ", "seed 7"]).json();
+    assert_eq!((&document["error"]["code"], &document["chaos"]["seed"]), (&"interrupted".into(), &7.into()));
+    assert!(document["chaos"]["faults"].is_array() && document["chaos"]["recoveries"].is_u64(), "{document:#}");
+
+    let cluster = Cluster::start(1);
+    let arguments = ["chaos", "kill-agent every 500ms", "--for", "60s", "--seed", "5", "--json"];
+    let running = Background::start(cluster.command(&arguments));
+    poll("a fault", || cluster.state()["processes"][1]["restarts"].as_u64().filter(|restarts| *restarts > 0));
+    signal(cluster.supervisor(), Signal::TERM);
+    let document = running.wait().expect(3).says(&["no local cluster runs"]).json();
+    assert_eq!((&document["error"]["code"], &document["seed"]), (&"not-found".into(), &5.into()));
+    assert!(!met(&document, "kill-agent").is_empty(), "{document:#}");
 }
 
 #[test]

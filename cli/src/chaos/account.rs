@@ -141,8 +141,10 @@ fn losses_text(losses: &Losses) -> String {
     table.row(["  ledger".into(), ledger]);
     let (still, all) = (losses.standstill_ms as f64 / 1e3, losses.training_ms as f64 / 1e3);
     table.row(["  without progress".into(), format!("{still:.1}s of {all:.1}s")]);
-    let (rate, share) = (output::grouped(rate(losses) as u64), 100.0 * share(losses));
-    table.row(["  committed".into(), format!("{rate} samples/s, steps in {share:.1}% of the time")]);
+    if let Some((rate, share)) = pace(losses) {
+        let (rate, share) = (output::grouped(rate as u64), 100.0 * share);
+        table.row(["  committed".into(), format!("{rate} samples/s, steps in {share:.1}% of the time")]);
+    }
     table.render()
 }
 
@@ -156,8 +158,8 @@ fn losses_json(losses: &Losses) -> Value {
         "ledger": losses.ledger.map(ledger),
         "training_seconds": seconds(losses.training_ms.into()),
         "seconds_without_progress": seconds(losses.standstill_ms.into()),
-        "committed_samples_per_second": rate(losses).round(),
-        "progress_share": (share(losses) * 1e4).round() / 1e4,
+        "committed_samples_per_second": pace(losses).map(|(rate, _)| rate.round()),
+        "progress_share": pace(losses).map(|(_, share)| (share * 1e4).round() / 1e4),
     })
 }
 
@@ -167,12 +169,10 @@ fn longest_ms(losses: &Losses) -> Option<u64> {
     losses.found.iter().filter_map(took).max()
 }
 
-fn rate(losses: &Losses) -> f64 {
-    losses.samples as f64 * 1e3 / losses.training_ms.max(1) as f64
-}
-
-fn share(losses: &Losses) -> f64 {
-    1.0 - losses.standstill_ms as f64 / losses.training_ms.max(1) as f64
+/// Samples a second, and the share of the time in which steps were made. Of a job without a step that was seen nothing can be said.
+fn pace(losses: &Losses) -> Option<(f64, f64)> {
+    let (samples, all, still) = (losses.samples as f64, losses.training_ms as f64, losses.standstill_ms as f64);
+    (losses.samples > 0 && losses.training_ms > 0).then(|| (samples * 1e3 / all, 1.0 - still / all))
 }
 
 fn seconds(ms: u128) -> f64 {
@@ -243,5 +243,16 @@ mod tests {
         assert_eq!(document["faults"][3]["met"], false);
         assert_eq!(account.json()["jobs"][0]["job"], "job-1");
         assert!(account.text().contains("steps in 97.5% of the time"), "{}", account.text());
+    }
+
+    #[test]
+    fn of_a_job_without_a_step_no_pace_is_told() {
+        let losses = Losses { training_ms: 5_000, ..Losses::default() };
+        let account = Account { seed: 7, schedule: String::new(), faults: Vec::new(), jobs: vec![(JobId(1), losses)] };
+        let document = account.json_of_run();
+        for key in ["committed_samples_per_second", "progress_share"] {
+            assert_eq!(document.get(key), Some(&Value::Null), "{document:#}");
+        }
+        assert!(!account.text().contains("of the time"), "{}", account.text());
     }
 }

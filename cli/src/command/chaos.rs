@@ -77,7 +77,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let interrupted = stop_signal()?;
     let storm = Storm::new(&folder, &schedule, args.seed.unwrap_or_else(fresh_seed), None);
     let ended = tokio::select! {
-        failure = rage(Some(&storm), |text| output::say(text)) => return Err(failure),
+        failure = rage(Some(&storm), |text| output::say(text)) => return cut_short(&storm, failure, global),
         () = tokio::time::sleep(args.duration) => Exit::Ok,
         () = interrupted => Exit::Interrupted,
     };
@@ -88,6 +88,15 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         output::print(&account.text())?;
     }
     Ok(if ended == Exit::Ok && account.has_losses() { Exit::Negative } else { ended })
+}
+
+/// The cluster is gone: nobody is waited for, and what was done until then is told.
+fn cut_short(storm: &Storm, failure: Failure, global: &Global) -> Result<Exit, Failure> {
+    let account = storm.account();
+    if !global.json {
+        output::print(&account.text())?;
+    }
+    Err(failure.beside(account.json()))
 }
 
 /// Resolves when the cluster is gone; never without a storm.

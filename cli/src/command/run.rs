@@ -128,14 +128,15 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 
 impl Scene {
     fn interrupted(&self) -> Failure {
-        if let Some(storm) = self.storm.get() {
-            output::say(format_args!("\n{}", storm.account().text().trim_end()));
-        }
-        match &*self.newest.borrow() {
+        let failure = match &*self.newest.borrow() {
             Some(uri) => Failure::new(Exit::Interrupted, format!("interrupted; the newest checkpoint is {uri}"))
                 .help(format!("go on from it with --resume {}", output::quoted(uri))),
             None => Failure::new(Exit::Interrupted, "interrupted; no checkpoint was committed yet"),
-        }
+        };
+        let Some(storm) = self.storm.get() else { return failure };
+        let account = storm.account();
+        output::say(format_args!("\n{}", account.text().trim_end()));
+        failure.beside(serde_json::json!({ "chaos": account.json_of_run() }))
     }
 }
 
