@@ -44,7 +44,7 @@ fn a_job_makes_room_for_a_more_urgent_one_and_goes_on_from_the_step_at_which_it_
     assert_eq!((&back["failures"], &back["recoveries"]), (&0.into(), &0.into()), "{back:#}");
     assert_eq!(back["preemptions"], 1, "{back:#}");
     let told = cluster.run(&["explain", &low]).expect(0).stdout;
-    for words in [&*format!("makes room for {high}"), "queued again, goes on from its last checkpoint"] {
+    for words in [&*format!("makes room for {high}"), "queued again, goes on when there is room"] {
         assert!(told.contains(words), "{words:?} is not in {told}");
     }
     let calm = submit(&cluster, STEPS, &["--set", "resources.ranks_min=2"]);
