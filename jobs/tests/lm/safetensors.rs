@@ -130,6 +130,10 @@ fn damaged_folders_are_errors_that_say_what_is_wrong() {
         let error = Weights::open(folder.path()).expect_err(words).to_string();
         assert!(error.contains(words) && error.contains("(help: "), "{error}");
     }
+    let endless = folder(&[good()]);
+    std::os::unix::fs::symlink("/dev/zero", endless.path().join("config.json")).unwrap();
+    let error = Weights::open(endless.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json: it is not a regular file (help: "), "{error}");
     let empty = folder(&file(raw(r#"{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#, 0)));
     let error = Weights::open(empty.path()).unwrap().tensor("a").unwrap_err().to_string();
     assert!(error.contains("of the shape [0] is not supported"), "{error}");

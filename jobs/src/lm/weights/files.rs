@@ -132,16 +132,20 @@ fn only_gguf(folder: &Path) -> Result<Option<PathBuf>, ModelError> {
 /// A regular file, read-only and shared with every process that maps it.
 pub(super) fn map(path: &Path) -> Result<Mmap, ModelError> {
     let open = || {
-        // Opening a pipe would wait for its writer.
-        if !fs::metadata(path)?.is_file() {
-            return Err(std::io::Error::other("it is not a regular file"));
-        }
-        let file = File::open(path)?;
+        let file = regular(path)?;
         // SAFETY: the bytes are only read, and no reference to them outlives the map. Another process that writes to the file meanwhile
         // is excluded by the contract of `Weights::open`, as for every program that maps weights.
         unsafe { Mmap::map(&file) }
     };
     open().map_err(|source| file_error(path, source))
+}
+
+/// Opens what has an end: a pipe would wait for its writer.
+pub(super) fn regular(path: &Path) -> std::io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    File::open(path)
 }
 
 /// The same for bytes in memory.

@@ -4,7 +4,6 @@
 //! Source: <https://huggingface.co/docs/safetensors> (format, `model.safetensors.index.json`).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -187,7 +186,7 @@ fn listed(folder: &Path, index: &Path) -> Result<Shards, ModelError> {
 fn read(path: &Path) -> Result<String, ModelError> {
     let open = || {
         let mut text = String::new();
-        File::open(path)?.take(JSON_BYTES_MAX + 1).read_to_string(&mut text)?;
+        files::regular(path)?.take(JSON_BYTES_MAX + 1).read_to_string(&mut text)?;
         Ok(text)
     };
     let text = open().map_err(|source| files::file_error(path, source))?;
