@@ -2,6 +2,7 @@
 
 mod config;
 mod decoder;
+pub mod engine;
 mod error;
 pub mod kernels;
 mod sample;

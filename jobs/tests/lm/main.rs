@@ -2,6 +2,7 @@
 
 mod common;
 mod decoder;
+mod engine;
 mod gguf;
 mod models;
 mod read;
