@@ -26,4 +26,21 @@ pub enum ModelError {
     /// A tensor that is missing or not of the shape that the model needs.
     #[error("{}: tensor {tensor} {problem} (help: {FETCH})", path.display())]
     Tensor { path: PathBuf, tensor: String, problem: String },
+    /// A tokenizer that could not be read, or that failed.
+    #[error("tokenizer {} {problem} (help: take the model's files from where it was published; they come with its tokenizer)", path.display())]
+    Tokenizer { path: PathBuf, problem: String },
+    /// A chat template that is not there or cannot be parsed.
+    #[error("chat template in {} {problem} (help: send a prompt instead of messages, or take the files of an instruction-tuned model)", path.display())]
+    Template { path: PathBuf, problem: String },
+    /// Messages that a chat template refuses, or cannot render within its limits.
+    #[error(
+        "the model's chat template refuses these messages: {problem} (help: check their roles, their order and their length)"
+    )]
+    Chat { problem: String },
+    /// A text that is longer than any context.
+    #[error("the text has {bytes} bytes, the limit is {bytes_max} (help: send a shorter text)")]
+    Text { bytes: usize, bytes_max: usize },
+    /// An id that no token has.
+    #[error("token {id} is not in the vocabulary of {vocabulary} tokens (help: send ids from 0 to {})", vocabulary.saturating_sub(1))]
+    Token { id: u32, vocabulary: usize },
 }

@@ -1,15 +1,20 @@
-//! Wiring of language models: weights from files, and what they say of the model's shape. Compute on the processor; no network, no async.
+//! Wiring of language models: weights from files, what they say of the model's shape, and the text that it reads and writes. Compute
+//! on the processor; no network, no async.
 
+mod chat;
 mod config;
 mod decoder;
 pub mod engine;
 mod error;
 pub mod kernels;
 mod sample;
+mod tokenizer;
 pub mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use config::{DecoderConfig, Rope};
 pub use decoder::{Decoder, Precision, Scratch};
 pub use error::ModelError;
 pub use sample::{Sampling, likeliest};
+pub use tokenizer::{Decoding, TEXT_BYTES_MAX, Tokenizer};
 pub use weights::{Gguf, Kind, Raw, Weights};

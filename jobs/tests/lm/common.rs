@@ -1,6 +1,9 @@
-//! What the tests share: where the real models are, and GGUF files made by hand, right or wrong.
+//! What the tests share: where the real models and the golden files are, and GGUF files made by hand, right or wrong.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 /// The folder of a model that `jobs/models/fetch.py` fetches.
 pub fn model(name: &str) -> PathBuf {
@@ -12,6 +15,18 @@ pub fn model(name: &str) -> PathBuf {
     let folder = models.join(name);
     assert!(folder.is_dir(), "{} is not there: run `python3 jobs/models/fetch.py`, as check.sh does", folder.display());
     folder
+}
+
+/// A golden file of `jobs/reference/golden/lm/`.
+pub fn golden(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference/golden/lm").join(name);
+    serde_json::from_str(&fs::read_to_string(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display())))
+        .unwrap()
+}
+
+/// Token ids in a golden file.
+pub fn ids(json: &Value) -> Vec<u32> {
+    serde_json::from_value(json.clone()).expect("a list of ids")
 }
 
 /// A GGUF file, each part as it is to be written.

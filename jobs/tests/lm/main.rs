@@ -1,9 +1,12 @@
 //! Language models through the public interface, with files that the tests build and with real ones.
 
+mod chat;
 mod common;
 mod decoder;
 mod engine;
 mod gguf;
+mod metadata;
 mod models;
 mod read;
 mod safetensors;
+mod tokenizer;
