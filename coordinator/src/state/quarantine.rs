@@ -5,7 +5,7 @@
 //! elsewhere afterwards. A job that has failed on two nodes speaks against none: it may be its own fault (I11). One job alone never does.
 //! Wrong numbers (I19) are no job's fault: they count by themselves.
 //!
-//! Q1 (F33): a job speaks against one node at a time. What has put a node in quarantine is no evidence against it any more, but it stays one for
+//! Q6 (F33): a job speaks against one node at a time. What has put a node in quarantine is no evidence against it any more, but it stays one for
 //! all others: while the quarantine lasts, and for the rest of the window after it.
 //!
 //! | node         | event                                                      | next        |
@@ -116,7 +116,7 @@ impl Faults {
         newest.is_some_and(|last| last.node != node && at.0.saturating_sub(last.at.0) < TOGETHER_MS)
     }
 
-    /// Nothing that has happened speaks against this node any more; it still speaks for others (Q1).
+    /// Nothing that has happened speaks against this node any more; it still speaks for others (Q6).
     fn put_aside(&mut self, node: NodeId, standing: Standing) {
         self.failed.iter_mut().filter(|fault| fault.node == node).for_each(|fault| fault.standing = standing);
         self.miscomputed.remove(&node);
