@@ -13,6 +13,7 @@ mod exhausted;
 mod harness;
 mod health;
 mod hostile;
+mod inference;
 mod lifecycle;
 mod namespaces;
 mod nodes;

@@ -8,6 +8,7 @@ mod doctor;
 mod down;
 mod drain;
 mod explain;
+mod infer;
 mod jobs;
 mod login;
 mod logs;
@@ -57,6 +58,7 @@ pub enum Command {
     #[command(subcommand)]
     Checkpoint(checkpoint::Checkpoint),
     Predict(predict::Args),
+    Infer(infer::Args),
     /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(token::Token),
@@ -97,6 +99,7 @@ impl Command {
             Self::Explain(args) => alone(explain::run(args, global)),
             Self::Checkpoint(command) => alone(checkpoint::run(command, global)),
             Self::Predict(args) => alone(predict::run(args, global)),
+            Self::Infer(args) => alone(infer::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),
             Self::Login(args) => alone(login::run(args, global)),
             Self::Chaos(args) => alone(chaos::run(args, global)),

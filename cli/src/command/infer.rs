@@ -1,0 +1,212 @@
+//! `stoke infer`: a language model of this machine answers one prompt, token by token. Owns what is asked and shown; computes nothing itself.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use stoke_jobs::lm::engine::{Ask, Engine, Limits, Request};
+use stoke_jobs::lm::kernels::Cache;
+use stoke_jobs::lm::{ChatTemplate, Decoder, Message, Precision, Sampling, TEXT_BYTES_MAX, Tokenizer, Weights};
+
+use crate::Global;
+use crate::failure::{Exit, Failure, OrFail};
+use crate::output;
+
+const EXAMPLES: &str = "\
+Examples:
+  python3 jobs/models/fetch.py smollm2-135m-instruct
+  stoke infer --model ~/.cache/stoke/models/smollm2-135m-instruct \"What is a TLS certificate?\"
+  stoke infer --model FOLDER --system \"Answer in one word.\" --temperature 0.7 --seed 3 < question.txt
+  stoke infer --model FOLDER --raw --json \"HTTP/1.1 200 OK\" | jq -r .text";
+
+/// Rows of a batch: a long prompt is read in parts of so many tokens.
+const ROWS_MAX: usize = 256;
+
+/// Answer a prompt with a language model of this machine
+///
+/// The answer is written as it is made. The same model, prompt and options give the same answer on every machine.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A GGUF file, or a folder with one, or with config.json, safetensors files and tokenizer.json as Hugging Face publishes them
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+
+    /// The prompt; left out or `-`: read from standard input
+    prompt: Option<String>,
+
+    /// What the model is told before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+
+    /// Continue the prompt as it stands, without the model's chat template
+    #[arg(long)]
+    raw: bool,
+
+    /// Tokens of the answer at most
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+
+    /// Draw tokens, the more evenly the higher; 0 takes the likeliest always
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+
+    /// Draw from so many of the likeliest tokens; 0 from all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: usize,
+
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+
+    /// Draw from tokens that are at least this times as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+
+    /// Makes tokens that are there already less likely, above 1
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    repetition_penalty: f32,
+
+    /// The same seed draws the same answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+
+    /// Do not round activations to 8 bits: what the weights give exactly, and several times slower
+    #[arg(long)]
+    full_precision: bool,
+}
+
+pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    let as_json = global.json;
+    // Nothing else runs here.
+    tokio::task::spawn_blocking(move || answer(&args, as_json)).await.or_fail(Exit::Negative, "infer")?
+}
+
+fn answer(args: &Args, as_json: bool) -> Result<Exit, Failure> {
+    let sampling = sampling(args);
+    sampling.check().map_err(Failure::usage)?;
+    let weights = Weights::open(&args.model).or_fail(Exit::Usage, "open the model")?;
+    let config = weights.config().or_fail(Exit::Usage, "open the model")?;
+    let tokenizer = Tokenizer::open(&weights).or_fail(Exit::Usage, "open the model's tokenizer")?;
+    let tokens = prompt(args, &weights, &tokenizer)?;
+    let whole = tokens.len() + args.max_tokens as usize;
+    if whole > config.context {
+        let (prompt, context) = (tokens.len(), config.context);
+        return Err(Failure::usage(format!(
+            "the prompt has {prompt} tokens and the answer up to {}, more than the {context} that the model was trained for",
+            args.max_tokens
+        ))
+        .help("shorten the prompt, or ask for less with --max-tokens"));
+    }
+    let precision = if args.full_precision { Precision::Full } else { Precision::Rounded };
+    let decoder = Decoder::new(&weights, 0..config.layers, whole, precision).or_fail(Exit::Usage, "open the model")?;
+    let limits = Limits { running_max: 1, rows_max: ROWS_MAX, waiting_max: 1 };
+    let mut engine = Engine::new(decoder, whole.div_ceil(Cache::PAGE) as u32 + 1, limits);
+    let length = tokens.len();
+    let request = Request { id: 0, prompt: tokens, answered: Vec::new(), tokens_max: args.max_tokens as usize };
+    let last = tokenizer.end_of_sequence().to_vec();
+    engine.submit(Ask { request, sampling, last }).or_fail(Exit::Usage, "ask the model")?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0) as usize).build();
+    let made =
+        pool.or_fail(Exit::Negative, "start compute threads")?.install(|| write(&mut engine, &tokenizer, as_json))?;
+    publish(&made, length, as_json)
+}
+
+fn sampling(args: &Args) -> Sampling {
+    let Args { temperature, top_k, top_p, min_p, repetition_penalty, seed, .. } = *args;
+    Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed }
+}
+
+fn prompt(args: &Args, weights: &Weights, tokenizer: &Tokenizer) -> Result<Vec<u32>, Failure> {
+    let text = match args.prompt.as_deref() {
+        Some(text) if text != "-" => text.to_owned(),
+        Some(_) | None => {
+            let mut text = String::new();
+            let mut input = std::io::stdin().lock().take(TEXT_BYTES_MAX as u64 + 1);
+            input.read_to_string(&mut text).or_fail(Exit::Usage, "read the prompt from standard input")?;
+            text
+        }
+    };
+    let tokens = if args.raw {
+        tokenizer.encode_framed(&text)
+    } else {
+        let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+        let system = args.system.iter().map(|text| message("system", text));
+        let messages: Vec<Message> = system.chain([message("user", text.trim_end())]).collect();
+        let template = ChatTemplate::open(weights).or_fail(Exit::Usage, "read the model's chat template");
+        let chat = template.map_err(|failure| failure.help("--raw continues the prompt without one"))?;
+        tokenizer.encode(&chat.render(&messages, true).or_fail(Exit::Usage, "write the chat")?)
+    };
+    let tokens = tokens.or_fail(Exit::Usage, "read the prompt")?;
+    if tokens.is_empty() {
+        return Err(Failure::usage("the prompt is empty").help("write one after the options, or to standard input"));
+    }
+    Ok(tokens)
+}
+
+/// The answer and how it came.
+struct Answer {
+    text: String,
+    tokens: u32,
+    /// It was the model that ended it.
+    ended: bool,
+    /// Until the first token, and from then on.
+    first: Duration,
+    rest: Duration,
+}
+
+/// Until the model or the limit ends the answer. Shows text as it comes.
+fn write(engine: &mut Engine<'_>, tokenizer: &Tokenizer, as_json: bool) -> Result<Answer, Failure> {
+    let (begun, mut came) = (Instant::now(), None);
+    let (mut text, mut tokens, mut stream, mut ended) = (String::new(), 0, tokenizer.stream(), false);
+    while engine.load() != (0, 0) {
+        for made in engine.step() {
+            came.get_or_insert_with(Instant::now);
+            tokens += 1;
+            ended = made.over && tokenizer.end_of_sequence().contains(&made.token);
+            if let Some(piece) = stream.push(made.token) {
+                show(&piece, as_json)?;
+                text.push_str(&piece);
+            }
+        }
+    }
+    if let Some(piece) = stream.finish() {
+        show(&piece, as_json)?;
+        text.push_str(&piece);
+    }
+    let came = came.unwrap_or(begun);
+    Ok(Answer { text, tokens, ended, first: came - begun, rest: came.elapsed() })
+}
+
+fn show(piece: &str, as_json: bool) -> Result<(), Failure> {
+    if as_json { Ok(()) } else { output::print(piece) }
+}
+
+fn publish(answer: &Answer, prompt: usize, as_json: bool) -> Result<Exit, Failure> {
+    let Answer { text, tokens, ended, first, rest } = answer;
+    let rate = |count: usize, time: &Duration| count as f64 / time.as_secs_f64().max(1e-9);
+    let (read, made) = (rate(prompt, first), rate(tokens.saturating_sub(1) as usize, rest));
+    if as_json {
+        output::print_json(&serde_json::json!({
+            "text": text,
+            "finish_reason": if *ended { "stop" } else { "length" },
+            "prompt_tokens": prompt,
+            "completion_tokens": tokens,
+            "first_token_seconds": first.as_secs_f64(),
+            "prompt_tokens_per_second": read,
+            "tokens_per_second": made,
+        }))?;
+    } else {
+        let newline = if text.ends_with('\n') { "" } else { "\n" };
+        output::print(newline)?;
+        let cut = if *ended { "" } else { ", cut off by --max-tokens" };
+        output::say(format_args!(
+            "{prompt} tokens read at {read:.0} a second, {tokens} made at {made:.0} a second{cut}"
+        ));
+    }
+    Ok(Exit::Ok)
+}
