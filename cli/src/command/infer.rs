@@ -48,7 +48,7 @@ pub struct Args {
     max_tokens: u32,
 
     /// Draw tokens, the more evenly the higher; 0 takes the likeliest always
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, default_value_t = 0.0)]
     temperature: f32,
 
     /// Draw from so many of the likeliest tokens; 0 from all
@@ -56,15 +56,15 @@ pub struct Args {
     top_k: usize,
 
     /// Draw from the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 1.0)]
     top_p: f32,
 
     /// Draw from tokens that are at least this times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.0)]
     min_p: f32,
 
     /// Makes tokens that are there already less likely, above 1
-    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    #[arg(long, value_name = "F", allow_negative_numbers = true, default_value_t = 1.0)]
     repetition_penalty: f32,
 
     /// The same seed draws the same answer
