@@ -1,7 +1,7 @@
 // The same prompts through llama.cpp (npm node-llama-cpp), on the GGUF's own quantised blocks: greedy, 32 tokens, on past the end of an
 // answer. Checks first that llama.cpp cuts every golden text and prompt into the same tokens as the `tokenizers` package.
 //
-//     node llama_cpp.mjs WEIGHTS.gguf GOLDEN_FOLDER FOLDER_WITH_NODE_MODULES [--time]
+//     node llama_cpp.mjs WEIGHTS.gguf GOLDEN_FOLDER FOLDER_WITH_NODE_MODULES [--time [THREADS]]
 //
 // reads texts.json and smollm2.json there, writes llama_cpp.json: its tokens, and where it parts from PyTorch with the margin there
 // (the difference of PyTorch's two best logits). llama.cpp rounds activations to 8 bits before each product, so it may part where the
@@ -18,7 +18,7 @@ const PRES = ["smollm", "gpt-2", "llama-bpe", "qwen2", "default"];
 
 const [weights, golden, installed, ...options] = process.argv.slice(2);
 // Its threads wait by spinning: more than one costs much where other work runs, and gives the same tokens.
-const THREADS = options.includes("--time") ? 2 : 1;
+const THREADS = options[0] === "--time" ? Number(options[1] ?? 2) : 1;
 const {getLlama, LlamaLogLevel} = await import(createRequire(path.resolve(installed, "x.js")).resolve("node-llama-cpp"));
 const version = JSON.parse(fs.readFileSync(path.join(installed, "node_modules/node-llama-cpp/package.json"))).version;
 const llama = await getLlama({gpu: false, build: "never", logLevel: LlamaLogLevel.error, maxThreads: THREADS});
@@ -73,26 +73,35 @@ async function compare(model, sequence) {
 async function measure(model, sequence) {
     const prompts = read("smollm2.json").prompts.map((prompt) => prompt.prompt);
     const long = prompts.filter((prompt) => prompt.length >= 200);
+    const rate = async (tokens, work) => {
+        const [wall, cpu] = [performance.now(), process.cpuUsage()];
+        await work();
+        const {user, system} = process.cpuUsage(cpu);
+        const seconds = [(performance.now() - wall) / 1e3, (user + system) / 1e6];
+        return `${(tokens / seconds[0]).toFixed(1)} tokens/s (${(tokens / seconds[1]).toFixed(1)} a second of processor time)`;
+    };
     for (let round = 0; round < 3; round++) {
-        let start = performance.now();
-        for (const prompt of long)
-            await take(sequence, prompt, 1);
-        const prefill = long.flat().length / (performance.now() - start) * 1000;
-        await take(sequence, prompts[0], 1);
-        start = performance.now();
-        await take(sequence, prompts[0], 1);
-        const first = performance.now() - start;
-        start = performance.now();
-        await take(sequence, prompts[0], 65);
-        const decode = 64 / (performance.now() - start - first) * 1000;
-        console.log(`prefill ${prefill.toFixed(1)} tokens/s, decode ${decode.toFixed(1)} tokens/s, load ${os.loadavg()[0].toFixed(1)}`);
+        const prefill = await rate(long.flat().length, async () => {
+            for (const prompt of long)
+                await take(sequence, prompt, 1);
+        });
+        // The first token comes out of the prompt: all after it are decoded one by one.
+        await sequence.clearHistory();
+        const tokens = sequence.evaluate(prompts[0], {temperature: 0, yieldEogToken: true});
+        await tokens.next();
+        const decode = await rate(64, async () => {
+            for (let at = 0; at < 64; at++)
+                await tokens.next();
+        });
+        await tokens.return();
+        console.log(`prefill ${prefill}, decode ${decode}, load ${os.loadavg()[0].toFixed(1)}`);
     }
 }
 
 const model = await llama.loadModel({modelPath: weights});
 const context = await model.createContext({contextSize: 1024, batchSize: 512, threads: THREADS});
 const sequence = context.getSequence();
-if (options.includes("--time")) {
+if (options[0] === "--time") {
     console.log(`node-llama-cpp ${version}, ${THREADS} threads, ${path.basename(weights)}`);
     await measure(model, sequence);
 } else {
