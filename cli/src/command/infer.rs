@@ -92,6 +92,11 @@ fn answer(args: &Args, as_json: bool) -> Result<Exit, Failure> {
     let weights = Weights::open(&args.model).or_fail(Exit::Usage, "open the model")?;
     let config = weights.config().or_fail(Exit::Usage, "open the model")?;
     let tokenizer = Tokenizer::open(&weights).or_fail(Exit::Usage, "open the model's tokenizer")?;
+    if tokenizer.vocabulary() > config.vocab {
+        let (ids, rows) = (tokenizer.vocabulary(), config.vocab);
+        let problem = format!("the tokenizer of {} has {ids} tokens, its weights know {rows}", args.model.display());
+        return Err(Failure::usage(problem).help("take tokenizer and weights of the same model"));
+    }
     let tokens = prompt(args, &weights, &tokenizer)?;
     let whole = tokens.len() + args.max_tokens as usize;
     if whole > config.context {
