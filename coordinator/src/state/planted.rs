@@ -48,8 +48,6 @@ pub enum PlantedBug {
     RequeuedBeforeGone,
     /// A report that was delivered twice counts twice (at-least-once delivery).
     ReportsCountedTwice,
-    /// A quarantine forgets that its jobs have failed on that node (F33).
-    QuarantineSpreads,
     /// Nodes are lost at once after a coordinator's restart (F17).
     FailoverGraceSkipped,
     /// A rank that is ready owns lanes before it has the state (X10).
@@ -65,7 +63,7 @@ pub enum PlantedBug {
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 28] = [
         Self::ReportsUnfenced,
         Self::ShardsUnfenced,
         Self::IncarnationUnfenced,
@@ -88,7 +86,6 @@ impl PlantedBug {
         Self::DigestsUncompared,
         Self::RequeuedBeforeGone,
         Self::ReportsCountedTwice,
-        Self::QuarantineSpreads,
         Self::FailoverGraceSkipped,
         Self::AckBeforeDurable,
         Self::StopCountsAsSilence,

@@ -28,7 +28,6 @@ use super::cluster::{Cluster, Refused};
 use super::control::{Control, Step};
 use super::event::Event;
 use super::machine::Job;
-use super::planted::PlantedBug;
 use super::requests::{Answer, owner, refusal};
 use super::time::Time;
 
@@ -235,21 +234,14 @@ impl Cluster {
 
     pub(super) fn put_in_quarantine(&mut self, node: NodeId, reason: &str) {
         self.replan = true;
-        self.charge(node);
-        self.members.quarantine(node, Some(Quarantine { reason: reason.to_owned(), probation: false }));
-    }
-
-    fn charge(&mut self, node: NodeId) {
         self.faults.put_aside(node, Standing::Charged);
-        if self.bug == Some(PlantedBug::QuarantineSpreads) {
-            self.faults.failed.retain(|fault| fault.node != node);
-        }
+        self.members.quarantine(node, Some(Quarantine { reason: reason.to_owned(), probation: false }));
     }
 
     pub(super) fn put_on_probation(&mut self, node: NodeId) {
         self.replan = true;
         // Only what fails from here on counts: ranks that were there may have failed meanwhile.
-        self.charge(node);
+        self.faults.put_aside(node, Standing::Charged);
         let quarantine = self.members.node(node).and_then(|node| node.quarantine.clone());
         self.members.quarantine(node, quarantine.map(|found| Quarantine { probation: true, ..found }));
     }

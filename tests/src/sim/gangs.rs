@@ -27,7 +27,7 @@ impl World {
         let halfway = self.streams.ranks.chance("halfway", 0.5) && lost.is_some_and(|steps| at < steps);
         for member in members {
             let done = halfway && self.streams.ranks.chance("step-done", 0.5);
-            if let Some(process) = self.processes.get_mut(&member).filter(|_| done) {
+            if let Some(process) = self.processes.get_mut(&member).filter(|process| done && process.entered == term.1) {
                 process.step = Some(at.next());
             }
         }
@@ -179,8 +179,10 @@ impl World {
             let gang = self.gangs.get_mut(&(job, term)).expect("found above");
             gang.at = gang.at.next();
             let at = gang.at;
+            // One that joins may have gone on to another term.
+            let steps = |process: &&mut Process| process.step.is_some() && process.entered == term;
             for member in members.iter().chain(&joining) {
-                if let Some(process) = self.processes.get_mut(member).filter(|process| process.step.is_some()) {
+                if let Some(process) = self.processes.get_mut(member).filter(steps) {
                     process.step = Some(at);
                 }
             }
