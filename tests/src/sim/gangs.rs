@@ -179,8 +179,8 @@ impl World {
             let gang = self.gangs.get_mut(&(job, term)).expect("found above");
             gang.at = gang.at.next();
             let at = gang.at;
-            // One that joins may have gone on to another term.
-            let steps = |process: &&mut Process| process.step.is_some() && process.entered == term;
+            // One that joins may train in another term by now, and be ahead.
+            let steps = |process: &&mut Process| process.step.is_some_and(|step| step < at);
             for member in members.iter().chain(&joining) {
                 if let Some(process) = self.processes.get_mut(member).filter(steps) {
                     process.step = Some(at);
