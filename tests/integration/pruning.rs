@@ -88,10 +88,17 @@ fn a_pinned_checkpoint_outlasts_keep_and_prunes_until_it_is_unpinned() {
         let unpinned = cluster.json(&["checkpoint", "unpin", &job, &step.to_string()]);
         assert_eq!((&unpinned["pinned"], &unpinned["step"]), (&false.into(), &step.into()));
     }
-    let text = cluster.run(&["checkpoint", "prune", &job, "--keep", "1"]).expect(0).stdout;
-    assert!(text.contains(&format!("1 checkpoint of {job} removed")) && text.contains("1 stay"), "{text}");
+    let summary = cluster.run(&["checkpoint", "prune", &job, "--keep", "1"]).expect(0).stdout;
+    assert!(summary.contains(&format!("1 checkpoint of {job} removed")) && summary.contains("1 stay"), "{summary}");
     gone(&folder(&before[0]));
     assert_eq!(steps(&listed(&cluster, &job)), [*newest]);
+    // What a job that is over has begun and never committed goes too.
+    let left = folder(&before[2]).with_file_name("step-00999999-g7");
+    std::fs::create_dir(&left).expect("a folder");
+    std::fs::write(left.join("shard-0-of-2.safetensors"), "half of a shard").expect("a file");
+    cluster.run(&["checkpoint", "prune", &job, "--keep", "1"]).expect(0);
+    gone(&left);
+    cluster.run(&["checkpoint", "verify", &text(&before[2]["uri"])]).expect(0);
     cluster.run(&["checkpoint", "pin", &job, &step.to_string()]).expect(3).says(&["no committed checkpoint"]);
     cluster.run(&["checkpoint", "prune", &job, "--keep", "0"]).expect(2);
     cluster.run(&["checkpoint", "prune", "job-99"]).expect(3);

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use stoke_jobs::lm::engine::{Ask, Engine, Limits, Request};
 use stoke_jobs::lm::kernels::Cache;
-use stoke_jobs::lm::{ChatTemplate, Decoder, Message, Precision, Sampling, TEXT_BYTES_MAX, Tokenizer, Weights};
+use stoke_jobs::lm::{
+    ChatTemplate, Decoder, DecoderConfig, Message, Precision, Sampling, TEXT_BYTES_MAX, Tokenizer, Weights,
+};
+use stoke_node::probe::free_memory_bytes;
 
 use crate::Global;
 use crate::failure::{Exit, Failure, OrFail};
@@ -99,18 +102,11 @@ fn answer(args: &Args, as_json: bool) -> Result<Exit, Failure> {
     }
     let tokens = prompt(args, &weights, &tokenizer)?;
     let whole = tokens.len() + args.max_tokens as usize;
-    if whole > config.context {
-        let (prompt, context) = (tokens.len(), config.context);
-        return Err(Failure::usage(format!(
-            "the prompt has {prompt} tokens and the answer up to {}, more than the {context} that the model was trained for",
-            args.max_tokens
-        ))
-        .help("shorten the prompt, or ask for less with --max-tokens"));
-    }
+    check_room(&config, tokens.len(), whole)?;
     let precision = if args.full_precision { Precision::Full } else { Precision::Rounded };
     let decoder = Decoder::new(&weights, 0..config.layers, whole, precision).or_fail(Exit::Usage, "open the model")?;
     let limits = Limits { running_max: 1, rows_max: ROWS_MAX, waiting_max: 1 };
-    let mut engine = Engine::new(decoder, whole.div_ceil(Cache::PAGE) as u32 + 1, limits);
+    let mut engine = Engine::new(decoder, whole.div_ceil(Cache::PAGE) as u32, limits);
     let length = tokens.len();
     let request = Request { id: 0, prompt: tokens, answered: Vec::new(), tokens_max: args.max_tokens as usize };
     let last = tokenizer.end_of_sequence().to_vec();
@@ -119,6 +115,25 @@ fn answer(args: &Args, as_json: bool) -> Result<Exit, Failure> {
     let made =
         pool.or_fail(Exit::Negative, "start compute threads")?.install(|| write(&mut engine, &tokenizer, as_json))?;
     publish(&made, length, as_json)
+}
+
+/// Whether the model knows so long a text, and this machine has the memory for it.
+fn check_room(config: &DecoderConfig, prompt: usize, whole: usize) -> Result<(), Failure> {
+    let refused =
+        |problem: String| Err(Failure::usage(problem).help("shorten the prompt, or ask for less with --max-tokens"));
+    if whole > config.context {
+        let (answer, context) = (whole - prompt, config.context);
+        return refused(format!(
+            "the prompt has {prompt} tokens and the answer up to {answer}, more than the {context} that the model was trained for"
+        ));
+    }
+    let page = Cache::page_bytes(config.layers, (config.kv_heads, config.head_size));
+    let (needed, free) = ((whole.div_ceil(Cache::PAGE) * page) as u64, free_memory_bytes());
+    if needed > free {
+        let (needed, free) = (output::bytes(needed), output::bytes(free));
+        return refused(format!("keys and values of {whole} tokens take {needed} of memory, and {free} are free"));
+    }
+    Ok(())
 }
 
 fn sampling(args: &Args) -> Sampling {

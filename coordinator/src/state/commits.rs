@@ -10,7 +10,7 @@ use super::effect::Order;
 use super::machine::{Job, REASON_CHARS_MAX, Scene};
 use super::planted::PlantedBug;
 use super::replicas::Comparison;
-use super::run::{complete, mixed};
+use super::run::{Run, complete, mixed};
 
 /// Checkpoints that a run may have in preparation: a rank that never stores its shard must not fill the state.
 const PREPARED_MAX: usize = 8;
@@ -69,10 +69,9 @@ impl Job {
         }
         run.prepared.remove(&step);
         run.committing.take_if(|committing| *committing == step);
-        for (id, rank) in
-            run.members.iter().filter_map(|id| Some((*id, run.ranks.get(id)?))).filter(|(_, rank)| !rank.gone)
-        {
-            scene.orders.push(Order::Send { node: rank.node, message: ToNode::Abandon { id, generation, step } });
+        // J10: what is visible stays, whatever is said of it later.
+        if run.committed.is_none_or(|committed| committed < step) || scene.bug == Some(PlantedBug::CommittedAbandoned) {
+            to_each(scene, run, |id| ToNode::Abandon { id, generation, step });
         }
         self.note(scene, words.chars().take(REASON_CHARS_MAX).collect());
         self.commit_next(scene);
@@ -123,13 +122,16 @@ impl Job {
             self.failures = 0;
         }
         self.reached = self.reached.max(Some(step));
-        for (id, rank) in run.ranks.iter().filter(|(_, rank)| !rank.gone) {
-            let keep = kept.clone().into();
-            scene.orders.push(Order::Send { node: rank.node, message: ToNode::Committed { id: *id, step, keep } });
-        }
+        to_each(scene, run, |id| ToNode::Committed { id, step, keep: kept.clone().into() });
         self.note(scene, format!("checkpoint at {step} committed"));
         self.commit_next(scene);
         self.stop_for_another(scene);
         self.changed(scene);
     }
+}
+
+/// To every rank whose process may be there.
+fn to_each(scene: &mut Scene<'_>, run: &Run, message: impl Fn(RankId) -> ToNode) {
+    let there = run.ranks.iter().filter(|(_, rank)| !rank.gone);
+    scene.orders.extend(there.map(|(id, rank)| Order::Send { node: rank.node, message: message(*id) }));
 }

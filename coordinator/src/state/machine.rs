@@ -21,7 +21,7 @@
 //! | Running     | a sum is not finite otherwise                      | Recovering  | Stop to each rank (then Failed, or Queued once) |
 //! | Running     | every shard of a step stored                       | Running     | Commit to the first member     |
 //! | Running     | manifest stored, committed to the catalogue        | Running     | Committed to each rank         |
-//! | Running     | a shard or a manifest could not be stored          | Running     | Abandon to each member         |
+//! | Running     | a shard or a manifest could not be stored          | Running     | Abandon to each rank           |
 //! | Running     | every member finished with the same weights        | Succeeded   | Release to each rank           |
 //! | Running     | every member finished, weights differ              | Recovering  | Stop to each rank (then Failed)|
 //! | Running     | a more urgent job has no room                      | Running     | Membership of the same, planned: store and hold |

@@ -48,6 +48,8 @@ pub enum PlantedBug {
     RequeuedBeforeGone,
     /// A report that was delivered twice counts twice (at-least-once delivery).
     ReportsCountedTwice,
+    /// Members are told to remove what they have stored of a checkpoint that is committed (I21).
+    CommittedAbandoned,
     /// Nodes are lost at once after a coordinator's restart (F17).
     FailoverGraceSkipped,
     /// A rank that is ready owns lanes before it has the state (X10).
@@ -63,7 +65,7 @@ pub enum PlantedBug {
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::ReportsUnfenced,
         Self::ShardsUnfenced,
         Self::IncarnationUnfenced,
@@ -86,6 +88,7 @@ impl PlantedBug {
         Self::DigestsUncompared,
         Self::RequeuedBeforeGone,
         Self::ReportsCountedTwice,
+        Self::CommittedAbandoned,
         Self::FailoverGraceSkipped,
         Self::AckBeforeDurable,
         Self::StopCountsAsSilence,

@@ -104,7 +104,7 @@ impl<'w> Decoder<'w> {
             blocks: layers.clone().map(block).collect::<Result<Vec<_>, ModelError>>()?,
             norm: vector(weights, "model.norm.weight", config.hidden)?,
             rotary: Rotary::new(config.rope, (config.head_size, config.rope_base), context),
-            isa: Isa::available()[0],
+            isa: Isa::best(),
             precision,
             embedding,
             head,

@@ -103,6 +103,29 @@ fn activations_as_they_are_give_the_logits_and_tokens_of_transformers() {
     }
 }
 
+/// Rotate-half, biases, an output layer of its own, bf16 in a safetensors folder, and sizes that are no whole number of lanes.
+#[test]
+fn a_qwen2_in_a_folder_gives_the_logits_of_transformers() {
+    #[derive(Deserialize)]
+    struct Qwen2 {
+        tokens: Vec<u32>,
+        logits: Vec<Vec<f32>>,
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference/golden/lm/qwen2");
+    let golden: Qwen2 = serde_json::from_slice(&std::fs::read(folder.join("logits.json")).unwrap()).unwrap();
+    let weights = Weights::open(&folder).unwrap();
+    let config = weights.config().unwrap();
+    assert!(config.qkv_bias && !config.tied_embeddings && config.head_size == 10);
+    // Weights without blocks are multiplied with activations as they are, either way.
+    for precision in [Precision::Full, Precision::Rounded] {
+        let found = Sequence::new(&weights, 0..2, precision).logits(0, &golden.tokens);
+        let pairs = golden.logits.iter().flatten().zip(&found.values);
+        // Logits are up to 8 in size.
+        let error = pairs.fold(0.0f32, |error, (golden, found)| error.max((golden - found).abs()));
+        assert!(error < 2e-5, "{precision:?}: {error}");
+    }
+}
+
 /// As llama.cpp does it; that gives PyTorch's tokens to the end for 18 of these 50 prompts.
 #[test]
 fn rounded_activations_give_the_tokens_of_transformers_where_the_choice_is_clear() {

@@ -15,6 +15,7 @@ use super::folder::Folder;
 use super::manifest::Shard;
 use super::read::read_shards;
 use super::shard::encode;
+use crate::probe;
 
 /// A shard is kept if it takes at most this share of the memory that is free: training comes first.
 const SHARE: u64 = 4;
@@ -36,7 +37,7 @@ impl ShardMemory {
     /// Keeps a copy of a shard that was stored, if there is room. Older ones go, and so do those of steps that come only now.
     pub fn keep(&self, step: Step, shard: &Shard, tensors: &[NamedTensor]) -> io::Result<()> {
         self.forget_others(step)?;
-        if shard.bytes > free_bytes() / SHARE {
+        if shard.bytes > probe::free_memory_bytes() / SHARE {
             return Ok(());
         }
         // Not its parent, which is the agent's to make and to guard.
@@ -101,14 +102,6 @@ impl ShardMemory {
 /// `120-<BLAKE3>`.
 fn name_of(step: Step, shard: &Shard) -> String {
     format!("{}-{}", step.0, shard.blake3)
-}
-
-/// Memory that processes here can still have, by the machine and by the control group.
-fn free_bytes() -> u64 {
-    let Ok(mut system) = sysinfo::System::new() else { return 0 };
-    system.refresh_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    system.available_memory().min(limit)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! V2: checkpoints are written in the order of their steps, at most [`COPIES_MAX`] wait; then the trainer does.
 //! V3: a checkpoint that cannot be written is dropped with a warning and training goes on, but for the last one, which is tried for longer where
 //!   its store may come back. What was written of one that will not be is removed: it must not fill the disk that the next one needs.
+//! V4: of a checkpoint that is committed nothing is removed here but whole older ones, by `Committed`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -98,6 +99,7 @@ impl Vault {
             tell,
             written: BTreeMap::new(),
             abandoned: BTreeSet::new(),
+            committed: None,
             metrics: None,
             waiting: None,
         };
@@ -143,6 +145,8 @@ struct Keeper<F> {
     written: BTreeMap<(Step, Generation), Written>,
     /// Checkpoints that will not be, newer than the last that was committed: their copies may still wait here.
     abandoned: BTreeSet<(Step, Generation)>,
+    /// The newest that is visible.
+    committed: Option<Step>,
     metrics: Option<BTreeMap<String, f64>>,
     /// The order to commit the last checkpoint, while its metrics are being made.
     waiting: Option<(Generation, Step, Vec<ShardRecord>)>,
@@ -177,7 +181,7 @@ impl<F: Fn(Told)> Keeper<F> {
 
     fn store(&mut self, copy: Copy) {
         let Copy { generation, step, index, world, loss, ledger, state, last } = copy;
-        if self.abandoned.contains(&(step, generation)) {
+        if !last && self.abandoned.contains(&(step, generation)) {
             return tracing::info!(%step, "not stored: another member could not store its part");
         }
         let stored = self.folder(generation, step).and_then(|folder| {
@@ -277,6 +281,7 @@ impl<F: Fn(Told)> Keeper<F> {
         let first = newest.filter(|(_, written)| written.index == 0).map(|((_, generation), _)| *generation);
         self.written.retain(|(written, _), _| *written >= step);
         self.abandoned.retain(|(abandoned, _)| *abandoned > step);
+        self.committed = self.committed.max(Some(step));
         let Some(generation) = first else { return };
         match checkpoint::remove_older(&self.subject.start.checkpoints, (step, generation), keep) {
             Ok(removed) if removed.is_empty() => {}
@@ -288,6 +293,9 @@ impl<F: Fn(Told)> Keeper<F> {
     }
 
     fn abandon(&mut self, generation: Generation, step: Step) {
+        if self.committed.is_some_and(|committed| step <= committed) {
+            return tracing::error!(%step, "V4: told to abandon a checkpoint that is committed, which stays");
+        }
         if self.abandoned.len() >= ABANDONED_MAX {
             self.abandoned.pop_first();
         }

@@ -251,8 +251,8 @@ pub enum ToRank {
     /// What the rank said up to its event of this number is journalled, and is not to be said again. Events are numbered from 1 in the order in
     /// which they are sent, but for those that follow a `Return`.
     Taken { said: u64 },
-    /// The checkpoint at `step` will not be, because a member could not store its part: the room of this rank's is needed. To every member of the
-    /// generation; not answered.
+    /// The checkpoint at `step` will not be, because a member could not store its part: the room of this rank's is needed. To every rank; never of
+    /// a checkpoint that was committed. Not answered.
     Abandon { generation: Generation, step: Step },
 }
 

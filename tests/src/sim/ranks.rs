@@ -51,6 +51,8 @@ pub struct Process {
     pub(super) entered: Term,
     pub(super) going_on: GoingOn,
     pub(super) committed: Option<Step>,
+    /// Shards that it has stored, by checkpoint.
+    stored: BTreeMap<(Step, Generation), u32>,
     /// Does not stop when told to.
     deaf: bool,
     wrong: bool,
@@ -155,6 +157,7 @@ impl World {
             entered: Term::default(),
             going_on: GoingOn::default(),
             committed: None,
+            stored: BTreeMap::new(),
             deaf,
             wrong,
             slow,
@@ -302,8 +305,16 @@ impl World {
         let wait = self.streams.ranks.between("obeys", 1, 400);
         match frame {
             ToRank::Start(_) | ToRank::Stores(_) | ToRank::Settle(_) | ToRank::Adopted => {}
-            // Shards without a manifest are nobody's.
-            ToRank::Abandon { .. } => {}
+            ToRank::Abandon { generation, step } => {
+                if process.committed.is_some_and(|committed| step <= committed) {
+                    let id = process.id;
+                    return self.oracle.note("I21", || format!("{id} is to abandon {step}, which is committed"));
+                }
+                if let Some(index) = process.stored.remove(&(step, generation)) {
+                    self.store.remove_shard(&uri(&process.checkpoints, generation, step), index);
+                    self.changed = true;
+                }
+            }
             ToRank::Taken { said } => process.pending.taken(said),
             ToRank::Certificate { .. } => {
                 process.pending.certified();
@@ -357,6 +368,7 @@ impl World {
                 let file = format!("shard-{index}-of-{world}.safetensors");
                 let blake3 = digest(&format!("{folder}/{file}"));
                 let origin = process.origin;
+                process.stored.insert((step, generation), index);
                 self.store.put_shard(&folder, (id.job, generation), (index, world), (origin, step));
                 let shard = ShardRecord { index, file, bytes: 100, blake3 };
                 self.says(

@@ -53,6 +53,13 @@ impl Store {
         }
     }
 
+    /// As a member does with its part of a checkpoint that will not be.
+    pub fn remove_shard(&mut self, uri: &str, index: u32) {
+        if let Some(folder) = self.folders.get_mut(uri) {
+            folder.shards.remove(&index);
+        }
+    }
+
     /// As a first member does: all older folders of the job go, but those that are named.
     pub fn remove_older(&mut self, job: JobId, newest: (Step, Generation), keep: &[String]) {
         self.remove(job, keep, |begun| begun < newest);

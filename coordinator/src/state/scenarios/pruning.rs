@@ -88,3 +88,39 @@ fn a_sweep_is_ordered_until_a_node_has_done_it() {
     let first = world.connect(NodeId(1), 2, 2, &[]);
     assert_eq!(world.sweeps(first), []);
 }
+
+/// A report that comes again, or a manifest that could not be read back, takes nothing from what is visible.
+#[test]
+fn a_checkpoint_that_is_committed_is_never_abandoned() {
+    let (mut world, job, [first, second]) = stored();
+    world.told(first);
+    for step in [1, 3] {
+        let event = RankEvent::NotStored { generation: Generation(1), step: TrainStep(step), error: "again".into() };
+        world.report(first, id(job, 1, 0), event);
+    }
+    world.report(first, id(job, 1, 0), manifest(job, 2, 1));
+    let told = [world.told(first), world.told(second)].concat();
+    assert!(!told.iter().any(|message| matches!(message, ToNode::Abandon { .. })), "{told:?}");
+}
+
+/// Of a job that is over, what it began after its last checkpoint too.
+#[test]
+fn a_prune_of_a_job_that_is_over_takes_what_it_left_unfinished() {
+    let newest = |world: &mut World, session| {
+        let told = world.told(session).into_iter();
+        told.filter_map(|message| if let ToNode::Sweep { newest, .. } = message { Some(newest) } else { None })
+            .next_back()
+    };
+    let (mut world, job, [first, second]) = stored();
+    world.prune(job);
+    assert_eq!(newest(&mut world, first), Some((TrainStep(3), Generation(1))));
+    // It is answered when its ranks are gone.
+    let _later = world.try_ask(&user(UserRole::Operator, "o"), Request::Cancel { job });
+    for (session, rank) in [(first, 0), (second, 1)] {
+        world.report(session, id(job, 1, rank), RankEvent::Exited { exit: Exit::Code(4) });
+    }
+    assert_eq!(world.state(job), JobState::Cancelled);
+    world.prune(job);
+    let told = [first, second].map(|session| newest(&mut world, session));
+    assert!(told.contains(&Some((TrainStep(u64::MAX), Generation(u64::MAX)))), "{told:?}");
+}

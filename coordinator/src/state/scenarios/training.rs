@@ -306,6 +306,11 @@ fn what_members_stored_of_a_checkpoint_that_will_not_be_is_abandoned() {
         let abandon = ToNode::Abandon { id: id(job, 1, rank), generation: at.0, step: at.1 };
         assert!(world.told(session).contains(&abandon), "rank {rank}");
     }
+    // Nobody reads a line for each of them.
+    let next = RankEvent::NotStored { generation: at.0, step: TrainStep(8), error: "the disk is full".into() };
+    world.report(second, id(job, 1, 1), next);
+    let lines = world.control.cluster().jobs().get(job).unwrap().timeline.lines();
+    assert!(lines.last().unwrap().text.ends_with("the disk is full (2 in a row)"), "{lines:?}");
     // What a rank says of a generation that is over changes nothing.
     world.report(second, id(job, 1, 1), RankEvent::Exited { exit: Exit::Signal(9) });
     world.told(first);

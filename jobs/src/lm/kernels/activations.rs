@@ -1,6 +1,6 @@
 //! Rows of activations, also in the form that quantised weights are multiplied with. Owns the rounding; knows no weights.
 
-use super::dot::Isa;
+use super::isa::Isa;
 use super::vector::ROUNDS;
 
 /// Values that share a scale, as in the weight files.
@@ -102,7 +102,7 @@ mod tests {
     fn rounded_values_are_within_half_a_step() {
         let mut rows = Rows::new(40);
         rows.values = (0..80).map(|at| ((at * 37 % 80) as f32 - 40.0) * 0.3).collect();
-        rows.quantise(Isa::Plain);
+        rows.quantise(Isa::best());
         for row in 0..2 {
             let made = rows.quantised(row).unwrap();
             assert_eq!((made.values.len(), made.scales.len()), (64, 2));
@@ -116,7 +116,7 @@ mod tests {
         }
         let mut zero = Rows::new(BLOCK);
         zero.resize(1);
-        zero.quantise(Isa::Plain);
+        zero.quantise(Isa::best());
         assert_eq!(zero.quantised(0).unwrap().scales, [[0.0; 2]]);
     }
 }

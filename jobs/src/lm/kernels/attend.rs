@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::activations::Rows;
-use super::dot::Isa;
+use super::isa::Isa;
 use super::vector::{LANES, by_halves, exp};
 
 /// Keys and values of all layers, in pages of [`Cache::PAGE`] tokens. f32.
@@ -169,7 +169,8 @@ fn weigh<'a, const B: usize>(
 fn score(query: &[f32], keys: &[[f32; LANES]], scale: f32) -> [f32; LANES] {
     let mut lanes = [[0.0f32; LANES]; 4];
     let (query, rest) = query.as_chunks::<4>();
-    let (keys, keys_rest) = keys.as_chunks::<4>();
+    // Behind a head's dimensions keys have empty ones, up to whole lanes.
+    let (keys, keys_rest) = (keys[..4 * query.len()].as_chunks::<4>().0, &keys[4 * query.len()..]);
     for (query, keys) in query.iter().zip(keys) {
         for chain in 0..4 {
             for lane in 0..LANES {
@@ -219,13 +220,16 @@ fn soften(scores: &mut [f32]) -> f32 {
 mod tests {
     use super::*;
 
-    /// Tokens of two heads of 24 values, in pages that lie in no order.
+    /// Of a head: no whole number of lanes, nor of chains.
+    const HEAD: usize = 22;
+
+    /// Tokens of two heads, in pages that lie in no order.
     fn filled(tokens: usize, pages: &[u32]) -> Cache {
-        let mut cache = Cache::new(2, (2, 24), 8);
+        let mut cache = Cache::new(2, (2, HEAD), 8);
         for position in 0..tokens {
             let value = |at: usize| ((position * 31 + at * 17) % 97) as f32 / 50.0 - 1.0;
-            let keys: Vec<f32> = (0..48).map(value).collect();
-            let values: Vec<f32> = (48..96).map(value).collect();
+            let keys: Vec<f32> = (0..2 * HEAD).map(value).collect();
+            let values: Vec<f32> = (2 * HEAD..4 * HEAD).map(value).collect();
             cache.put(1, Place { pages, position }, &keys, &values);
         }
         cache
@@ -233,14 +237,14 @@ mod tests {
 
     fn attended(isa: Isa, tokens: usize, pages: &[u32], positions: &[usize]) -> Rows {
         let cache = filled(tokens, pages);
-        let (mut queries, mut out) = (Rows::new(4 * 24), Rows::new(4 * 24));
+        let (mut queries, mut out) = (Rows::new(4 * HEAD), Rows::new(4 * HEAD));
         queries.resize(positions.len());
         for (row, position) in positions.iter().enumerate() {
-            let query = (0..96).map(|at| ((position * 7 + at * 13) % 89) as f32 / 40.0 - 1.0);
+            let query = (0..4 * HEAD).map(|at| ((position * 7 + at * 13) % 89) as f32 / 40.0 - 1.0);
             queries.row_mut(row).iter_mut().zip(query).for_each(|(to, value)| *to = value);
         }
         let places: Vec<Place<'_>> = positions.iter().map(|position| Place { pages, position: *position }).collect();
-        let attention = Attention { layer: 1, group: 2, scale: 1.0 / 24f32.sqrt() };
+        let attention = Attention { layer: 1, group: 2, scale: 1.0 / (HEAD as f32).sqrt() };
         cache.attend(isa, attention, &queries, &places, &mut out);
         out
     }
@@ -248,21 +252,22 @@ mod tests {
     #[test]
     fn attention_is_the_weighted_mean_of_the_values() {
         let (pages, positions) = ([5, 2, 7], [0, 15, 16, 40]);
-        let out = attended(Isa::available()[0], 41, &pages, &positions);
+        let out = attended(Isa::best(), 41, &pages, &positions);
         for (row, position) in positions.iter().enumerate() {
             for head in 0..4usize {
                 let value = |token: usize, at: usize| f64::from(((token * 31 + at * 17) % 97) as f32 / 50.0 - 1.0);
-                let query = |at: usize| f64::from(((position * 7 + (head * 24 + at) * 13) % 89) as f32 / 40.0 - 1.0);
-                let kv = head / 2 * 24;
+                let query = |at: usize| f64::from(((position * 7 + (head * HEAD + at) * 13) % 89) as f32 / 40.0 - 1.0);
+                let kv = head / 2 * HEAD;
                 let weight = |token: usize| {
-                    let score: f64 = (0..24).map(|at| query(at) * value(token, kv + at)).sum();
-                    (score / 24f64.sqrt()).exp()
+                    let score: f64 = (0..HEAD).map(|at| query(at) * value(token, kv + at)).sum();
+                    (score / (HEAD as f64).sqrt()).exp()
                 };
                 let weights: Vec<f64> = (0..=*position).map(weight).collect();
                 let whole: f64 = weights.iter().sum();
-                for at in 0..24 {
-                    let mean: f64 = (0..=*position).map(|token| weights[token] * value(token, 48 + kv + at)).sum();
-                    let found = f64::from(out.row(row)[head * 24 + at]);
+                for at in 0..HEAD {
+                    let mean: f64 =
+                        (0..=*position).map(|token| weights[token] * value(token, 2 * HEAD + kv + at)).sum();
+                    let found = f64::from(out.row(row)[head * HEAD + at]);
                     assert!((found - mean / whole).abs() < 1e-6, "row {row} head {head} value {at}: {found}");
                 }
             }
@@ -272,7 +277,7 @@ mod tests {
     #[test]
     fn attention_has_the_same_bits_alone_in_other_pages_and_on_every_instruction_set() {
         let bits = |rows: &Rows, row: usize| rows.row(row).iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-        let best = Isa::available()[0];
+        let best = Isa::best();
         let together = attended(best, 41, &[5, 2, 7], &[3, 16, 40]);
         // Keys and values behind the position do not count.
         assert_eq!(bits(&together, 1), bits(&attended(best, 17, &[0, 1], &[16]), 0));

@@ -4,64 +4,11 @@
 use std::ops::Range;
 
 use super::activations::{BLOCK, Quantised};
+use super::isa::{Isa, Set};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
-use super::simd::{Plain, Simd};
+use super::simd::{Four, Plain, Simd};
 use crate::lm::weights::{Kind, bf16_to_f32, f16_to_f32};
-
-/// What the processor can do, the best first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Isa {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Plain,
-}
-
-impl Isa {
-    /// All that this processor has.
-    pub fn available() -> Vec<Self> {
-        let mut found = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            let has_512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq");
-            if has_512 && is_x86_feature_detected!("avx512vnni") {
-                found.push(Self::Avx512);
-            }
-            found.push(Self::Avx2);
-        }
-        found.push(Self::Plain);
-        found
-    }
-
-    /// Runs work that is compiled for this instruction set: all of it must be inlined into the call.
-    #[inline(always)]
-    pub fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni,avx512bw,avx512dq")]
-        unsafe fn avx512<R>(work: impl FnOnce() -> R) -> R {
-            work()
-        }
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn avx2<R>(work: impl FnOnce() -> R) -> R {
-            work()
-        }
-        match self {
-            // SAFETY: `Isa::available` found the instructions.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { avx512(work) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2(work) },
-            Self::Plain => work(),
-        }
-    }
-}
 
 /// Activations of `M` rows, and which of a row's values are meant.
 pub struct Operands<'a, const M: usize> {
@@ -78,15 +25,15 @@ pub fn dots<const M: usize>(isa: Isa, kind: Kind, row: &[u8], operands: &Operand
     assert!(values.end <= bytes / kind.block_bytes() * kind.block_values(), "K2: values of the row");
     assert!(operands.plain.iter().all(|x| values.end <= x.len()), "K2: values of the activations");
     assert!(operands.quantised.iter().flatten().all(|x| values.end <= x.values.len()), "K2: rounded activations");
-    match isa {
-        // SAFETY: `Isa::available` found the instructions; the ranges were just looked at.
+    match isa.set() {
+        // SAFETY: an `Isa` is one that the processor has; the ranges were just looked at.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512(kind, row, operands) },
+        Set::Avx512 => unsafe { avx512(kind, row, operands) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2(kind, row, operands) },
+        Set::Avx2 => unsafe { avx2(kind, row, operands) },
         // SAFETY: the ranges were just looked at.
-        Isa::Plain => unsafe { of_kind::<Plain, M>(kind, row, operands) },
+        Set::Plain => unsafe { of_kind::<Plain, M>(kind, row, operands) },
     }
 }
 
@@ -154,22 +101,22 @@ unsafe fn read<const N: usize>(at: *const u8) -> [u8; N] {
 unsafe fn q4_1<S: Simd, const M: usize>(row: &[u8], values: &Range<usize>, x: &[Quantised<'_>; M]) -> [f32; M] {
     // SAFETY: the caller looked at the ranges.
     unsafe {
-        let (mut lanes, mut least) = ([S::zero(); M], [S::no_four(); M]);
+        let (mut lanes, mut least) = ([S::zero(); M], [S::Four::zero(); M]);
         pairs::<20, M>(
             row,
             values,
             x,
             #[inline(always)]
             |[first, second], x| {
-                let (halves, weights) = (S::halves(first, second), S::nibbles(first.add(4), second.add(4)));
+                let (halves, weights) = (S::Four::halves(first, second), S::nibbles(first.add(4), second.add(4)));
                 for (m, (bytes, scales)) in x.into_iter().enumerate() {
-                    let scales = S::times(halves, scales);
+                    let scales = halves.times(scales);
                     lanes[m] = S::scaled(scales, S::products_unsigned(weights, bytes), lanes[m]);
-                    least[m] = S::plus(least[m], scales);
+                    least[m] = least[m].plus(scales);
                 }
             },
         );
-        std::array::from_fn(|m| S::sum(lanes[m]) + S::odd_sum(least[m]))
+        std::array::from_fn(|m| S::sum(lanes[m]) + least[m].odd_sum())
     }
 }
 
@@ -192,9 +139,9 @@ unsafe fn scaled_blocks<S: Simd, const M: usize, const BYTES: usize>(
             #[inline(always)]
             |[first, second], x| {
                 // The second half of each is no scale but two values; what becomes of it is not used.
-                let (halves, weights) = (S::halves(first, second), load(first.add(2), second.add(2)));
+                let (halves, weights) = (S::Four::halves(first, second), load(first.add(2), second.add(2)));
                 for (m, (bytes, scales)) in x.into_iter().enumerate() {
-                    lanes[m] = S::scaled(S::times(halves, scales), products(weights, bytes), lanes[m]);
+                    lanes[m] = S::scaled(halves.times(scales), products(weights, bytes), lanes[m]);
                 }
             },
         );

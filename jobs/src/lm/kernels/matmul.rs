@@ -8,7 +8,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activations::Rows;
-use super::dot::{Isa, Operands, dots};
+use super::dot::{Operands, dots};
+use super::isa::Isa;
 use crate::lm::weights::Kind;
 
 /// Rows of activations that a row of weights is multiplied with while it is in the cache.
@@ -142,7 +143,7 @@ mod tests {
     fn activations(rows: usize, width: usize) -> Rows {
         let mut x = Rows::new(width);
         x.values = (0..rows * width).map(|at| ((at * 97 % 211) as f32 - 105.0) / 50.0).collect();
-        x.quantise(Isa::Plain);
+        x.quantise(Isa::best());
         x
     }
 
@@ -157,7 +158,7 @@ mod tests {
     fn products_are_those_of_the_dequantised_weights_and_rounded_activations() {
         for kind in Kind::ALL {
             let x = activations(6, 192);
-            let out = product(kind, Isa::available()[0], &x, 1);
+            let out = product(kind, Isa::best(), &x, 1);
             let mut values = vec![0.0; 37 * 192];
             kind.dequantise(&weights(kind, 37, 192), &mut values);
             for m in 0..6 {
@@ -181,15 +182,15 @@ mod tests {
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         for (kind, parts) in Kind::ALL.into_iter().flat_map(|kind| [1, 3].map(|parts| (kind, parts))) {
             let x = activations(7, 160);
-            let whole = product(kind, Isa::available()[0], &x, parts);
+            let whole = product(kind, Isa::best(), &x, parts);
             for isa in Isa::available() {
                 assert_eq!(bits(&product(kind, isa, &x, parts).values), bits(&whole.values), "{kind:?} {isa:?}");
             }
             for m in 0..7 {
                 let mut alone = Rows::new(160);
                 alone.values = x.row(m).to_vec();
-                alone.quantise(Isa::available()[0]);
-                let made = product(kind, Isa::available()[0], &alone, parts);
+                alone.quantise(Isa::best());
+                let made = product(kind, Isa::best(), &alone, parts);
                 assert_eq!(bits(made.row(0)), bits(whole.row(m)), "{kind:?} row {m}");
             }
         }

@@ -5,12 +5,13 @@
 mod activations;
 mod attend;
 mod dot;
+mod isa;
 mod matmul;
 mod simd;
 mod vector;
 
 pub use activations::Rows;
 pub use attend::{Attention, Cache, Place};
-pub use dot::Isa;
+pub use isa::Isa;
 pub use matmul::Matrix;
 pub use vector::{Rotary, add, gate, rms_norm};

@@ -17,8 +17,7 @@ pub trait Simd: Copy {
     type Pair: Copy;
     /// 16 exact sums of four products each.
     type Sums: Copy;
-    /// Scale and least value of two blocks.
-    type Four: Copy;
+    type Four: Four;
 
     unsafe fn zero() -> Self::Lanes;
     /// 16 f32, 16 halves, 16 upper halves of f32 (bf16).
@@ -37,18 +36,25 @@ pub trait Simd: Copy {
     unsafe fn products_signed(a: Self::Pair, b: *const i8) -> Self::Sums;
     /// The same of `a - 8` for unsigned `a` below 16.
     unsafe fn products_centred(a: Self::Pair, b: *const i8) -> Self::Sums;
-    /// The two halves at the beginning of each block.
-    unsafe fn halves(first: *const u8, second: *const u8) -> Self::Four;
-    /// Value by value with four f32.
-    unsafe fn times(halves: Self::Four, factors: *const f32) -> Self::Four;
-    unsafe fn no_four() -> Self::Four;
-    unsafe fn plus(a: Self::Four, b: Self::Four) -> Self::Four;
-    /// The second value and the fourth, added.
-    unsafe fn odd_sum(four: Self::Four) -> f32;
     /// `lanes + scale * sums`, rounded once; the scale of the first block is the first value, that of the second the third.
     unsafe fn scaled(scales: Self::Four, sums: Self::Sums, lanes: Self::Lanes) -> Self::Lanes;
     /// All lanes, added by halves.
     unsafe fn sum(lanes: Self::Lanes) -> f32;
+}
+
+/// Scale and least value of two blocks.
+///
+/// # Safety
+/// As of [`Simd`].
+pub trait Four: Copy {
+    unsafe fn zero() -> Self;
+    /// The two halves at the beginning of each block.
+    unsafe fn halves(first: *const u8, second: *const u8) -> Self;
+    /// Value by value with four f32.
+    unsafe fn times(self, factors: *const f32) -> Self;
+    unsafe fn plus(self, other: Self) -> Self;
+    /// The second value and the fourth, added.
+    unsafe fn odd_sum(self) -> f32;
 }
 
 /// Without special instructions: what the others must equal.
@@ -115,33 +121,6 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
-    unsafe fn halves(first: *const u8, second: *const u8) -> [f32; 4] {
-        let [[a, b], [c, d]] = unsafe { [first, second].map(|block| block.cast::<[[u8; 2]; 2]>().read_unaligned()) };
-        [a, b, c, d].map(|half| f16_to_f32(u16::from_le_bytes(half)))
-    }
-
-    #[inline(always)]
-    unsafe fn times(halves: [f32; 4], factors: *const f32) -> [f32; 4] {
-        let factors = unsafe { factors.cast::<[f32; 4]>().read_unaligned() };
-        std::array::from_fn(|at| halves[at] * factors[at])
-    }
-
-    #[inline(always)]
-    unsafe fn no_four() -> [f32; 4] {
-        [0.0; 4]
-    }
-
-    #[inline(always)]
-    unsafe fn plus(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|at| a[at] + b[at])
-    }
-
-    #[inline(always)]
-    unsafe fn odd_sum(four: [f32; 4]) -> f32 {
-        four[1] + four[3]
-    }
-
-    #[inline(always)]
     unsafe fn scaled(scales: [f32; 4], sums: [i32; 16], lanes: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|lane| scales[lane / 8 * 2].mul_add(sums[lane] as f32, lanes[lane]))
     }
@@ -149,6 +128,35 @@ impl Simd for Plain {
     #[inline(always)]
     unsafe fn sum(lanes: [f32; 16]) -> f32 {
         super::vector::by_halves(lanes)
+    }
+}
+
+impl Four for [f32; 4] {
+    #[inline(always)]
+    unsafe fn halves(first: *const u8, second: *const u8) -> [f32; 4] {
+        let [[a, b], [c, d]] = unsafe { [first, second].map(|block| block.cast::<[[u8; 2]; 2]>().read_unaligned()) };
+        [a, b, c, d].map(|half| f16_to_f32(u16::from_le_bytes(half)))
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, factors: *const f32) -> [f32; 4] {
+        let factors = unsafe { factors.cast::<[f32; 4]>().read_unaligned() };
+        std::array::from_fn(|at| self[at] * factors[at])
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 4] {
+        [0.0; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, other: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|at| self[at] + other[at])
+    }
+
+    #[inline(always)]
+    unsafe fn odd_sum(self) -> f32 {
+        self[1] + self[3]
     }
 }
 
@@ -165,7 +173,7 @@ pub use x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Simd;
+    use super::{Four, Simd};
 
     /// AVX2, FMA and F16C.
     #[derive(Clone, Copy)]
@@ -175,20 +183,37 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub struct Avx512;
 
-    #[inline(always)]
-    unsafe fn four_halves(first: *const u8, second: *const u8) -> __m128 {
-        // SAFETY: the caller's, here and below.
-        unsafe {
-            let both = _mm_cvtsi32_si128(first.cast::<i32>().read_unaligned());
-            _mm_cvtph_ps(_mm_insert_epi32::<1>(both, second.cast::<i32>().read_unaligned()))
+    impl Four for __m128 {
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller's, here and below.
+            unsafe { _mm_setzero_ps() }
         }
-    }
 
-    #[inline(always)]
-    unsafe fn add_second_and_fourth(four: __m128) -> f32 {
-        unsafe {
-            let second = _mm_movehdup_ps(four);
-            _mm_cvtss_f32(_mm_add_ss(second, _mm_movehl_ps(second, second)))
+        #[inline(always)]
+        unsafe fn halves(first: *const u8, second: *const u8) -> Self {
+            unsafe {
+                let both = _mm_cvtsi32_si128(first.cast::<i32>().read_unaligned());
+                _mm_cvtph_ps(_mm_insert_epi32::<1>(both, second.cast::<i32>().read_unaligned()))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn times(self, factors: *const f32) -> Self {
+            unsafe { _mm_mul_ps(self, _mm_loadu_ps(factors)) }
+        }
+
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            unsafe { _mm_add_ps(self, other) }
+        }
+
+        #[inline(always)]
+        unsafe fn odd_sum(self) -> f32 {
+            unsafe {
+                let second = _mm_movehdup_ps(self);
+                _mm_cvtss_f32(_mm_add_ss(second, _mm_movehl_ps(second, second)))
+            }
         }
     }
 
@@ -282,31 +307,6 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn halves(first: *const u8, second: *const u8) -> __m128 {
-            unsafe { four_halves(first, second) }
-        }
-
-        #[inline(always)]
-        unsafe fn times(halves: __m128, factors: *const f32) -> __m128 {
-            unsafe { _mm_mul_ps(halves, _mm_loadu_ps(factors)) }
-        }
-
-        #[inline(always)]
-        unsafe fn no_four() -> __m128 {
-            unsafe { _mm_setzero_ps() }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(a: __m128, b: __m128) -> __m128 {
-            unsafe { _mm_add_ps(a, b) }
-        }
-
-        #[inline(always)]
-        unsafe fn odd_sum(four: __m128) -> f32 {
-            unsafe { add_second_and_fourth(four) }
-        }
-
-        #[inline(always)]
         unsafe fn scaled(scales: __m128, sums: [__m256i; 2], lanes: [__m256; 2]) -> [__m256; 2] {
             unsafe {
                 let first = _mm256_broadcastss_ps(scales);
@@ -396,31 +396,6 @@ mod x86 {
         #[inline(always)]
         unsafe fn products_centred(a: __m512i, b: *const i8) -> __m512i {
             unsafe { Self::products_signed(_mm512_sub_epi8(a, _mm512_set1_epi8(8)), b) }
-        }
-
-        #[inline(always)]
-        unsafe fn halves(first: *const u8, second: *const u8) -> __m128 {
-            unsafe { four_halves(first, second) }
-        }
-
-        #[inline(always)]
-        unsafe fn times(halves: __m128, factors: *const f32) -> __m128 {
-            unsafe { _mm_mul_ps(halves, _mm_loadu_ps(factors)) }
-        }
-
-        #[inline(always)]
-        unsafe fn no_four() -> __m128 {
-            unsafe { _mm_setzero_ps() }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(a: __m128, b: __m128) -> __m128 {
-            unsafe { _mm_add_ps(a, b) }
-        }
-
-        #[inline(always)]
-        unsafe fn odd_sum(four: __m128) -> f32 {
-            unsafe { add_second_and_fourth(four) }
         }
 
         #[inline(always)]

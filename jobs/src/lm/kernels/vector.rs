@@ -1,7 +1,7 @@
 //! What is done to rows value by value, and the sums over a row. Sums have 16 lanes, value `i` in lane `i % 16`, added by halves at the end
 //! (K1), so they have the same bits on every instruction set.
 
-use super::dot::Isa;
+use super::isa::Isa;
 use crate::lm::config::Rope;
 
 pub const LANES: usize = 16;
