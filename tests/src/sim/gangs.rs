@@ -179,8 +179,11 @@ impl World {
             let gang = self.gangs.get_mut(&(job, term)).expect("found above");
             gang.at = gang.at.next();
             let at = gang.at;
-            // One that joins may train in another term by now, and be ahead.
-            let steps = |process: &&mut Process| process.step.is_some_and(|step| step < at);
+            // One that joins may train in another term by now, or have come to its end there.
+            let others: Vec<Term> = self.gangs.keys().filter(|at| at.0 == job && at.1 != term).map(|at| at.1).collect();
+            let steps = |process: &&mut Process| {
+                process.step.is_some_and(|step| step < at) && !others.contains(&process.entered)
+            };
             for member in members.iter().chain(&joining) {
                 if let Some(process) = self.processes.get_mut(member).filter(steps) {
                     process.step = Some(at);
