@@ -40,8 +40,6 @@ pub struct Memory {
     commits: BTreeMap<JobId, (u64, Step, Generation)>,
     incarnations: BTreeMap<NodeId, Incarnation>,
     checked: Option<stoke_protocol::ids::LogIndex>,
-    /// The node that ranks of a job have put in quarantine.
-    accused: BTreeMap<String, NodeId>,
 }
 
 fn nothing_was_noted(world: &World, _: &mut Memory) -> Result<(), String> {
@@ -219,15 +217,14 @@ fn what_is_visible_is_complete(world: &World, _: &mut Memory) -> Result<(), Stri
     Ok(())
 }
 
-/// As people are told it: the jobs for whose ranks a node was left alone are named by no other one's quarantine. A run is shorter than the window in
-/// which a failure counts.
-fn a_job_speaks_against_one_node(world: &World, memory: &mut Memory) -> Result<(), String> {
+/// As people are told it: the jobs for whose ranks a node is left alone are named by no other one's quarantine.
+fn a_job_speaks_against_one_node(world: &World, _: &mut Memory) -> Result<(), String> {
+    let mut named: BTreeMap<&str, NodeId> = BTreeMap::new();
     for node in world.cluster().members().nodes() {
         let Some(quarantine) = &node.quarantine else { continue };
         let words: BTreeSet<&str> = quarantine.reason.split([' ', ',']).collect();
         for job in words.into_iter().filter(|word| word.starts_with("job-")) {
-            let other = *memory.accused.entry(job.to_owned()).or_insert(node.id);
-            if other != node.id {
+            if let Some(other) = named.insert(job, node.id) {
                 return Err(format!("{job} has put {other} and {} in quarantine", node.id));
             }
         }
