@@ -35,6 +35,12 @@ fn gone(folder: &Path) {
     poll(&format!("{} removed", folder.display()), || (!folder.exists()).then_some(()));
 }
 
+/// As a rank that was killed leaves it.
+fn half_a_shard(folder: &Path) {
+    std::fs::create_dir_all(folder).expect("a folder");
+    std::fs::write(folder.join("shard-0-of-2.safetensors"), "half of a shard").expect("a file");
+}
+
 /// A job that has ended, with checkpoints at 2, 4 and 6.
 #[track_caller]
 fn ended(cluster: &Cluster) -> String {
@@ -92,11 +98,21 @@ fn a_pinned_checkpoint_outlasts_keep_and_prunes_until_it_is_unpinned() {
     assert!(summary.contains(&format!("1 checkpoint of {job} removed")) && summary.contains("1 stay"), "{summary}");
     gone(&folder(&before[0]));
     assert_eq!(steps(&listed(&cluster, &job)), [*newest]);
-    // What a job that is over has begun and never committed goes too.
-    let left = folder(&before[2]).with_file_name("step-00999999-g7");
-    std::fs::create_dir(&left).expect("a folder");
-    std::fs::write(left.join("shard-0-of-2.safetensors"), "half of a shard").expect("a file");
-    cluster.run(&["checkpoint", "prune", &job, "--keep", "1"]).expect(0);
+    // What a job that is over has begun and never committed goes too, whenever it is asked for, and of one that has committed nothing.
+    for _ in 0..2 {
+        let left = folder(&before[2]).with_file_name("step-00999999-g7");
+        half_a_shard(&left);
+        cluster.run(&["checkpoint", "prune", &job, "--keep", "1"]).expect(0);
+        gone(&left);
+    }
+    let second = cluster.submit(LONG, &["--ranks", "1", "--set", "checkpoint.every=1000000"]);
+    cluster.wait_for_state(&second, "running");
+    cluster.run(&["cancel", &second]).expect(0);
+    cluster.wait_for_state(&second, "cancelled");
+    let all = folder(&before[2]).parent().and_then(Path::parent).expect("the folder of all jobs").to_owned();
+    let left = all.join(&second).join("step-00000001-g1");
+    half_a_shard(&left);
+    cluster.run(&["checkpoint", "prune", &second]).expect(0);
     gone(&left);
     cluster.run(&["checkpoint", "verify", &text(&before[2]["uri"])]).expect(0);
     cluster.run(&["checkpoint", "pin", &job, &step.to_string()]).expect(3).says(&["no committed checkpoint"]);

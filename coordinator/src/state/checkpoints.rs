@@ -150,7 +150,7 @@ impl Catalogue {
 
     /// Takes the surplus out of sight; it is to be swept from its store.
     pub fn prune(&mut self, job: JobId, index: LogIndex, keep: &Keep<'_>) {
-        let Some(shelf) = self.jobs.get_mut(&job) else { return };
+        let shelf = self.jobs.entry(job).or_default();
         for step in shelf.surplus(keep) {
             shelf.visible.remove(&step);
         }

@@ -75,7 +75,10 @@ impl Cluster {
         let going = self.catalogue.surplus(id, &keep);
         self.catalogue.prune(id, scene.index, &keep);
         let steps: Vec<String> = going.iter().map(|checkpoint| checkpoint.step.0.to_string()).collect();
-        let what = if steps.is_empty() { "once more".into() } else { format!("checkpoints at {}", steps.join(", ")) };
+        let what = match &steps[..] {
+            [] => "what is left over".to_owned(),
+            steps => format!("checkpoints at {}", steps.join(", ")),
+        };
         self.tell(scene, id, format!("pruned by {by}: {what}"));
         let sweeper = self.sweeper(id);
         self.order_sweep(scene, id, sweeper);
@@ -119,11 +122,12 @@ impl Cluster {
     fn order_sweep(&mut self, scene: &mut Scene<'_>, id: JobId, to: Option<NodeId>) {
         self.catalogue.assign_sweep(id, to);
         let (Some(job), Some(node)) = (self.jobs.get(id), to) else { return };
-        let (Some(newest), Some(index)) = (self.catalogue.last(id), self.catalogue.unswept(id)) else { return };
+        let Some(index) = self.catalogue.unswept(id) else { return };
         // Of a job that is over, also what it began after the last that was committed.
-        let newest = match job.state.is_terminal() {
-            true => (TrainStep(u64::MAX), Generation(u64::MAX)),
-            false => (newest.step, newest.generation),
+        let newest = match (job.state.is_terminal(), self.catalogue.last(id)) {
+            (true, _) => (TrainStep(u64::MAX), Generation(u64::MAX)),
+            (false, Some(newest)) => (newest.step, newest.generation),
+            (false, None) => return,
         };
         let message = ToNode::Sweep {
             job: id,
@@ -202,7 +206,8 @@ impl Control {
         let catalogue = self.cluster.catalogue();
         let going: Vec<CheckpointView> =
             catalogue.surplus(id, &keep).iter().map(|found| catalogue.view(id, found)).collect();
-        let is_done = going.is_empty() && catalogue.unswept(id).is_none();
+        // What a job that is over has begun and never committed is in no catalogue: only its store tells whether there is any.
+        let is_done = going.is_empty() && catalogue.unswept(id).is_none() && !job.state.is_terminal();
         let kept = catalogue.views(id).into_iter().filter(|view| !going.contains(view)).collect();
         if mode == Mode::Do && !is_done {
             let event = Event::Pruned { job: id, keep: newest, by: owner(caller) };

@@ -32,6 +32,28 @@ impl World {
         let sweep = Sweep { job, index, removed: 2, error: error.map(str::to_owned) };
         self.step(Input::Swept { session, sweep });
     }
+
+    /// Up to where one of these sessions was told to sweep. It has done so.
+    fn swept_up_to(&mut self, job: JobId, sessions: [SessionId; 2]) -> Option<(TrainStep, Generation)> {
+        let told = sessions.map(|session| (session, self.told(session))).into_iter();
+        let mut sweeps = told.flat_map(|(session, told)| told.into_iter().map(move |message| (session, message)));
+        let (session, index, newest) = sweeps.find_map(|(session, message)| match message {
+            ToNode::Sweep { index, newest, .. } => Some((session, index, newest)),
+            _ => None,
+        })?;
+        self.swept(session, job, index, None);
+        assert_eq!(self.control.cluster().catalogue().unswept(job), None);
+        Some(newest)
+    }
+
+    fn cancel(&mut self, job: JobId, sessions: [SessionId; 2]) {
+        // It is answered when its ranks are gone.
+        let _later = self.try_ask(&user(UserRole::Operator, "o"), Request::Cancel { job });
+        for (rank, session) in (0..).zip(sessions) {
+            self.report(session, id(job, 1, rank), RankEvent::Exited { exit: Exit::Code(4) });
+        }
+        assert_eq!(self.state(job), JobState::Cancelled);
+    }
 }
 
 /// A job of two ranks with checkpoints at 1, 2 and 3.
@@ -103,24 +125,26 @@ fn a_checkpoint_that_is_committed_is_never_abandoned() {
     assert!(!told.iter().any(|message| matches!(message, ToNode::Abandon { .. })), "{told:?}");
 }
 
-/// Of a job that is over, what it began after its last checkpoint too.
+/// Of a job that is over, what it began after its last checkpoint too, and as often as it is asked for: only the store tells whether there is any.
 #[test]
 fn a_prune_of_a_job_that_is_over_takes_what_it_left_unfinished() {
-    let newest = |world: &mut World, session| {
-        let told = world.told(session).into_iter();
-        told.filter_map(|message| if let ToNode::Sweep { newest, .. } = message { Some(newest) } else { None })
-            .next_back()
-    };
-    let (mut world, job, [first, second]) = stored();
+    let (mut world, job, sessions) = stored();
     world.prune(job);
-    assert_eq!(newest(&mut world, first), Some((TrainStep(3), Generation(1))));
-    // It is answered when its ranks are gone.
-    let _later = world.try_ask(&user(UserRole::Operator, "o"), Request::Cancel { job });
-    for (session, rank) in [(first, 0), (second, 1)] {
-        world.report(session, id(job, 1, rank), RankEvent::Exited { exit: Exit::Code(4) });
+    assert_eq!(world.swept_up_to(job, sessions), Some((TrainStep(3), Generation(1))));
+    world.prune(job);
+    assert_eq!(world.swept_up_to(job, sessions), None);
+    world.cancel(job, sessions);
+    for _ in 0..2 {
+        world.prune(job);
+        assert_eq!(world.swept_up_to(job, sessions), Some((TrainStep(u64::MAX), Generation(u64::MAX))));
     }
-    assert_eq!(world.state(job), JobState::Cancelled);
-    world.prune(job);
-    let told = [first, second].map(|session| newest(&mut world, session));
-    assert!(told.contains(&Some((TrainStep(u64::MAX), Generation(u64::MAX)))), "{told:?}");
+}
+
+#[test]
+fn a_job_that_ended_before_its_first_checkpoint_is_swept_too() {
+    let (mut world, job, sessions) = running();
+    (0..).zip(sessions).take(1).for_each(|(rank, session)| world.report(session, id(job, 1, rank), shard(1, rank)));
+    world.cancel(job, sessions);
+    assert_eq!(world.prune(job), [0; 0]);
+    assert_eq!(world.swept_up_to(job, sessions), Some((TrainStep(u64::MAX), Generation(u64::MAX))));
 }
