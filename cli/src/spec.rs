@@ -65,7 +65,7 @@ pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) -> Option<String> {
     let ranks = nodes_up.clamp(spec.resources.ranks_min, spec.ranks_max());
     spec.resources.ranks = Some(ranks);
     let (ranks_text, nodes_text) = (output::count(ranks, "rank"), output::count(nodes_up, "node"));
-    let lanes = spec.train.lanes;
+    let lanes = spec.training().lanes;
     (ranks < nodes_up).then(|| format!("{ranks_text} on {nodes_text}: [train] lanes = {lanes} allows no more"))
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Grows with any change of any message: peers of another version are told so and refused, not misread.
-pub const PROTOCOL_VERSION: u8 = 5;
+pub const PROTOCOL_VERSION: u8 = 6;
 
 /// Bytes on top of twice the frame that a decode may allocate.
 const SLACK_BYTES: usize = 64 * 1024;

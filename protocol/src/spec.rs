@@ -1,6 +1,9 @@
 //! The job spec: one TOML document that people write. Owns its keys, their defaults and their checks; errors name the key, the line and the
 //! mend. The sections `[data]`, `[model]`, `[optimizer]` and `[schedule]` belong to the trainer and are checked by `stoke-jobs`.
 
+mod serve;
+mod train;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -8,7 +11,9 @@ use std::ops::Range;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::label::{check_labels, is_plain};
-use crate::lanes::LANES_MAX;
+
+pub use serve::{Precision, Serve, Task};
+pub use train::{OnNan, Straggler, Train};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
@@ -27,12 +32,18 @@ const URI_BYTES_MAX: usize = 4096;
 pub struct JobSpec {
     /// For people; letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// A built-in trainer: `domains`, `digits`.
+    /// A built-in trainer: `domains`, `digits`. Empty: the job serves.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub trainer: String,
     /// Higher goes first.
     #[serde(default)]
     pub priority: i32,
-    pub train: Train,
+    /// Of a job that trains; or `serve`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<Train>,
+    /// Of a job that serves; or `train`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serve: Option<Serve>,
     #[serde(default)]
     pub resources: Resources,
     #[serde(default)]
@@ -47,66 +58,6 @@ pub struct JobSpec {
     pub optimizer: toml::Table,
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub schedule: toml::Table,
-}
-
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Train {
-    /// Optimizer steps; or `epochs`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub steps: Option<u64>,
-    /// Passes over the training set, rounded up to whole steps; or `steps`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epochs: Option<u64>,
-    /// Samples in a step, over all ranks.
-    pub batch: u32,
-    /// Fixed slices of the batch; a rank owns whole lanes. The result depends on it, and not on the number of ranks.
-    #[serde(default = "default_lanes")]
-    pub lanes: u32,
-    #[serde(default)]
-    pub seed: u64,
-    /// Each lane is computed in so many passes, to save memory.
-    #[serde(default = "one")]
-    pub accumulate: u32,
-    /// Gradients are scaled down to this global norm.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub clip_norm: Option<f32>,
-    /// Compute threads a rank.
-    #[serde(default = "one")]
-    pub threads: u32,
-    /// Steps between comparisons of the ranks' parameters; 0: only checkpoints and results are compared.
-    #[serde(default = "every_step")]
-    pub digest_every: u64,
-    /// What becomes of a step whose loss or gradient is not finite.
-    #[serde(default)]
-    pub on_nan: OnNan,
-    /// What becomes of a rank that computes more slowly than the others.
-    #[serde(default)]
-    pub straggler: Straggler,
-}
-
-/// What follows when a rank computes clearly more slowly than its peers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Straggler {
-    /// It is told of.
-    #[default]
-    Report,
-    /// Besides, a successor on another node takes its place, where there is room.
-    Replace,
-}
-
-/// What follows a loss or gradient that is not finite (NaN or infinite).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnNan {
-    /// The job fails, and says where it comes from.
-    #[default]
-    Fail,
-    /// The step counts and changes neither parameters nor the optimizer's state.
-    Skip,
-    /// The job goes back to its last checkpoint, once a step.
-    Rollback,
 }
 
 /// What each rank needs.
@@ -161,16 +112,7 @@ pub struct SpecError {
     pub message: String,
 }
 
-fn default_lanes() -> u32 {
-    8
-}
-
 fn one() -> u32 {
-    1
-}
-
-/// So no wrong parameters are ever in a sum that is applied.
-fn every_step() -> u64 {
     1
 }
 
@@ -218,74 +160,51 @@ impl JobSpec {
         toml::to_string(self).expect("a spec has only types that TOML can write")
     }
 
-    /// A rank owns at least one lane.
+    /// What a trainer is to do. For jobs that train only.
+    pub fn training(&self) -> &Train {
+        self.train.as_ref().expect("a job that trains has [train], as its check says")
+    }
+
+    /// A rank that trains owns at least one lane, and one that serves has its place in the split.
     pub fn ranks_max(&self) -> u32 {
-        RANKS_MAX.min(self.train.lanes)
+        match (&self.train, &self.serve) {
+            (_, Some(serve)) => serve.ranks(),
+            (Some(train), None) => RANKS_MAX.min(train.lanes),
+            (None, None) => RANKS_MAX,
+        }
     }
 
     fn check(&self, text: &str) -> Result<(), SpecError> {
         let fail = |key: &str, message: String| Err(SpecError { line: line_of_key(text, key), message });
-        let (train, resources) = (&self.train, &self.resources);
+        let resources = &self.resources;
         if !is_name(&self.name) {
             return fail(
                 "name",
                 format!("name = {:?}: use 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'", self.name),
             );
         }
-        if !is_name(&self.trainer) {
-            return fail(
-                "trainer",
-                format!("trainer = {:?}: name a built-in trainer, for example \"domains\"", self.trainer),
-            );
-        }
-        match (train.steps, train.epochs) {
-            (None, None) => {
-                return fail("train", "[train] needs `steps` or `epochs`: add for example `epochs = 3`".into());
+        let checked = match (&self.train, &self.serve) {
+            (Some(train), None) => self.check_trainer().and_then(|()| train.check()),
+            (None, Some(serve)) => self.check_server().and_then(|()| serve.check()),
+            (Some(_), Some(_)) => {
+                Err(("serve", "the spec has both [train] and [serve]: a job does one of them".into()))
             }
-            (Some(_), Some(_)) => return fail("epochs", "[train] has both `steps` and `epochs`: keep one".into()),
-            (Some(0), None) => return fail("steps", "steps = 0: use at least 1".into()),
-            (None, Some(0)) => return fail("epochs", "epochs = 0: use at least 1".into()),
-            (Some(_), None) | (None, Some(_)) => {}
-        }
-        if !(1..=LANES_MAX).contains(&train.lanes) {
-            return fail("lanes", format!("lanes = {}: use 1 to {LANES_MAX}", train.lanes));
-        }
-        if train.batch == 0 || !train.batch.is_multiple_of(train.lanes) {
-            return fail(
-                "batch",
-                format!(
-                    "batch = {} does not divide into {} lanes: use a multiple of {}",
-                    train.batch, train.lanes, train.lanes
-                ),
-            );
-        }
-        let slice = train.batch / train.lanes;
-        if train.accumulate == 0 || !slice.is_multiple_of(train.accumulate) {
-            return fail(
-                "accumulate",
-                format!(
-                    "accumulate = {} does not divide a lane's {slice} samples: use a divisor of {slice}",
-                    train.accumulate
-                ),
-            );
-        }
-        if !(1..=THREADS_MAX).contains(&train.threads) {
-            return fail("threads", format!("threads = {}: use 1 to {THREADS_MAX}", train.threads));
-        }
-        if let Some(norm) = train.clip_norm
-            && !(norm.is_finite() && norm > 0.0)
-        {
-            return fail("clip_norm", format!("clip_norm = {norm}: use a positive number, or leave it out"));
+            (None, None) => Err(("train", "missing section [train], or [serve] for a job that serves a model".into())),
+        };
+        if let Err((key, message)) = checked {
+            return fail(key, message);
         }
         if let Some(ranks) = resources.ranks {
             let most = self.ranks_max();
             if !(1..=most).contains(&ranks) {
                 return fail(
                     "ranks",
-                    format!(
-                        "ranks = {ranks} with lanes = {}: use 1 to {most} (a rank owns at least one lane)",
-                        train.lanes
-                    ),
+                    match &self.train {
+                        Some(Train { lanes, .. }) => format!(
+                            "ranks = {ranks} with lanes = {lanes}: use 1 to {most} (a rank owns at least one lane)"
+                        ),
+                        None => format!("ranks = {ranks}: the split of [serve] has {most}, leave it out"),
+                    },
                 );
             }
         }
@@ -320,6 +239,32 @@ impl JobSpec {
             return fail("attempts", "attempts = 0: use at least 1".into());
         }
         Ok(())
+    }
+
+    fn check_trainer(&self) -> Result<(), (&'static str, String)> {
+        match is_name(&self.trainer) {
+            true => Ok(()),
+            false => {
+                let trainer = &self.trainer;
+                Err(("trainer", format!("trainer = {trainer:?}: name a built-in trainer, for example \"domains\"")))
+            }
+        }
+    }
+
+    /// What is for trainers only has no meaning here.
+    fn check_server(&self) -> Result<(), (&'static str, String)> {
+        let sections = [
+            ("data", self.data.is_empty()),
+            ("model", self.model.is_empty()),
+            ("optimizer", self.optimizer.is_empty()),
+            ("schedule", self.schedule.is_empty()),
+            ("checkpoint", self.checkpoint == Checkpoint::default()),
+            ("trainer", self.trainer.is_empty()),
+        ];
+        match sections.iter().find(|(_, is_empty)| !is_empty) {
+            Some((key, _)) => Err((key, format!("{key} is for jobs that train: a job with [serve] has none"))),
+            None => Ok(()),
+        }
     }
 }
 

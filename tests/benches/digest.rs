@@ -27,15 +27,15 @@ fn beside_a_step(name: &str) {
     let text = std::fs::read_to_string(folder.join(format!("{name}.toml"))).expect("the spec is there");
     let text = stoke_jobs::absolute_paths(&text, &folder).expect("a good spec");
     let spec = stoke_protocol::spec::JobSpec::parse(&text).expect("a good spec");
-    let lanes = spec.train.lanes;
+    let lanes = spec.training().lanes;
     let plan = Plan {
-        seed: spec.train.seed,
-        batch: spec.train.batch as usize,
+        seed: spec.training().seed,
+        batch: spec.training().batch as usize,
         lanes: lanes as usize,
         steps: STEPS,
         accumulate: 1,
         threads: 1,
-        clip_norm: spec.train.clip_norm,
+        clip_norm: spec.training().clip_norm,
     };
     let mut train = stoke_jobs::load(&text, &spec.trainer, plan.clone()).expect("a good spec");
     let (mut steps, mut digests) = (Vec::new(), Vec::new());

@@ -92,7 +92,7 @@ struct Life {
 impl Life {
     async fn live(mut self) -> Exit {
         let spec = JobSpec::parse(&self.start.spec).expect("the coordinator has parsed it");
-        let (steps, every) = (spec.train.steps.unwrap_or(1), spec.checkpoint.every.unwrap_or(u64::MAX));
+        let (steps, every) = (spec.training().steps.unwrap_or(1), spec.checkpoint.every.unwrap_or(u64::MAX));
         let resumed = match &self.start.from {
             StartFrom::Checkpoint(origin) => origin.uri.rsplit('/').next().and_then(|name| name.get(5..13)),
             StartFrom::Seed | StartFrom::Peers => None,

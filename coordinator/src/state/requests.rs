@@ -133,9 +133,9 @@ impl Control {
             priority: spec.priority,
             attempts_max: spec.restart.attempts,
             ranks_min: resources.ranks_min,
-            digest_every: spec.train.digest_every,
-            on_nan: spec.train.on_nan,
-            straggler: spec.train.straggler,
+            digest_every: spec.training().digest_every,
+            on_nan: spec.training().on_nan,
+            straggler: spec.training().straggler,
             ask: Ask {
                 // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
                 ranks: resources

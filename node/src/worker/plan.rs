@@ -7,9 +7,9 @@ use crate::checkpoint::Manifest;
 
 /// Optimizer steps of the whole job: given, or the epochs over `samples` rounded up to whole steps.
 pub fn steps_of(spec: &JobSpec, samples: u64) -> Result<u64, String> {
-    let (batch, epochs) = (u64::from(spec.train.batch), spec.train.epochs.unwrap_or(1));
+    let (batch, epochs) = (u64::from(spec.training().batch), spec.training().epochs.unwrap_or(1));
     let too_many = || format!("epochs = {epochs} of {samples} samples are too many to count: use fewer");
-    match spec.train.steps {
+    match spec.training().steps {
         Some(steps) => Ok(steps),
         None => epochs.checked_mul(samples).map(|samples| samples.div_ceil(batch)).ok_or_else(too_many),
     }

@@ -148,7 +148,7 @@ impl Trainer {
         let Assignment { start, spec, .. } = given;
         let load = |plan: &Plan| stoke_jobs::load(&start.spec, &spec.trainer, plan.clone());
         let (mut plan, train);
-        if let Some(steps) = spec.train.steps {
+        if let Some(steps) = spec.training().steps {
             plan = plan_of(spec, steps);
             train = load(&plan)?;
         } else {
@@ -173,9 +173,9 @@ impl Trainer {
         let loaded = start.from == StartFrom::Seed;
         let meter = Meter::new(&plan, step);
         let beat = given.beat.clone();
-        let tail = Tail::new(train.layout().flat_len(), spec.train.lanes);
-        let compare_every = spec.train.digest_every;
-        let skips = Skips::new(spec.train.on_nan);
+        let tail = Tail::new(train.layout().flat_len(), spec.training().lanes);
+        let compare_every = spec.training().digest_every;
+        let skips = Skips::new(spec.training().on_nan);
         let (last_sum, joining, unheard) = (None, None, false);
         let (loss, ledger) = (f32::NAN, Ledger::default());
         Ok(Self {
@@ -201,7 +201,7 @@ impl Trainer {
     /// One generation, from its forming to its end.
     fn serve(&mut self, membership: &Membership, work: &mut Work<'_>) -> Result<(), Failure> {
         let generation = membership.generation;
-        let shape = Shape { values: self.tail.values(), lanes: work.spec.train.lanes };
+        let shape = Shape { values: self.tail.values(), lanes: work.spec.training().lanes };
         // What a giver has not begun to send will not come any more; it is asked for anew.
         self.joining.take_if(|joining| !joining.arrives());
         let forming = work.mesh.form(membership, self.state(work), shape);
@@ -256,8 +256,8 @@ impl Trainer {
             return Ok(());
         }
         let values = self.tail.values();
-        let owned = lanes::assign(work.spec.train.lanes, place.world)[place.position as usize].clone();
-        let mut sums = LaneSums::new(values, work.spec.train.lanes, owned);
+        let owned = lanes::assign(work.spec.training().lanes, place.world)[place.position as usize].clone();
+        let mut sums = LaneSums::new(values, work.spec.training().lanes, owned);
         while self.step < self.plan.steps {
             let all_told = self.step(generation, exchange, &mut sums, &work.orders)?;
             let lanes = sums.owned().len() as u32;

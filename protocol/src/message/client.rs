@@ -169,6 +169,8 @@ pub struct NodeView {
     pub name: String,
     pub state: NodeState,
     pub address: String,
+    /// Where its gateway takes requests over HTTP, if it has one.
+    pub gateway: Option<std::net::SocketAddr>,
     pub capacity: Capacity,
     pub cpus_used: u32,
     pub memory_reserved_bytes: u64,

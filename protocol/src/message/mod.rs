@@ -6,3 +6,4 @@ pub mod join;
 pub mod node;
 pub mod peer;
 pub mod rank;
+pub mod serve;

@@ -3,9 +3,12 @@
 //!
 //! Reconnecting is inventory sync: the node tells what it runs, the coordinator adopts what it expects and decides after.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::rank::{Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
+use super::serve::Routes;
 use crate::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
 use crate::list::List;
 
@@ -45,6 +48,8 @@ pub struct NodeHello {
     pub epoch_seen: Epoch,
     pub index_seen: LogIndex,
     pub capacity: Capacity,
+    /// Where its gateway takes requests over HTTP, if it has one.
+    pub gateway: Option<SocketAddr>,
     pub ranks: List<RankInventory>,
 }
 
@@ -111,6 +116,8 @@ pub enum ToNode {
     Sweep { job: JobId, index: LogIndex, checkpoints: String, newest: (Step, Generation), keep: List<String> },
     /// See `rank::ToRank::Abandon`.
     Abandon { id: RankId, generation: Generation, step: Step },
+    /// For the node's gateway: where jobs serve. After `Welcome`, and whenever it changes; each replaces the one before.
+    Routes(Routes),
 }
 
 /// Agent → coordinator, request stream.

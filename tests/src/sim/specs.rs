@@ -25,7 +25,7 @@ pub struct Plan {
 impl Plan {
     pub fn read(spec: &str) -> Self {
         let spec = JobSpec::parse(spec).expect("the coordinator hands out specs that it has parsed");
-        let steps = spec.train.steps.expect("simulated jobs have steps");
+        let steps = spec.training().steps.expect("simulated jobs have steps");
         Self {
             steps: Step(steps),
             every: spec.checkpoint.every.unwrap_or(steps),

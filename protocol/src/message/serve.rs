@@ -1,0 +1,197 @@
+//! Serving: where the heads of serving gangs are, and what a gateway asks of one. A gateway dials a head as the node that it runs on (ALPN
+//! `stoke/peer/1`); each question has a stream of its own, its answer is as many frames as it takes, and whoever drops the stream takes the
+//! question back.
+//!
+//! I27: the tokens of an answer are a function of its question, whoever computes them, and each frame says which token of the answer it begins
+//! with. So an answer that was cut off is asked for again with the tokens that are there, and goes on behind them.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::rank::RankId;
+use crate::ids::{Generation, JobId, LogIndex};
+use crate::list::List;
+use crate::spec::Task;
+
+/// Every job that serves. To every node whenever they change; the newest counts, also while the coordinator is away.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Routes {
+    /// Of the journal: an older one never replaces a newer.
+    pub index: LogIndex,
+    pub routes: List<Route>,
+}
+
+/// A job that serves. Jobs of one model are its replicas.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Route {
+    /// As clients name it.
+    pub model: String,
+    pub job: JobId,
+    pub task: Task,
+    /// When the job was submitted, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// None while its ranks come up, or one is being replaced.
+    pub head: Option<Head>,
+}
+
+/// The first rank of a gang: it takes the questions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Head {
+    pub id: RankId,
+    pub address: SocketAddr,
+    /// The gang that answers. In another generation the head refuses.
+    pub generation: Generation,
+}
+
+/// Gateway → head, request stream.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Question {
+    pub generation: Generation,
+    /// From its arrival on; what is late is given up with `Refusal::Late`. 0: as long as it takes.
+    pub deadline_ms: u32,
+    pub ask: Ask,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// Answered by `Answer::Begun`, `Answer::Tokens` as they are made, and `Answer::Ended`.
+    Generate(Generate),
+    /// Answered by one `Answer::Vector` for each text, in their order, and `Answer::Ended`.
+    Embed { texts: List<String> },
+    /// Answered by `Answer::Tensors` and `Answer::Ended`.
+    Infer { inputs: List<Tensor> },
+    /// Answered by `Answer::Described` and `Answer::Ended`.
+    Describe,
+    /// A token that goes through every rank of the gang. Answered by `Answer::Ended`.
+    Probe,
+}
+
+/// Values of one name, as the Open Inference Protocol has them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tensor {
+    pub name: String,
+    pub datatype: Datatype,
+    pub shape: List<u64>,
+    /// Row-major, little-endian. `Bytes`: each value is preceded by its length (u32).
+    pub values: List<u8>,
+}
+
+/// A tensor that a model takes or gives.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TensorKind {
+    pub name: String,
+    pub datatype: Datatype,
+    /// None: any length.
+    pub shape: List<Option<u64>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Datatype {
+    Bool,
+    U8,
+    I32,
+    I64,
+    F32,
+    F64,
+    Bytes,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Generate {
+    pub prompt: Prompt,
+    pub sampling: Sampling,
+    /// Tokens of the answer at most; none: what the context has room for.
+    pub tokens_max: Option<u32>,
+    /// Texts that end the answer, and are no part of it.
+    pub stop: List<String>,
+    /// Tokens of the answer that were delivered already; the answer goes on after them.
+    pub answered: List<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Prompt {
+    /// Written out by the model's chat template, in order.
+    Chat(List<Message>),
+    /// As it stands.
+    Text(String),
+    Tokens(List<u32>),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or whatever the template knows.
+    pub role: String,
+    pub content: String,
+}
+
+/// How each token is chosen. The meaning is that of `stoke_jobs::lm::Sampling`.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub seed: u64,
+}
+
+/// Head → gateway.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// The question is taken; its prompt has so many tokens.
+    Begun {
+        prompt_tokens: u32,
+    },
+    /// Tokens of the answer from the one at `index` on, and the text that is certain with them: a character is not cut, and what may become a stop
+    /// text is kept back.
+    Tokens {
+        index: u32,
+        tokens: List<u32>,
+        text: String,
+    },
+    /// One text's, of length 1; and how many tokens the text has.
+    Vector {
+        index: u32,
+        tokens: u32,
+        values: List<f32>,
+    },
+    Tensors {
+        outputs: List<Tensor>,
+    },
+    Described {
+        inputs: List<TensorKind>,
+        outputs: List<TensorKind>,
+    },
+    /// The last frame. `text`: what was kept back and is part of the answer.
+    Ended {
+        why: Finish,
+        text: String,
+    },
+    /// The last frame: there is no answer, or no more of it.
+    Refused(Refusal),
+}
+
+/// Why an answer is over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Finish {
+    /// The model has ended it, or a stop text has come.
+    Stop,
+    /// It is as long as it may be.
+    Length,
+}
+
+/// Why there is no answer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The same question is refused everywhere; the text is for people: what is wrong, and what to write instead.
+    Invalid { problem: String },
+    /// Prompt and answer are longer than the context.
+    TooLong { tokens: u32, context: u32 },
+    /// As much waits as may wait.
+    Busy { retry_after_ms: u32 },
+    /// The deadline is over.
+    Late,
+    /// The gang is in another generation, or is being re-formed: ask the head that the newest routes name.
+    Moved,
+}

@@ -1,0 +1,131 @@
+//! The section `[serve]`: a model that answers requests, and how it is cut over ranks. Owns its keys, defaults and checks.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Bytes, RANKS_MAX, THREADS_MAX, is_name};
+use crate::label::is_plain;
+
+/// As long as a path may be on Linux.
+const MODEL_BYTES_MAX: usize = 4096;
+/// Requests of a gang that run or wait.
+const REQUESTS_MAX: u32 = 65_536;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serve {
+    /// A checkpoint's URI where the task is to infer. Otherwise a GGUF file, or a folder with one, or with config.json, safetensors files and tokenizer.json: an absolute path that is the same on every
+    /// node, or the name of a folder in each node's folder of models.
+    pub model: String,
+    /// As clients name the model. Left out: the job's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub task: Task,
+    /// Ranks that have the layers one after the other, as equal in work as they can be cut.
+    #[serde(default = "super::one")]
+    pub stages: u32,
+    /// Ranks that share each layer.
+    #[serde(default = "super::one")]
+    pub tensor: u32,
+    /// Compute threads a rank.
+    #[serde(default = "super::one")]
+    pub threads: u32,
+    /// Tokens of a request and its answer at most. Left out: what the model was trained for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<u32>,
+    /// Keys and values of requests that run, in each rank.
+    #[serde(default = "default_cache")]
+    pub cache: Bytes,
+    /// Requests that are computed at the same time.
+    #[serde(default = "default_running")]
+    pub running: u32,
+    /// Requests that may wait; more are refused.
+    #[serde(default = "default_waiting")]
+    pub waiting: u32,
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+/// What the model is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Text that follows a text or a chat: a decoder.
+    #[default]
+    Generate,
+    /// A vector for a text: an encoder.
+    Embed,
+    /// Tensors for tensors: a classifier that this project has trained, by a checkpoint's URI.
+    Infer,
+}
+
+/// What quantised weights are multiplied with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Activations rounded to 8 bits: fast.
+    #[default]
+    Rounded,
+    /// Activations as they are: several times slower.
+    Full,
+}
+
+fn default_cache() -> Bytes {
+    Bytes(256 << 20)
+}
+
+fn default_running() -> u32 {
+    32
+}
+
+fn default_waiting() -> u32 {
+    256
+}
+
+impl Serve {
+    /// The ranks of a gang. Rank `stage * tensor + part` has the part of the stage.
+    pub fn ranks(&self) -> u32 {
+        self.stages * self.tensor
+    }
+
+    /// The key that is wrong, and what to write instead.
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        let fail = |key, message| Err((key, message));
+        let within = |key: &'static str, value: u32, most: u32| match (1..=most).contains(&value) {
+            true => Ok(()),
+            false => Err((key, format!("{key} = {value}: use 1 to {most}"))),
+        };
+        let model = &self.model;
+        if model.is_empty() || model.len() > MODEL_BYTES_MAX || !is_plain(model) {
+            return fail("model", "model: use a path or a name of up to 4096 bytes without control characters".into());
+        }
+        let is_path = model.starts_with('/');
+        if !is_path && !is_name(model) || model.split('/').any(|part| part == "..") {
+            return fail(
+                "model",
+                format!("model = {model:?}: write an absolute path, or the name of a folder of the nodes' models"),
+            );
+        }
+        if let Some(name) = &self.name
+            && !is_name(name)
+        {
+            return fail("name", format!("name = {name:?}: use letters, digits, '-', '_' or '.'"));
+        }
+        within("stages", self.stages, RANKS_MAX)?;
+        within("tensor", self.tensor, RANKS_MAX)?;
+        if self.ranks() > RANKS_MAX {
+            let (stages, tensor) = (self.stages, self.tensor);
+            return fail(
+                "stages",
+                format!("stages = {stages} with tensor = {tensor}: a gang has at most {RANKS_MAX} ranks"),
+            );
+        }
+        within("threads", self.threads, THREADS_MAX)?;
+        within("running", self.running, REQUESTS_MAX)?;
+        within("waiting", self.waiting, REQUESTS_MAX)?;
+        match self.context {
+            Some(0 | 1) => fail("context", "context: a request and its answer have at least 2 tokens".into()),
+            Some(_) | None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The section `[train]`: how long, in what portions, and what follows from numbers that are not to be trusted. Owns its keys, defaults and checks.
+
+use serde::{Deserialize, Serialize};
+
+use super::THREADS_MAX;
+use crate::lanes::LANES_MAX;
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps; or `epochs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Passes over the training set, rounded up to whole steps; or `steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
+    /// Samples in a step, over all ranks.
+    pub batch: u32,
+    /// Fixed slices of the batch; a rank owns whole lanes. The result depends on it, and not on the number of ranks.
+    #[serde(default = "default_lanes")]
+    pub lanes: u32,
+    #[serde(default)]
+    pub seed: u64,
+    /// Each lane is computed in so many passes, to save memory.
+    #[serde(default = "super::one")]
+    pub accumulate: u32,
+    /// Gradients are scaled down to this global norm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f32>,
+    /// Compute threads a rank.
+    #[serde(default = "super::one")]
+    pub threads: u32,
+    /// Steps between comparisons of the ranks' parameters; 0: only checkpoints and results are compared.
+    #[serde(default = "every_step")]
+    pub digest_every: u64,
+    /// What becomes of a step whose loss or gradient is not finite.
+    #[serde(default)]
+    pub on_nan: OnNan,
+    /// What becomes of a rank that computes more slowly than the others.
+    #[serde(default)]
+    pub straggler: Straggler,
+}
+
+/// What follows when a rank computes clearly more slowly than its peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Straggler {
+    /// It is told of.
+    #[default]
+    Report,
+    /// Besides, a successor on another node takes its place, where there is room.
+    Replace,
+}
+
+/// What follows a loss or gradient that is not finite (NaN or infinite).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNan {
+    /// The job fails, and says where it comes from.
+    #[default]
+    Fail,
+    /// The step counts and changes neither parameters nor the optimizer's state.
+    Skip,
+    /// The job goes back to its last checkpoint, once a step.
+    Rollback,
+}
+
+fn default_lanes() -> u32 {
+    8
+}
+
+/// So no wrong parameters are ever in a sum that is applied.
+fn every_step() -> u64 {
+    1
+}
+
+impl Train {
+    /// The key that is wrong, and what to write instead.
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        let fail = |key, message| Err((key, message));
+        match (self.steps, self.epochs) {
+            (None, None) => {
+                return fail("train", "[train] needs `steps` or `epochs`: add for example `epochs = 3`".into());
+            }
+            (Some(_), Some(_)) => return fail("epochs", "[train] has both `steps` and `epochs`: keep one".into()),
+            (Some(0), None) => return fail("steps", "steps = 0: use at least 1".into()),
+            (None, Some(0)) => return fail("epochs", "epochs = 0: use at least 1".into()),
+            (Some(_), None) | (None, Some(_)) => {}
+        }
+        let (batch, lanes) = (self.batch, self.lanes);
+        if !(1..=LANES_MAX).contains(&lanes) {
+            return fail("lanes", format!("lanes = {lanes}: use 1 to {LANES_MAX}"));
+        }
+        if batch == 0 || !batch.is_multiple_of(lanes) {
+            return fail(
+                "batch",
+                format!("batch = {batch} does not divide into {lanes} lanes: use a multiple of {lanes}"),
+            );
+        }
+        let (slice, accumulate) = (batch / lanes, self.accumulate);
+        if accumulate == 0 || !slice.is_multiple_of(accumulate) {
+            return fail(
+                "accumulate",
+                format!("accumulate = {accumulate} does not divide a lane's {slice} samples: use a divisor of {slice}"),
+            );
+        }
+        if !(1..=THREADS_MAX).contains(&self.threads) {
+            return fail("threads", format!("threads = {}: use 1 to {THREADS_MAX}", self.threads));
+        }
+        match self.clip_norm {
+            Some(norm) if !(norm.is_finite() && norm > 0.0) => {
+                fail("clip_norm", format!("clip_norm = {norm}: use a positive number, or leave it out"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
