@@ -143,6 +143,7 @@ fn hello(cluster: ClusterId, node: NodeId) -> NodeHello {
         epoch_seen: Epoch(0),
         index_seen: LogIndex(0),
         capacity,
+        gateway: None,
         ranks: Vec::new().into(),
     }
 }

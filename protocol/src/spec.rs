@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn defaults_are_filled_and_the_canonical_text_parses_to_the_same_spec() {
         let spec = JobSpec::parse(GOOD).unwrap();
-        assert_eq!((spec.train.lanes, spec.resources.cpus, spec.resources.memory), (8, 1, Bytes(512 << 20)));
+        assert_eq!((spec.training().lanes, spec.resources.cpus, spec.resources.memory), (8, 1, Bytes(512 << 20)));
         assert_eq!(JobSpec::parse(&spec.to_toml()).unwrap(), spec);
     }
 

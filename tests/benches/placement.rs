@@ -85,6 +85,7 @@ impl Bench {
             epoch_seen: Epoch(0),
             index_seen: LogIndex(0),
             capacity,
+            gateway: None,
             ranks: Vec::new().into(),
         };
         self.step(Input::Hello {

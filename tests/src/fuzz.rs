@@ -248,6 +248,7 @@ fn from_node() -> Vec<FromNode> {
         epoch_seen: Epoch(2),
         index_seen: LogIndex(90),
         capacity: capacity(),
+        gateway: None,
         ranks: vec![RankInventory { id: id(), alive: true, step: Step(4) }].into(),
     };
     let swept = FromNode::Swept { job: JobId(3), index: LogIndex(8), removed: 2, error: Some("denied".into()) };

@@ -53,7 +53,7 @@ impl Cluster {
                 Some(job) if self.bug != Some(PlantedBug::KeyIgnored) => {
                     Err(Refused::Conflict(format!("{} has this key", job.id)))
                 }
-                Some(_) | None => Ok(()),
+                Some(_) | None => self.check_serves(submission),
             },
             Event::CancelAsked { job, .. } => self.check_cancel(*job),
             Event::Stalled { job, generation, .. } => match self.jobs.get(*job) {

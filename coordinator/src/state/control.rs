@@ -12,6 +12,7 @@ use stoke_protocol::message::client::{Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
+use stoke_protocol::message::serve::Routes;
 
 use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
@@ -156,6 +157,10 @@ pub struct Control {
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     pub(super) nagged: Mono,
     pub(super) unwanted: BTreeSet<RankId>,
+    /// As every node was told them.
+    pub(super) routes: Routes,
+    /// A job that serves looks different now.
+    pub(super) reroute: bool,
     audited: (Mono, u32),
     unaudited: u64,
     pub(super) replan: bool,
@@ -200,6 +205,8 @@ impl Control {
             stragglers: Stragglers::default(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
+            routes: Routes::default(),
+            reroute: false,
             audited: (now.mono, 0),
             unaudited: 0,
             replan: true,
@@ -265,6 +272,7 @@ impl Control {
             Input::Tick => self.tick(&mut step),
         }
         self.place(&mut step);
+        self.tell_routes(&mut step);
         step
     }
 
@@ -298,6 +306,7 @@ impl Control {
                         self.waits.remove(&job);
                     }
                     step.effects.push(Effect::Changed { job });
+                    self.reroute |= self.cluster.jobs().get(job).is_none_or(|job| job.serves.is_some());
                 }
             }
         }

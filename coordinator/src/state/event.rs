@@ -10,6 +10,7 @@ use stoke_protocol::message::rank::RankId;
 use stoke_protocol::spec::{OnNan, Straggler};
 
 use super::machine::Ask;
+use super::serving::Serves;
 use super::time::Time;
 
 /// A journal entry: an event and when the coordinator took it in.
@@ -215,5 +216,7 @@ pub struct Submission {
     pub digest_every: u64,
     pub on_nan: OnNan,
     pub straggler: Straggler,
+    /// Of a job that serves.
+    pub serves: Option<Serves>,
     pub ask: Ask,
 }

@@ -9,13 +9,15 @@ use stoke_protocol::message::rank::RankId;
 use super::cluster::Cluster;
 use super::elastic::End;
 use super::machine::{Scene, stop_order};
+use super::members::Offer;
 
 impl Cluster {
     /// Inventory sync: what the node has is compared with what it should have. Adopt first, decide after.
     pub(super) fn node_up(&mut self, scene: &mut Scene<'_>, hello: &NodeHello, address: &str) {
         let node = hello.node;
         let restarted = self.members.node(node).is_some_and(|found| found.incarnation != hello.incarnation);
-        let offer = (hello.name.clone(), address.to_owned(), hello.capacity.clone());
+        let NodeHello { name, capacity, gateway, .. } = hello.clone();
+        let offer = Offer { name, address: address.to_owned(), capacity, gateway };
         self.members.open(scene.at, node, (hello.incarnation, hello.session), offer);
         self.replan = true;
         let has: BTreeMap<RankId, bool> = hello.ranks.iter().map(|rank| (rank.id, rank.alive)).collect();

@@ -141,6 +141,10 @@ impl Liveness {
         self.leases.get(&node)?.session
     }
 
+    pub fn all_sessions(&self) -> impl Iterator<Item = SessionId> {
+        self.sessions.keys().copied()
+    }
+
     pub fn sessions(&self) -> usize {
         self.sessions.len()
     }

@@ -54,6 +54,7 @@ use super::event::Submission;
 use super::members::Room;
 use super::planted::PlantedBug;
 use super::run::{RankRun, Run, complete, rank_is_known};
+use super::serving::Serves;
 use super::time::Time;
 use super::timeline::Timeline;
 use super::words::{differing, state_word, unaccounted};
@@ -94,6 +95,8 @@ pub struct Job {
     pub digest_every: u64,
     pub on_nan: OnNan,
     pub straggler: Straggler,
+    /// Of a job that serves.
+    pub serves: Option<Serves>,
     pub attempts_max: u32,
     pub state: JobState,
     /// Set while recovering when no attempt can help: the job fails when its ranks are gone.
@@ -159,6 +162,7 @@ impl Job {
             digest_every: submission.digest_every,
             on_nan: submission.on_nan,
             straggler: submission.straggler,
+            serves: submission.serves,
             attempts_max: submission.attempts_max,
             state: JobState::Queued,
             doomed: false,

@@ -8,6 +8,7 @@
 //! M4: each report of an incarnation is taken in at most once, in order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{Incarnation, JobId, NodeId};
@@ -58,6 +59,8 @@ pub struct Node {
     /// How many reports of this incarnation were taken in: not more than their last number, or one counted twice.
     pub taken: u64,
     pub capacity: Capacity,
+    /// Where its gateway takes requests over HTTP, if it has one.
+    pub gateway: Option<SocketAddr>,
     pub labels: BTreeMap<String, String>,
     pub held: BTreeMap<RankId, Room>,
     pub used: Room,
@@ -70,6 +73,15 @@ pub struct Node {
     /// Ranks fail here, or it is on probation after that.
     pub quarantine: Option<Quarantine>,
     pub changed: Time,
+}
+
+/// What a node says of itself when it connects.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Offer {
+    pub name: String,
+    pub address: String,
+    pub capacity: Capacity,
+    pub gateway: Option<SocketAddr>,
 }
 
 /// A node that is to have no ranks, until somebody lifts it.
@@ -201,6 +213,7 @@ impl Members {
             reported: 0,
             taken: 0,
             capacity: Capacity::default(),
+            gateway: None,
             labels: BTreeMap::new(),
             held: BTreeMap::new(),
             used: Room::default(),
@@ -291,14 +304,8 @@ impl Members {
     }
 
     /// A session has opened. Room that its ranks hold stays held: the inventory is compared by the caller.
-    pub fn open(
-        &mut self,
-        now: Time,
-        id: NodeId,
-        (incarnation, session): (Incarnation, u64),
-        offer: (String, String, Capacity),
-    ) {
-        let (name, address, capacity) = offer;
+    pub fn open(&mut self, now: Time, id: NodeId, (incarnation, session): (Incarnation, u64), offer: Offer) {
+        let Offer { name, address, capacity, gateway } = offer;
         self.change(id, |node| {
             if incarnation != node.incarnation {
                 (node.reported, node.taken) = (0, 0);
@@ -308,6 +315,7 @@ impl Members {
             (node.name, node.address, node.up, node.changed) = (name, address, true, now);
             node.labels = capacity.labels.iter().cloned().collect();
             node.capacity = capacity;
+            node.gateway = gateway;
             node.shrunk = !Room::of(&node.capacity).holds(&node.used);
         });
     }
@@ -434,7 +442,7 @@ mod tests {
         let mut members = Members::default();
         let id = members.join(Time(0), "n".into());
         let capacity = Capacity { cpus, memory_bytes: 8, ..Capacity::default() };
-        members.open(Time(0), id, (Incarnation(1), 1), ("n".into(), "a".into(), capacity));
+        members.open(Time(0), id, (Incarnation(1), 1), Offer { capacity, ..Offer::default() });
         (members, id)
     }
 

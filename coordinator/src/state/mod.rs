@@ -38,6 +38,7 @@ pub mod room;
 pub mod run;
 #[cfg(test)]
 mod scenarios;
+mod serving;
 mod sessions;
 pub mod stragglers;
 pub mod suspicion;

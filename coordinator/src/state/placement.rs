@@ -385,7 +385,7 @@ mod tests {
     impl World {
         fn node(&mut self, capacity: Capacity) -> NodeId {
             let id = self.members.join(Time(0), "n".into());
-            self.members.open(Time(0), id, (Incarnation(1), 1), ("n".into(), "a".into(), capacity));
+            self.members.open(Time(0), id, (Incarnation(1), 1), Offer { capacity, ..Offer::default() });
             self.live.insert(id);
             id
         }

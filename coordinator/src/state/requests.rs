@@ -14,6 +14,7 @@ use super::jobs::{ACTIVE_MAX, KEY_BYTES_MAX};
 use super::machine::{Ask, Job};
 use super::members::Room;
 use super::pruning::Mode;
+use super::serving::Serves;
 use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
 use super::words::{rank_count, state_word};
 
@@ -133,14 +134,16 @@ impl Control {
             priority: spec.priority,
             attempts_max: spec.restart.attempts,
             ranks_min: resources.ranks_min,
-            digest_every: spec.training().digest_every,
-            on_nan: spec.training().on_nan,
-            straggler: spec.training().straggler,
+            digest_every: spec.train.as_ref().map_or(0, |train| train.digest_every),
+            on_nan: spec.train.as_ref().map(|train| train.on_nan).unwrap_or_default(),
+            straggler: spec.train.as_ref().map(|train| train.straggler).unwrap_or_default(),
+            serves: Serves::of(spec),
             ask: Ask {
                 // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
-                ranks: resources
-                    .ranks
-                    .unwrap_or_else(|| self.cluster.members().up().clamp(resources.ranks_min, spec.ranks_max())),
+                ranks: resources.ranks.unwrap_or_else(|| match &spec.serve {
+                    Some(serve) => serve.ranks(),
+                    None => self.cluster.members().up().clamp(resources.ranks_min, spec.ranks_max()),
+                }),
                 room: Room { cpus: resources.cpus, memory_bytes: resources.memory.0, gpus: resources.gpus },
                 labels: resources.labels.clone(),
             },
@@ -150,6 +153,10 @@ impl Control {
     fn scale(&mut self, step: &mut Step, caller: &Subject, id: JobId, ranks: u32) -> Answer {
         self.may_change(step, caller, id, "scale")?;
         let job = self.find(id)?;
+        if job.serves.is_some() {
+            let message = format!("{id} serves, and the number of its ranks is that of its split");
+            return Err(invalid(message, "submit its spec once more for another replica, or cancel one"));
+        }
         let most = JobSpec::parse(&job.spec).map_or(1, |spec| spec.ranks_max());
         if !(1..=most).contains(&ranks) {
             let message = format!("{} for {id}", rank_count(ranks));

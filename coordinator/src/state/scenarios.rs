@@ -498,6 +498,7 @@ fn a_coordinator_behind_its_nodes_is_refused() {
         epoch_seen: Epoch(7),
         index_seen: LogIndex(0),
         capacity: Capacity::default(),
+        gateway: None,
         ranks: Vec::new().into(),
     };
     let step = world.step(Input::Hello { session: SessionId(99), node, address: String::new(), hello });

@@ -41,6 +41,7 @@ impl Control {
         step.effects.push(Effect::Send { session, message: welcome });
         let committed = self.commit(step, Event::NodeUp { hello, address });
         assert!(committed.is_ok(), "M1: the hello of {node} was checked: {committed:?}");
+        self.tell_routes_to(step, session);
     }
 
     /// I1, I5 and F32: who may open a session.

@@ -94,6 +94,7 @@ impl Control {
             name: node.name.clone(),
             state: self.node_state(node),
             address: node.address.clone(),
+            gateway: node.gateway,
             capacity: node.capacity.clone(),
             cpus_used: node.used.cpus,
             memory_reserved_bytes: node.used.memory_bytes,

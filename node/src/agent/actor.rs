@@ -9,7 +9,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::node::{NodeHello, ToNode};
 use stoke_protocol::message::rank::RankId;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use stoke_protocol::message::serve::Routes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 
 use super::disk::{Home, StateFile};
@@ -95,6 +96,8 @@ pub struct Acting {
     /// When this was looked at last: an agent that was stopped itself has heard nobody.
     looked: Instant,
     leaving: bool,
+    /// For the gateway, with a session or without.
+    routes: watch::Sender<Routes>,
     /// Of an end that nobody here has asked for.
     reason: Option<String>,
     ended: Option<oneshot::Sender<Option<String>>>,
@@ -131,6 +134,7 @@ impl Actor for AgentActor {
             heard,
             looked: now,
             leaving: false,
+            routes: watch::Sender::default(),
             reason: None,
             ended: Some(given.ended),
         })
@@ -267,6 +271,7 @@ impl Acting {
                 }
                 Effect::Forget { id } => self.spawner.forget(id),
                 Effect::Sweep { job, sweep } => start_sweep(job, sweep, myself.clone()),
+                Effect::Routes(routes) => drop(self.routes.send_replace(routes)),
                 Effect::Warn(text) => tracing::warn!("{text}"),
                 Effect::AllGone => {
                     self.leaving = true;

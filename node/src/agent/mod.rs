@@ -149,6 +149,7 @@ impl Agent {
             name: config.name.clone(),
             incarnation,
             capacity: environment.capacity,
+            gateway: None,
         };
         let Environment { io, bind, spawner, shards, measure, .. } = environment;
         let endpoint = Endpoint::client(&io, bind, Settings::control(), credentials.clone())?;

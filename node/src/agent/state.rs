@@ -22,10 +22,12 @@
 //!     and not called gone, and one whose end was acknowledged is forgotten.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 
 use stoke_protocol::ids::{ClusterId, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
 use stoke_protocol::message::node::{Capacity, FromNode, NodeHello, RankInventory, ToNode};
 use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
+use stoke_protocol::message::serve::Routes;
 use stoke_protocol::spec::JobSpec;
 
 use super::claim::Claim;
@@ -48,6 +50,8 @@ pub struct Own {
     pub name: String,
     pub incarnation: Incarnation,
     pub capacity: Capacity,
+    /// Where this node's gateway takes requests, if it has one.
+    pub gateway: Option<SocketAddr>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -131,6 +135,8 @@ pub enum Effect {
         job: JobId,
         sweep: Sweep,
     },
+    /// For the gateway.
+    Routes(Routes),
     /// For the log: a person should know.
     Warn(String),
     /// The last rank is gone after [`Event::ShutDown`].
@@ -215,6 +221,7 @@ impl AgentState {
             epoch_seen: self.fences.seen().epoch,
             index_seen: self.fences.seen().index,
             capacity: self.own.capacity.clone(),
+            gateway: self.own.gateway,
             ranks: alive.chain(gone).collect(),
         }
     }
@@ -309,6 +316,7 @@ impl AgentState {
                 let begun = self.sweeps.order(job, Sweep { index, checkpoints, newest, keep: keep.0 });
                 out.extend(begun.map(|(job, sweep)| Effect::Sweep { job, sweep }));
             }
+            ToNode::Routes(routes) => out.push(Effect::Routes(routes)),
         }
     }
 

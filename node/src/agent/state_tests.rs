@@ -16,8 +16,14 @@ use super::state::{AgentState, Effect, Event, Own, Signed};
 
 fn agent() -> AgentState {
     let capacity = Capacity { cpus: 4, memory_bytes: 4 << 30, ..Capacity::default() };
-    let own =
-        Own { cluster: ClusterId([1; 16]), node: NodeId(7), name: "n7".into(), incarnation: Incarnation(3), capacity };
+    let own = Own {
+        cluster: ClusterId([1; 16]),
+        node: NodeId(7),
+        name: "n7".into(),
+        incarnation: Incarnation(3),
+        capacity,
+        gateway: None,
+    };
     AgentState::new(own, Fence { epoch: Epoch(5), index: LogIndex(40) })
 }
 

@@ -17,7 +17,7 @@ pub fn steps_of(spec: &JobSpec, samples: u64) -> Result<u64, String> {
 
 /// The part of `[train]` that decides the numbers.
 pub fn plan_of(spec: &JobSpec, steps: u64) -> Plan {
-    let train = &spec.train;
+    let train = spec.training();
     Plan {
         seed: train.seed,
         batch: train.batch as usize,
@@ -36,7 +36,7 @@ pub fn is_due(spec: &JobSpec, step: u64, steps: u64) -> bool {
 
 /// Why a checkpoint cannot be continued under this spec, if it cannot: the order of samples and the sum over lanes would be others (I20).
 pub fn mismatch(manifest: &Manifest, spec: &JobSpec, steps: u64) -> Option<String> {
-    let train = &spec.train;
+    let train = spec.training();
     let differs = |key: &str, theirs: String, ours: String| {
         (theirs != ours).then(|| {
             format!("it was trained with {key} = {theirs}, the spec says {ours}: write {key} = {theirs}, or start without it")

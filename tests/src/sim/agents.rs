@@ -125,7 +125,7 @@ impl World {
         found.obeyed.index = found.fence.index.max(LogIndex(remembered));
         let incarnation = Incarnation(found.incarnation);
         let capacity = found.capacity.clone();
-        let own = Own { cluster: CLUSTER, node, name: format!("m{machine}"), incarnation, capacity };
+        let own = Own { cluster: CLUSTER, node, name: format!("m{machine}"), incarnation, capacity, gateway: None };
         let mut state = AgentState::new(own, found.fence);
         if self.planted == Planted::Agent(AgentBug::InventoryForgotten) {
             found.kept.clear();
@@ -335,6 +335,8 @@ impl World {
                 let wait = self.streams.ranks.between("sweep", 1, 3_000);
                 self.after(wait, Happening::Sweep { machine, life, sweep: Box::new((job, sweep)) });
             }
+            // No gateway is modelled.
+            Effect::Routes(_) => {}
             Effect::Warn(text) => self.say(|_| format!("{node:?} warns: {text}")),
             Effect::AllGone => self.after(FAREWELL_MS, Happening::AgentLeave { machine, life }),
         }

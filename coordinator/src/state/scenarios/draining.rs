@@ -223,6 +223,7 @@ fn a_node_is_removed_when_it_is_lost_or_drained_and_is_told_so_when_it_comes_bac
         epoch_seen: Epoch(0),
         index_seen: LogIndex(0),
         capacity: Capacity::default(),
+        gateway: None,
         ranks: Vec::new().into(),
     };
     let step = world.step(Input::Hello { session: SessionId(99), node: NodeId(2), address: String::new(), hello });

@@ -1,0 +1,87 @@
+//! Jobs that serve: which heads answer for which model, and that every node's gateway knows it. Owns the routes and when they are told; moves no
+//! rank (that is the machine's, the same as for jobs that train).
+//!
+//! R1: a head is in the routes only while every rank of its gang is a member of the newest generation (I28).
+//! R2: models of one name are one owner's: nobody else's job gets requests that were meant for them.
+//! R3: routes carry the journal's index, and no older ones replace newer ones, whoever coordinates.
+
+use serde::{Deserialize, Serialize};
+use stoke_protocol::message::client::JobState;
+use stoke_protocol::message::node::ToNode;
+use stoke_protocol::message::serve::{Head, Route, Routes};
+use stoke_protocol::spec::{JobSpec, Task};
+
+use super::cluster::{Cluster, Refused};
+use super::control::{Control, SessionId, Step};
+use super::effect::Effect;
+use super::event::Submission;
+use super::machine::Job;
+
+/// What a job serves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Serves {
+    /// As clients name it.
+    pub model: String,
+    pub task: Task,
+}
+
+impl Serves {
+    pub fn of(spec: &JobSpec) -> Option<Self> {
+        let serve = spec.serve.as_ref()?;
+        Some(Self { model: serve.name.clone().unwrap_or_else(|| spec.name.clone()), task: serve.task })
+    }
+}
+
+impl Job {
+    /// None for a job that does not serve, or has ended.
+    fn route(&self) -> Option<Route> {
+        let Serves { model, task } = self.serves.as_ref().filter(|_| !self.state.is_terminal())?;
+        Some(Route { model: model.clone(), job: self.id, task: *task, created_ms: self.submitted.0, head: self.head() })
+    }
+
+    /// R1.
+    fn head(&self) -> Option<Head> {
+        let run = self.run.as_ref().filter(|_| self.state == JobState::Running)?;
+        let whole = run.members.len() == self.ask.ranks as usize && run.members.iter().all(|id| run.is_live(*id));
+        let id = *run.members.first().filter(|_| whole)?;
+        Some(Head { id, address: run.ranks.get(&id)?.address?, generation: run.generation })
+    }
+}
+
+impl Cluster {
+    /// R2.
+    pub(super) fn check_serves(&self, submission: &Submission) -> Result<(), Refused> {
+        let Some(Serves { model, .. }) = &submission.serves else { return Ok(()) };
+        let serves = |job: &&Job| !job.state.is_terminal() && job.serves.as_ref().is_some_and(|it| it.model == *model);
+        match self.jobs.iter().filter(serves).find(|job| job.owner != submission.owner) {
+            Some(job) => Err(Refused::Conflict(format!("{model} is served by {} of {} already", job.id, job.owner))),
+            None => Ok(()),
+        }
+    }
+
+    fn routes(&self) -> Routes {
+        Routes { index: self.index, routes: self.jobs.iter().filter_map(Job::route).collect() }
+    }
+}
+
+impl Control {
+    /// A gateway that has just connected knows nothing, or what an earlier coordinator told it.
+    pub(super) fn tell_routes_to(&self, step: &mut Step, session: SessionId) {
+        step.effects.push(Effect::Send { session, message: ToNode::Routes(self.cluster.routes()) });
+    }
+
+    /// To every node, if they are not what it was told last.
+    pub(super) fn tell_routes(&mut self, step: &mut Step) {
+        if !std::mem::take(&mut self.reroute) {
+            return;
+        }
+        let routes = self.cluster.routes();
+        if routes.routes == self.routes.routes {
+            return;
+        }
+        for session in self.liveness.all_sessions() {
+            step.effects.push(Effect::Send { session, message: ToNode::Routes(routes.clone()) });
+        }
+        self.routes = routes;
+    }
+}
