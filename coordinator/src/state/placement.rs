@@ -363,7 +363,7 @@ mod tests {
     use stoke_protocol::message::node::{Capacity, Gpu};
 
     use crate::state::event::Submission;
-    use crate::state::members::Room;
+    use crate::state::members::{Offer, Room};
     use crate::state::time::Time;
 
     struct World {
@@ -410,6 +410,7 @@ mod tests {
                 digest_every: 1,
                 on_nan: stoke_protocol::spec::OnNan::Fail,
                 straggler: stoke_protocol::spec::Straggler::Report,
+                serves: None,
                 ask,
             };
             self.jobs.submit(Time(0), self.placements, submission)

@@ -180,6 +180,7 @@ impl World {
             epoch_seen: Epoch(0),
             index_seen: LogIndex(0),
             capacity: Capacity { cpus, memory_bytes: 1 << 30, ..Capacity::default() },
+            gateway: None,
             ranks,
         };
         self.step(Input::Hello { session, node, address: "[::1]:1".into(), hello });
