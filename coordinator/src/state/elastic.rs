@@ -263,13 +263,13 @@ impl Job {
 
     /// Ranks that were wanted are not there any more: the others go on, if they are enough.
     pub(super) fn lose(&mut self, scene: &mut Scene<'_>, lost: &[RankId], reason: &str, fault: bool) {
+        let least = if scene.bug == Some(PlantedBug::TooFewGoOn) { 1 } else { self.least_live() };
         let Some(run) = self.run.as_mut() else { return };
         let (running, run_generation) = (self.state == JobState::Running, run.generation);
         let members = lost.iter().any(|id| run.members.contains(id));
         let known = lost.iter().any(|id| rank_is_known(run, *id));
         run.members.retain(|id| !lost.contains(id));
         run.joining.retain(|id| !lost.contains(id));
-        let least = if scene.bug == Some(PlantedBug::TooFewGoOn) { 1 } else { self.ranks_min.max(1) as usize };
         let live = run.members.iter().filter(|id| run.is_live(**id)).count();
         if running && !members {
             self.turned_away += 1;
@@ -290,6 +290,11 @@ impl Job {
         // Those that are left may all have finished.
         self.conclude(scene);
         self.changed(scene);
+    }
+
+    /// J9. A gang that serves keeps what it has loaded while a rank of it is replaced, and answers nothing meanwhile (R1).
+    pub(super) fn least_live(&self) -> usize {
+        if self.serves.is_some() { 1 } else { self.ranks_min.max(1) as usize }
     }
 
     pub(super) fn is_spent(&self, bug: Option<PlantedBug>) -> bool {

@@ -87,7 +87,7 @@ impl Cluster {
 fn check_members(job: &Job, run: &Run) -> Result<(), String> {
     let id = job.id;
     let live = run.members.iter().filter(|id| run.ranks.get(id).is_some_and(|rank| !rank.gone)).count();
-    if live == 0 || !run.is_finishing() && live < job.ranks_min as usize {
+    if live == 0 || !run.is_finishing() && live < job.least_live() {
         return Err(format!("J9: {id} goes on with {live} ranks, its least is {}", job.ranks_min));
     }
     let mut slots = std::collections::BTreeSet::new();

@@ -38,7 +38,7 @@
 //! J5 (I14): a run starts with all its ranks. J6 (I10): no Start and no certificate for a job that is being cancelled.
 //! J7 (I19, I20): success needs equal digests on all members, and ledgers that reach to the last sample; what differs before is `replicas.rs`'s.
 //! J8 (I21): Commit is ordered when every member's shard is stored and all are of one state, and a manifest counts only after that.
-//! J9: a run never goes on with fewer than `ranks_min` members.
+//! J9: a run never goes on with fewer than `ranks_min` members, but for one that serves: it waits for those that it lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 

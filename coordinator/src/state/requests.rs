@@ -133,7 +133,8 @@ impl Control {
             keep: spec.checkpoint.keep,
             priority: spec.priority,
             attempts_max: spec.restart.attempts,
-            ranks_min: resources.ranks_min,
+            // A split has no place for fewer: nothing may take a rank of it away.
+            ranks_min: spec.serve.as_ref().map_or(resources.ranks_min, |serve| serve.ranks()),
             digest_every: spec.train.as_ref().map_or(0, |train| train.digest_every),
             on_nan: spec.train.as_ref().map(|train| train.on_nan).unwrap_or_default(),
             straggler: spec.train.as_ref().map(|train| train.straggler).unwrap_or_default(),

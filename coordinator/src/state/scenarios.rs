@@ -3,6 +3,7 @@
 mod blame;
 mod draining;
 mod pruning;
+mod serving;
 mod training;
 mod urgent;
 mod wrong_numbers;
@@ -210,7 +211,8 @@ impl World {
     fn told(&mut self, session: SessionId) -> Vec<ToNode> {
         let (told, kept) = std::mem::take(&mut self.told).into_iter().partition(|(to, _)| *to == session);
         self.told = kept;
-        told.into_iter().map(|(_, message)| message).filter(|m| !matches!(m, ToNode::Acknowledge { .. })).collect()
+        let told = told.into_iter().map(|(_, message)| message);
+        told.filter(|message| !matches!(message, ToNode::Acknowledge { .. } | ToNode::Routes(_))).collect()
     }
 }
 

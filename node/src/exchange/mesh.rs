@@ -2,7 +2,7 @@
 //! endpoint, the connections and the streams that peers open before this rank has heard of their generation; moves no values.
 //!
 //! M1: a connection is used only for the rank that its certificate names, and that rank is of this job.
-//! M2: whoever else connects is refused with a code, and counted. M3: a stream of a generation that is over here is stopped and counted.
+//! M2: whoever else connects is refused with a code, and counted; nodes are let in where there is a door for them. M3: a stream of a generation that is over here is stopped and counted.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use stoke_protocol::spec::RANKS_MAX;
 use stoke_protocol::transport::{
     Accepted, BulkReceiver, BulkSender, CloseCode, Connection, Endpoint, Io, Settings, TransportError,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -34,6 +34,9 @@ const RETRY: Duration = Duration::from_millis(200);
 /// Ranks that may be connected at a time: those of a generation, and the replaced ones that are still on their way out.
 const PEERS_MAX: usize = 4 * RANKS_MAX as usize;
 
+/// Connections of nodes that wait to be looked at.
+const VISITORS_MAX: usize = 256;
+
 /// A rank's endpoint with its connections. It listens from the bind on: its address goes to the coordinator, memberships come back.
 pub struct Mesh {
     shared: Arc<Shared>,
@@ -48,6 +51,8 @@ struct Shared {
     known: Mutex<Known>,
     /// A connection or a stream has come, or one is gone.
     changed: Notify,
+    /// Where connections of nodes go.
+    door: Mutex<Option<mpsc::Sender<Connection>>>,
 }
 
 #[derive(Default)]
@@ -97,7 +102,8 @@ impl Mesh {
         let address = endpoint.local_addr().map_err(bind_error)?;
         let own = RankId { job, generation, rank };
         let (known, changed) = (Mutex::default(), Notify::new());
-        let shared = Arc::new(Shared { endpoint, own, counters: Arc::default(), known, changed });
+        let (counters, door) = (Arc::default(), Mutex::default());
+        let shared = Arc::new(Shared { endpoint, own, counters, known, changed, door });
         let accepting = shared.endpoint.io().spawn(shared.clone().accept()).abort_handle();
         Ok(Self { shared, address, accepting })
     }
@@ -111,7 +117,14 @@ impl Mesh {
         self.shared.own
     }
 
-    pub(super) fn io(&self) -> &Io {
+    /// From here on nodes may connect: their gateways ask this rank.
+    pub fn open_door(&self) -> mpsc::Receiver<Connection> {
+        let (enter, entered) = mpsc::channel(VISITORS_MAX);
+        *self.shared.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(enter);
+        entered
+    }
+
+    pub(crate) fn io(&self) -> &Io {
         self.shared.endpoint.io()
     }
 
@@ -120,7 +133,7 @@ impl Mesh {
     }
 
     /// From here on streams of older generations are stopped.
-    pub(super) fn enter(&self, term: Term) {
+    pub(crate) fn enter(&self, term: Term) {
         let mut known = self.shared.known();
         known.entered = known.entered.max(term);
         let entered = known.entered;
@@ -131,7 +144,7 @@ impl Mesh {
     }
 
     /// Meets one rank of the generation: a connection, a stream each way. Tries until `deadline`.
-    pub(super) async fn meet(
+    pub(crate) async fn meet(
         &self,
         peer: &Member,
         standing: Standing,
@@ -227,7 +240,7 @@ impl Shared {
     /// The rank behind a connection if it may dial this one; otherwise it is closed (M1, M2).
     fn admit(&self, connection: &Connection) -> Option<RankId> {
         let Subject::Rank { job, generation, rank } = connection.peer().subject else {
-            connection.close(CloseCode::WrongRole, "ranks only");
+            self.visit(connection);
             return None;
         };
         let theirs = RankId { job, generation, rank };
@@ -247,6 +260,19 @@ impl Shared {
             return None;
         }
         Some(theirs)
+    }
+
+    /// Somebody who is no rank (M2).
+    fn visit(&self, connection: &Connection) {
+        let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (&connection.peer().subject, door) {
+            (Subject::Node(_), Some(door)) => {
+                if door.try_send(connection.clone()).is_err() {
+                    connection.close(CloseCode::TooSlow, "this rank takes nobody in at the moment");
+                }
+            }
+            (_, _) => connection.close(CloseCode::WrongRole, "ranks only"),
+        }
     }
 
     /// A newer connection of a rank replaces the one before: it dials again only when it gave that one up.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::rank::RankId;
-use crate::ids::{Generation, JobId, LogIndex};
+use crate::ids::{Generation, JobId, LogIndex, Term};
 use crate::list::List;
 use crate::spec::Task;
 
@@ -194,4 +194,56 @@ pub enum Refusal {
     Late,
     /// The gang is in another generation, or is being re-formed: ask the head that the newest routes name.
     Moved,
+}
+
+/// Rank → rank of a serving gang, on their stream of a generation: so many bytes follow. Batches are numbered by the head, and come in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StageHeader {
+    /// A receiver in another term drops the stream.
+    pub term: Term,
+    pub batch: u64,
+    pub part: StagePart,
+    pub bytes: u32,
+}
+
+/// What the bytes are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum StagePart {
+    /// To the same part of the next stage, and from the head to the other parts of its own: a `Batch` as a frame's payload.
+    Batch,
+    /// To the same part of the next stage, after the batch: a row of f32 values for each row of it.
+    Hidden,
+    /// To every other part of the same stage: sums over the sender's columns, f32, one for each subtree that covers them. `half`: which sum of
+    /// the stage it is, from 0 in each batch.
+    Sums { half: u32 },
+    /// From the last stage to the head: a token (u32) for each that was asked for.
+    Chosen,
+}
+
+/// Rows that are computed together, as every rank needs them.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Batch {
+    /// Pages of the cache, of each sequence that has rows here.
+    pub tables: List<List<u32>>,
+    pub rows: List<BatchRow>,
+    pub asks: List<BatchAsk>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BatchRow {
+    /// Which of the tables.
+    pub table: u32,
+    pub token: u32,
+    pub position: u32,
+}
+
+/// The token that follows a row is wanted.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct BatchAsk {
+    pub row: u32,
+    /// Of the answer, from 0.
+    pub index: u32,
+    pub sampling: Sampling,
+    /// Tokens of prompt and answer so far, where a repetition penalty needs them.
+    pub before: List<u32>,
 }
