@@ -6,6 +6,7 @@ mod config;
 pub mod exchange;
 mod link;
 pub mod probe;
+mod server;
 pub mod worker;
 
 pub use config::Config;

@@ -25,6 +25,7 @@ use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
 use crate::checkpoint::{self, ShardMemory};
 use crate::exchange::Mesh;
+use crate::server;
 
 /// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
@@ -217,7 +218,9 @@ impl Linked {
         let link = myself.clone();
         let train = move || {
             let told = link.clone();
-            let ended = catch(|| trainer::run(given, &move |say| drop(told.cast(Message::Trainer(say)))));
+            let tell = move |say| drop(told.cast(Message::Trainer(say)));
+            let serves = given.spec.serve.is_some();
+            let ended = catch(|| if serves { server::run(given, &tell) } else { trainer::run(given, &tell) });
             let _ = link.cast(Message::Ended(ended));
         };
         let thread = std::thread::Builder::new().name("trainer".to_owned()).spawn(train);

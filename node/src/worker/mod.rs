@@ -41,11 +41,14 @@ use tokio::sync::{mpsc, oneshot};
 use crate::agent::{KEEPER, LINK_FD, PEER_IP, SHARDS};
 
 pub use damage::ask as ask_for_damage;
-pub(crate) use failure::text_of;
+pub(crate) use beat::Beat;
+pub(crate) use failure::{Failure, text_of};
 pub use link::End;
+pub(crate) use orders::Orders;
 pub use pending::Pending;
 #[cfg(test)]
 pub(crate) use print::Print;
+pub(crate) use trainer::{Assignment, Outside, Told};
 
 /// Frames to the agent that may wait; a rank says a few a second.
 const FRAMES_MAX: usize = 1024;

@@ -242,7 +242,7 @@ pub struct BatchRow {
 pub struct BatchAsk {
     pub row: u32,
     /// Of the answer, from 0.
-    pub index: u32,
+    pub index: u64,
     pub sampling: Sampling,
     /// Tokens of prompt and answer so far, where a repetition penalty needs them.
     pub before: List<u32>,

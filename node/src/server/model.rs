@@ -1,0 +1,87 @@
+//! The model that a rank serves, from its files. Owns where a name leads and the checks that need no other rank; computes nothing.
+
+use std::path::{Path, PathBuf};
+
+use stoke_jobs::lm::{ChatTemplate, DecoderConfig, ModelError, Precision, Tokenizer, Weights};
+use stoke_protocol::spec::{self, Serve};
+
+use super::split;
+use crate::worker::text_of;
+
+/// The folder of this machine's models, where it is not `~/.cache/stoke/models`.
+const MODELS: &str = "STOKE_MODELS";
+
+/// What a rank needs of a model before it is a part of a gang. Files are mapped: nothing of a layer is read before it is used.
+pub struct Model {
+    pub weights: Weights,
+    pub config: DecoderConfig,
+    /// Tokens of a request and its answer at most.
+    pub context: usize,
+    /// Of the cache of every rank.
+    pub pages: u32,
+    pub precision: Precision,
+}
+
+/// What turns text into tokens and back.
+#[derive(Clone)]
+pub struct Words {
+    pub tokenizer: Tokenizer,
+    /// None: the model has none, and answers no chats.
+    pub template: Option<std::sync::Arc<ChatTemplate>>,
+}
+
+impl Model {
+    /// The error is for people: what is wrong, and what to do.
+    pub fn open(serve: &Serve) -> Result<Self, String> {
+        let words = |error: ModelError| text_of(&error);
+        let weights = Weights::open(&folder(&serve.model)?).map_err(words)?;
+        let config = weights.config().map_err(words)?;
+        let context = match serve.context {
+            Some(context) if context as usize > config.context => {
+                let trained = config.context;
+                return Err(format!("context = {context}: the model was trained for {trained} tokens, use at most that"));
+            }
+            Some(context) => context as usize,
+            None => config.context,
+        };
+        let pages = split::pages(&config, serve, context)?;
+        let precision = match serve.precision {
+            spec::Precision::Rounded => Precision::Rounded,
+            spec::Precision::Full => Precision::Full,
+        };
+        Ok(Self { weights, config, context, pages, precision })
+    }
+
+    /// For the head.
+    pub fn words(&self) -> Result<Words, String> {
+        let tokenizer = Tokenizer::open(&self.weights).map_err(|error| text_of(&error))?;
+        let (ids, rows) = (tokenizer.vocabulary(), self.config.vocab);
+        if ids > rows {
+            let path = self.weights.path().display();
+            return Err(format!(
+                "the tokenizer of {path} has {ids} tokens, its weights know {rows}: take both of the same model"
+            ));
+        }
+        let template = ChatTemplate::open(&self.weights);
+        let template = template.inspect_err(|error| tracing::warn!(error = text_of(error), "no chats are answered"));
+        Ok(Words { tokenizer, template: template.ok().map(std::sync::Arc::new) })
+    }
+}
+
+/// An absolute path, or a folder of this machine's models.
+fn folder(model: &str) -> Result<PathBuf, String> {
+    if Path::new(model).is_absolute() {
+        return Ok(model.into());
+    }
+    let own = std::env::var_os(MODELS).filter(|set| !set.is_empty()).map(PathBuf::from);
+    let cache = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/stoke/models"));
+    let models = own.or_else(cache).ok_or_else(|| format!("neither {MODELS} nor HOME is set, to find {model} in"))?;
+    let folder = models.join(model);
+    match folder.is_dir() {
+        true => Ok(folder),
+        false => Err(format!(
+            "model = {model:?}: there is no folder {} on this machine; fetch it there, or write an absolute path",
+            folder.display()
+        )),
+    }
+}
