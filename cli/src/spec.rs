@@ -59,7 +59,7 @@ pub fn prepare(args: &SpecArgs) -> Result<JobSpec, Failure> {
 
 /// One rank a node where the spec does not say, and never more ranks than lanes: the answer says so where that leaves nodes idle.
 pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) -> Option<String> {
-    if spec.resources.ranks.is_some() {
+    if spec.resources.ranks.is_some() || spec.serve.is_some() {
         return None;
     }
     let ranks = nodes_up.clamp(spec.resources.ranks_min, spec.ranks_max());
@@ -179,7 +179,11 @@ fn finish(text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
         JobError::Config { line, problem, mend } => (Some(line), format!("{problem} ({mend})")),
         other => (None, other.to_string()),
     };
-    stoke_jobs::check(text, &parse(text)?.trainer).map_err(problem)?;
+    let spec = parse(text)?;
+    if spec.serve.is_some() {
+        return Ok(spec);
+    }
+    stoke_jobs::check(text, &spec.trainer).map_err(problem)?;
     let absolute = stoke_jobs::absolute_paths(text, base).map_err(problem)?;
     parse(&absolute)
 }

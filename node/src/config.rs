@@ -1,12 +1,15 @@
 //! The agent's settings: one TOML file, every default here.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stoke_protocol::label::{check_labels, check_node_name};
 use stoke_protocol::spec::Bytes;
+
+const GATEWAY_PORT: u16 = 8400;
 
 /// What `stoke node` reads. Only `dir` and `coordinator` have no default.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -31,6 +34,9 @@ pub struct Config {
     /// Where ranks listen for their peers. Default: the address that leads to the coordinator.
     #[serde(default)]
     pub listen_ip: Option<IpAddr>,
+    /// Where clients reach the models that are served, over HTTP: `IP:PORT`, or `none`. Default: port 8400 of the loopback, if it is free.
+    #[serde(default)]
+    pub gateway: Gateway,
     /// The program of a rank. Default: this executable with the argument `worker`.
     #[serde(default)]
     pub worker_command: Vec<String>,
@@ -51,6 +57,54 @@ pub struct Config {
     pub log_bytes: u64,
 }
 
+/// Where a node's gateway listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Gateway {
+    /// On port 8400 of the loopback. An agent that finds it taken goes on without.
+    #[default]
+    Usual,
+    None,
+    At(SocketAddr),
+}
+
+impl Gateway {
+    pub(crate) fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Usual => Some((Ipv4Addr::LOCALHOST, GATEWAY_PORT).into()),
+            Self::None => None,
+            Self::At(address) => Some(address),
+        }
+    }
+}
+
+impl FromStr for Gateway {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            address => address.parse().map(Self::At).map_err(|_| {
+                format!("{text:?} is no address: write IP:PORT, for example 127.0.0.1:8400, or \"none\"")
+            }),
+        }
+    }
+}
+
+impl Serialize for Gateway {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Usual => serializer.serialize_str(&format!("127.0.0.1:{GATEWAY_PORT}")),
+            Self::None => serializer.serialize_str("none"),
+            Self::At(address) => serializer.collect_str(address),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Gateway {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl Config {
     /// The defaults for a folder and a coordinator.
     pub fn new(dir: impl Into<PathBuf>, coordinator: Vec<String>) -> Self {
@@ -62,6 +116,7 @@ impl Config {
             cpus: None,
             memory: None,
             listen_ip: None,
+            gateway: Gateway::None,
             worker_command: Vec::new(),
             stop_grace_ms: stop_grace_ms(),
             rank_silence_ms: rank_silence_ms(),

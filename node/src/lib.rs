@@ -9,4 +9,4 @@ pub mod probe;
 mod server;
 pub mod worker;
 
-pub use config::Config;
+pub use config::{Config, Gateway};

@@ -18,6 +18,7 @@ mod predict;
 mod prune;
 mod run;
 mod scale;
+mod serve;
 mod status;
 mod submit;
 mod supervise;
@@ -46,6 +47,7 @@ pub enum Command {
     Up(up::Args),
     Down(down::Args),
     Submit(submit::Args),
+    Serve(serve::Args),
     Status(status::Args),
     Jobs(jobs::Args),
     Nodes(nodes::Args),
@@ -89,6 +91,7 @@ impl Command {
             Self::Up(args) => alone(up::run(args, global)),
             Self::Down(args) => alone(down::run(args, global)),
             Self::Submit(args) => alone(submit::run(args, global)),
+            Self::Serve(args) => alone(serve::run(args, global)),
             Self::Status(args) => alone(status::run(args, global)),
             Self::Jobs(args) => alone(jobs::run(args, global)),
             Self::Nodes(args) => alone(nodes::run(args, global)),

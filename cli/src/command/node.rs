@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use stoke_node::Config;
+use stoke_node::{Config, Gateway};
 use stoke_node::agent::{self, Agent, HomeError, JoinError, StartError};
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::message::client::{Reply, Request};
@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(long, value_name = "IP")]
     ip: Option<IpAddr>,
 
+    /// Where clients reach the models that are served, over HTTP: IP:PORT, or `none` [default: port 8400 of the loopback, if it is free]
+    #[arg(long, value_name = "ADDR")]
+    gateway: Option<Gateway>,
+
     /// Processors to offer [default: all]
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -107,7 +111,7 @@ impl Args {
     fn config(self) -> Result<Config, Failure> {
         let mut config = match (&self.config, &self.dir) {
             (Some(file), _) => read_config(file)?,
-            (None, Some(dir)) => Config::new(dir, Vec::new()),
+            (None, Some(dir)) => Config { gateway: Gateway::Usual, ..Config::new(dir, Vec::new()) },
             (None, None) => return Err(Failure::usage("give --dir DIR or --config FILE")),
         };
         config.dir = self.dir.unwrap_or(config.dir);
@@ -117,6 +121,7 @@ impl Args {
         config.name = self.name.unwrap_or(config.name);
         config.labels.extend(self.labels);
         config.listen_ip = self.ip.or(config.listen_ip);
+        config.gateway = self.gateway.unwrap_or(config.gateway);
         config.cpus = self.cpus.or(config.cpus);
         config.memory = self.memory.or(config.memory);
         Ok(config)

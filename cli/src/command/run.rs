@@ -14,7 +14,7 @@ use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
 use stoke_protocol::spec::JobSpec;
 
-use super::{chaos, checkpoint, explain, stop_signal, submit, up};
+use super::{chaos, checkpoint, explain, serve, stop_signal, submit, up};
 use crate::Global;
 use crate::chaos::schedule::Schedule;
 use crate::chaos::storm::Storm;
@@ -33,6 +33,7 @@ use crate::spec::{self, SpecArgs};
 const EXAMPLES: &str = "\
 Examples:
   stoke run jobs/specs/domains.toml
+  stoke run jobs/specs/serve-smollm2.toml --nodes 2                   a language model over HTTP, until Ctrl-C
   stoke run jobs/specs/digits.toml --nodes 3 --set train.epochs=1
   stoke run SPEC --json | jq -r .weights_blake3
   stoke run SPEC --nodes 3 --chaos \"kill-rank every 3s\" --seed 7      the same weights as without; docs/chaos.md
@@ -45,7 +46,7 @@ One coordinator and N agents run as separate processes on the loopback, and are 
 /// A job that fits is placed in milliseconds; one that waits this long on an empty cluster waits for ever.
 const PLACED_MAX: Duration = Duration::from_secs(2);
 
-/// Train on a throwaway cluster of this machine, and clean up
+/// Train or serve on a throwaway cluster of this machine, and clean up
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -94,6 +95,9 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut spec_args = args.spec;
     spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;
     let mut job_spec = spec::prepare(&spec_args)?;
+    if job_spec.serve.is_some() {
+        return serve::here(&job_spec, args.nodes, args.keep, global).await;
+    }
     check_inputs(&job_spec)?;
     if let Some(note) = spec::default_ranks(&mut job_spec, args.nodes) {
         output::say(note);
@@ -210,7 +214,7 @@ async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) ->
 }
 
 /// Tells of restarts as they happen; resolves only when the cluster cannot go on.
-async fn hear(cluster: &mut LocalCluster, progress: &RefCell<Progress>, restarts: &RefCell<u32>) -> Failure {
+pub(super) async fn hear(cluster: &mut LocalCluster, progress: &RefCell<Progress>, restarts: &RefCell<u32>) -> Failure {
     loop {
         match cluster.next_notice().await {
             Some(Notice::Restarting { process, reason, .. }) => {
@@ -228,7 +232,7 @@ async fn hear(cluster: &mut LocalCluster, progress: &RefCell<Progress>, restarts
 }
 
 /// Resolves when the job waits for something that this cluster, which is all its own, will never have.
-async fn never_placed(admin: &Path, job: JobId) -> Failure {
+pub(super) async fn never_placed(admin: &Path, job: JobId) -> Failure {
     tokio::time::sleep(PLACED_MAX).await;
     match explain_job(admin, job).await {
         Ok(explanation) if explanation.job.state == JobState::Queued && explanation.job.world_sizes.is_empty() => {

@@ -291,9 +291,12 @@ impl Supervisor {
 
     fn node_launch(&self, index: u32) -> Launch {
         let (name, dir) = (node_name(index), self.folder.node(index).display().to_string());
-        let ip = node_ip(index).to_string();
-        let arguments =
-            strings(&["node", "--dir", &dir, "--coordinator", &self.reachable(), "--name", &name, "--ip", &ip]);
+        let (ip, coordinator) = (node_ip(index).to_string(), self.reachable());
+        // The coordinator's port, which stays over lives, of the node's own address.
+        let port = coordinator.rsplit_once(':').map_or("0", |(_, port)| port);
+        let gateway = format!("{ip}:{port}");
+        let arguments = strings(&["node", "--dir", &dir, "--coordinator", &coordinator, "--name", &name, "--ip", &ip]);
+        let arguments = [arguments, strings(&["--gateway", &gateway])].concat();
         Launch { log: self.folder.log(&name), name, arguments, weather: self.folder.weather() }
     }
 

@@ -22,5 +22,5 @@ pub use all_reduce::{AbortHandle, Exchange, ExchangeStats, Place, Shape};
 pub use error::ExchangeError;
 pub use form::{Formed, Readers, State};
 pub use lane_sum::{LaneSums, Partial};
-pub use mesh::{CONNECT_MAX, Mesh};
+pub use mesh::{CONNECT_MAX, Mesh, Pair};
 pub use state_transfer::{Received, Shard, StateOf};

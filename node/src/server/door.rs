@@ -10,6 +10,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use stoke_jobs::lm::engine::{Answer as Text, Piece, Why};
+use stoke_jobs::lm::prompt::chat;
 use stoke_jobs::lm::{Message, Sampling};
 use stoke_protocol::message::serve::{Answer, Ask, Finish, Generate, Prompt, Question, Refusal};
 use stoke_protocol::spec::Serve;
@@ -49,7 +50,11 @@ pub struct Asked {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Said {
     /// The token at this index of the answer, and whether it is the last.
-    Token { index: u64, token: u32, over: bool },
+    Token {
+        index: u64,
+        token: u32,
+        over: bool,
+    },
     Refused(Refusal),
 }
 
@@ -97,7 +102,7 @@ impl Shared {
     async fn answer(self: Arc<Self>, request: Request) {
         let Ok(Ok((question, reply))) = timeout(QUESTION_MAX, request.read::<Question>()).await else { return };
         let mut frames = reply.into_frames();
-        let last = match self.clone().places.try_acquire_owned() {
+        let last = match self.places.clone().try_acquire_owned() {
             Ok(_place) => self.take(question, &mut frames).await,
             Err(_) => Ok(Answer::Refused(Refusal::Busy { retry_after_ms: RETRY_AFTER_MS })),
         };
@@ -120,7 +125,8 @@ impl Shared {
             Ask::Generate(generate) => generate,
             Ask::Probe => probe(),
             Ask::Embed { .. } | Ask::Infer { .. } | Ask::Describe => {
-                let problem = "this model answers chats and continues texts, and gives no vectors or tensors".to_owned();
+                let problem =
+                    "this model answers chats and continues texts, and gives no vectors or tensors".to_owned();
                 return Ok(Answer::Refused(Refusal::Invalid { problem }));
             }
         };
@@ -135,10 +141,15 @@ impl Shared {
         };
         frames.send(&Answer::Begun { prompt_tokens: asked.prompt.len() as u32 }).await?;
         let number = asked.number;
+        let mut open = Open { text, told, deadline };
+        if let Some(why) = open.text.over() {
+            // Only its last frame was lost.
+            let (why, text) = open.end(why);
+            return Ok(Answer::Ended { why, text });
+        }
         let _ = self.inbox.send(Event::Asked(Box::new(asked)));
         // B6: also when this is dropped in the middle.
         let _taken_back = TakenBack { number, inbox: self.inbox.clone() };
-        let mut open = Open { text, told, deadline };
         open.speak(frames).await
     }
 
@@ -152,9 +163,12 @@ impl Shared {
                 let template = template.as_ref().ok_or_else(|| {
                     invalid("this model has no chat template: send a text to /v1/completions instead".into())
                 })?;
-                let messages: Vec<Message> =
-                    messages.0.into_iter().map(|message| Message { role: message.role, content: message.content }).collect();
-                template.encode(tokenizer, &messages).map_err(|error| invalid(text_of(&error)))?
+                let messages: Vec<Message> = messages
+                    .0
+                    .into_iter()
+                    .map(|message| Message { role: message.role, content: message.content })
+                    .collect();
+                chat(template, tokenizer, &messages).map_err(|error| invalid(text_of(&error)))?
             }
             Prompt::Text(text) => tokenizer.encode_framed(&text).map_err(|error| invalid(text_of(&error)))?,
             Prompt::Tokens(tokens) => tokens.0,
@@ -174,7 +188,7 @@ impl Shared {
             let tokens = (prompt.len() + tokens_max.max(1)) as u32;
             return Err(Refusal::TooLong { tokens, context: self.context as u32 });
         }
-        if answered.len() >= tokens_max {
+        if answered.len() > tokens_max {
             return Err(invalid(format!("{} tokens are answered of at most {tokens_max}", answered.len())));
         }
         if stop.len() > STOPS_MAX || stop.iter().any(|text| text.is_empty() || text.len() > STOP_BYTES_MAX) {
@@ -189,7 +203,7 @@ impl Shared {
             seed: sampling.seed,
         };
         sampling.check().map_err(invalid)?;
-        let mut text = Text::new(tokenizer.clone(), stop.0);
+        let mut text = Text::new(tokenizer, stop.0, tokens_max);
         for token in answered.iter() {
             let _delivered = text.push(*token);
         }
@@ -207,6 +221,14 @@ struct Open {
 }
 
 impl Open {
+    fn end(&mut self, why: Why) -> (Finish, String) {
+        let finish = match why {
+            Why::End | Why::Stop => Finish::Stop,
+            Why::Length => Finish::Length,
+        };
+        (finish, self.text.finish())
+    }
+
     /// Sends tokens as they come; gives the last frame.
     async fn speak(&mut self, frames: &mut FrameSender) -> Result<Answer, TransportError> {
         loop {
@@ -233,8 +255,9 @@ impl Open {
                         let Piece { text: piece, over: why } = self.text.push(token);
                         text.push_str(&piece);
                         ended = match why {
-                            Some(Why::Stop | Why::End) => Some((Finish::Stop, String::new())),
-                            None if over => Some((Finish::Length, self.text.finish())),
+                            Some(why) => Some(self.end(why)),
+                            // The engine ends what the text does not.
+                            None if over => Some(self.end(Why::Length)),
                             None => None,
                         };
                     }

@@ -130,9 +130,8 @@ impl Head {
             Ok(()) => drop(self.open.insert(number, open)),
             Err(refused) => open.refuse(match refused {
                 Refused::Busy { .. } => Refusal::Busy { retry_after_ms: RETRY_AFTER_MS },
-                Refused::TooLong { tokens, room } => {
-                    Refusal::TooLong { tokens: tokens as u32, context: room as u32 }
-                }
+                Refused::Nothing => Refusal::Invalid { problem: text_of(&Refused::Nothing) },
+                Refused::TooLong { tokens, room } => Refusal::TooLong { tokens: tokens as u32, context: room as u32 },
             }),
         }
     }

@@ -195,4 +195,3 @@ impl Spot {
         peers.into_iter().collect()
     }
 }
-

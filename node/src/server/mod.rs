@@ -39,9 +39,15 @@ pub enum Event {
     Dropped(u64),
     Frame(Frame),
     /// The connection to another rank is gone.
-    Lost { term: Term, peer: RankId, error: String },
+    Lost {
+        term: Term,
+        peer: RankId,
+        error: String,
+    },
     /// Another rank has left this generation.
-    Left { term: Term },
+    Left {
+        term: Term,
+    },
     /// There is another generation, or this rank is to stop.
     Superseded(Generation),
 }
@@ -49,7 +55,10 @@ pub enum Event {
 /// Why a rank does not go on in its generation.
 #[derive(Debug)]
 pub enum Gone {
-    Lost { peer: RankId, error: String },
+    Lost {
+        peer: RankId,
+        error: String,
+    },
     Left,
     Superseded,
     /// This rank cannot go on: a text for people.
@@ -73,8 +82,9 @@ pub struct Post<'a> {
 /// Serves until the orders say stop. Blocks for as long as that takes.
 pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let serve = given.spec.serve.clone().expect("a job that serves has [serve], as its check says");
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(serve.threads as usize).build();
-    let pool = pool.map_err(|error| Failure::Error(format!("start compute threads: {error}")))?;
+    // This thread is one of them, for as long as the pool lives.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(serve.threads as usize).use_current_thread().build();
+    let _pool = pool.map_err(|error| Failure::Error(format!("start compute threads: {error}")))?;
     let model = given.beat.piece(|| Model::open(&serve)).map_err(Failure::Permanent)?;
     let spot = Spot::of(given.start.id.rank.0, &serve);
     let mut worker = Worker::new(&model, &serve, spot).map_err(Failure::Permanent)?;
@@ -101,7 +111,7 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
             // There is no state to fetch: the others may count on it.
             tell(Told::Event(RankEvent::Joined { generation, step: Step(generation.0) }));
         } else if is_whole(&membership, &post.serve) {
-            let gone = pool.install(|| post.generation(&membership, &mut worker, head.as_mut()));
+            let gone = post.generation(&membership, &mut worker, head.as_mut());
             match gone {
                 Gone::Left | Gone::Superseded => {}
                 Gone::Lost { peer, error } => {

@@ -39,7 +39,9 @@ impl Model {
         let context = match serve.context {
             Some(context) if context as usize > config.context => {
                 let trained = config.context;
-                return Err(format!("context = {context}: the model was trained for {trained} tokens, use at most that"));
+                return Err(format!(
+                    "context = {context}: the model was trained for {trained} tokens, use at most that"
+                ));
             }
             Some(context) => context as usize,
             None => config.context,

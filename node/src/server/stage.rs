@@ -22,7 +22,6 @@ use crate::worker::text_of;
 /// Rows of a batch: a long prompt is read in parts of so many tokens.
 pub const ROWS_MAX: u32 = 256;
 
-
 /// A rank's layers, and its place among the others.
 pub struct Worker<'w> {
     stage: Stage<'w>,
@@ -97,7 +96,8 @@ impl<'w> Worker<'w> {
 
     /// A batch that has come from another rank.
     fn read(&self, number: u64, bytes: &[u8]) -> Result<Batch, Gone> {
-        let batch: wire::Batch = codec::decode(bytes, FrameCap::Request).map_err(|error| wrong(number, &text_of(&error)))?;
+        let batch: wire::Batch =
+            codec::decode(bytes, FrameCap::Request).map_err(|error| wrong(number, &text_of(&error)))?;
         let batch = from_wire(number, batch);
         batch.check(self.stage.room()).map_err(|error| Gone::Failed(text_of(&error)))?;
         Ok(batch)
@@ -107,7 +107,8 @@ impl<'w> Worker<'w> {
     pub fn begin(&mut self, post: &Post<'_>, batch: &Batch) -> Result<Option<Vec<u32>>, Gone> {
         if self.spot.tensor > 1 {
             let bytes = encoded(batch)?;
-            (1..self.spot.tensor).for_each(|part| self.lines.send(part, (batch.number, StagePart::Batch), bytes.clone()));
+            (1..self.spot.tensor)
+                .for_each(|part| self.lines.send(part, (batch.number, StagePart::Batch), bytes.clone()));
         }
         let rows = self.stage.embed(batch);
         self.compute(post, batch, rows)
@@ -115,7 +116,15 @@ impl<'w> Worker<'w> {
 
     /// Through this rank's layers, and on to the next rank. The tokens, where the head is the last stage too.
     fn compute(&mut self, post: &Post<'_>, batch: &Batch, mut rows: Rows) -> Result<Option<Vec<u32>>, Gone> {
-        let mut gather = Gather { lines: &mut self.lines, post, spot: self.spot, leaves: self.leaves, batch: batch.number, half: 0, gone: None };
+        let mut gather = Gather {
+            lines: &mut self.lines,
+            post,
+            spot: self.spot,
+            leaves: self.leaves,
+            batch: batch.number,
+            half: 0,
+            gone: None,
+        };
         let through = post.beat.piece(|| self.stage.forward(batch, &mut rows, &mut gather));
         if let Err(Interrupted) = through {
             return Err(gather.gone.unwrap_or(Gone::Left));
@@ -155,9 +164,6 @@ impl<'w> Worker<'w> {
         }
     }
 
-    pub fn generation(&self) -> Option<stoke_protocol::ids::Term> {
-        self.lines.links.as_ref().map(Links::term)
-    }
 }
 
 impl Lines {

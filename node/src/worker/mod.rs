@@ -40,8 +40,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::agent::{KEEPER, LINK_FD, PEER_IP, SHARDS};
 
-pub use damage::ask as ask_for_damage;
 pub(crate) use beat::Beat;
+pub use damage::ask as ask_for_damage;
 pub(crate) use failure::{Failure, text_of};
 pub use link::End;
 pub(crate) use orders::Orders;

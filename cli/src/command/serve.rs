@@ -1,0 +1,259 @@
+//! `stoke serve`: a model that answers requests, on the cluster; and `stoke run` of such a spec, on a cluster of its own. Owns the wait until it
+//! answers and what people are told then; asks no model anything itself.
+
+use std::cell::RefCell;
+use std::fs::Permissions;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use stoke_protocol::ids::JobId;
+use stoke_protocol::message::client::{JobState, JobView, NodeState, NodeView, Reply, Request};
+use stoke_protocol::spec::{JobSpec, Task};
+
+use super::run::{hear, never_placed};
+use super::{connect, stop_signal, submit, up};
+use crate::Global;
+use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
+use crate::detection::Detection;
+use crate::failure::{Exit, Failure, OrFail};
+use crate::local::folder::Folder;
+use crate::local::handle::{Life, LocalCluster, Wish};
+use crate::local::supervisor::end_orphans;
+use crate::progress::Progress;
+use crate::spec::{self, SpecArgs};
+use crate::{output, report};
+
+/// Between two looks whether the model answers.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A gateway that says nothing for so long is asked again.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+const EXAMPLES: &str = "\
+Examples:
+  python3 jobs/models/fetch.py smollm2-135m-instruct     once, on every node
+  stoke serve jobs/specs/serve-smollm2.toml
+  stoke serve SPEC --set serve.stages=3 --set name=second   another replica of the same model
+  curl -s http://GATEWAY/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"model\": \"smollm2-135m-instruct\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}]}'
+
+Ends with 0 when the model answers; it goes on serving until `stoke cancel JOB`.";
+
+/// Serve a model on the cluster, and wait until it answers
+///
+/// Every node has a gateway that speaks the OpenAI API (/v1) and the Open Inference Protocol (/v2).
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The job spec (TOML) with a section [serve]; `-` reads it from standard input
+    #[arg(value_name = "SPEC")]
+    spec: PathBuf,
+
+    /// Change a key of the spec, e.g. `--set serve.stages=2`; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+
+    /// Idempotency key: the same key with the same spec is the same job [default: a fresh one]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+}
+
+pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    let began = Instant::now();
+    let job_spec = spec::prepare(&SpecArgs { spec: args.spec, ranks: None, sets: args.sets, resume: None })?;
+    let Some(wanted) = Wanted::of(&job_spec) else {
+        return Err(Failure::usage("the spec has no section [serve]").help("`stoke submit` is for jobs that train"));
+    };
+    let mut client = connect(global).await?.with_patience(PATIENCE_WATCHING);
+    let interrupted = stop_signal()?;
+    let key = args.key.unwrap_or_else(submit::fresh_key);
+    let (job, _) = submit::submit(&mut client, &key, &job_spec).await?;
+    let progress = RefCell::new(Progress::new());
+    let served = tokio::select! {
+        served = until_it_answers(&mut client, job, &wanted, &progress) => served?,
+        () = interrupted => {
+            return Err(Failure::new(Exit::Interrupted, format!("interrupted; {job} comes up all the same"))
+                .help(format!("`stoke status {job}` shows how far it is, `stoke cancel {job}` ends it")));
+        }
+    };
+    progress.borrow().finish();
+    tell(&served, &wanted, began.elapsed(), global.json)?;
+    Ok(Exit::Ok)
+}
+
+/// What a spec serves.
+struct Wanted {
+    /// As clients name it.
+    model: String,
+    task: Task,
+}
+
+impl Wanted {
+    fn of(job_spec: &JobSpec) -> Option<Self> {
+        let serve = job_spec.serve.as_ref()?;
+        Some(Self { model: serve.name.clone().unwrap_or_else(|| job_spec.name.clone()), task: serve.task })
+    }
+}
+
+/// A job whose model answers.
+struct Served {
+    job: JobId,
+    /// Of all nodes that are up, the first one that answered first.
+    gateways: Vec<SocketAddr>,
+    view: JobView,
+}
+
+/// On a cluster of its own that ends with this command.
+pub async fn here(job_spec: &JobSpec, nodes: u32, keep: bool, global: &Global) -> Result<Exit, Failure> {
+    let interrupted = stop_signal()?;
+    let mut builder = tempfile::Builder::new();
+    // It holds the keys of a cluster, whatever the umask.
+    builder.prefix("stoke-run-").permissions(Permissions::from_mode(0o700));
+    let dir = builder.tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
+    let life = if keep { Life::OursKeepFolder } else { Life::Ours };
+    let folder = Folder::new(dir.path());
+    let wish = Wish { nodes, listen: up::any_port(), metrics: None, detection: Detection::Default, life };
+    let mut cluster = LocalCluster::start(&folder, &wish)?;
+    let progress = RefCell::new(Progress::new());
+    let ended = tokio::select! {
+        // Whoever stops it has seen enough: that is how it ends.
+        () = interrupted => Ok(Exit::Ok),
+        ended = drive(&folder, job_spec, nodes, &mut cluster, (&progress, global.json)) => ended,
+    };
+    progress.borrow().finish();
+    cluster.end().await;
+    if keep {
+        output::say(format_args!("the cluster's folder is kept: {}", dir.keep().display()));
+    } else {
+        // A supervisor that was killed has left this to us.
+        end_orphans(&folder, nodes);
+        let _ = std::fs::remove_dir_all(dir.path());
+    }
+    ended
+}
+
+/// Until the job ends, which nobody expects.
+async fn drive(
+    folder: &Folder,
+    job_spec: &JobSpec,
+    nodes: u32,
+    cluster: &mut LocalCluster,
+    (progress, as_json): (&RefCell<Progress>, bool),
+) -> Result<Exit, Failure> {
+    let began = Instant::now();
+    let text = format!("starting a coordinator and {} on this machine", output::count(nodes, "node"));
+    progress.borrow().note(&text);
+    cluster.ready(folder).await?;
+    let admin: &Path = &folder.coordinator().join("admin");
+    let mut client = Client::open_patiently(admin, PATIENCE_WATCHING).await?;
+    let (job, _) = submit::submit(&mut client, &submit::fresh_key(), job_spec).await?;
+    let wanted = Wanted::of(job_spec).expect("`stoke run` gives jobs that serve to this file");
+    let served = async {
+        let served = until_it_answers(&mut client, job, &wanted, progress).await?;
+        progress.borrow().finish();
+        tell(&served, &wanted, began.elapsed(), as_json)?;
+        output::say("serving until Ctrl-C");
+        let mut client = Client::open_patiently(admin, PATIENCE_WATCHING).await?;
+        let mut lines = Progress::new();
+        let view = client.watch(&Request::Watch { job }, |sight| lines.show(sight)).await?;
+        output::print(&report::summary(&view))?;
+        Ok(Exit::Negative)
+    };
+    let restarts = RefCell::new(0);
+    tokio::select! {
+        ended = served => ended,
+        failure = hear(cluster, progress, &restarts) => Err(failure),
+        failure = never_placed(admin, job) => Err(failure),
+    }
+}
+
+/// Looks at the job and asks a gateway until the model answers there, or the job has ended.
+async fn until_it_answers(
+    client: &mut Client,
+    job: JobId,
+    wanted: &Wanted,
+    progress: &RefCell<Progress>,
+) -> Result<Served, Failure> {
+    let http = reqwest::Client::builder().timeout(ANSWER_MAX).no_proxy().build();
+    let http = http.or_fail(Exit::Negative, "make an HTTP client")?;
+    let mut told = String::new();
+    loop {
+        let Reply::Job(view) = client.ask(&Request::Job { job }, Repeat::Safe).await? else { return Err(unexpected()) };
+        if view.state.is_terminal() {
+            let failure = Failure::new(Exit::Negative, format!("{job} has ended: {}", view.reason));
+            return Err(failure.help(format!("`stoke explain {job}` and `stoke logs {job}` say more")));
+        }
+        let text = match view.state {
+            JobState::Queued => format!("{job} waits: {}", view.reason),
+            JobState::Running => format!("{job} runs on {}, and is asked for its first answer", places(&view)),
+            _ => format!("{job} loads the model on {}", places(&view)),
+        };
+        if text != told {
+            progress.borrow().note(&text);
+            told = text;
+        }
+        if view.state == JobState::Running {
+            let Reply::Nodes(nodes) = client.ask(&Request::Nodes, Repeat::Safe).await? else {
+                return Err(unexpected());
+            };
+            let gateways = gateways(&nodes);
+            if gateways.is_empty() {
+                return Err(Failure::new(Exit::Negative, format!("{job} runs, and no node has a gateway"))
+                    .help("start nodes with --gateway ADDR, or look into their logs for why theirs did not start"));
+            }
+            for gateway in &gateways {
+                if is_ready(&http, *gateway, &wanted.model).await {
+                    let (first, rest): (Vec<_>, Vec<_>) = gateways.iter().partition(|other| *other == gateway);
+                    return Ok(Served { job, gateways: [first, rest].concat(), view: *view });
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn is_ready(http: &reqwest::Client, gateway: SocketAddr, model: &str) -> bool {
+    let ready = http.get(format!("http://{gateway}/v2/models/{model}/ready")).send().await;
+    ready.is_ok_and(|answer| answer.status().is_success())
+}
+
+fn gateways(nodes: &[NodeView]) -> Vec<SocketAddr> {
+    let up = nodes.iter().filter(|node| !matches!(node.state, NodeState::Lost | NodeState::Silent));
+    up.filter_map(|node| node.gateway).collect()
+}
+
+fn places(view: &JobView) -> String {
+    let nodes: std::collections::BTreeSet<String> = view.placement.iter().map(|(_, node)| node.to_string()).collect();
+    nodes.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+fn tell(served: &Served, wanted: &Wanted, took: Duration, as_json: bool) -> Result<(), Failure> {
+    let (Served { job, gateways, view }, Wanted { model, task }) = (served, wanted);
+    let urls: Vec<String> = gateways.iter().map(|gateway| format!("http://{gateway}")).collect();
+    let seconds = took.as_secs_f64();
+    if as_json {
+        return output::print_json(&serde_json::json!({
+            "job": job.to_string(), "model": model, "gateways": urls, "ranks": view.placement.len(),
+            "ready_after_seconds": seconds,
+        }));
+    }
+    let mut table = output::Table::bare();
+    table.row(["model".into(), format!("{model}, {job}, on {}", places(view))]);
+    table.row(["ready after".into(), format!("{seconds:.2} s")]);
+    table.row(["gateways".into(), urls.join(" ")]);
+    let first = &urls[0];
+    let example = match task {
+        Task::Generate => format!(
+            "curl -s {first}/v1/chat/completions -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \
+             \"messages\": [{{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}}]}}'"
+        ),
+        Task::Embed => format!(
+            "curl -s {first}/v1/embeddings -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \
+             \"input\": \"nginx/1.24.0 (Ubuntu)\"}}'"
+        ),
+        Task::Infer => format!("curl -s {first}/v2/models/{model}"),
+    };
+    table.row(["try".into(), example]);
+    output::print(&table.render())
+}
