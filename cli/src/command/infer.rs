@@ -4,10 +4,11 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use stoke_jobs::lm::engine::{Ask, Engine, Limits, Request};
+use stoke_jobs::lm::engine::{self, Ask, Engine, Limits, Request, Why};
 use stoke_jobs::lm::kernels::Cache;
 use stoke_jobs::lm::{
-    ChatTemplate, Decoder, DecoderConfig, Message, Precision, Sampling, TEXT_BYTES_MAX, Tokenizer, Weights,
+    ChatTemplate, Decoder, DecoderConfig, Message, Precision, Sampling, Share, TEXT_BYTES_MAX, Tokenizer, Weights,
+    prompt::chat,
 };
 use stoke_node::probe::free_memory_bytes;
 
@@ -104,16 +105,18 @@ fn answer(args: &Args, as_json: bool) -> Result<Exit, Failure> {
     let whole = tokens.len() + args.max_tokens as usize;
     check_room(&config, tokens.len(), whole)?;
     let precision = if args.full_precision { Precision::Full } else { Precision::Rounded };
-    let decoder = Decoder::new(&weights, 0..config.layers, whole, precision).or_fail(Exit::Usage, "open the model")?;
-    let limits = Limits { running_max: 1, rows_max: ROWS_MAX, waiting_max: 1 };
+    let decoder = Decoder::new(&weights, 0..config.layers, whole, precision, Share::WHOLE);
+    let decoder = decoder.or_fail(Exit::Usage, "open the model")?;
+    let limits = Limits { running_max: 1, rows_max: ROWS_MAX, batches_max: 1, waiting_max: 1, context: whole };
     let mut engine = Engine::new(decoder, whole.div_ceil(Cache::PAGE) as u32, limits);
     let length = tokens.len();
     let request = Request { id: 0, prompt: tokens, answered: Vec::new(), tokens_max: args.max_tokens as usize };
     let last = tokenizer.end_of_sequence().to_vec();
     engine.submit(Ask { request, sampling, last }).or_fail(Exit::Usage, "ask the model")?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0) as usize).build();
+    let answer = engine::Answer::new(&tokenizer, Vec::new(), args.max_tokens as usize);
     let made =
-        pool.or_fail(Exit::Negative, "start compute threads")?.install(|| write(&mut engine, &tokenizer, as_json))?;
+        pool.or_fail(Exit::Negative, "start compute threads")?.install(|| write(&mut engine, answer, as_json))?;
     publish(&made, length, as_json)
 }
 
@@ -158,8 +161,8 @@ fn prompt(args: &Args, weights: &Weights, tokenizer: &Tokenizer) -> Result<Vec<u
         let system = args.system.iter().map(|text| message("system", text));
         let messages: Vec<Message> = system.chain([message("user", text.trim_end())]).collect();
         let template = ChatTemplate::open(weights).or_fail(Exit::Usage, "read the model's chat template");
-        let chat = template.map_err(|failure| failure.help("--raw continues the prompt without one"))?;
-        tokenizer.encode(&chat.render(&messages, true).or_fail(Exit::Usage, "write the chat")?)
+        let template = template.map_err(|failure| failure.help("--raw continues the prompt without one"))?;
+        chat(&template, tokenizer, &messages)
     };
     let tokens = tokens.or_fail(Exit::Usage, "read the prompt")?;
     if tokens.is_empty() {
@@ -180,30 +183,27 @@ struct Answer {
 }
 
 /// Until the model or the limit ends the answer. Shows text as it comes.
-fn write(engine: &mut Engine<'_>, tokenizer: &Tokenizer, as_json: bool) -> Result<Answer, Failure> {
+fn write(engine: &mut Engine<'_>, mut answer: engine::Answer, as_json: bool) -> Result<Answer, Failure> {
     let (begun, mut came) = (Instant::now(), None);
-    let (mut text, mut tokens, mut stream, mut ended) = (String::new(), 0, tokenizer.stream(), false);
+    let (mut text, mut tokens) = (String::new(), 0);
+    let mut add = |piece: String| {
+        text.push_str(&piece);
+        show(&piece, as_json)
+    };
     while engine.load() != (0, 0) {
         for made in engine.step() {
             came.get_or_insert_with(Instant::now);
             tokens += 1;
-            ended = made.over && tokenizer.end_of_sequence().contains(&made.token);
-            if let Some(piece) = stream.push(made.token) {
-                show(&piece, as_json)?;
-                text.push_str(&piece);
-            }
+            add(answer.push(made.token).text)?;
         }
     }
-    if let Some(piece) = stream.finish() {
-        show(&piece, as_json)?;
-        text.push_str(&piece);
-    }
-    let came = came.unwrap_or(begun);
+    add(answer.finish())?;
+    let (came, ended) = (came.unwrap_or(begun), answer.over() == Some(Why::End));
     Ok(Answer { text, tokens, ended, first: came - begun, rest: came.elapsed() })
 }
 
 fn show(piece: &str, as_json: bool) -> Result<(), Failure> {
-    if as_json { Ok(()) } else { output::print(piece) }
+    if as_json || piece.is_empty() { Ok(()) } else { output::print(piece) }
 }
 
 fn publish(answer: &Answer, prompt: usize, as_json: bool) -> Result<Exit, Failure> {

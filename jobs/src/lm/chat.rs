@@ -1,5 +1,5 @@
 //! A model's chat template: messages to the one text that the model was trained on. Owns how templates are rendered (as transformers
-//! does: Jinja with blocks trimmed, Python's methods of strings, a few functions) and the limit on their work. Never tokenises.
+//! does: Jinja with blocks trimmed, Python's methods of strings, a few functions) and the limit on their work. Never tokenises (`prompt.rs`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -63,6 +63,12 @@ impl ChatTemplate {
         let (bos_token, eos_token) = (self.beginning.as_str(), self.end.as_str());
         let values = context! { messages, add_generation_prompt, bos_token, eos_token };
         template.render(values).map_err(refused)
+    }
+
+    /// Whether the template itself, or a text that it puts in, has this letter.
+    pub(super) fn contains(&self, letter: char) -> bool {
+        let source = self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(letter));
+        source || self.beginning.contains(letter) || self.end.contains(letter)
     }
 
     fn parse(found: Found) -> Result<Self, ModelError> {

@@ -1,10 +1,12 @@
 //! What a model's files say of its shape, in one form. Owns which models can be computed: what would give other numbers is refused by name.
 
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::error::ModelError;
+use super::tree::owned;
 use super::weights::Gguf;
 
 /// Bounds far above any model of this class, so that no product of two of them overflows and no buffer is sized by damage.
@@ -126,6 +128,19 @@ impl DecoderConfig {
             qkv_bias: architecture == "qwen2",
         };
         config.check(path)
+    }
+
+    /// The layers of each of so many stages, as equal in work for the tokens of an answer as they can be: the last stage has the output layer too, which
+    /// counts as many layers as it has weights. None: there are not so many layers.
+    pub fn stages(&self, stages: usize) -> Option<Vec<Range<usize>>> {
+        let before = stages.checked_sub(1).filter(|_| stages <= self.layers)?;
+        let (heads, shared) = (self.heads * self.head_size, self.kv_heads * self.head_size);
+        let layer = self.hidden * (2 * heads + 2 * shared + 3 * self.ffn);
+        let output = (self.vocab * self.hidden) as f64 / layer as f64;
+        let last = ((self.layers as f64 + output) / stages as f64 - output).round().max(1.0) as usize;
+        let rest = self.layers - last.min(self.layers - before);
+        let first = (0..before).map(|stage| owned(rest, stage, before));
+        Some(first.chain([rest..self.layers]).collect())
     }
 
     /// The numbers must make a model.

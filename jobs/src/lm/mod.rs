@@ -7,13 +7,15 @@ mod decoder;
 pub mod engine;
 mod error;
 pub mod kernels;
+pub mod prompt;
 mod sample;
 mod tokenizer;
+pub mod tree;
 pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::{DecoderConfig, Rope};
-pub use decoder::{Decoder, Precision, Scratch};
+pub use decoder::{Alone, Decoder, Interrupted, Memory, Precision, Share, Sum};
 pub use error::ModelError;
 pub use sample::{Sampling, likeliest};
 pub use tokenizer::{Decoding, TEXT_BYTES_MAX, Tokenizer};

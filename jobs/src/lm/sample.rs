@@ -5,10 +5,11 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 /// How the next token is chosen. The steps and their order are transformers' (`LogitsProcessorList` of `generate`): repetition penalty, temperature,
 /// top-k, top-p, min-p.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// 0: the most likely token, always.
     pub temperature: f32,

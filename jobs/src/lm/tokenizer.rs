@@ -33,6 +33,8 @@ struct Parts {
     crate_tokenizer: tokenizers::Tokenizer,
     /// Ids that end an answer, in order.
     ends: Vec<u32>,
+    /// Texts of the control tokens.
+    control: Vec<String>,
     frame: Frame,
     pieces: Pieces,
 }
@@ -86,6 +88,11 @@ impl Tokenizer {
     /// Ids that end an answer, in ascending order.
     pub fn end_of_sequence(&self) -> &[u32] {
         &self.0.ends
+    }
+
+    /// Texts that become control tokens where they are spelt out.
+    pub(super) fn control(&self) -> &[String] {
+        &self.0.control
     }
 
     /// How many ids there are: one more than the greatest.

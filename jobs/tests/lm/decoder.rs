@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use stoke_jobs::lm::kernels::{Cache, Place, Rows};
-use stoke_jobs::lm::{Decoder, Precision, Weights, likeliest};
+use stoke_jobs::lm::{Alone, Decoder, Memory, Precision, Share, Weights, likeliest};
 
 use crate::common::model;
 
@@ -47,29 +47,29 @@ fn weights() -> Weights {
 /// One sequence on layers of the model.
 struct Sequence<'w> {
     decoder: Decoder<'w>,
-    cache: Cache,
+    memory: Memory,
     pages: Vec<u32>,
 }
 
 impl<'w> Sequence<'w> {
     fn new(weights: &'w Weights, layers: std::ops::Range<usize>, precision: Precision) -> Self {
-        let decoder = Decoder::new(weights, layers, CONTEXT, precision).unwrap();
+        let decoder = Decoder::new(weights, layers, CONTEXT, precision, Share::WHOLE).unwrap();
         let pages = CONTEXT / Cache::PAGE;
-        Self { cache: decoder.cache(pages), decoder, pages: (0..pages as u32).rev().collect() }
+        Self { memory: decoder.memory(pages), decoder, pages: (0..pages as u32).rev().collect() }
     }
 
     /// Rows at the positions from `first` on.
     fn forward(&mut self, first: usize, hidden: &mut Rows) {
         let places = (first..first + hidden.len()).map(|position| Place { pages: &self.pages, position });
         let places: Vec<Place<'_>> = places.collect();
-        self.decoder.forward(hidden, &places, &mut self.cache, &mut self.decoder.scratch());
+        self.decoder.forward(hidden, &places, &mut self.memory, &mut Alone).unwrap();
     }
 
     /// The logits after each of these tokens, which begin at the position `first`.
     fn logits(&mut self, first: usize, tokens: &[u32]) -> Rows {
-        let mut hidden = self.decoder.embed(tokens);
+        let mut hidden = self.decoder.embed(tokens.iter().copied());
         self.forward(first, &mut hidden);
-        self.decoder.logits(&hidden, &mut self.decoder.scratch())
+        self.decoder.logits(&hidden, &mut self.memory)
     }
 }
 
@@ -162,25 +162,24 @@ fn logits_have_the_same_bits_however_the_work_is_cut() {
     }
     // Over stages, each with the keys and values of its own layers.
     let mut stages = [new(0..11), new(11..12), new(12..30)];
-    let mut hidden = stages[0].decoder.embed(&tokens);
+    let mut hidden = stages[0].decoder.embed(tokens.iter().copied());
     stages.iter_mut().for_each(|stage| stage.forward(0, &mut hidden));
-    let made = stages[2].decoder.logits(&hidden, &mut stages[2].decoder.scratch());
+    let [.., last_stage] = &mut stages;
+    let made = last_stage.decoder.logits(&hidden, &mut last_stage.memory);
     assert_eq!(bits(&made, last), bits(&whole, last), "three stages");
     // Beside another sequence, in turn.
-    let mut sequence = new(0..30);
+    let Sequence { decoder, mut memory, pages } = new(0..30);
     let other = &golden.prompts[1].prompt;
-    let half = sequence.pages.len() / 2;
-    let (own, others) = sequence.pages.split_at(half);
+    let (own, others) = pages.split_at(pages.len() / 2);
     let mut rows: Vec<(u32, Place<'_>)> = Vec::new();
     for position in 0..tokens.len().max(other.len()) {
         let of = |tokens: &[u32], pages| tokens.get(position).map(|token| (*token, Place { pages, position }));
         rows.extend(of(&tokens, own).into_iter().chain(of(other, others)));
     }
     let (ids, places): (Vec<u32>, Vec<Place<'_>>) = rows.iter().copied().unzip();
-    let decoder = &sequence.decoder;
-    let mut hidden = decoder.embed(&ids);
-    decoder.forward(&mut hidden, &places, &mut sequence.cache, &mut decoder.scratch());
-    let made = decoder.logits(&hidden, &mut decoder.scratch());
+    let mut hidden = decoder.embed(ids.into_iter());
+    decoder.forward(&mut hidden, &places, &mut memory, &mut Alone).unwrap();
+    let made = decoder.logits(&hidden, &mut memory);
     let row = rows.iter().rposition(|(_, place)| place.pages == own && place.position == last).unwrap();
     assert_eq!(bits(&made, row), bits(&whole, last), "beside another sequence");
 }

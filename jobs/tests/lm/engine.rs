@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use stoke_jobs::lm::engine::{Ask, Engine, Limits, Request};
-use stoke_jobs::lm::{Decoder, Precision, Sampling, Weights};
+use stoke_jobs::lm::{Decoder, Precision, Sampling, Share, Weights};
 
 use crate::common::model;
 
@@ -18,8 +18,8 @@ fn ask(id: u64, prompt: &[u32], answered: &[u32], sampling: &Sampling) -> Ask {
 
 /// What is made of these requests, which come one step after the other.
 fn answers(weights: &Weights, pages: u32, asks: Vec<Ask>) -> BTreeMap<u64, Vec<u32>> {
-    let decoder = Decoder::new(weights, 0..30, 512, Precision::Rounded).unwrap();
-    let limits = Limits { running_max: 4, rows_max: 24, waiting_max: 16 };
+    let decoder = Decoder::new(weights, 0..30, 512, Precision::Rounded, Share::WHOLE).unwrap();
+    let limits = Limits { running_max: 4, rows_max: 24, batches_max: 1, waiting_max: 16, context: 512 };
     let mut engine = Engine::new(decoder, pages, limits);
     let mut answers: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     let mut asks = asks.into_iter();

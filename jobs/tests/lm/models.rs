@@ -37,6 +37,21 @@ fn smollm2_says_its_shape() {
 }
 
 #[test]
+fn stages_are_as_equal_in_work_as_layers_allow() {
+    let config = smollm2().config().unwrap();
+    // The output layer has as many weights as eight layers.
+    assert_eq!(config.stages(1).unwrap(), [0..30]);
+    assert_eq!(config.stages(2).unwrap(), [0..19, 19..30]);
+    assert_eq!(config.stages(3).unwrap(), [0..13, 13..25, 25..30]);
+    for stages in 1..=30 {
+        let cut = config.stages(stages).unwrap();
+        assert_eq!((cut.len(), cut[0].start, cut[stages - 1].end), (stages, 0, 30));
+        assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start) && cut.iter().all(|layers| !layers.is_empty()));
+    }
+    assert_eq!((config.stages(0), config.stages(31)), (None, None));
+}
+
+#[test]
 fn smollm2_has_every_tensor_in_its_shape() {
     let weights = smollm2();
     let (hidden, kv, ffn) = (576, 192, 1536);

@@ -1,7 +1,7 @@
 //! Matrices of weights times rows of activations, over all threads. Owns how the work is cut; a value is the same however it is cut (K1).
 //!
-//! K3: where a matrix can be split by its columns over ranks (`parts` more than one), each value is the sum of that many partial sums in one
-//! binary tree, whoever computes them: the left half is the largest power of two below the number of parts.
+//! K3 (`lm/tree.rs`): where a matrix can be split by its columns over ranks (`parts` more than one), each value is the sum of that many partial sums
+//! in one binary tree, whoever computes them.
 
 use std::ops::Range;
 
@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::activations::Rows;
 use super::dot::{Operands, dots};
 use super::isa::Isa;
+use crate::lm::tree::halves;
 use crate::lm::weights::Kind;
 
 /// Rows of activations that a row of weights is multiplied with while it is in the cache.
@@ -32,12 +33,27 @@ impl<'a> Matrix<'a> {
         &self.bytes[row * bytes..(row + 1) * bytes]
     }
 
+    /// So many of its rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let bytes = self.kind.row_bytes(self.columns);
+        Self { rows: rows.len(), bytes: &self.bytes[rows.start * bytes..rows.end * bytes], ..*self }
+    }
+
     /// `out[m][r]` = row `r` of the weights times row `m` of `x`, for all of them. Weights in blocks are multiplied with the
     /// rounded `x` where it was rounded. The columns are cut into `parts`.
     pub fn times(&self, isa: Isa, x: &Rows, parts: usize, out: &mut Rows) {
-        assert_eq!((x.width, out.width), (self.columns, self.rows), "K2: shapes fit");
-        out.resize(x.len());
+        assert_eq!(x.width, self.columns, "K2: shapes fit");
         let cuts: Vec<Range<usize>> = (0..parts).map(|part| self.part(part, parts)).collect();
+        self.columns_times(isa, x, (0, &cuts), out);
+    }
+
+    /// The same over some columns, the sum over `cuts` in their tree: `x` has values for the columns from `first` on, at which a block begins.
+    pub fn columns_times(&self, isa: Isa, x: &Rows, (first, cuts): (usize, &[Range<usize>]), out: &mut Rows) {
+        assert_eq!(out.width, self.rows, "K2: shapes fit");
+        assert!(cuts.iter().all(|cut| first <= cut.start && cut.end <= first + x.width), "K2: columns of the share");
+        out.resize(x.len());
+        let cuts: Vec<Range<usize>> = cuts.iter().map(|cut| cut.start - first..cut.end - first).collect();
+        let skipped = self.kind.row_bytes(first);
         let whole = x.len() / TILE * TILE;
         let tiles: Vec<Tile<'_, TILE>> = (0..whole).step_by(TILE).map(|first| Tile::new(x, first, &cuts)).collect();
         let ones: Vec<Tile<'_, 1>> = (whole..x.len()).map(|first| Tile::new(x, first, &cuts)).collect();
@@ -45,7 +61,7 @@ impl<'a> Matrix<'a> {
         let each = self.rows.div_ceil(rayon::current_num_threads()).max(ROWS_MIN);
         (0..self.rows.div_ceil(each)).into_par_iter().for_each(|share| {
             for row in share * each..((share + 1) * each).min(self.rows) {
-                let weights = self.row(row);
+                let weights = &self.row(row)[skipped..];
                 for tile in &tiles {
                     let made = tree(isa, self.kind, weights, &tile.parts);
                     for (m, value) in (tile.first..).zip(made) {
@@ -92,7 +108,7 @@ fn tree<const M: usize>(isa: Isa, kind: Kind, weights: &[u8], parts: &[Operands<
     if let [operands] = parts {
         return dots(isa, kind, weights, operands);
     }
-    let (left, right) = parts.split_at(parts.len().next_power_of_two() / 2);
+    let (left, right) = parts.split_at(halves(&(0..parts.len())).0.end);
     let (left, right) = (tree::<M>(isa, kind, weights, left), tree::<M>(isa, kind, weights, right));
     std::array::from_fn(|at| left[at] + right[at])
 }
@@ -121,6 +137,7 @@ impl Out {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lm::tree::{owned, root, subtrees};
 
     /// Bytes of a row of a kind, whose scales are ordinary numbers.
     fn weights(kind: Kind, rows: usize, columns: usize) -> Vec<u8> {
@@ -173,6 +190,37 @@ mod tests {
                     let error = (f64::from(*found) - sum).abs();
                     assert!(error <= size * 1e-6, "{kind:?} {m} {row}: {found} is not {sum}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_the_columns_add_up_to_the_bits_of_the_whole() {
+        for (kind, parts) in Kind::ALL.into_iter().flat_map(|kind| [2, 3, 5].map(|parts| (kind, parts))) {
+            let x = activations(5, 192);
+            let bytes = weights(kind, 37, 192);
+            let matrix = Matrix { kind, rows: 37, columns: 192, bytes: &bytes };
+            for shares in 1..=parts {
+                let mut partials: Vec<Vec<Rows>> = (0..shares)
+                    .map(|share| {
+                        let owned = owned(parts, share, shares);
+                        let (from, to) = (matrix.part(owned.start, parts).start, matrix.part(owned.end - 1, parts).end);
+                        let mut own = Rows::new(to - from);
+                        (0..5).for_each(|row| own.values.extend_from_slice(&x.row(row)[from..to]));
+                        own.quantise(Isa::best());
+                        let made = subtrees(parts, &owned).into_iter().map(|node| {
+                            let cuts: Vec<_> = node.map(|part| matrix.part(part, parts)).collect();
+                            let mut out = Rows::new(37);
+                            matrix.columns_times(Isa::best(), &own, (from, &cuts), &mut out);
+                            out
+                        });
+                        made.collect()
+                    })
+                    .collect();
+                root(parts, &mut partials).unwrap();
+                let whole = product(kind, Isa::best(), &x, parts);
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&partials[0][0].values), bits(&whole.values), "{kind:?}, {parts} over {shares}");
             }
         }
     }

@@ -47,7 +47,9 @@ pub(super) fn open(folder: &Path) -> Result<Parts, ModelError> {
         })),
         Some(_) | None => Pieces::Crate(len),
     };
-    Ok(Parts { path, crate_tokenizer: made, ends, frame: Frame::Processor, pieces })
+    let special = added.values().filter(|token| token.special && !token.content.is_empty());
+    let control = special.map(|token| token.content.clone()).collect();
+    Ok(Parts { path, crate_tokenizer: made, ends, control, frame: Frame::Processor, pieces })
 }
 
 /// Reads a text file of a model's folder; nothing if there is none.

@@ -69,6 +69,9 @@ fn with(gguf: &Gguf, cut: &Cut) -> Result<Parts, ModelError> {
         extra.map(|(token, kind)| AddedToken::from(*token, *kind != USER_DEFINED).normalized(false)),
     )
     .map_err(failed)?;
+    let control =
+        tokens.iter().zip(&types).filter(|(token, kind)| matches!(**kind, UNKNOWN | CONTROL) && !token.is_empty());
+    let control = control.map(|(token, _)| (*token).to_owned()).collect();
     let pieces = tokens.iter().zip(&types).map(|(token, kind)| match *kind {
         UNKNOWN | CONTROL => Vec::new(),
         USER_DEFINED => token.as_bytes().to_vec(),
@@ -77,6 +80,7 @@ fn with(gguf: &Gguf, cut: &Cut) -> Result<Parts, ModelError> {
     Ok(Parts {
         path: gguf.path().to_owned(),
         ends: ended(gguf, &tokens, &types)?,
+        control,
         frame: frame(gguf, tokens.len())?,
         pieces: Pieces::bytes(pieces),
         crate_tokenizer: made,

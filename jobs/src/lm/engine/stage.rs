@@ -1,0 +1,67 @@
+//! Layers of a model at work: batches in, rows or tokens out. Owns the keys and values of its layers; what a batch is made of is the head's
+//! (`head.rs`), and how it comes here its caller's. Blocks while it computes; one thread owns it.
+//!
+//! H4: every batch that was planned is computed by every stage, in the order of the numbers, or the head begins anew (`Head::reset`).
+
+use super::batch::{Batch, Room};
+use crate::lm::Decoder;
+use crate::lm::decoder::{Interrupted, Memory, Sum};
+use crate::lm::kernels::{Place, Rows};
+
+/// A decoder with its cache. The first stage embeds, all take rows forward, the last one chooses.
+pub struct Stage<'w> {
+    decoder: Decoder<'w>,
+    memory: Memory,
+    room: Room,
+    /// What is asked of the last stage; kept for its room.
+    asking: Rows,
+}
+
+impl<'w> Stage<'w> {
+    /// `pages`: of its cache, as many as the head plans with. `rows_max`: of a batch.
+    pub fn new(decoder: Decoder<'w>, pages: u32, rows_max: u32) -> Self {
+        let (vocab, hidden) = (decoder.config().vocab, decoder.config().hidden);
+        let room = Room { pages, context: decoder.context() as u32, vocabulary: vocab as u32, rows_max };
+        Self { memory: decoder.memory(pages as usize), asking: Rows::new(hidden), decoder, room }
+    }
+
+    /// What [`Batch::check`] is to look at, where a batch comes from a peer.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// Values of a row that goes from stage to stage.
+    pub fn width(&self) -> usize {
+        self.decoder.config().hidden
+    }
+
+    /// What the first layer takes.
+    pub fn embed(&self, batch: &Batch) -> Rows {
+        self.decoder.embed(batch.rows.iter().map(|row| row.token))
+    }
+
+    /// Takes the rows of a batch through the layers. Interrupted: neither they nor the cache are worth anything until the head begins anew.
+    pub fn forward(&mut self, batch: &Batch, rows: &mut Rows, sum: &mut dyn Sum) -> Result<(), Interrupted> {
+        let place =
+            |row: &super::BatchRow| Place { pages: &batch.tables[row.table as usize], position: row.position as usize };
+        let places: Vec<Place<'_>> = batch.rows.iter().map(place).collect();
+        self.decoder.forward(rows, &places, &mut self.memory, sum)
+    }
+
+    /// The next token of each row that asks, behind the last layer.
+    pub fn choose(&mut self, batch: &Batch, rows: &Rows) -> Vec<u32> {
+        if batch.asks.is_empty() {
+            return Vec::new();
+        }
+        let mut logits = self.logits(batch, rows);
+        let asks = batch.asks.iter().enumerate();
+        asks.map(|(at, ask)| ask.sampling.choose(logits.row_mut(at), &ask.before, ask.index)).collect()
+    }
+
+    /// What tokens are chosen from: the logits of each row that asks.
+    pub fn logits(&mut self, batch: &Batch, rows: &Rows) -> Rows {
+        self.asking.values.clear();
+        batch.asks.iter().for_each(|ask| self.asking.values.extend_from_slice(rows.row(ask.row as usize)));
+        self.decoder.logits(&self.asking, &mut self.memory)
+    }
+}
