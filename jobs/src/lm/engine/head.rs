@@ -59,6 +59,11 @@ impl Head {
         self.schedule.load()
     }
 
+    /// Whether some of it was planned, and it is not over.
+    pub fn runs(&self, id: u64) -> bool {
+        self.schedule.tokens_of(id).is_some()
+    }
+
     /// Batches that are under way.
     pub fn under_way(&self) -> usize {
         self.schedule.under_way()
