@@ -82,9 +82,10 @@ impl FromStr for Gateway {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "none" => Ok(Self::None),
-            address => address.parse().map(Self::At).map_err(|_| {
-                format!("{text:?} is no address: write IP:PORT, for example 127.0.0.1:8400, or \"none\"")
-            }),
+            address => address
+                .parse()
+                .map(Self::At)
+                .map_err(|_| format!("{text:?} is no address: write IP:PORT, for example 127.0.0.1:8400, or \"none\"")),
         }
     }
 }

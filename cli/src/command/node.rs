@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use stoke_node::{Config, Gateway};
 use stoke_node::agent::{self, Agent, HomeError, JoinError, StartError};
+use stoke_node::{Config, Gateway};
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::spec::Bytes;

@@ -9,8 +9,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::node::{NodeHello, ToNode};
 use stoke_protocol::message::rank::RankId;
-use stoke_protocol::message::serve::Routes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::disk::{Home, StateFile};
@@ -23,6 +22,7 @@ use super::state::{AgentState, Effect, Event};
 use super::sweeps::Sweep;
 use crate::checkpoint;
 use crate::config::Config;
+use crate::gateway::Gateway;
 use crate::worker::failure::text_of;
 
 /// How often silent ranks are looked for.
@@ -74,6 +74,8 @@ pub struct Arguments {
     /// Ranks of the agents before this one.
     pub kept: Vec<Kept>,
     pub session: SessionArguments,
+    /// Is told where jobs serve.
+    pub gateway: Option<Gateway>,
     /// Resolves with the reason of an end that nobody asked for, or with nothing after [`Message::ShutDown`].
     pub ended: oneshot::Sender<Option<String>>,
 }
@@ -96,8 +98,7 @@ pub struct Acting {
     /// When this was looked at last: an agent that was stopped itself has heard nobody.
     looked: Instant,
     leaving: bool,
-    /// For the gateway, with a session or without.
-    routes: watch::Sender<Routes>,
+    gateway: Option<Gateway>,
     /// Of an end that nobody here has asked for.
     reason: Option<String>,
     ended: Option<oneshot::Sender<Option<String>>>,
@@ -134,7 +135,7 @@ impl Actor for AgentActor {
             heard,
             looked: now,
             leaving: false,
-            routes: watch::Sender::default(),
+            gateway: given.gateway,
             reason: None,
             ended: Some(given.ended),
         })
@@ -201,6 +202,9 @@ impl Actor for AgentActor {
         // After a shutdown there are no ranks; otherwise the next agent finds those that there are.
         if acting.processes.is_empty() {
             acting.shards.iter().for_each(ShardFolder::remove);
+        }
+        if let Some(gateway) = acting.gateway.take() {
+            gateway.stop().await;
         }
         let _ = acting.session.stop_and_wait(None, Some(FAREWELL_MAX)).await;
         let reason = acting.reason.take();
@@ -271,7 +275,7 @@ impl Acting {
                 }
                 Effect::Forget { id } => self.spawner.forget(id),
                 Effect::Sweep { job, sweep } => start_sweep(job, sweep, myself.clone()),
-                Effect::Routes(routes) => drop(self.routes.send_replace(routes)),
+                Effect::Routes(routes) => self.gateway.iter().for_each(|gateway| gateway.routes(routes.clone())),
                 Effect::Warn(text) => tracing::warn!("{text}"),
                 Effect::AllGone => {
                     self.leaving = true;

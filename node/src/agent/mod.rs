@@ -28,17 +28,21 @@ mod sweeps;
 mod tests;
 mod watch;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use ractor::{Actor, ActorRef};
+use stoke_protocol::identity::Credentials;
 use stoke_protocol::ids::{Incarnation, NodeId};
 use stoke_protocol::message::node::Capacity;
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch as channel};
 
-use crate::config::Config;
+use crate::config::{Config, Gateway as At};
+use crate::gateway::{self, Gateway, GatewayError};
 use crate::probe;
+use crate::worker::text_of;
 
 pub(crate) use adopt::by_descriptor;
 pub use claim::Claim;
@@ -67,6 +71,8 @@ pub struct Environment {
     pub shards: Option<ShardFolder>,
     /// Whether heartbeats carry the load of this machine.
     pub measure: bool,
+    /// Where clients reach what is served.
+    pub gateway: Option<Gateway>,
 }
 
 /// An agent that runs. Dropping it leaves the agent running; [`Running::stop`] ends it.
@@ -91,6 +97,8 @@ pub enum StartError {
     Transport(#[from] TransportError),
     #[error("find the program of ranks")]
     Command(#[source] std::io::Error),
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     #[error("start the agent's actor: {0}")]
     Actor(String),
 }
@@ -116,9 +124,11 @@ impl Agent {
         let inventory = Inventory::open(&config.dir)?;
         let kept = inventory.take_over()?;
         let spawner = Processes::new(&config, inventory, logs.clone(), has_gpu, root);
+        let bind = session::any_port_towards(peer, config.listen_ip);
         let environment = Environment {
+            gateway: start_gateway(&config, bind, &credentials).await?,
             io: Io::thread("stoke-agent-net")?,
-            bind: session::any_port_towards(peer, config.listen_ip).into(),
+            bind: bind.into(),
             spawner: Arc::new(spawner.map_err(StartError::Command)?),
             capacity,
             shards,
@@ -149,9 +159,9 @@ impl Agent {
             name: config.name.clone(),
             incarnation,
             capacity: environment.capacity,
-            gateway: None,
+            gateway: environment.gateway.as_ref().map(Gateway::address),
         };
-        let Environment { io, bind, spawner, shards, measure, .. } = environment;
+        let Environment { io, bind, spawner, shards, measure, gateway, .. } = environment;
         let endpoint = Endpoint::client(&io, bind, Settings::control(), credentials.clone())?;
         let session = session::SessionArguments {
             endpoint,
@@ -165,7 +175,7 @@ impl Agent {
         };
         let (ended, end) = oneshot::channel();
         let state = state::AgentState::new(own, fence);
-        let arguments = actor::Arguments { config, home, state, spawner, kept, shards, session, ended };
+        let arguments = actor::Arguments { config, home, state, spawner, kept, shards, session, gateway, ended };
         let (actor, task) = actor::AgentActor::spawn(None, actor::AgentActor, arguments)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;
@@ -176,6 +186,28 @@ impl Agent {
             publish.send_replace(Some(reason));
         });
         Ok(Running { node, actor, ended })
+    }
+}
+
+/// Its own network thread: what it carries must not delay a heartbeat.
+async fn start_gateway(
+    config: &Config,
+    bind: SocketAddr,
+    credentials: &Credentials,
+) -> Result<Option<Gateway>, StartError> {
+    let Some(listen) = config.gateway.address() else { return Ok(None) };
+    let endpoint = Endpoint::client(&Io::thread("stoke-gateway")?, bind, Settings::bulk(), credentials.clone())?;
+    match Gateway::start(gateway::Options::new(listen), endpoint).await {
+        Ok(gateway) => {
+            tracing::info!(address = %gateway.address(), "gateway listens");
+            Ok(Some(gateway))
+        }
+        // Another agent of this machine has the usual port.
+        Err(error) if config.gateway == At::Usual => {
+            tracing::warn!(error = text_of(&error), "this node has no gateway");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -163,7 +163,6 @@ impl<'w> Worker<'w> {
             }
         }
     }
-
 }
 
 impl Lines {
