@@ -4,6 +4,7 @@ pub mod agent;
 pub mod checkpoint;
 mod config;
 pub mod exchange;
+pub mod gateway;
 mod link;
 pub mod probe;
 mod server;

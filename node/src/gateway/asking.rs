@@ -1,0 +1,361 @@
+//! One question, from the head that is asked first to the last frame of the answer. Owns retry and replay: a head that is lost, has moved or
+//! breaks the rules is left for another one, which goes on behind what is there (I27). Knows no HTTP.
+//!
+//! G3: a question ends: by its answer, by a refusal that every head would give, at its deadline, after `silence` without a frame, or when no head
+//! could be asked for `wait` (`replay_wait` once an answer has begun).
+//! G4: who drops an asking takes the question back: its stream goes with it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use stoke_protocol::codec::CodecError;
+use stoke_protocol::ids::JobId;
+use stoke_protocol::message::rank::RankId;
+use stoke_protocol::message::serve::{Answer, Ask, Head, Question, Refusal, Routes};
+use stoke_protocol::spec::Task;
+use stoke_protocol::transport::{Endpoint, TransportError};
+use tokio::sync::watch;
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
+
+use super::error::{Kind, Problem};
+use super::heads::{Heads, Stream, Unreached};
+use super::received::{Event, Received, Taken};
+use super::routes::{Pick, Standing, Table};
+
+/// A question that a head has not taken in after this long is asked elsewhere: its connection carries nothing more.
+const SEND_MAX: Duration = Duration::from_secs(5);
+/// A head whose connections are full is left alone for so long.
+const FULL_REST: Duration = Duration::from_secs(1);
+/// What a head says of when to come back is not believed beyond this.
+const BUSY_REST_MAX: Duration = Duration::from_secs(30);
+
+/// How long a question waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// For a head, before there is any answer.
+    pub(super) wait: Duration,
+    /// For a head, once there is some of the answer.
+    pub(super) replay_wait: Duration,
+    /// For the next frame of a head that lives.
+    pub(super) silence: Duration,
+}
+
+/// Where questions are asked.
+pub(super) struct Desk {
+    table: Mutex<Table>,
+    /// Counts the routes that came.
+    changed: watch::Sender<u64>,
+    heads: Heads,
+    patience: Patience,
+    pub(super) counters: Counters,
+}
+
+/// Since the start.
+#[derive(Default, Debug)]
+pub(super) struct Counters {
+    pub(super) questions: AtomicU64,
+    /// Answers that another head went on with, or began again.
+    pub(super) replays: AtomicU64,
+    pub(super) tokens: AtomicU64,
+    /// Frames that broke the rules.
+    pub(super) broken: AtomicU64,
+}
+
+/// One question. Its events come by [`Asking::next`], and dropping it takes it back (G4).
+pub(super) struct Asking {
+    desk: Arc<Desk>,
+    model: String,
+    tasks: &'static [Task],
+    received: Received,
+    deadline: Option<Instant>,
+    changed: watch::Receiver<u64>,
+    current: Option<Current>,
+    tries: u64,
+    /// Since when it does not get on.
+    troubled: Option<Instant>,
+}
+
+/// The head that answers now.
+struct Current {
+    job: JobId,
+    stream: Stream,
+    running: Running,
+}
+
+/// A place in the table's count.
+struct Running {
+    desk: Arc<Desk>,
+    head: RankId,
+}
+
+/// What a head does next.
+enum Read {
+    Frame(Answer),
+    Lost(String),
+    Replaced,
+    Silent,
+}
+
+impl Desk {
+    pub(super) fn new(endpoint: Endpoint, patience: Patience) -> Self {
+        let (table, counters) = (Mutex::default(), Counters::default());
+        Self { table, changed: watch::Sender::new(0), heads: Heads::new(endpoint), patience, counters }
+    }
+
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest routes count.
+    pub(super) fn renew(&self, routes: Routes) {
+        let mut table = self.table();
+        if table.renew(routes) {
+            self.heads.keep(table.heads());
+            drop(table);
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// A question to a model that does one of `tasks`. Nothing happens before the first [`Asking::next`].
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        model: &str,
+        tasks: &'static [Task],
+        ask: Ask,
+        deadline: Option<Instant>,
+    ) -> Asking {
+        self.counters.questions.fetch_add(1, Ordering::Relaxed);
+        Asking {
+            desk: self.clone(),
+            model: model.to_owned(),
+            tasks,
+            received: Received::new(ask),
+            deadline,
+            changed: self.changed.subscribe(),
+            current: None,
+            tries: 0,
+            troubled: None,
+        }
+    }
+}
+
+impl Asking {
+    /// Tokens of the answer that have come.
+    pub(super) fn tokens(&self) -> usize {
+        self.received.tokens()
+    }
+
+    /// The next event. After `Event::Ended` or a problem there is none to wait for.
+    pub(super) async fn next(&mut self) -> Result<Event, Problem> {
+        let deadline = self.deadline;
+        let event = match deadline {
+            Some(deadline) => {
+                timeout_at(deadline.into(), self.advance()).await.unwrap_or_else(|_| Err(Problem::late()))
+            }
+            None => self.advance().await,
+        };
+        if event.is_err() {
+            self.current = None;
+        }
+        event
+    }
+
+    async fn advance(&mut self) -> Result<Event, Problem> {
+        loop {
+            let mut current = match self.current.take() {
+                Some(current) => current,
+                None => self.reach().await?,
+            };
+            let head = current.running.head;
+            let before = self.received.tokens();
+            let taken = match current.read(&mut self.changed).await {
+                Read::Frame(answer) => self.received.take(answer),
+                Read::Replaced => {
+                    self.trouble("it is the head no more", head)?;
+                    continue;
+                }
+                Read::Lost(why) => {
+                    self.desk.table().lost(head, Instant::now());
+                    self.trouble(&why, head)?;
+                    continue;
+                }
+                Read::Silent => {
+                    let silence = self.desk.patience.silence.as_secs();
+                    return Err(Problem::new(Kind::Late, format!("nothing came of the answer for {silence} s")));
+                }
+            };
+            match taken {
+                Taken::Event(event) => {
+                    let more = self.received.tokens() - before;
+                    self.desk.counters.tokens.fetch_add(more as u64, Ordering::Relaxed);
+                    self.troubled = None;
+                    self.current = Some(current).filter(|_| !matches!(event, Event::Ended { .. }));
+                    return Ok(event);
+                }
+                Taken::Nothing => self.current = Some(current),
+                Taken::Refused(refusal) => self.refused(refusal, head)?,
+                Taken::Broken(what) => {
+                    self.desk.counters.broken.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(model = self.model, %head, what, "a head broke the rules of an answer");
+                    self.desk.table().lost(head, Instant::now());
+                    self.trouble(what, head)?;
+                }
+            }
+        }
+    }
+
+    /// A head has refused: another one is asked, unless it would say the same.
+    fn refused(&mut self, refusal: Refusal, head: RankId) -> Result<(), Problem> {
+        let now = Instant::now();
+        match refusal {
+            Refusal::Invalid { .. } | Refusal::TooLong { .. } | Refusal::Late => {
+                return Err(Problem::refused(&self.model, &refusal));
+            }
+            Refusal::Busy { retry_after_ms } => {
+                let rest = Duration::from_millis(u64::from(retry_after_ms.max(1))).min(BUSY_REST_MAX);
+                self.desk.table().busy(head, now + rest);
+            }
+            Refusal::Moved => self.desk.table().lost(head, now),
+        }
+        self.trouble("it refused", head)
+    }
+
+    /// Something stands in the way. An error when it has for too long (G3).
+    fn trouble(&mut self, why: &str, head: RankId) -> Result<(), Problem> {
+        tracing::debug!(model = self.model, %head, why, tokens = self.tokens(), "a question goes to another head");
+        let since = *self.troubled.get_or_insert_with(Instant::now);
+        match since.elapsed() < self.wait_max() {
+            true => Ok(()),
+            false => Err(Problem::no_head(&self.model, since.elapsed())),
+        }
+    }
+
+    fn wait_max(&self) -> Duration {
+        match self.received.is_begun() {
+            true => self.desk.patience.replay_wait,
+            false => self.desk.patience.wait,
+        }
+    }
+
+    /// A head that has taken the question in.
+    async fn reach(&mut self) -> Result<Current, Problem> {
+        loop {
+            self.changed.borrow_and_update();
+            let (pick, is_known) = {
+                let table = self.desk.table();
+                (table.pick(&self.model, self.tasks, Instant::now()), table.is_known())
+            };
+            match pick {
+                Pick::Ask { job, head } => {
+                    if let Some(current) = self.send(job, head).await? {
+                        return Ok(current);
+                    }
+                }
+                Pick::Later { after, busy: true } if !self.received.is_begun() => {
+                    return Err(Problem::busy(&self.model, after));
+                }
+                Pick::Later { after, .. } => self.wait(after).await?,
+                Pick::NoHead => self.wait(Duration::MAX).await?,
+                Pick::Unknown { .. } if !is_known => self.wait(Duration::MAX).await?,
+                Pick::Unknown { .. } if self.received.is_begun() => {
+                    let message = format!("model {:?} is served no more: its job was stopped", self.model);
+                    return Err(Problem::new(Kind::NoHead, message));
+                }
+                Pick::Unknown { known } => return Err(Problem::unknown_model(&self.model, &known)),
+                Pick::OtherTask(task) => return Err(Problem::other_task(&self.model, task)),
+            }
+        }
+    }
+
+    /// Waits for other routes, and no longer than `after`.
+    async fn wait(&mut self, after: Duration) -> Result<(), Problem> {
+        let now = Instant::now();
+        let since = *self.troubled.get_or_insert(now);
+        let until = since + self.wait_max();
+        if now >= until {
+            return Err(Problem::no_head(&self.model, now - since));
+        }
+        let next = now.checked_add(after).map_or(until, |next| next.min(until));
+        tokio::select! {
+            // The desk, which this holds, has the sender.
+            _ = self.changed.changed() => {}
+            () = sleep_until(next.into()) => {}
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, job: JobId, head: Head) -> Result<Option<Current>, Problem> {
+        let running = Running::new(&self.desk, head.id);
+        if self.tries > 0 {
+            self.desk.counters.replays.fetch_add(1, Ordering::Relaxed);
+        }
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_millis());
+        let deadline_ms = left.map_or(0, |left| u32::try_from(left).unwrap_or(u32::MAX).max(1));
+        let question = Question { generation: head.generation, deadline_ms, ask: self.received.again() };
+        let why = match timeout(SEND_MAX, self.desk.heads.ask(head, &question)).await {
+            Ok(Ok(stream)) => {
+                self.tries += 1;
+                return Ok(Some(Current { job, stream, running }));
+            }
+            Ok(Err(Unreached::Transport(TransportError::Frame(CodecError::TooLarge { bytes, cap })))) => {
+                let message = format!("the request has {bytes} bytes of text or values: {cap} are taken at most");
+                return Err(Problem::new(Kind::TooLarge, message));
+            }
+            Ok(Err(Unreached::Full)) => {
+                self.desk.table().busy(head.id, Instant::now() + FULL_REST);
+                "its connections are full".to_owned()
+            }
+            Ok(Err(Unreached::Transport(error))) => {
+                self.desk.table().lost(head.id, Instant::now());
+                error.to_string()
+            }
+            Err(_) => {
+                self.desk.table().lost(head.id, Instant::now());
+                "it takes nothing in".to_owned()
+            }
+        };
+        self.trouble(&why, head.id)?;
+        Ok(None)
+    }
+}
+
+impl Current {
+    /// The next frame, or why there is none.
+    async fn read(&mut self, changed: &mut watch::Receiver<u64>) -> Read {
+        let desk = &self.running.desk;
+        let silence = sleep(desk.patience.silence);
+        tokio::pin!(silence);
+        loop {
+            tokio::select! {
+                biased;
+                frame = self.stream.frames.recv::<Answer>() => {
+                    return match frame {
+                        Ok(Some(answer)) => Read::Frame(answer),
+                        Ok(None) => Read::Lost("it ended its answer in the middle".to_owned()),
+                        Err(error) => Read::Lost(error.to_string()),
+                    };
+                }
+                _ = changed.changed() => {
+                    if desk.table().standing(self.job, self.running.head) == Standing::Replaced {
+                        return Read::Replaced;
+                    }
+                }
+                () = &mut silence => return Read::Silent,
+            }
+        }
+    }
+}
+
+impl Running {
+    fn new(desk: &Arc<Desk>, head: RankId) -> Self {
+        desk.table().begin(head);
+        Self { desk: desk.clone(), head }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.desk.table().end(self.head);
+    }
+}

@@ -1,0 +1,613 @@
+//! The bodies of OpenAI's requests: which fields there are, what they may be, and the question that they make. Pure.
+//!
+//! A field that would change the answer and is not done here is an error that names it, unless its value asks for nothing. Other fields that are
+//! not known are ignored, as vLLM does: clients send many that mean nothing here.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use stoke_protocol::list::List;
+use stoke_protocol::message::serve::{Generate, Message, Prompt, Sampling};
+
+use crate::gateway::error::{Kind, Problem};
+
+/// As OpenAI has it.
+const STOPS_MAX: usize = 4;
+const STOP_BYTES_MAX: usize = 1024;
+/// Answers to one request: each is a question of its own to the gang.
+const CHOICES_MAX: usize = 16;
+const MESSAGES_MAX: usize = 4096;
+/// As OpenAI has it.
+const TEXTS_MAX: usize = 2048;
+/// What OpenAI takes where a completion (not a chat) says nothing.
+const COMPLETION_TOKENS: u32 = 16;
+
+/// A request for text, checked.
+#[derive(Debug, PartialEq)]
+pub(in crate::gateway) struct TextRequest {
+    pub(in crate::gateway) model: String,
+    /// One for each choice.
+    pub(in crate::gateway) questions: Vec<Generate>,
+    /// Questions that share a prompt, which is counted once.
+    pub(in crate::gateway) choices_a_prompt: usize,
+    pub(in crate::gateway) stream: bool,
+    pub(in crate::gateway) include_usage: bool,
+}
+
+/// A request for vectors, checked.
+#[derive(Debug, PartialEq)]
+pub(in crate::gateway) struct EmbeddingRequest {
+    pub(in crate::gateway) model: String,
+    pub(in crate::gateway) texts: Vec<String>,
+    pub(in crate::gateway) base64: bool,
+}
+
+/// The body of a chat or a completion. Both have the same fields but for what is asked.
+#[derive(Deserialize)]
+struct TextFields {
+    model: String,
+    messages: Option<Vec<ChatMessage>>,
+    prompt: Option<Prompts>,
+    #[serde(default)]
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<i64>,
+    min_p: Option<f64>,
+    repetition_penalty: Option<f64>,
+    seed: Option<i128>,
+    stop: Option<OneOrMany>,
+    n: Option<u64>,
+    // From here on: what is not done.
+    #[serde(default)]
+    tools: Asked,
+    #[serde(default)]
+    tool_choice: Asked,
+    #[serde(default)]
+    functions: Asked,
+    #[serde(default)]
+    function_call: Asked,
+    #[serde(default)]
+    logprobs: Asked,
+    #[serde(default)]
+    top_logprobs: Asked,
+    #[serde(default)]
+    prompt_logprobs: Asked,
+    #[serde(default)]
+    response_format: Asked,
+    #[serde(default)]
+    modalities: Asked,
+    #[serde(default)]
+    audio: Asked,
+    #[serde(default)]
+    prediction: Asked,
+    #[serde(default)]
+    web_search_options: Asked,
+    #[serde(default)]
+    frequency_penalty: Asked,
+    #[serde(default)]
+    presence_penalty: Asked,
+    #[serde(default)]
+    logit_bias: Asked,
+    #[serde(default)]
+    best_of: Asked,
+    #[serde(default)]
+    use_beam_search: Asked,
+    #[serde(default)]
+    echo: Asked,
+    #[serde(default)]
+    suffix: Asked,
+    #[serde(default)]
+    ignore_eos: Asked,
+    #[serde(default)]
+    min_tokens: Asked,
+    #[serde(default)]
+    stop_token_ids: Asked,
+    #[serde(default)]
+    bad_words: Asked,
+    #[serde(default)]
+    guided_json: Asked,
+    #[serde(default)]
+    guided_regex: Asked,
+    #[serde(default)]
+    guided_choice: Asked,
+    #[serde(default)]
+    guided_grammar: Asked,
+    #[serde(default)]
+    structured_outputs: Asked,
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct ChatMessage {
+    role: String,
+    #[serde(default)]
+    content: Option<Content>,
+    #[serde(default)]
+    tool_calls: Asked,
+    #[serde(default)]
+    function_call: Asked,
+}
+
+#[derive(Deserialize)]
+struct EmbeddingFields {
+    model: String,
+    input: Prompts,
+    encoding_format: Option<String>,
+    #[serde(default)]
+    dimensions: Asked,
+}
+
+/// The question of a chat. `seed`: where the request has none.
+pub(in crate::gateway) fn chat_question(body: &[u8], seed: u64) -> Result<TextRequest, Problem> {
+    let mut fields: TextFields = parse(body)?;
+    fields.refuse_undone()?;
+    if !fields.logprobs.is_nothing() {
+        return Err(undone("logprobs"));
+    }
+    let messages = fields.messages.take().ok_or_else(|| missing("messages"))?;
+    if messages.is_empty() || messages.len() > MESSAGES_MAX {
+        return Err(Problem::field("messages", format!("messages: send 1 to {MESSAGES_MAX} of them")));
+    }
+    let messages: Result<Vec<Message>, Problem> =
+        messages.into_iter().enumerate().map(|(index, message)| message.checked(index)).collect();
+    let tokens_max = match (fields.max_completion_tokens, fields.max_tokens) {
+        (Some(most), _) => Some(tokens("max_completion_tokens", most)?),
+        (None, Some(most)) => Some(tokens("max_tokens", most)?),
+        (None, None) => None,
+    };
+    fields.request(vec![Prompt::Chat(messages?.into())], tokens_max, seed)
+}
+
+/// The question of a completion. `seed`: where the request has none.
+pub(in crate::gateway) fn completion_question(body: &[u8], seed: u64) -> Result<TextRequest, Problem> {
+    let mut fields: TextFields = parse(body)?;
+    fields.refuse_undone()?;
+    if !matches!(fields.logprobs, Asked::Nothing) {
+        // 0 asks for those of the tokens that were chosen.
+        return Err(undone("logprobs"));
+    }
+    let prompts = match fields.prompt.take().ok_or_else(|| missing("prompt"))? {
+        Prompts::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+        Prompts::Tokens(lists) => lists.into_iter().map(|tokens| Prompt::Tokens(tokens.into())).collect(),
+    };
+    let tokens_max = fields.max_tokens.map(|most| tokens("max_tokens", most)).transpose()?;
+    fields.request(prompts, Some(tokens_max.unwrap_or(COMPLETION_TOKENS)), seed)
+}
+
+/// The texts of a request for vectors.
+pub(in crate::gateway) fn embedding_texts(body: &[u8]) -> Result<EmbeddingRequest, Problem> {
+    let fields: EmbeddingFields = parse(body)?;
+    if !fields.dimensions.is_nothing() {
+        return Err(undone("dimensions"));
+    }
+    let Prompts::Texts(texts) = fields.input else {
+        return Err(Problem::field("input", "input: lists of tokens are not supported, send texts"));
+    };
+    if texts.is_empty() || texts.len() > TEXTS_MAX {
+        return Err(Problem::field("input", format!("input: send 1 to {TEXTS_MAX} texts")));
+    }
+    let base64 = match fields.encoding_format.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(_) => return Err(Problem::field("encoding_format", "encoding_format: use \"float\" or \"base64\"")),
+    };
+    Ok(EmbeddingRequest { model: fields.model, texts, base64 })
+}
+
+impl TextFields {
+    fn refuse_undone(&self) -> Result<(), Problem> {
+        let fields = [
+            ("tools", &self.tools),
+            ("functions", &self.functions),
+            ("top_logprobs", &self.top_logprobs),
+            ("prompt_logprobs", &self.prompt_logprobs),
+            ("audio", &self.audio),
+            ("prediction", &self.prediction),
+            ("web_search_options", &self.web_search_options),
+            ("frequency_penalty", &self.frequency_penalty),
+            ("presence_penalty", &self.presence_penalty),
+            ("logit_bias", &self.logit_bias),
+            ("use_beam_search", &self.use_beam_search),
+            ("echo", &self.echo),
+            ("suffix", &self.suffix),
+            ("ignore_eos", &self.ignore_eos),
+            ("min_tokens", &self.min_tokens),
+            ("stop_token_ids", &self.stop_token_ids),
+            ("bad_words", &self.bad_words),
+            ("guided_json", &self.guided_json),
+            ("guided_regex", &self.guided_regex),
+            ("guided_choice", &self.guided_choice),
+            ("guided_grammar", &self.guided_grammar),
+            ("structured_outputs", &self.structured_outputs),
+        ];
+        if let Some((name, _)) = fields.iter().find(|(_, asked)| !asked.is_nothing()) {
+            return Err(undone(name));
+        }
+        let harmless = [
+            ("tool_choice", &self.tool_choice, "none"),
+            ("function_call", &self.function_call, "none"),
+            ("response_format", &self.response_format, "text"),
+            ("modalities", &self.modalities, "text"),
+            ("best_of", &self.best_of, "1"),
+        ];
+        match harmless.iter().find(|(_, asked, value)| !asked.is_nothing() && !asked.is(value)) {
+            // Without tools nothing is there to choose.
+            Some(("tool_choice", asked, _)) if asked.is("auto") => Ok(()),
+            Some((name, _, value)) => {
+                Err(Problem::field(*name, format!("{name}: only {value:?} is supported, leave it out")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn request(self, prompts: Vec<Prompt>, tokens_max: Option<u32>, seed: u64) -> Result<TextRequest, Problem> {
+        let choices = self.n.unwrap_or(1);
+        let most = CHOICES_MAX / prompts.len().max(1);
+        if prompts.is_empty() || most == 0 {
+            return Err(Problem::field("prompt", format!("prompt: send 1 to {CHOICES_MAX} prompts")));
+        }
+        if choices == 0 || choices > most as u64 {
+            let message = format!("n is {choices}: use 1 to {most} (a request has {CHOICES_MAX} answers at most)");
+            return Err(Problem::field("n", message));
+        }
+        let stop = self.stops()?;
+        let sampling = self.sampling(seed)?;
+        let mut questions = Vec::with_capacity(prompts.len() * choices as usize);
+        for prompt in prompts {
+            for choice in 0..choices {
+                let sampling = Sampling { seed: sampling.seed.wrapping_add(choice), ..sampling };
+                let (prompt, stop, answered) = (prompt.clone(), stop.clone(), List::default());
+                questions.push(Generate { prompt, sampling, tokens_max, stop, answered });
+            }
+        }
+        let stream = self.stream.unwrap_or(false);
+        let include_usage = self.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
+        Ok(TextRequest { model: self.model, questions, choices_a_prompt: choices as usize, stream, include_usage })
+    }
+
+    fn stops(&self) -> Result<List<String>, Problem> {
+        let stops = match &self.stop {
+            None => Vec::new(),
+            Some(OneOrMany(stops)) => stops.clone(),
+        };
+        let is_good = |stop: &String| !stop.is_empty() && stop.len() <= STOP_BYTES_MAX;
+        if stops.len() > STOPS_MAX || !stops.iter().all(is_good) {
+            let message = format!("stop: send up to {STOPS_MAX} texts of 1 to {STOP_BYTES_MAX} bytes");
+            return Err(Problem::field("stop", message));
+        }
+        Ok(stops.into())
+    }
+
+    fn sampling(&self, seed: u64) -> Result<Sampling, Problem> {
+        let top_k = match self.top_k.unwrap_or(0) {
+            // vLLM's word for all of them.
+            -1 => 0,
+            top_k => u32::try_from(top_k)
+                .map_err(|_| Problem::field("top_k", format!("top_k is {top_k}: use 0 (all of them) or more")))?,
+        };
+        let seed = match self.seed {
+            None => seed,
+            Some(seed) => i64::try_from(seed)
+                .map(|seed| seed as u64)
+                .or_else(|_| u64::try_from(seed))
+                .map_err(|_| Problem::field("seed", format!("seed is {seed}: use an integer of 64 bits")))?,
+        };
+        Ok(Sampling {
+            temperature: within("temperature", self.temperature, 1.0, (0.0, 2.0))?,
+            top_k,
+            top_p: within("top_p", self.top_p, 1.0, (f64::from(f32::MIN_POSITIVE), 1.0))?,
+            min_p: within("min_p", self.min_p, 0.0, (0.0, 1.0))?,
+            repetition_penalty: within("repetition_penalty", self.repetition_penalty, 1.0, (0.01, 100.0))?,
+            seed,
+        })
+    }
+}
+
+impl ChatMessage {
+    fn checked(self, index: usize) -> Result<Message, Problem> {
+        let param = |field: &str| format!("messages[{index}].{field}");
+        if self.role.is_empty() || self.role.len() > 64 {
+            return Err(Problem::field(param("role"), "a message's role has 1 to 64 bytes"));
+        }
+        for (name, asked) in [("tool_calls", &self.tool_calls), ("function_call", &self.function_call)] {
+            if !asked.is_nothing() {
+                return Err(undone(&param(name)));
+            }
+        }
+        let Some(Content(content)) = self.content else {
+            return Err(Problem::field(param("content"), "a message has a content: a text, or a list of text parts"));
+        };
+        Ok(Message { role: self.role, content })
+    }
+}
+
+/// Reads JSON of a client's; the error names the field.
+pub(in crate::gateway) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        match inner.classify() {
+            serde_json::error::Category::Data if path != "." => {
+                Problem { param: Some(path.clone()), ..Problem::new(Kind::Invalid, format!("{path}: {inner}")) }
+            }
+            serde_json::error::Category::Data => Problem::new(Kind::Invalid, inner.to_string()),
+            _ => Problem::new(Kind::Invalid, format!("the body is not JSON: {inner}")),
+        }
+    })?;
+    json.end().map_err(|error| Problem::new(Kind::Invalid, format!("the body is not JSON: {error}")))?;
+    Ok(parsed)
+}
+
+fn undone(name: &str) -> Problem {
+    Problem::field(name, format!("{name} is not supported: leave it out"))
+}
+
+fn missing(name: &str) -> Problem {
+    Problem::field(name, format!("{name} is missing"))
+}
+
+fn tokens(name: &str, most: u64) -> Result<u32, Problem> {
+    match u32::try_from(most) {
+        Ok(most @ 1..) => Ok(most),
+        Ok(0) | Err(_) => Err(Problem::field(name, format!("{name} is {most}: use 1 to {}", u32::MAX))),
+    }
+}
+
+fn within(name: &str, value: Option<f64>, default: f64, (least, most): (f64, f64)) -> Result<f32, Problem> {
+    let value = value.unwrap_or(default);
+    match (least..=most).contains(&value) {
+        true => Ok((value as f32).max(least as f32)),
+        false => Err(Problem::field(name, format!("{name} is {value}: use {least} to {most}"))),
+    }
+}
+
+/// What a field that is not done here asks for. Its value is not kept.
+#[derive(Default, Debug, PartialEq)]
+enum Asked {
+    /// It is absent or null.
+    #[default]
+    Nothing,
+    /// False, zero, or an empty list, object or text: what it is without.
+    Default,
+    /// A short text or a number, the one short text in a list, or the text `type` in an object.
+    Word(String),
+    Something,
+}
+
+impl Asked {
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Default)
+    }
+
+    fn is(&self, word: &str) -> bool {
+        matches!(self, Self::Word(found) if found == word)
+    }
+}
+
+impl<'de> Deserialize<'de> for Asked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AskedVisitor)
+    }
+}
+
+struct AskedVisitor;
+
+impl<'de> Visitor<'de> for AskedVisitor {
+    type Value = Asked;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Asked, E> {
+        Ok(Asked::Nothing)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Asked, E> {
+        Ok(if value { Asked::Something } else { Asked::Default })
+    }
+
+    fn visit_i64<E: Error>(self, _value: i64) -> Result<Asked, E> {
+        Ok(Asked::Something)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Asked, E> {
+        Ok(if value == 0 { Asked::Default } else { Asked::Word(value.to_string()) })
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Asked, E> {
+        Ok(if value == 0.0 { Asked::Default } else { Asked::Something })
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Asked, E> {
+        Ok(match value.len() {
+            0 => Asked::Default,
+            1..=16 => Asked::Word(value.to_owned()),
+            _ => Asked::Something,
+        })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Asked, A::Error> {
+        let Some(first) = list.next_element::<Asked>()? else { return Ok(Asked::Default) };
+        let mut more = false;
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            more = true;
+        }
+        Ok(if more { Asked::Something } else { first })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Asked, A::Error> {
+        let mut asked = Asked::Default;
+        while let Some(key) = map.next_key::<String>()? {
+            let value = map.next_value::<Asked>()?;
+            asked = match (key.as_str(), asked) {
+                ("type", Asked::Default) => value,
+                _ => Asked::Something,
+            };
+        }
+        Ok(asked)
+    }
+}
+
+/// A text, or several.
+struct OneOrMany(Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Prompts::deserialize(deserializer)? {
+            Prompts::Texts(texts) => Ok(Self(texts)),
+            Prompts::Tokens(_) => Err(D::Error::custom("expected a text or a list of texts")),
+        }
+    }
+}
+
+/// Texts or lists of tokens, one or several.
+enum Prompts {
+    Texts(Vec<String>),
+    Tokens(Vec<Vec<u32>>),
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PromptsVisitor)
+    }
+}
+
+struct PromptsVisitor;
+
+/// What a list of prompts may hold.
+enum Element {
+    Token(u32),
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a token or a list of tokens")
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Element, E> {
+        u32::try_from(value).map(Element::Token).map_err(|_| E::custom(format!("no token has the number {value}")))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Element, E> {
+        Ok(Element::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Element, E> {
+        Ok(Element::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Element, A::Error> {
+        let mut tokens = Vec::new();
+        while let Some(token) = list.next_element::<u32>()? {
+            tokens.push(token);
+        }
+        Ok(Element::Tokens(tokens))
+    }
+}
+
+impl<'de> Visitor<'de> for PromptsVisitor {
+    type Value = Prompts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a list of texts, a list of tokens or a list of such lists")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Prompts, E> {
+        Ok(Prompts::Texts(vec![text.to_owned()]))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Prompts, E> {
+        Ok(Prompts::Texts(vec![text]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prompts, A::Error> {
+        let (mut texts, mut lists, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(element) = list.next_element::<Element>()? {
+            match element {
+                Element::Token(token) => tokens.push(token),
+                Element::Text(text) => texts.push(text),
+                Element::Tokens(tokens) => lists.push(tokens),
+            }
+            let kinds = [texts.is_empty(), lists.is_empty(), tokens.is_empty()];
+            if kinds.iter().filter(|is_empty| !**is_empty).count() > 1 {
+                return Err(A::Error::custom("expected either texts or tokens"));
+            }
+            if texts.len() > TEXTS_MAX || lists.len() > TEXTS_MAX {
+                return Err(A::Error::custom(format!("expected {TEXTS_MAX} of them at most")));
+            }
+        }
+        if !tokens.is_empty() {
+            lists.push(tokens);
+        }
+        Ok(if lists.is_empty() { Prompts::Texts(texts) } else { Prompts::Tokens(lists) })
+    }
+}
+
+/// A message's text: as it is, or in parts.
+struct Content(String);
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+struct ContentVisitor;
+
+#[derive(Deserialize)]
+struct ContentPart {
+    r#type: String,
+    text: Option<String>,
+}
+
+impl<'de> Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text or a list of text parts")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Content, E> {
+        Ok(Content(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Content, E> {
+        Ok(Content(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+        let mut content = String::new();
+        while let Some(part) = parts.next_element::<ContentPart>()? {
+            match (part.r#type.as_str(), part.text) {
+                ("text", Some(text)) => content.push_str(&text),
+                ("text", None) => return Err(A::Error::missing_field("text")),
+                _ => return Err(A::Error::custom("only parts of type \"text\" are supported")),
+            }
+        }
+        Ok(Content(content))
+    }
+}
