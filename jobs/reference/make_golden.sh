@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes golden/ again. golden/*.safetensors: first weights from our initialisation, first gradients and 20 losses from PyTorch.
-# golden/lm/*.json but prompts.json: tokens, chats, logits and continuations from transformers and llama.cpp.
+# golden/lm/*.json but prompts.json: tokens, chats, logits, continuations and embeddings from transformers, sentence-transformers and llama.cpp.
 # Run setup.sh first. Usage: make_golden.sh [ENVIRONMENT], default ~/.cache/stoke-torch.
 set -eu
 cd "$(dirname "$0")"
@@ -19,5 +19,6 @@ weights=$models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 "$env/bin/python" lm/texts.py "$weights" "$models/all-minilm-l6-v2/tokenizer.json" golden/lm
 "$env/bin/python" lm/chat.py "$weights" golden/lm
 "$env/bin/python" -W ignore lm/smollm2.py "$weights" golden/lm
+"$env/bin/python" -W ignore lm/minilm.py "$models/all-minilm-l6-v2" golden/lm
 "$env/bin/python" -W ignore lm/qwen2.py golden/lm/qwen2
 node lm/llama_cpp.mjs "$weights" golden/lm "$env/llama"

@@ -9,7 +9,7 @@ env=${1:-$HOME/.cache/stoke-torch}
 python3 -m venv "$env"
 "$env/bin/pip" install -q --no-deps torch==2.12.1
 "$env/bin/pip" install -q numpy safetensors scikit-learn filelock fsspec jinja2 networkx sympy typing_extensions
-"$env/bin/pip" install -q --no-deps transformers==5.24.0 tokenizers==0.23.3 gguf==0.19.0 accelerate==1.15.0
+"$env/bin/pip" install -q --no-deps transformers==5.24.0 tokenizers==0.23.3 gguf==0.19.0 accelerate==1.15.0 sentence-transformers==6.2.0
 "$env/bin/pip" install -q huggingface_hub regex packaging pyyaml requests tqdm psutil
 if command -v npm >/dev/null; then
     npm install --silent --ignore-scripts --prefix "$env/llama" node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1

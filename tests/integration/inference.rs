@@ -1,5 +1,5 @@
-//! `stoke infer`: a real language model answers through the binary, and what is wrong is said with its mend. The numbers are compared with other
-//! implementations in `jobs/tests/lm`.
+//! `stoke infer` and `stoke embed`: real models answer through the binary, and what is wrong is said with its mend. The numbers are compared with
+//! other implementations in `jobs/tests/lm`.
 
 use std::path::PathBuf;
 
@@ -63,4 +63,60 @@ fn what_is_wrong_with_a_model_or_a_prompt_is_said_with_its_mend() {
     let ended = infer(cut.to_str().expect("UTF-8"), &["--json", "x"]).expect(2);
     assert!(text(&ended.json()["error"]["message"]).contains("open the model"), "{}", ended.stdout);
     infer(cut.to_str().expect("UTF-8"), &["x"]).expect(2).says(&["cut.gguf", "help: fetch it again"]);
+}
+
+/// Vectors of `--json` lines.
+fn vectors(ended: &crate::harness::Ended) -> Vec<Vec<f64>> {
+    let lines = ended.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    lines.map(|line| serde_json::from_value(line["embedding"].clone()).expect("a vector")).collect()
+}
+
+/// The vectors of sentence-transformers (`jobs/reference/golden/lm/minilm.json`).
+#[test]
+fn embeddings_are_those_of_sentence_transformers_from_arguments_and_from_lines() {
+    let model = model("all-minilm-l6-v2");
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../jobs/reference/golden/lm/minilm.json");
+    let golden = std::fs::read(golden).expect("the golden file");
+    let golden: serde_json::Value = serde_json::from_slice(&golden).expect("JSON");
+    let texts = ["What is the capital of France?", "Paris is the capital of France.", "vpn01.corp.internal"];
+    let made = run([&["embed", "--model", &model, "--json"], &texts[..]].concat()).expect(0);
+    let found = vectors(&made);
+    assert_eq!(found.len(), texts.len());
+    for (text, found) in texts.iter().zip(&found) {
+        let known = golden["texts"].as_array().expect("texts").iter().find(|known| text == &known["text"]);
+        let known: Vec<f64> =
+            serde_json::from_value(known.expect("a golden text")["millionths"].clone()).expect("values");
+        assert_eq!((known.len(), found.len()), (384, 384));
+        assert!(found.iter().zip(&known).all(|(found, known)| (found - known / 1e6).abs() < 2e-6), "{text}");
+    }
+    let product = |a: usize, b: usize| found[a].iter().zip(&found[b]).map(|(a, b)| a * b).sum::<f64>();
+    assert!(product(0, 1) > 0.8 && product(0, 2) < 0.3, "{} {}", product(0, 1), product(0, 2));
+    let input = texts.join("\n") + "\n";
+    let lines = run_with_input(["embed", "--model", &model, "--json", "--threads", "1", "-"], &input).expect(0);
+    assert_eq!(lines.stdout, made.stdout);
+    let plain = run_with_input(["embed", "--model", &model], &input).expect(0).says(&["3 texts", "384 values each"]);
+    let plain: Vec<Vec<f64>> = plain.stdout.lines().map(|line| serde_json::from_str(line).expect("an array")).collect();
+    assert_eq!(plain, found);
+}
+
+#[test]
+fn what_is_wrong_with_texts_to_embed_is_said_and_long_ones_are_cut() {
+    let good = model("all-minilm-l6-v2");
+    let long = "word ".repeat(300);
+    let line = run(["embed", "--model", &good, "--json", &long]).expect(0).json();
+    assert_eq!((&line["tokens"], &line["tokens_left_out"]), (&256.into(), &46.into()));
+    run(["embed", "--model", &good, "short", &long])
+        .expect(0)
+        .says(&["text 2 is longer than the 256 tokens", "46 at its end"]);
+    // An empty line is a text, no line is none.
+    assert_eq!(run_with_input(["embed", "--model", &good], "\na\n\nb").expect(0).stdout.lines().count(), 4);
+    run_with_input(["embed", "--model", &good], "").expect(2).says(&["there is no text", "help: "]);
+    let longest = "x".repeat((512 << 10) + 1);
+    run_with_input(["embed", "--model", &good], &format!("a\n{longest}\n"))
+        .expect(2)
+        .says(&["line 2", "is longer than 524288 bytes"]);
+    run(["embed", "--model", "/nowhere", "x"]).expect(2).says(&["open the model", "/nowhere"]);
+    let decoder = model("smollm2-135m-instruct");
+    run(["embed", "--model", &decoder, "x"]).expect(2).says(&["an embedding model in a GGUF file is not supported"]);
+    run(["embed", "x"]).expect(2).says(&["--model"]);
 }

@@ -7,6 +7,7 @@ mod coordinator;
 mod doctor;
 mod down;
 mod drain;
+mod embed;
 mod explain;
 mod infer;
 mod jobs;
@@ -61,6 +62,7 @@ pub enum Command {
     Checkpoint(checkpoint::Checkpoint),
     Predict(predict::Args),
     Infer(infer::Args),
+    Embed(embed::Args),
     /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(token::Token),
@@ -103,6 +105,7 @@ impl Command {
             Self::Checkpoint(command) => alone(checkpoint::run(command, global)),
             Self::Predict(args) => alone(predict::run(args, global)),
             Self::Infer(args) => alone(infer::run(args, global)),
+            Self::Embed(args) => alone(embed::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),
             Self::Login(args) => alone(login::run(args, global)),
             Self::Chaos(args) => alone(chaos::run(args, global)),

@@ -3,6 +3,7 @@
 mod chat;
 mod common;
 mod decoder;
+mod encoder;
 mod engine;
 mod gguf;
 mod metadata;

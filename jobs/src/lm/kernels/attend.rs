@@ -192,7 +192,7 @@ fn score(query: &[f32], keys: &[[f32; LANES]], scale: f32) -> [f32; LANES] {
 
 /// Each score to e^(score - largest); gives their sum.
 #[inline(always)]
-fn soften(scores: &mut [f32]) -> f32 {
+pub(super) fn soften(scores: &mut [f32]) -> f32 {
     let (whole, rest) = scores.as_chunks_mut::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for scores in whole.iter() {

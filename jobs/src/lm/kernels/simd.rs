@@ -24,6 +24,9 @@ pub trait Simd: Copy {
     unsafe fn load(values: *const f32) -> Self::Lanes;
     unsafe fn load_f16(values: *const u8) -> Self::Lanes;
     unsafe fn load_bf16(values: *const u8) -> Self::Lanes;
+    /// The same value in all lanes.
+    unsafe fn splat(value: f32) -> Self::Lanes;
+    unsafe fn store(lanes: Self::Lanes, to: *mut f32);
     /// `a * b + lanes`, rounded once.
     unsafe fn fused(a: Self::Lanes, b: Self::Lanes, lanes: Self::Lanes) -> Self::Lanes;
     /// 32 signed bytes each.
@@ -86,6 +89,16 @@ impl Simd for Plain {
     #[inline(always)]
     unsafe fn load_bf16(values: *const u8) -> [f32; 16] {
         unsafe { values.cast::<[[u8; 2]; 16]>().read_unaligned() }.map(|half| bf16_to_f32(u16::from_le_bytes(half)))
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> [f32; 16] {
+        [value; 16]
+    }
+
+    #[inline(always)]
+    unsafe fn store(lanes: [f32; 16], to: *mut f32) {
+        unsafe { to.cast::<[f32; 16]>().write_unaligned(lanes) }
     }
 
     #[inline(always)]
@@ -265,6 +278,19 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn splat(value: f32) -> [__m256; 2] {
+            unsafe { [_mm256_set1_ps(value); 2] }
+        }
+
+        #[inline(always)]
+        unsafe fn store(lanes: [__m256; 2], to: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(to, lanes[0]);
+                _mm256_storeu_ps(to.add(8), lanes[1]);
+            }
+        }
+
+        #[inline(always)]
         unsafe fn fused(a: [__m256; 2], b: [__m256; 2], lanes: [__m256; 2]) -> [__m256; 2] {
             unsafe { [_mm256_fmadd_ps(a[0], b[0], lanes[0]), _mm256_fmadd_ps(a[1], b[1], lanes[1])] }
         }
@@ -351,6 +377,16 @@ mod x86 {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> __m512 {
+            unsafe { _mm512_set1_ps(value) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(lanes: __m512, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, lanes) }
         }
 
         #[inline(always)]

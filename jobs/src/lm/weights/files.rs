@@ -8,7 +8,7 @@ use memmap2::{Mmap, MmapMut};
 use super::gguf::Gguf;
 use super::kind::Raw;
 use super::safetensors::{CONFIG, Folder};
-use crate::lm::{DecoderConfig, ModelError};
+use crate::lm::{DecoderConfig, EncoderConfig, ModelError};
 
 /// The weights of one model, mapped: memory holds only what is read.
 #[derive(Debug)]
@@ -90,6 +90,18 @@ impl Weights {
         match &self.0 {
             Format::Gguf(gguf) => DecoderConfig::from_gguf(gguf),
             Format::Folder(folder) => DecoderConfig::from_json(&folder.config_path(), folder.config()),
+        }
+    }
+
+    /// The same of a model that makes embeddings, with how it pools them.
+    pub fn encoder_config(&self) -> Result<EncoderConfig, ModelError> {
+        match &self.0 {
+            Format::Gguf(gguf) => Err(ModelError::Unsupported {
+                path: gguf.path().to_owned(),
+                what: "an embedding model in a GGUF file".to_owned(),
+                mend: "name a folder with config.json, model.safetensors and tokenizer.json".to_owned(),
+            }),
+            Format::Folder(folder) => EncoderConfig::open(&folder.config_path(), folder.config()),
         }
     }
 

@@ -1,0 +1,109 @@
+//! Our side of the comparison of language models (`lm_peers.py`, which says what the workload is and runs the peers): prints one line of JSON.
+//!
+//!     RAYON_NUM_THREADS=2 cargo bench -p stoke-cli -p stoke-tests --bench lm -- decoder|encoder MODEL WORKLOAD
+//!
+//! Measures what the rest of the program calls: the engine with its schedule and sampling, and the encoder.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use stoke_jobs::lm::engine::{Ask, Engine, Limits, Request};
+use stoke_jobs::lm::kernels::Cache;
+use stoke_jobs::lm::{Decoder, Share, Encoder, Precision, Sampling, Weights};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Tokens of a sequence at most.
+const CONTEXT: usize = 1_024;
+/// Rows of a batch, as `stoke infer` has them.
+const ROWS_MAX: usize = 256;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let [part, model, workload] = arguments.as_slice() else {
+        println!("usage: lm decoder|encoder MODEL WORKLOAD; lm_peers.py runs it");
+        return;
+    };
+    let weights = Weights::open(Path::new(model)).expect("the model opens");
+    let workload = std::fs::read(workload).expect("the workload can be read");
+    let workload: Value = serde_json::from_slice(&workload).expect("the workload is JSON");
+    let mut figures = match part.as_str() {
+        "decoder" => decoder(&weights, &workload),
+        "encoder" => encoder(&weights, &workload),
+        other => panic!("there is no part {other:?}"),
+    };
+    figures["peak_mib"] = json!(peak_mib());
+    println!("{figures}");
+}
+
+fn decoder(weights: &Weights, workload: &Value) -> Value {
+    let layers = weights.config().expect("a decoder").layers;
+    let decoder = Decoder::new(weights, 0..layers, CONTEXT, Precision::Rounded, Share::WHOLE).expect("the model opens");
+    let limits = Limits { running_max: 8, rows_max: ROWS_MAX, batches_max: 1, waiting_max: 8, context: CONTEXT };
+    let mut engine = Engine::new(decoder, 8 * (CONTEXT / Cache::PAGE) as u32, limits);
+    let (long, short, eight) = (ids(&workload["long"]), ids(&workload["short"]), &workload["eight"]);
+    let eight: Vec<Vec<u32>> = eight.as_array().expect("eight prompts").iter().map(ids).collect();
+    let steps = workload["steps"].as_u64().expect("a number of steps") as usize;
+    // Once for the pages of the file.
+    answer(&mut engine, std::slice::from_ref(&short), 2);
+    let (first, _) = answer(&mut engine, std::slice::from_ref(&short), 1);
+    let (prefill, _) = answer(&mut engine, std::slice::from_ref(&long), 1);
+    let (_, one) = answer(&mut engine, std::slice::from_ref(&short), steps + 1);
+    let (_, all) = answer(&mut engine, &eight, steps + 1);
+    json!({
+        "first_token_ms": first * 1e3,
+        "prefill": long.len() as f64 / prefill,
+        "decode_1": steps as f64 / one,
+        "decode_8": (8 * steps) as f64 / all,
+    })
+}
+
+/// Seconds until all prompts have their first token, and from then on until each has `tokens`.
+fn answer(engine: &mut Engine<'_>, prompts: &[Vec<u32>], tokens: usize) -> (f64, f64) {
+    let begun = Instant::now();
+    for (id, prompt) in prompts.iter().enumerate() {
+        let request = Request { id: id as u64, prompt: prompt.clone(), answered: Vec::new(), tokens_max: tokens };
+        engine.submit(Ask { request, sampling: Sampling::default(), last: Vec::new() }).expect("room for the prompts");
+    }
+    let (mut made, mut first) = (vec![0; prompts.len()], None);
+    while engine.load() != (0, 0) {
+        for token in engine.step() {
+            made[token.id as usize] += 1;
+        }
+        if made.iter().all(|made| *made > 0) {
+            first.get_or_insert_with(|| begun.elapsed().as_secs_f64());
+        }
+    }
+    assert!(made.iter().all(|made| *made == tokens), "each prompt has its tokens: {made:?}");
+    let first = first.expect("a first token");
+    (first, begun.elapsed().as_secs_f64() - first)
+}
+
+fn encoder(weights: &Weights, workload: &Value) -> Value {
+    let mut encoder = Encoder::open(weights).expect("the model opens");
+    let texts: Vec<Vec<u32>> = workload["texts"].as_array().expect("texts").iter().map(ids).collect();
+    let rounds = workload["rounds"].as_u64().expect("a number of rounds") as usize;
+    encoder.encode(&texts);
+    let mut rate = |size: usize| {
+        let begun = Instant::now();
+        for _ in 0..rounds {
+            texts.chunks(size).for_each(|texts| assert_eq!(encoder.encode(texts).len(), texts.len()));
+        }
+        (rounds * texts.len()) as f64 / begun.elapsed().as_secs_f64()
+    };
+    json!({"embed_1": rate(1), "embed_32": rate(32)})
+}
+
+fn ids(json: &Value) -> Vec<u32> {
+    serde_json::from_value(json.clone()).expect("token ids")
+}
+
+/// The most memory that this process ever had, with what it mapped of files and read.
+fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux counts it");
+    let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok());
+    kib.expect("a number of KiB") / 1024.0
+}
