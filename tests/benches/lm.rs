@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use stoke_jobs::lm::engine::{Ask, Engine, Limits, Request};
 use stoke_jobs::lm::kernels::Cache;
-use stoke_jobs::lm::{Decoder, Share, Encoder, Precision, Sampling, Weights};
+use stoke_jobs::lm::{Decoder, Encoder, Precision, Sampling, Share, Weights};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

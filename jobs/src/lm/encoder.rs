@@ -59,6 +59,30 @@ pub struct Tokens {
     pub left_out: usize,
 }
 
+/// The tokenizer of an encoder, and where it cuts.
+#[derive(Clone)]
+pub struct Reader {
+    config: EncoderConfig,
+    tokenizer: Tokenizer,
+}
+
+impl Reader {
+    /// The tokens of a text. One that is too long is cut at its end as sentence-transformers cuts it: the tokens around it stay.
+    pub fn read(&self, text: &str) -> Result<Tokens, ModelError> {
+        let lower = self.config.lower_case.then(|| text.to_lowercase());
+        let text = lower.as_deref().unwrap_or(text);
+        let mut ids = self.tokenizer.encode_framed(text)?;
+        let left_out = ids.len().saturating_sub(self.config.tokens_max);
+        if left_out > 0 {
+            let own = self.tokenizer.encode(text)?;
+            let before = ids.windows(own.len().max(1)).position(|ids| ids == own).unwrap_or(0);
+            let end = before + own.len();
+            ids.drain(end.saturating_sub(left_out)..end);
+        }
+        Ok(Tokens { ids, left_out })
+    }
+}
+
 impl<'w> Encoder<'w> {
     /// All tensors are looked up, and their shapes compared with the config's; layers are copied.
     pub fn open(weights: &'w Weights) -> Result<Self, ModelError> {
@@ -106,19 +130,14 @@ impl<'w> Encoder<'w> {
         &self.config
     }
 
-    /// The tokens of a text. One that is too long is cut at its end as sentence-transformers cuts it: the tokens around it stay.
+    /// What cuts texts into tokens, for other threads than the one that computes.
+    pub fn reader(&self) -> Reader {
+        Reader { config: self.config.clone(), tokenizer: self.tokenizer.clone() }
+    }
+
+    /// See [`Reader::read`].
     pub fn read(&self, text: &str) -> Result<Tokens, ModelError> {
-        let lower = self.config.lower_case.then(|| text.to_lowercase());
-        let text = lower.as_deref().unwrap_or(text);
-        let mut ids = self.tokenizer.encode_framed(text)?;
-        let left_out = ids.len().saturating_sub(self.config.tokens_max);
-        if left_out > 0 {
-            let own = self.tokenizer.encode(text)?;
-            let before = ids.windows(own.len().max(1)).position(|ids| ids == own).unwrap_or(0);
-            let end = before + own.len();
-            ids.drain(end.saturating_sub(left_out)..end);
-        }
-        Ok(Tokens { ids, left_out })
+        self.reader().read(text)
     }
 
     /// The embedding of each text, [`EncoderConfig::hidden`] values. Computes over the threads of the current pool.

@@ -17,7 +17,7 @@ pub mod weights;
 pub use chat::{ChatTemplate, Message};
 pub use config::{DecoderConfig, Rope};
 pub use decoder::{Alone, Decoder, Interrupted, Memory, Precision, Share, Sum};
-pub use encoder::{Encoder, EncoderConfig, Pooling, Tokens};
+pub use encoder::{Encoder, EncoderConfig, Pooling, Reader, Tokens};
 pub use error::ModelError;
 pub use sample::{Sampling, likeliest};
 pub use tokenizer::{Decoding, TEXT_BYTES_MAX, Tokenizer};

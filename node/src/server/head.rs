@@ -14,9 +14,9 @@ use stoke_protocol::message::serve::{Refusal, StagePart};
 use stoke_protocol::spec::Serve;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::door::{Asked, Door, Said};
+use super::generating::{Asked, Said};
 use super::links::Frame;
-use super::model::Model;
+use super::model::{Model, Words};
 use super::stage::{ROWS_MAX, Worker};
 use super::{Event, Gone, Post};
 use crate::worker::{Told, text_of};
@@ -36,7 +36,6 @@ pub struct Head {
     stages: usize,
     /// The generation is to be told of when its first batch is there.
     unproven: Option<Generation>,
-    _door: Door,
 }
 
 /// Somebody who waits for an answer.
@@ -49,7 +48,7 @@ struct Open {
 }
 
 impl Head {
-    pub fn new(serve: &Serve, model: &Model, door: Door) -> Self {
+    pub fn new(serve: &Serve, model: &Model, words: &Words) -> Self {
         let limits = Limits {
             running_max: serve.running as usize,
             rows_max: ROWS_MAX as usize,
@@ -58,8 +57,8 @@ impl Head {
             batches_max: serve.stages as usize,
             context: model.context,
         };
-        let (requests, ends) = (engine::Head::new(model.pages, limits), door.ends().to_vec());
-        Self { requests, open: BTreeMap::new(), ends, stages: serve.stages as usize, unproven: None, _door: door }
+        let (requests, ends) = (engine::Head::new(model.pages, limits), words.tokenizer.end_of_sequence().to_vec());
+        Self { requests, open: BTreeMap::new(), ends, stages: serve.stages as usize, unproven: None }
     }
 
     /// Leads a generation to its end.
@@ -117,7 +116,7 @@ impl Head {
                 self.computed(post, header.batch, &tokens)?;
             }
             // The worker ends on those.
-            Event::Lost { .. } | Event::Left { .. } | Event::Superseded(_) => {}
+            Event::Lost { .. } | Event::Left { .. } | Event::Superseded(_) | Event::Given(_) => {}
         }
         Ok(())
     }

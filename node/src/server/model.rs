@@ -71,7 +71,7 @@ impl Model {
 }
 
 /// An absolute path, or a folder of this machine's models.
-fn folder(model: &str) -> Result<PathBuf, String> {
+pub fn folder(model: &str) -> Result<PathBuf, String> {
     if Path::new(model).is_absolute() {
         return Ok(model.into());
     }

@@ -183,7 +183,7 @@ impl Lines {
             Event::Superseded(generation) if generation == own.generation => return Err(Gone::Superseded),
             // Of a generation that is over.
             Event::Frame(_) | Event::Lost { .. } | Event::Left { .. } | Event::Superseded(_) => {}
-            Event::Asked(_) | Event::Dropped(_) => return Ok(Some(event)),
+            Event::Asked(_) | Event::Dropped(_) | Event::Given(_) => return Ok(Some(event)),
         }
         Ok(None)
     }

@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, RANKS_MAX, THREADS_MAX, is_name};
+use super::{Bytes, RANKS_MAX, THREADS_MAX, check_uri, is_name};
 use crate::label::is_plain;
+
+/// The model that gives back what it gets: what serving costs without a model.
+pub const IDENTITY: &str = "identity";
 
 /// As long as a path may be on Linux.
 const MODEL_BYTES_MAX: usize = 4096;
@@ -99,8 +102,16 @@ impl Serve {
         if model.is_empty() || model.len() > MODEL_BYTES_MAX || !is_plain(model) {
             return fail("model", "model: use a path or a name of up to 4096 bytes without control characters".into());
         }
-        let is_path = model.starts_with('/');
-        if !is_path && !is_name(model) || model.split('/').any(|part| part == "..") {
+        if self.task == Task::Infer {
+            if model != IDENTITY
+                && let Err(problem) = check_uri(model)
+            {
+                return fail(
+                    "model",
+                    format!("model = {model:?}: {problem}; or {IDENTITY:?}, which gives back what it gets"),
+                );
+            }
+        } else if !model.starts_with('/') && !is_name(model) || model.split('/').any(|part| part == "..") {
             return fail(
                 "model",
                 format!("model = {model:?}: write an absolute path, or the name of a folder of the nodes' models"),
@@ -118,6 +129,12 @@ impl Serve {
             return fail(
                 "stages",
                 format!("stages = {stages} with tensor = {tensor}: a gang has at most {RANKS_MAX} ranks"),
+            );
+        }
+        if self.task != Task::Generate && self.ranks() > 1 {
+            return fail(
+                "stages",
+                "stages and tensor cut decoders only: an encoder or a classifier has one rank".into(),
             );
         }
         within("threads", self.threads, THREADS_MAX)?;
