@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::harness::{run, run_with_input, text};
 
 /// A model that `jobs/models/fetch.py` has fetched, as check.sh does first.
-fn model(name: &str) -> String {
+pub fn model(name: &str) -> String {
     let models = std::env::var_os("STOKE_MODELS").map(PathBuf::from);
     let models = models.or_else(|| Some(std::env::home_dir()?.join(".cache/stoke/models"))).expect("a home folder");
     let folder = models.join(name);

@@ -1,0 +1,232 @@
+//! Models that are served: a real language model through the gateways of a cluster, cut over ranks in every way, and what becomes of answers while ranks
+//! and coordinators die.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::harness::{Cluster, poll, process_of, run, signal, spec, text};
+use crate::inference::model;
+use crate::recovery::rank_of;
+
+const NAME: &str = "smollm2-135m-instruct";
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
+
+/// A model that answers on a cluster.
+struct Served {
+    job: String,
+    /// `http://ADDRESS` of each node's gateway.
+    gateways: Vec<String>,
+    name: String,
+}
+
+impl Cluster {
+    fn serve(&self, name: &str, sets: &[&str]) -> Served {
+        let spec = spec("serve-smollm2");
+        let spec = spec.to_str().expect("UTF-8");
+        let (model, name_key) = (format!("serve.model={}", model(NAME)), format!("serve.name={name}"));
+        let small = ["serve.cache=64MiB", "serve.context=1024", "resources.memory=512MiB"];
+        let keys = [&[model.as_str(), &name_key], &small[..], sets].concat();
+        let sets: Vec<&str> = keys.into_iter().flat_map(|key| ["--set", key]).collect();
+        let served = self.json(&[&["serve", spec][..], &sets].concat());
+        let gateways = served["gateways"].as_array().expect("gateways").iter().map(text).collect();
+        Served { job: text(&served["job"]), gateways, name: name.to_owned() }
+    }
+}
+
+/// One chat, by its number: every second one is drawn.
+fn chat(model: &str, number: usize, tokens: usize) -> Value {
+    let topics = ["TLS", "port scans", "DNS", "HTTP headers", "SSH banners", "firewalls", "phishing", "BGP"];
+    let asked = format!("Tell me about {}.", topics[number % topics.len()]);
+    json!({
+        "model": model, "messages": [{"role": "user", "content": asked}], "max_tokens": tokens, "stream": true,
+        "temperature": if number % 2 == 0 { 0.0 } else { 0.8 }, "seed": number,
+    })
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().expect("an HTTP client")
+}
+
+/// The text of a stream and why it ended; `each` is told how many pieces of text have come.
+async fn stream(url: String, body: Value, each: impl Fn(usize)) -> (String, String) {
+    let sent = client().post(url).header("content-type", "application/json").body(body.to_string()).send();
+    let mut response = sent.await.expect("an answer");
+    let status = response.status();
+    let (mut left, mut said, mut ended, mut pieces) = (Vec::new(), String::new(), String::new(), 0);
+    while let Some(chunk) = response.chunk().await.expect("the stream goes on") {
+        left.extend_from_slice(&chunk);
+        while let Some(end) = left.windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = left.drain(..end + 2).collect();
+            let event = String::from_utf8(event).expect("UTF-8");
+            let Some(data) = event.trim().strip_prefix("data: ").filter(|data| *data != "[DONE]") else { continue };
+            let data: Value = serde_json::from_str(data).expect("JSON");
+            assert!(data.get("error").is_none(), "{data}");
+            let choice = &data["choices"][0];
+            if let Some(piece) = choice["delta"]["content"].as_str().filter(|piece| !piece.is_empty()) {
+                said.push_str(piece);
+                pieces += 1;
+                each(pieces);
+            }
+            if let Some(reason) = choice["finish_reason"].as_str() {
+                ended = reason.to_owned();
+            }
+        }
+    }
+    assert!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&left));
+    (said, ended)
+}
+
+impl Served {
+    fn url(&self, number: usize, path: &str) -> String {
+        format!("{}{path}", self.gateways[number % self.gateways.len()])
+    }
+
+    /// Chats side by side, over all gateways. `each`: of the first, as its pieces come.
+    fn chats(&self, count: usize, tokens: usize, each: impl Fn(usize) + Send + Sync + 'static) -> Vec<(String, String)> {
+        let each = Arc::new(each);
+        let ask = |number: usize| {
+            let (url, body, each) = (self.url(number, "/v1/chat/completions"), chat(&self.name, number, tokens), each.clone());
+            RUNTIME.spawn(async move {
+                let watch = |pieces| if number == 0 { each(pieces) };
+                stream(url, body, watch).await
+            })
+        };
+        let asked: Vec<_> = (0..count).map(ask).collect();
+        asked.into_iter().map(|chat| RUNTIME.block_on(chat).expect("a chat")).collect()
+    }
+
+    fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        RUNTIME.block_on(async {
+            let sent = client().post(self.url(0, path)).header("content-type", "application/json");
+            let response = sent.body(body.to_owned()).send().await.expect("an answer");
+            let (status, body) = (response.status().as_u16(), response.text().await.expect("a body"));
+            (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+        })
+    }
+}
+
+/// D1, D3: and they are those of `stoke infer`.
+#[test]
+fn every_cut_of_a_model_over_ranks_gives_the_same_answers() {
+    let cluster = Cluster::start(4);
+    let mut answers: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for (stages, tensor) in [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)] {
+        let name = format!("{stages}x{tensor}");
+        let sets = [format!("serve.stages={stages}"), format!("serve.tensor={tensor}")];
+        let served = cluster.serve(&name, &sets.each_ref().map(String::as_str));
+        answers.insert(name, served.chats(4, 24, |_| ()));
+        cluster.run(&["cancel", &served.job]).expect(0);
+        cluster.wait_for_state(&served.job, "cancelled");
+    }
+    let whole = answers["1x1"].clone();
+    for (cut, found) in &answers {
+        assert_eq!(*found, whole, "{cut}");
+    }
+    let asked = ["infer", "--model", &model(NAME), "--max-tokens", "24", "--json", "Tell me about TLS."];
+    assert_eq!(text(&run(asked).expect(0).json()["text"]), whole[0].0);
+}
+
+/// I27, F41: whichever stage dies, and whenever.
+#[test]
+fn answers_go_on_with_the_same_tokens_when_stages_die() {
+    let cluster = Cluster::start(2);
+    let served = cluster.serve("chat", &[]);
+    let (chats, tokens) = (8, 40);
+    let calm = served.chats(chats, tokens, |_| ());
+    let pieces = {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counts = count.clone();
+        served.chats(1, tokens, move |pieces| counts.store(pieces, Ordering::Relaxed));
+        count.load(Ordering::Relaxed)
+    };
+    // Of the head and of the other stage; one directly after the other.
+    let nodes = ["node-1", "node-2"];
+    for (round, at) in [1, 2, pieces / 2, pieces - 1].into_iter().enumerate() {
+        let dir = cluster.dir().to_owned();
+        let kills = [(at, nodes[round % 2]), ((at + 1).min(pieces), nodes[(round + 1) % 2])];
+        let found = served.chats(chats, tokens, move |pieces| {
+            for (_, node) in kills.iter().filter(|(at, _)| *at == pieces) {
+                signal(rank_of(&dir, node), Signal::KILL);
+            }
+        });
+        assert_eq!(found, calm, "killed at piece {at} of {pieces}");
+    }
+    cluster.run(&["explain", &served.job]).expect(0).says(&["was killed by signal 9; the others go on", "goes on at"]);
+}
+
+#[test]
+fn answers_go_on_while_the_coordinator_is_away() {
+    let cluster = Cluster::start(2);
+    let served = cluster.serve("chat", &[]);
+    let calm = served.chats(4, 24, |_| ());
+    let coordinator = process_of(cluster.dir(), "coordinator");
+    signal(coordinator, Signal::STOP);
+    assert_eq!(served.chats(4, 24, |_| ()), calm, "new requests, while nobody coordinates");
+    signal(coordinator, Signal::KILL);
+    assert_eq!(served.chats(4, 24, |_| ()), calm);
+    poll("the coordinator is back", || (cluster.run(&["jobs"]).code() == 0).then_some(()));
+    assert_eq!(text(&cluster.job(&served.job)["state"]), "running");
+    assert_eq!(served.chats(4, 24, |_| ()), calm);
+}
+
+/// A gang moves while it answers.
+#[test]
+fn a_drained_node_gives_its_stage_to_another_one_and_no_answer_is_lost() {
+    let cluster = Cluster::start(3);
+    let served = cluster.serve("chat", &[]);
+    let calm = served.chats(4, 60, |_| ());
+    let job = cluster.job(&served.job);
+    let node = text(&job["placement"][1]["node"]);
+    let drained = Arc::new(std::sync::Mutex::new(None));
+    let (given, command) = (drained.clone(), cluster.command(&["drain", &node]));
+    let command = std::sync::Mutex::new(Some(command));
+    let found = served.chats(4, 60, move |pieces| {
+        if pieces == 5
+            && let Some(command) = command.lock().expect("a command").take()
+        {
+            *given.lock().expect("a process") = Some(crate::harness::Background::start(command));
+        }
+    });
+    assert_eq!(found, calm);
+    drained.lock().expect("a process").take().expect("a drain").wait().expect(0);
+    assert_eq!(served.chats(4, 60, |_| ()), calm);
+}
+
+#[test]
+fn what_cannot_be_served_is_said_with_its_mend() {
+    let cluster = Cluster::start(1);
+    let spec = spec("serve-smollm2");
+    let spec = spec.to_str().expect("UTF-8");
+    let refused = |sets: &[&str], words: &[&str]| {
+        let sets: Vec<&str> = sets.iter().flat_map(|key| ["--set", key]).collect();
+        let ended = cluster.run(&[&["serve", spec][..], &sets].concat());
+        assert!(ended.code() != 0, "{ended:?}");
+        ended.says(words);
+    };
+    refused(&["serve.model=nowhere"], &["nowhere", "fetch it there"]);
+    refused(&["serve.model=/nowhere/at/all"], &["/nowhere/at/all"]);
+    let good = format!("serve.model={}", model(NAME));
+    refused(&[&good, "serve.stages=31", "resources.memory=16MiB"], &["use at most 30"]);
+    refused(&[&good, "serve.context=9000"], &["trained for 8192 tokens"]);
+    refused(&[&good, "serve.cache=1MiB"], &["has room for", "a request may have 2048"]);
+    refused(&[&good, "serve.stages=1", "serve.tensor=4", "resources.memory=16MiB"], &["use up to 3 parts"]);
+    refused(&["serve.stages=0"], &["stages = 0: use 1 to 256"]);
+    refused(&["serve.task=embed"], &["an encoder or a classifier has one rank"]);
+    refused(&["train.steps=5"], &["both [train] and [serve]"]);
+    cluster.run(&["serve", crate::harness::spec("domains").to_str().expect("UTF-8")]).expect(2).says(&["no section [serve]"]);
+    let served = cluster.serve("chat", &["serve.stages=1"]);
+    cluster.run(&["scale", &served.job, "--ranks", "2"]).expect(2).says(&["its split"]);
+    let (status, answer) = served.post("/v1/chat/completions", r#"{"model": "other", "messages": []}"#);
+    assert_eq!(status, 404, "{answer}");
+    let long = "word ".repeat(2_000);
+    let body = json!({"model": "chat", "messages": [{"role": "user", "content": long}]}).to_string();
+    let (status, answer) = served.post("/v1/chat/completions", &body);
+    assert!(status == 400 && answer.to_string().contains("1024"), "{status} {answer}");
+}
