@@ -1,5 +1,6 @@
 //! Language models through the public interface, with files that the tests build and with real ones.
 
+mod answer;
 mod chat;
 mod common;
 mod decoder;
@@ -10,4 +11,5 @@ mod metadata;
 mod models;
 mod read;
 mod safetensors;
+mod stages;
 mod tokenizer;
