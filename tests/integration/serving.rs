@@ -89,12 +89,22 @@ impl Served {
     }
 
     /// Chats side by side, over all gateways. `each`: of the first, as its pieces come.
-    fn chats(&self, count: usize, tokens: usize, each: impl Fn(usize) + Send + Sync + 'static) -> Vec<(String, String)> {
+    fn chats(
+        &self,
+        count: usize,
+        tokens: usize,
+        each: impl Fn(usize) + Send + Sync + 'static,
+    ) -> Vec<(String, String)> {
         let each = Arc::new(each);
         let ask = |number: usize| {
-            let (url, body, each) = (self.url(number, "/v1/chat/completions"), chat(&self.name, number, tokens), each.clone());
+            let (url, body, each) =
+                (self.url(number, "/v1/chat/completions"), chat(&self.name, number, tokens), each.clone());
             RUNTIME.spawn(async move {
-                let watch = |pieces| if number == 0 { each(pieces) };
+                let watch = |pieces| {
+                    if number == 0 {
+                        each(pieces)
+                    }
+                };
                 stream(url, body, watch).await
             })
         };
@@ -220,7 +230,10 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     refused(&["serve.stages=0"], &["stages = 0: use 1 to 256"]);
     refused(&["serve.task=embed"], &["an encoder or a classifier has one rank"]);
     refused(&["train.steps=5"], &["both [train] and [serve]"]);
-    cluster.run(&["serve", crate::harness::spec("domains").to_str().expect("UTF-8")]).expect(2).says(&["no section [serve]"]);
+    cluster
+        .run(&["serve", crate::harness::spec("domains").to_str().expect("UTF-8")])
+        .expect(2)
+        .says(&["no section [serve]"]);
     let served = cluster.serve("chat", &["serve.stages=1"]);
     cluster.run(&["scale", &served.job, "--ranks", "2"]).expect(2).says(&["its split"]);
     let (status, answer) = served.post("/v1/chat/completions", r#"{"model": "other", "messages": []}"#);

@@ -54,9 +54,10 @@ pub fn layers(config: &DecoderConfig, stages: u32) -> Result<Vec<Range<usize>>, 
         1 => count,
         _ => (1..=count + 1 - stages).min_by_key(|last| largest(*last)).expect("each stage has a layer"),
     };
-    let (left, each) = (count - last, stages - 1);
-    let start = |stage: usize| if stage <= each && each > 0 { left * stage / each } else { count };
-    Ok((0..stages).map(|stage| start(stage)..if stage + 1 == stages { count } else { start(stage + 1) }).collect())
+    let (left, others) = (count - last, stages - 1);
+    let start = |stage: usize| if stage == others { left } else { left * stage / others };
+    let end = |stage: usize| if stage == others { count } else { start(stage + 1) };
+    Ok((0..stages).map(|stage| start(stage)..end(stage)).collect())
 }
 
 /// Pages of the cache, the same number on every rank: as many as fit into `cache` where they are largest, and not more than all requests that run
@@ -81,6 +82,8 @@ pub fn pages(config: &DecoderConfig, serve: &Serve, context: usize) -> Result<u3
 
 #[cfg(test)]
 mod tests {
+    use stoke_protocol::spec::JobSpec;
+
     use super::*;
 
     fn config() -> DecoderConfig {
@@ -117,7 +120,8 @@ mod tests {
     #[test]
     fn every_rank_meets_those_that_it_speaks_with_and_both_sides_agree() {
         let serve = |stages, tensor| -> Serve {
-            toml::from_str(&format!("model = \"m\"\nstages = {stages}\ntensor = {tensor}")).unwrap()
+            let text = format!("name = \"m\"\n[serve]\nmodel = \"m\"\nstages = {stages}\ntensor = {tensor}");
+            JobSpec::parse(&text).unwrap().serve.unwrap()
         };
         for (stages, tensor) in [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 3)] {
             let serve = serve(stages, tensor);
