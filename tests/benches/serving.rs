@@ -50,9 +50,9 @@ fn main() {
 
 /// A job that serves, and the address of a gateway.
 fn serve(cluster: &LocalCluster<'_>, spec: &Path, sets: &[&str]) -> (String, String) {
-    let mut asked = vec!["serve", spec.to_str().expect("UTF-8"), "--json"];
+    let mut asked = vec!["serve", spec.to_str().expect("UTF-8")];
     sets.iter().for_each(|set| asked.extend(["--set", set]));
-    let served: Value = serde_json::from_str(&cluster.ask(&asked)).expect("JSON");
+    let served = cluster.ask(&asked);
     let gateway = served["gateways"][0].as_str().expect("a gateway").trim_start_matches("http://").to_owned();
     (served["job"].as_str().expect("a job").to_owned(), gateway)
 }

@@ -275,6 +275,7 @@ mod tests {
             job: JobId(1),
             name: "x".into(),
             trainer: "digits".into(),
+            serves: None,
             owner: "admin".into(),
             state: JobState::Running,
             reason: String::new(),

@@ -1,6 +1,6 @@
 //! `stoke jobs`: all jobs, newest first.
 
-use stoke_protocol::message::client::{JobView, Reply, Request};
+use stoke_protocol::message::client::{JobState, JobView, Reply, Request};
 
 use super::connect;
 use crate::Global;
@@ -58,5 +58,9 @@ fn row(job: &JobView) -> [String; 9] {
 fn reason(job: &JobView) -> String {
     let slow: Vec<String> =
         job.slow.iter().map(|(rank, times)| format!("{rank} is {times:.1} times as slow as the others")).collect();
-    if job.reason.is_empty() { slow.join(", ") } else { job.reason.clone() }
+    match &job.serves {
+        _ if !job.reason.is_empty() => job.reason.clone(),
+        Some(model) if job.state == JobState::Running => format!("serves {model}"),
+        Some(_) | None => slow.join(", "),
+    }
 }

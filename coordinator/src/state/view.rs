@@ -57,6 +57,7 @@ impl Control {
             job: job.id,
             name: job.name.clone(),
             trainer: job.trainer.clone(),
+            serves: job.serves.as_ref().map(|serves| serves.model.clone()),
             owner: job.owner.clone(),
             state: job.state,
             reason,

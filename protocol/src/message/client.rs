@@ -214,7 +214,10 @@ pub enum NodeState {
 pub struct JobView {
     pub job: JobId,
     pub name: String,
+    /// Empty for a job that serves.
     pub trainer: String,
+    /// The model that it serves, as clients name it.
+    pub serves: Option<String>,
     pub owner: String,
     pub state: JobState,
     /// Why it waits, is about to stop, or ended; empty while it runs well.
