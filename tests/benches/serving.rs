@@ -77,7 +77,9 @@ fn cuts(runtime: &Runtime, stoke: &Path, spec: &Path) {
         let name = format!("m{stages}x{tensor}");
         let keys = [("stages", stages.to_string()), ("tensor", tensor.to_string()), ("name", name.clone())];
         let sets: Vec<String> = keys.iter().map(|(key, value)| format!("serve.{key}={value}")).collect();
-        let sets = [sets.iter().map(String::as_str).collect::<Vec<_>>(), vec!["serve.cache=64MiB", "serve.context=1024"]].concat();
+        let sets =
+            [sets.iter().map(String::as_str).collect::<Vec<_>>(), vec!["serve.cache=64MiB", "serve.context=1024"]]
+                .concat();
         let (job, address) = serve(&cluster, spec, &[sets, vec!["resources.memory=512MiB"]].concat());
         let rate = |streams: usize| {
             let begun = Instant::now();
@@ -87,7 +89,11 @@ fn cuts(runtime: &Runtime, stoke: &Path, spec: &Path) {
         };
         rate(1);
         let ((one, alone), (eight, _)) = (rate(1), rate(8));
-        println!("{:<16} {one:>8.0} tok/s {eight:>6.0} tok/s {:>11.0} ms", format!("{stages} x {tensor}"), alone[0].first_ms);
+        println!(
+            "{:<16} {one:>8.0} tok/s {eight:>6.0} tok/s {:>11.0} ms",
+            format!("{stages} x {tensor}"),
+            alone[0].first_ms
+        );
         cluster.ask(&["cancel", &job]);
     }
 }
@@ -128,7 +134,11 @@ fn kills(runtime: &Runtime, stoke: &Path, spec: &Path) {
     println!("  {same} of {streams} answers token-exact");
     let calm: Vec<f64> = calm.iter().map(|made| made.pause_ms).collect();
     for (what, mut values) in [("longest pause of a stream, calm", calm), ("the same, with kills", pauses)] {
-        println!("  {what:<34} median {:>6.0} ms  p99 {:>6.0} ms", quantile(&mut values, 0.5), quantile(&mut values, 0.99));
+        println!(
+            "  {what:<34} median {:>6.0} ms  p99 {:>6.0} ms",
+            quantile(&mut values, 0.5),
+            quantile(&mut values, 0.99)
+        );
     }
 }
 

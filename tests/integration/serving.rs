@@ -2,15 +2,17 @@
 //! and coordinators die.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::harness::{Cluster, poll, process_of, run, signal, spec, text};
+use crate::harness::{Cluster, poll, process_of, run, run_with_input, signal, spec, text};
 use crate::inference::model;
 use crate::recovery::rank_of;
 
@@ -32,6 +34,7 @@ impl Cluster {
         let spec = spec.to_str().expect("UTF-8");
         let (model, name_key) = (format!("serve.model={}", model(NAME)), format!("serve.name={name}"));
         let small = ["serve.cache=64MiB", "serve.context=1024", "resources.memory=512MiB"];
+        // The last of a key counts.
         let keys = [&[model.as_str(), &name_key], &small[..], sets].concat();
         let sets: Vec<&str> = keys.into_iter().flat_map(|key| ["--set", key]).collect();
         let served = self.json(&[&["serve", spec][..], &sets].concat());
@@ -242,4 +245,101 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     let body = json!({"model": "chat", "messages": [{"role": "user", "content": long}]}).to_string();
     let (status, answer) = served.post("/v1/chat/completions", &body);
     assert!(status == 400 && answer.to_string().contains("1024"), "{status} {answer}");
+}
+
+/// Packages of PyPI, below the user's cache.
+const CLIENTS: [&str; 2] = ["openai==3.57.0", "tritonclient[http,grpc]==2.73.0"];
+
+/// A Python that has the clients. None, and said why, where the packages cannot be had.
+fn python() -> Option<PathBuf> {
+    let folder = std::env::home_dir()?.join(".cache/stoke-tests").join("clients-openai-3.57.0-tritonclient-2.73.0");
+    let python = folder.join("bin/python");
+    let have = || Command::new(&python).args(["-c", "import openai, tritonclient.grpc, tritonclient.http"]).output();
+    if have().is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder).output();
+    let installed =
+        made.and_then(|_| Command::new(&python).args(["-m", "pip", "install", "-q"]).args(CLIENTS).output());
+    match installed {
+        Ok(output) if output.status.success() => Some(python),
+        Ok(output) => {
+            // Past the capture of the test runner: nobody should take this for a test that was done.
+            let why = String::from_utf8_lossy(&output.stderr).into_owned();
+            writeln!(std::io::stderr(), "not tested with OpenAI's and Triton's clients: {why}").expect("stderr");
+            None
+        }
+        Err(error) => {
+            writeln!(std::io::stderr(), "not tested with OpenAI's and Triton's clients: {error}").expect("stderr");
+            None
+        }
+    }
+}
+
+#[test]
+fn clients_that_nobody_here_wrote_work_unchanged() {
+    let Some(python) = python() else { return };
+    let cluster = Cluster::start(2);
+    let served = cluster.serve("chat", &[]);
+    let encoder = format!("serve.model={}", model("all-minilm-l6-v2"));
+    cluster.serve("minilm", &["serve.task=embed", &encoder, "serve.stages=1"]);
+    let gateway = served.gateways[0].trim_start_matches("http://");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/clients.py");
+    let output = Command::new(python).arg(script).args([gateway, "chat", "minilm"]).output().expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let openai = &told["openai"];
+    let asked = ["infer", "--model", &model(NAME), "--max-tokens", "24", "--json", "Tell me about TLS."];
+    let alone = run(asked).expect(0).json();
+    assert_eq!((&openai["chat"], &openai["streamed"]), (&alone["text"], &alone["text"]));
+    assert_eq!((&openai["completion_tokens"], &openai["streamed_tokens"]), (&24.into(), &24.into()));
+    assert_eq!(openai["finish_reason"], "length");
+    let sentence = text(&alone["text"]).split('.').next().expect("a sentence").to_owned();
+    assert_eq!(text(&openai["stopped"]), sentence);
+    assert_eq!(openai["models"], json!(["chat", "minilm"]));
+    assert!(openai["drawn"][0] == openai["drawn"][1] && openai["drawn"][0] != openai["drawn"][2], "{openai}");
+    assert_eq!((&openai["unknown_model"][0], &openai["unknown_model"][1]), (&"NotFoundError".into(), &404.into()));
+    assert_eq!(
+        (&openai["negative_temperature"][0], &openai["wrong_task"][0]),
+        (&"BadRequestError".into(), &"BadRequestError".into())
+    );
+    let embed =
+        ["embed", "--model", &model("all-minilm-l6-v2"), "--json", "nginx/1.24.0 (Ubuntu)", "SSH-2.0-OpenSSH_9.6"];
+    let embedded = run(embed).expect(0).stdout;
+    let vectors: Vec<Value> = embedded.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    for (row, vector) in vectors.iter().enumerate() {
+        let ours = numbers(&vector["embedding"]);
+        for found in [&openai["embeddings"], &told["http"]["embeddings"], &told["grpc"]["embeddings"]] {
+            let differ = numbers(&found[row]).iter().zip(&ours).any(|(found, ours)| (found - ours).abs() > 1e-6);
+            assert!(!differ && numbers(&found[row]).len() == ours.len(), "row {row}: {found}");
+        }
+    }
+    let raw = ["infer", "--model", &model(NAME), "--raw", "--max-tokens", "8", "--json", "220 smtp.example.org ESMTP"];
+    let raw = run(raw).expect(0).json();
+    assert_eq!((&told["http"]["text"], &told["grpc"]["text"]), (&raw["text"], &raw["text"]));
+    assert_eq!((&told["http"]["inputs"], &told["grpc"]["inputs"]), (&json!(["text"]), &json!(["text"])));
+}
+
+fn numbers(values: &Value) -> Vec<f64> {
+    values.as_array().expect("a vector").iter().map(|value| value.as_f64().expect("a number")).collect()
+}
+
+/// What this project has trained answers too, as `stoke predict` does.
+#[test]
+fn a_trained_classifier_is_served_from_its_checkpoint() {
+    let cluster = Cluster::start(1);
+    let job = cluster.submit(20, &["--ranks", "1"]);
+    cluster.wait_for_state(&job, "succeeded");
+    let uri = text(&cluster.json(&["checkpoint", "list", &job])["checkpoints"][0]["uri"]);
+    let checkpoint = format!("serve.model={uri}");
+    let served = cluster.serve("domains", &["serve.task=infer", "serve.stages=1", &checkpoint]);
+    let lines = ["paypal-secure-login.xyz", "wikipedia.org"];
+    let body = json!({"inputs": [{"name": "line", "datatype": "BYTES", "shape": [2], "data": lines}]}).to_string();
+    let (status, answer) = served.post("/v2/models/domains/infer", &body);
+    assert_eq!(status, 200, "{answer}");
+    let predict = ["predict", "--checkpoint", &uri, "--json"];
+    let predicted = run_with_input(predict, &lines.join("\n")).expect(0).stdout;
+    let labels: Vec<Value> =
+        predicted.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["label"].clone()).collect();
+    assert_eq!(answer["outputs"][0]["data"], Value::Array(labels), "{answer}");
 }
