@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stoke_node::gateway::untrusted;
 use stoke_protocol::codec::{self, FrameCap};
 use stoke_protocol::identity::{Authority, Identity, JoinToken, KeyRequest, Subject};
 use stoke_protocol::ids::{
@@ -90,11 +91,40 @@ pub fn targets() -> Vec<Target> {
         Target { name: "signing_request", decode: signing_request, corpus: vec![signed_request()], factor: 64 },
         Target { name: "certificate", decode: certificate, corpus: vec![AUTHORITY.certificate().to_vec()], factor: 64 },
         Target { name: "job_spec", decode: job_spec, corpus: vec![SPEC.as_bytes().to_vec()], factor: 64 },
+        Target { name: "chat", decode: untrusted::chat, corpus: bodies(&CHATS), factor: 64 },
+        Target { name: "completion", decode: untrusted::completion, corpus: bodies(&COMPLETIONS), factor: 256 },
+        Target { name: "embedding", decode: untrusted::embedding, corpus: bodies(&EMBEDDINGS), factor: 64 },
+        Target { name: "tensors", decode: untrusted::tensors, corpus: bodies(&TENSORS), factor: 256 },
+        Target { name: "call", decode: untrusted::call, corpus: vec![CALL.to_vec()], factor: 256 },
     ]
 }
 
 const SPEC: &str = "name = \"d\"\ntrainer = \"domains\"\n[train]\nepochs = 2\nbatch = 256\nclip_norm = 1.0\n[resources]\nmemory = \"512MiB\"\n\
 [resources.labels]\nrack = \"a\"\n[checkpoint]\nevery = 10\nto = \"file:///tmp/x\"\n[model]\nwidths = [2, 3]\n";
+
+const CHATS: [&str; 2] = [
+    r#"{"model":"m","messages":[{"role":"system","content":"a"},{"role":"user","content":[{"type":"text","text":"b"}]}],"stream":true,"stream_options":{"include_usage":true},"stop":["x","y"],"seed":-3,"n":2}"#,
+    r#"{"model":"m","messages":[{"role":"user","content":"a"}],"max_completion_tokens":7,"temperature":0.5,"top_p":0.9,"tools":[],"response_format":{"type":"text"},"logit_bias":{}}"#,
+];
+const COMPLETIONS: [&str; 3] = [
+    r#"{"model":"m","prompt":["a","b"],"max_tokens":3,"top_k":-1,"min_p":0.1,"repetition_penalty":1.1}"#,
+    r#"{"model":"m","prompt":[1,2,3],"stop":"x"}"#,
+    r#"{"model":"m","prompt":[[1,2],[3]],"echo":false,"best_of":1}"#,
+];
+const EMBEDDINGS: [&str; 2] =
+    [r#"{"model":"m","input":["a","b"],"encoding_format":"base64"}"#, r#"{"model":"m","input":"a","dimensions":null}"#];
+/// Two bytes say how long the JSON is: 0, or (the last) 107.
+const TENSORS: [&str; 3] = [
+    "\0\0{\"id\":\"1\",\"inputs\":[{\"name\":\"text\",\"shape\":[1],\"datatype\":\"BYTES\",\"data\":[\"a\"]}],\"parameters\":{\"max_tokens\":3,\"stop\":\"x\",\"binary_data_output\":true}}",
+    "\0\0{\"inputs\":[{\"name\":\"x\",\"shape\":[2,1],\"datatype\":\"FP32\",\"data\":[[1.5],[2]]}],\"outputs\":[{\"name\":\"y\",\"parameters\":{\"binary_data\":false}}]}",
+    "\x6b\0{\"inputs\":[{\"name\":\"x\",\"shape\":[1],\"datatype\":\"FP32\",\"parameters\":{\"binary_data_size\":4}}]}                abcd",
+];
+/// A `ModelInfer` of model "t" with the tensor "x" of two FP32 values.
+const CALL: &[u8] = b"\0\0\0\0\x1c\x0a\x01t\x2a\x0d\x0a\x01x\x12\x04FP32\x1a\x02\x01\x02\x3a\x08\0\0\xc0\x3f\0\0\0\xc0";
+
+fn bodies(bodies: &[&str]) -> Vec<Vec<u8>> {
+    bodies.iter().map(|body| body.as_bytes().to_vec()).collect()
+}
 
 const TOKEN: &str =
     "stoke1.0303030303030303030303030303030303030303030303030303030303030303.4.07070707070707070707070707070707";

@@ -7,6 +7,7 @@ mod body;
 mod door;
 mod error;
 mod heads;
+mod inference;
 mod openai;
 mod place;
 mod ready;
@@ -15,6 +16,7 @@ mod routes;
 mod service;
 #[cfg(test)]
 mod tests;
+pub mod untrusted;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

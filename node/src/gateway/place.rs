@@ -1,6 +1,9 @@
 //! What stands at which path. Pure.
 
 use super::error::{Kind, Problem};
+use super::inference::Method;
+
+const GRPC_SERVICE: &str = "inference.GRPCInferenceService";
 
 /// Something that can be asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,12 +14,32 @@ pub(super) enum Place<'a> {
     Chat,
     Completions,
     Embeddings,
+    /// The Open Inference Protocol by REST, from here on.
+    Server,
+    ServerLive,
+    ServerReady,
+    Metadata {
+        model: &'a str,
+        version: &'a str,
+    },
+    Ready {
+        model: &'a str,
+        version: &'a str,
+    },
+    Infer {
+        model: &'a str,
+        version: &'a str,
+    },
+    /// And by gRPC.
+    Grpc(Method),
 }
 
 /// How problems are told at a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Shape {
     OpenAi,
+    Inference,
+    Grpc,
 }
 
 impl<'a> Place<'a> {
@@ -30,6 +53,19 @@ impl<'a> Place<'a> {
             ["v1", "chat", "completions"] => Ok(Self::Chat),
             ["v1", "completions"] => Ok(Self::Completions),
             ["v1", "embeddings"] => Ok(Self::Embeddings),
+            ["v2"] => Ok(Self::Server),
+            ["v2", "health", "live"] => Ok(Self::ServerLive),
+            ["v2", "health", "ready"] => Ok(Self::ServerReady),
+            ["v2", "models", model] => Ok(Self::Metadata { model, version: "" }),
+            ["v2", "models", model, "ready"] => Ok(Self::Ready { model, version: "" }),
+            ["v2", "models", model, "infer"] => Ok(Self::Infer { model, version: "" }),
+            ["v2", "models", model, "versions", version] => Ok(Self::Metadata { model, version }),
+            ["v2", "models", model, "versions", version, "ready"] => Ok(Self::Ready { model, version }),
+            ["v2", "models", model, "versions", version, "infer"] => Ok(Self::Infer { model, version }),
+            [GRPC_SERVICE, method] => match Method::named(method) {
+                Some(method) => Ok(Self::Grpc(method)),
+                None => Err(Problem::new(Kind::NoPlace, "the service has no such method")),
+            },
             _ => {
                 let shown: String = path.chars().take(100).collect();
                 Err(Problem::new(Kind::NoPlace, format!("there is nothing at {shown:?}: see docs/serving.md")))
@@ -41,21 +77,28 @@ impl<'a> Place<'a> {
     pub(super) fn method(self) -> &'static str {
         match self {
             Self::Live | Self::Models | Self::Model(_) => "GET",
-            Self::Chat | Self::Completions | Self::Embeddings => "POST",
+            Self::Server | Self::ServerLive | Self::ServerReady | Self::Metadata { .. } | Self::Ready { .. } => "GET",
+            Self::Chat | Self::Completions | Self::Embeddings | Self::Infer { .. } | Self::Grpc(_) => "POST",
         }
     }
 
     /// Whether it is answered without a token: those who watch a service have none.
     pub(super) fn is_open(self) -> bool {
         match self {
-            Self::Live => true,
+            Self::Live | Self::ServerLive | Self::ServerReady => true,
+            Self::Grpc(Method::ServerLive | Method::ServerReady) => true,
             Self::Models | Self::Model(_) | Self::Chat | Self::Completions | Self::Embeddings => false,
+            Self::Server | Self::Metadata { .. } | Self::Ready { .. } | Self::Infer { .. } | Self::Grpc(_) => false,
         }
     }
 }
 
 impl Shape {
-    pub(super) fn of(_path: &str) -> Self {
-        Self::OpenAi
+    pub(super) fn of(path: &str) -> Self {
+        match path.split('/').find(|segment| !segment.is_empty()) {
+            Some("v2") => Self::Inference,
+            Some(GRPC_SERVICE) => Self::Grpc,
+            Some(_) | None => Self::OpenAi,
+        }
     }
 }

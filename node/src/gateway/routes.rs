@@ -192,7 +192,7 @@ mod tests {
 
     fn table(index: u64, routes: Vec<Route>) -> Table {
         let mut table = Table::default();
-        assert!(table.renew(Routes { index: LogIndex(index), routes }));
+        assert!(table.renew(Routes { index: LogIndex(index), routes: routes.into() }));
         table
     }
 
@@ -206,10 +206,10 @@ mod tests {
     #[test]
     fn older_routes_change_nothing() {
         let mut table = table(7, vec![route("m", 1, Some(head(1, 1)))]);
-        assert!(!table.renew(Routes { index: LogIndex(7), routes: Vec::new() }));
-        assert!(!table.renew(Routes { index: LogIndex(6), routes: Vec::new() }));
+        assert!(!table.renew(Routes { index: LogIndex(7), routes: Vec::new().into() }));
+        assert!(!table.renew(Routes { index: LogIndex(6), routes: Vec::new().into() }));
         assert_eq!(picked(&table, Instant::now()), 1);
-        assert!(table.renew(Routes { index: LogIndex(8), routes: Vec::new() }));
+        assert!(table.renew(Routes { index: LogIndex(8), routes: Vec::new().into() }));
         assert_eq!(table.pick("m", &[Task::Generate], Instant::now()), Pick::Unknown { known: Vec::new() });
     }
 
@@ -262,11 +262,11 @@ mod tests {
         assert_eq!(table.standing(JobId(1), head(1, 1).id), Standing::Current);
         // The same process in a newer generation.
         let newer = Head { generation: Generation(2), ..head(1, 1) };
-        table.renew(Routes { index: LogIndex(2), routes: vec![route("m", 1, Some(newer))] });
+        table.renew(Routes { index: LogIndex(2), routes: vec![route("m", 1, Some(newer))].into() });
         assert_eq!(table.standing(JobId(1), head(1, 1).id), Standing::Current);
-        table.renew(Routes { index: LogIndex(3), routes: vec![route("m", 1, None)] });
+        table.renew(Routes { index: LogIndex(3), routes: vec![route("m", 1, None)].into() });
         assert_eq!(table.standing(JobId(1), head(1, 1).id), Standing::Current);
-        table.renew(Routes { index: LogIndex(4), routes: vec![route("m", 1, Some(head(1, 3)))] });
+        table.renew(Routes { index: LogIndex(4), routes: vec![route("m", 1, Some(head(1, 3)))].into() });
         assert_eq!(table.standing(JobId(1), head(1, 1).id), Standing::Replaced);
     }
 }

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -19,6 +19,7 @@ use super::asking::Desk;
 use super::auth::{self, Token};
 use super::body::Bodies;
 use super::error::{Kind, Problem};
+use super::inference;
 use super::openai::{self, Form};
 use super::place::{Place, Shape};
 use super::ready::Readiness;
@@ -119,6 +120,21 @@ impl Service {
                 let body = self.json_body(headers, body).await?;
                 openai::embeddings(&self.desk, openai::embedding_texts(&body)?, deadline(headers)?).await
             }
+            Place::Server => Ok(inference::server()),
+            Place::ServerLive => Ok(inference::live()),
+            Place::ServerReady => Ok(inference::ready(&self.ready).await),
+            Place::Metadata { model, version } => inference::metadata(&self.desk, model, version).await,
+            Place::Ready { model, version } => inference::model_ready(&self.desk, &self.ready, model, version).await,
+            Place::Infer { model, version } => {
+                // Triton's clients name no type of their bodies, or one of bytes.
+                let body = self.plain_body(headers, body).await?;
+                let request = inference::read_request(model, version, &body, inference::json_bytes(headers)?)?;
+                inference::infer(&self.desk, request, deadline(headers)?).await
+            }
+            Place::Grpc(method) => {
+                let body = self.grpc_body(parts, body).await?;
+                inference::call(&self.desk, &self.ready, method, headers, &body).await
+            }
         }
     }
 
@@ -134,8 +150,16 @@ impl Service {
         self.plain_body(headers, body).await
     }
 
+    async fn grpc_body(&self, parts: &Parts, body: Incoming) -> Result<Bytes, Problem> {
+        let media = parts.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if parts.version != Version::HTTP_2 || !media.starts_with(b"application/grpc") {
+            return Err(Problem::new(Kind::MediaType, "a call is HTTP/2 with \"Content-Type: application/grpc\""));
+        }
+        self.plain_body(&parts.headers, body).await
+    }
+
     /// A body that is not compressed.
-    pub(super) async fn plain_body(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
+    async fn plain_body(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
         let encoding = headers.get(CONTENT_ENCODING).filter(|encoding| encoding.as_bytes() != b"identity");
         if encoding.is_some() {
             return Err(Problem::new(Kind::MediaType, "compressed bodies are not supported: send it as it is"));
@@ -145,7 +169,7 @@ impl Service {
 }
 
 /// When the client wants to have its answer; never, if it says nothing: then it ends the request itself.
-pub(super) fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Problem> {
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Problem> {
     let Some(value) = headers.get(TIMEOUT) else { return Ok(None) };
     let ms = value.to_str().ok().and_then(|value| value.parse().ok()).filter(|ms| (1..=TIMEOUT_MS_MAX).contains(ms));
     let ms = ms
@@ -165,6 +189,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 fn refused(shape: Shape, problem: &Problem) -> Response<Body> {
     let mut response = match shape {
         Shape::OpenAi => openai::failure(problem),
+        Shape::Inference => inference::failure(problem),
+        Shape::Grpc => inference::grpc_failure(problem),
     };
     let headers = response.headers_mut();
     match problem.kind {
@@ -198,7 +224,7 @@ fn text(status: StatusCode, text: &'static str) -> Response<Body> {
     typed(status, "text/plain; charset=utf-8", whole(text))
 }
 
-fn typed(status: StatusCode, media: &'static str, body: Body) -> Response<Body> {
+pub(super) fn typed(status: StatusCode, media: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));

@@ -12,7 +12,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 pub(super) use embeddings::embeddings;
-pub(super) use fields::{chat_question, completion_question, embedding_texts};
+pub(super) use fields::{chat_question, completion_question, embedding_texts, parse};
 pub(super) use generate::{Form, generate};
 pub(super) use models::{model, models};
 
