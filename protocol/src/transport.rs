@@ -5,7 +5,7 @@
 //! Three protocols (ALPN), so that one port can serve members and strangers:
 //! - `stoke/join/1`: no client certificate; one [`crate::message::join::JoinRequest`], one reply, within [`HANDSHAKE_MAX`].
 //! - `stoke/cluster/1`: nodes and users towards the coordinator, with certificates.
-//! - `stoke/peer/1`: rank to rank, with certificates of one generation.
+//! - `stoke/peer/1`: rank to rank, with certificates of one generation; and node to rank, where the rank serves.
 //!
 //! On a stream, a frame is a little-endian u32 length and so many bytes of [`crate::codec`] payload. The length is compared with the cap
 //! before anything is allocated. A bidirectional stream begins with one byte that says what it is (frames or request); a unidirectional

@@ -13,9 +13,10 @@ use stoke_protocol::message::rank::RankId;
 use stoke_protocol::message::serve::{Head, Question};
 use stoke_protocol::transport::{Connection, Endpoint, FrameReceiver, TransportError};
 
-/// Streams that a bulk endpoint lets a peer have open at a time, less some that are being closed. One more would wait without a word.
-const STREAMS_MAX: usize = 60;
-/// Connections to one head: together they carry more questions than a head lets wait by default.
+/// Questions on one connection at a time: well below the streams that a bulk endpoint lets a peer have (1024), because one more would wait without
+/// a word, and few enough that the connection's window (64 MiB) has room for all their answers.
+const STREAMS_MAX: usize = 256;
+/// Connections to one head: together they carry as many questions as a gateway has requests.
 const LINES_MAX: usize = 8;
 
 /// Every head that this gateway talks to.

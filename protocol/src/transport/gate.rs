@@ -196,7 +196,9 @@ fn member(quinn: &quinn::Connection) -> Option<(Identity, SystemTime)> {
 
 fn may_speak(subject: &Subject, protocol: &[u8]) -> bool {
     match subject {
-        Subject::Node(_) | Subject::User { .. } => protocol == ALPN_CLUSTER,
+        Subject::User { .. } => protocol == ALPN_CLUSTER,
+        // A node's gateway asks ranks that serve.
+        Subject::Node(_) => protocol == ALPN_CLUSTER || protocol == ALPN_PEER,
         Subject::Rank { .. } => protocol == ALPN_PEER,
         Subject::Coordinator => false,
     }

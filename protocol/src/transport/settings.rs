@@ -134,7 +134,8 @@ impl Settings {
                 stream_bytes: 16 * MIB,
                 receive_bytes: 64 * MIB,
                 send_bytes: 32 * MIB,
-                bi_streams: 64,
+                // A gateway has one for each question.
+                bi_streams: 1024,
                 uni_streams: 64,
             },
         }
