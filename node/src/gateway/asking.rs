@@ -46,7 +46,7 @@ pub(super) struct Desk {
     table: Mutex<Table>,
     /// Counts the routes that came.
     changed: watch::Sender<u64>,
-    heads: Heads,
+    pub(super) heads: Heads,
     patience: Patience,
     pub(super) counters: Counters,
 }
