@@ -46,7 +46,7 @@ pub(super) struct Desk {
     table: Mutex<Table>,
     /// Counts the routes that came.
     changed: watch::Sender<u64>,
-    heads: Heads,
+    pub(super) heads: Heads,
     patience: Patience,
     pub(super) counters: Counters,
 }
@@ -227,7 +227,10 @@ impl Asking {
         let since = *self.troubled.get_or_insert_with(Instant::now);
         match since.elapsed() < self.wait_max() {
             true => Ok(()),
-            false => Err(Problem::no_head(&self.model, since.elapsed())),
+            false => {
+                tracing::warn!(model = self.model, %head, why, "gave up a question: no head has taken it in time");
+                Err(Problem::no_head(&self.model, since.elapsed()))
+            }
         }
     }
 

@@ -13,14 +13,15 @@ use stoke_protocol::message::rank::RankId;
 use stoke_protocol::message::serve::{Head, Question};
 use stoke_protocol::transport::{Connection, Endpoint, FrameReceiver, TransportError};
 
-/// Streams that a bulk endpoint lets a peer have open at a time, less some that are being closed. One more would wait without a word.
-const STREAMS_MAX: usize = 60;
-/// Connections to one head: together they carry more questions than a head lets wait by default.
+/// Questions on one connection at a time: well below the streams that a bulk endpoint lets a peer have (1024), because one more would wait without
+/// a word, and few enough that the connection's window (64 MiB) has room for all their answers.
+const STREAMS_MAX: usize = 256;
+/// Connections to one head: together they carry as many questions as a gateway has requests.
 const LINES_MAX: usize = 8;
 
 /// Every head that this gateway talks to.
 pub(super) struct Heads {
-    endpoint: Endpoint,
+    endpoint: Mutex<Endpoint>,
     known: Mutex<BTreeMap<(RankId, SocketAddr), Arc<Lines>>>,
 }
 
@@ -50,7 +51,12 @@ pub(super) enum Unreached {
 
 impl Heads {
     pub(super) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, known: Mutex::default() }
+        Self { endpoint: Mutex::new(endpoint), known: Mutex::default() }
+    }
+
+    /// Connections that are made from here on are made by another endpoint.
+    pub(super) fn dial_from(&self, endpoint: Endpoint) {
+        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = endpoint;
     }
 
     /// Lets go of the connections to all but these. Answers that are on their way keep theirs.
@@ -83,7 +89,8 @@ impl Heads {
         }
         let RankId { job, generation, rank } = head.id;
         let expected = Subject::Rank { job, generation, rank };
-        let connection = self.endpoint.connect(head.address, &expected).await.map_err(Unreached::Transport)?;
+        let endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connection = endpoint.connect(head.address, &expected).await.map_err(Unreached::Transport)?;
         let line = Line { connection: connection.clone(), open: Arc::default() };
         let open = Open::new(&line.open);
         lines.push(line);

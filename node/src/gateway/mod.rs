@@ -138,6 +138,11 @@ impl Gateway {
         self.service.desk.renew(routes);
     }
 
+    /// Dials heads by another endpoint from here on, as when the node's certificate was renewed. Connections that stand go on.
+    pub fn dial_from(&self, endpoint: Endpoint) {
+        self.service.desk.heads.dial_from(endpoint);
+    }
+
     pub fn counts(&self) -> Counts {
         let counters = &self.service.desk.counters;
         Counts {

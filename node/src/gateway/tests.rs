@@ -324,15 +324,15 @@ async fn a_head_that_lives_and_says_nothing_is_given_up() {
 #[tokio::test]
 async fn more_questions_than_one_connection_carries_are_under_way_at_once() {
     let cluster = Cluster::new();
-    let head = cluster.head(1, 1, vec![Deed::Stall(1); 150]);
+    let head = cluster.head(1, 1, vec![Deed::Stall(1); 270]);
     let gateway = cluster.gateway(|_| {}).await;
     gateway.routes(routes(1, vec![head.route("m", Task::Generate)]));
-    let asking = futures_util::future::join_all((0..150).map(|_| post(&gateway, CHAT, chat(2, true))));
+    let asking = futures_util::future::join_all((0..270).map(|_| post(&gateway, CHAT, chat(2, true))));
     tokio::select! {
         _ = asking => panic!("a head that stalls has answered"),
-        () = head.asked(150) => {}
+        () = head.asked(270) => {}
     }
-    head.stopped(150).await;
+    head.stopped(270).await;
     assert_eq!(gateway.counts().running, 0);
 }
 

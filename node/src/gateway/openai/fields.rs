@@ -59,7 +59,7 @@ struct TextFields {
     top_k: Option<i64>,
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
-    seed: Option<i128>,
+    seed: Option<serde_json::Number>,
     stop: Option<OneOrMany>,
     n: Option<u64>,
     // From here on: what is not done.
@@ -295,12 +295,12 @@ impl TextFields {
             top_k => u32::try_from(top_k)
                 .map_err(|_| Problem::field("top_k", format!("top_k is {top_k}: use 0 (all of them) or more")))?,
         };
-        let seed = match self.seed {
+        let seed = match &self.seed {
             None => seed,
-            Some(seed) => i64::try_from(seed)
-                .map(|seed| seed as u64)
-                .or_else(|_| u64::try_from(seed))
-                .map_err(|_| Problem::field("seed", format!("seed is {seed}: use an integer of 64 bits")))?,
+            Some(given) => given
+                .as_u64()
+                .or_else(|| given.as_i64().map(|given| given as u64))
+                .ok_or_else(|| Problem::field("seed", format!("seed is {given}: use an integer of 64 bits")))?,
         };
         Ok(Sampling {
             temperature: within("temperature", self.temperature, 1.0, (0.0, 2.0))?,
