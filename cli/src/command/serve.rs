@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{JobState, JobView, NodeState, NodeView, Reply, Request};
 use stoke_protocol::spec::{JobSpec, Task};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 
 use super::run::{hear, never_placed};
 use super::{connect, stop_signal, submit, up};
@@ -175,8 +177,6 @@ async fn until_it_answers(
     wanted: &Wanted,
     progress: &RefCell<Progress>,
 ) -> Result<Served, Failure> {
-    let http = reqwest::Client::builder().timeout(ANSWER_MAX).no_proxy().build();
-    let http = http.or_fail(Exit::Negative, "make an HTTP client")?;
     let mut told = String::new();
     loop {
         let Reply::Job(view) = client.ask(&Request::Job { job }, Repeat::Safe).await? else { return Err(unexpected()) };
@@ -203,7 +203,7 @@ async fn until_it_answers(
                     .help("start nodes with --gateway ADDR, or look into their logs for why theirs did not start"));
             }
             for gateway in &gateways {
-                if is_ready(&http, *gateway, &wanted.model).await {
+                if is_ready(*gateway, &wanted.model).await {
                     let (first, rest): (Vec<_>, Vec<_>) = gateways.iter().partition(|other| *other == gateway);
                     return Ok(Served { job, gateways: [first, rest].concat(), view: *view });
                 }
@@ -213,9 +213,18 @@ async fn until_it_answers(
     }
 }
 
-async fn is_ready(http: &reqwest::Client, gateway: SocketAddr, model: &str) -> bool {
-    let ready = http.get(format!("http://{gateway}/v2/models/{model}/ready")).send().await;
-    ready.is_ok_and(|answer| answer.status().is_success())
+/// Whether a gateway says that the model answers; only the first line of what it says counts.
+async fn is_ready(gateway: SocketAddr, model: &str) -> bool {
+    let ask = async {
+        let mut connection = TcpStream::connect(gateway).await?;
+        let request = format!("GET /v2/models/{model}/ready HTTP/1.1\r\nhost: {gateway}\r\nconnection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).await?;
+        let mut status = String::new();
+        BufReader::new(connection).read_line(&mut status).await?;
+        Ok::<_, std::io::Error>(status)
+    };
+    let status = tokio::time::timeout(ANSWER_MAX, ask).await;
+    matches!(status, Ok(Ok(status)) if status.starts_with("HTTP/1.1 200"))
 }
 
 fn gateways(nodes: &[NodeView]) -> Vec<SocketAddr> {

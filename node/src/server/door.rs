@@ -13,7 +13,7 @@ use stoke_protocol::transport::{Connection, FrameSender, Request, TransportError
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::generating::{Generating, probe};
+use super::generating::Generating;
 use super::single::Asking;
 use crate::exchange::Mesh;
 
@@ -82,7 +82,7 @@ impl Door {
         let deadline = Instant::now() + within;
         match (&self.desk, ask) {
             (Desk::Text(desk), Ask::Generate(generate)) => desk.clone().answer(generate, deadline, frames).await,
-            (Desk::Text(desk), Ask::Probe) => desk.clone().answer(probe(), deadline, frames).await,
+            (Desk::Text(desk), Ask::Probe) => desk.clone().probe(deadline).await,
             (Desk::Text(_), Ask::Embed { .. } | Ask::Infer { .. } | Ask::Describe) => {
                 let problem = "this model answers chats and continues texts, and gives no vectors or tensors";
                 Ok(Answer::Refused(invalid(problem.into())))

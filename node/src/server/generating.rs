@@ -1,6 +1,7 @@
 //! Questions for text: prompts to tokens, and tokens back to text, as they are made. Owns what is wrong with a question, and where an answer ends;
 //! computes nothing of the model.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
@@ -62,7 +63,7 @@ impl Generating {
 
     /// Sends an answer as it is made; gives its last frame. An error: nobody listens any more.
     pub async fn answer(
-        self: std::sync::Arc<Self>,
+        self: Arc<Self>,
         generate: Generate,
         deadline: Instant,
         frames: &mut FrameSender,
@@ -75,8 +76,24 @@ impl Generating {
             Err(error) => return Ok(Answer::Refused(invalid(format!("the text cannot be read: {error}")))),
         };
         frames.send(&Answer::Begun { prompt_tokens: asked.prompt.len() as u32 }).await?;
+        self.speak(asked, Open { text, told, deadline }, Some(frames)).await
+    }
+
+    /// A token that goes through every rank; only its end is told.
+    pub async fn probe(self: Arc<Self>, deadline: Instant) -> Result<Answer, TransportError> {
+        match self.read(probe()) {
+            Ok((asked, text, told)) => self.speak(asked, Open { text, told, deadline }, None).await,
+            Err(refusal) => Ok(Answer::Refused(refusal)),
+        }
+    }
+
+    async fn speak(
+        &self,
+        asked: Asked,
+        mut open: Open,
+        frames: Option<&mut FrameSender>,
+    ) -> Result<Answer, TransportError> {
         let number = asked.number;
-        let mut open = Open { text, told, deadline };
         if let Some(why) = open.text.over() {
             // Only its last frame was lost.
             let (why, text) = open.end(why);
@@ -163,13 +180,19 @@ impl Open {
         (finish, self.text.finish())
     }
 
-    /// Sends tokens as they come; gives the last frame.
-    async fn speak(&mut self, frames: &mut FrameSender) -> Result<Answer, TransportError> {
+    /// Sends tokens as they come, to whoever wants them; gives the last frame.
+    async fn speak(&mut self, mut frames: Option<&mut FrameSender>) -> Result<Answer, TransportError> {
         loop {
+            let stopped = async {
+                match &mut frames {
+                    Some(frames) => frames.stopped().await,
+                    None => std::future::pending().await,
+                }
+            };
             let said = tokio::select! {
                 biased;
                 said = timeout_at(self.deadline, self.told.recv()) => said,
-                () = frames.stopped() => return Err(TransportError::Ended),
+                () = stopped => return Err(TransportError::Ended),
             };
             let (mut first, mut tokens, mut text) = (None, Vec::new(), String::new());
             let mut next = match said {
@@ -199,7 +222,9 @@ impl Open {
                 next = self.told.try_recv().ok();
             }
             let index = first.unwrap_or(0) as u32;
-            frames.send(&Answer::Tokens { index, tokens: tokens.into(), text }).await?;
+            if let Some(frames) = &mut frames {
+                frames.send(&Answer::Tokens { index, tokens: tokens.into(), text }).await?;
+            }
             if let Some((why, text)) = ended {
                 return Ok(Answer::Ended { why, text });
             }
@@ -220,7 +245,7 @@ impl Drop for TakenBack {
 }
 
 /// A token that goes through every rank.
-pub fn probe() -> Generate {
+fn probe() -> Generate {
     let sampling =
         wire::Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 };
     let (stop, answered) = (Vec::new().into(), Vec::new().into());
