@@ -19,8 +19,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const CONTEXT: usize = 1_024;
 /// Rows of a batch, as `stoke infer` has them.
 const ROWS_MAX: usize = 256;
-/// Short prompts whose first token is waited for.
-const FIRSTS: usize = 8;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -45,18 +43,18 @@ fn decoder(weights: &Weights, workload: &Value) -> Value {
     let decoder = Decoder::new(weights, 0..layers, CONTEXT, Precision::Rounded).expect("the model opens");
     let limits = Limits { running_max: 8, rows_max: ROWS_MAX, waiting_max: 8 };
     let mut engine = Engine::new(decoder, 8 * (CONTEXT / Cache::PAGE) as u32, limits);
-    let (long, short, eight) = (ids(&workload["long"]), ids(&workload["short"]), &workload["eight"]);
-    let eight: Vec<Vec<u32>> = eight.as_array().expect("eight prompts").iter().map(ids).collect();
+    let (long, short) = (ids(&workload["long"]), ids(&workload["short"]));
+    let (firsts, eight) = (lists(&workload["firsts"]), lists(&workload["eight"]));
     let steps = workload["steps"].as_u64().expect("a number of steps") as usize;
     // Once for the pages of the file.
     answer(&mut engine, std::slice::from_ref(&short), 2);
-    let firsts = (0..FIRSTS).map(|_| answer(&mut engine, std::slice::from_ref(&short), 1).0);
-    let first = firsts.fold([0.0; 2], |sum, first| [sum[0] + first[0], sum[1] + first[1]]);
+    let waits = firsts.iter().map(|prompt| answer(&mut engine, std::slice::from_ref(prompt), 1).0);
+    let first = waits.fold([0.0; 2], |sum, first| [sum[0] + first[0], sum[1] + first[1]]);
     let (prefill, _) = answer(&mut engine, std::slice::from_ref(&long), 1);
     let (_, one) = answer(&mut engine, std::slice::from_ref(&short), steps + 1);
     let (_, all) = answer(&mut engine, &eight, steps + 1);
     json!({
-        "first_token_ms": first.map(|seconds| seconds * 1e3 / FIRSTS as f64),
+        "first_token_ms": first.map(|seconds| seconds * 1e3 / firsts.len() as f64),
         "prefill": prefill.map(|seconds| long.len() as f64 / seconds),
         "decode_1": one.map(|seconds| steps as f64 / seconds),
         "decode_8": all.map(|seconds| (8 * steps) as f64 / seconds),
@@ -86,7 +84,7 @@ fn answer(engine: &mut Engine<'_>, prompts: &[Vec<u32>], tokens: usize) -> (Seco
 
 fn encoder(weights: &Weights, workload: &Value) -> Value {
     let mut encoder = Encoder::open(weights).expect("the model opens");
-    let texts: Vec<Vec<u32>> = workload["texts"].as_array().expect("texts").iter().map(ids).collect();
+    let texts = lists(&workload["texts"]);
     let rounds = workload["rounds"].as_u64().expect("a number of rounds") as usize;
     encoder.encode(&texts);
     let mut rate = |size: usize| {
@@ -128,6 +126,10 @@ fn processor_seconds() -> f64 {
 
 fn ids(json: &Value) -> Vec<u32> {
     serde_json::from_value(json.clone()).expect("token ids")
+}
+
+fn lists(json: &Value) -> Vec<Vec<u32>> {
+    json.as_array().expect("lists").iter().map(ids).collect()
 }
 
 /// The most memory that this process ever had, with what it mapped of files and read.

@@ -39,17 +39,16 @@ async function answer(prompts, steps) {
     return [first, rest];
 }
 
-const {long, short, eight, steps} = workload;
-const FIRSTS = 8;
+const {long, short, firsts, eight, steps} = workload;
 await answer([short], 2);
 const first = [0, 0];
-for (let at = 0; at < FIRSTS; at++)
-    (await answer([short], 0))[0].forEach((seconds, at) => (first[at] += seconds));
+for (const prompt of firsts)
+    (await answer([prompt], 0))[0].forEach((seconds, at) => (first[at] += seconds));
 const [prefill] = await answer([long], 0);
 const [, one] = await answer([short], steps);
 const [, all] = await answer(eight, steps);
 console.log(JSON.stringify({
-    first_token_ms: first.map((seconds) => seconds * 1e3 / FIRSTS), prefill: prefill.map((seconds) => long.length / seconds),
+    first_token_ms: first.map((seconds) => seconds * 1e3 / firsts.length), prefill: prefill.map((seconds) => long.length / seconds),
     decode_1: one.map((seconds) => steps / seconds), decode_8: all.map((seconds) => 8 * steps / seconds),
     peak_mib: process.resourceUsage().maxRSS / 1024
 }));

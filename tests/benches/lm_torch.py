@@ -25,9 +25,6 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-FIRSTS = 8
-
-
 def seconds() -> list[float]:
     """By the wall, and of the processors."""
     return [time.perf_counter(), time.process_time()]
@@ -52,12 +49,12 @@ def decoder(path: Path, workload: dict) -> dict:
 
     long, short, steps = workload["long"], workload["short"], workload["steps"]
     answer([short], 2)
-    firsts = [answer([short], 0)[0] for _ in range(FIRSTS)]
+    firsts = [answer([prompt], 0)[0] for prompt in workload["firsts"]]
     prefill, _ = answer([long], 0)
     _, one = answer([short], steps)
     _, eight = answer(workload["eight"], steps)
     return {
-        "first_token_ms": [sum(first) * 1e3 / FIRSTS for first in zip(*firsts)],
+        "first_token_ms": [sum(first) * 1e3 / len(first) for first in zip(*firsts)],
         "prefill": [len(long) / seconds for seconds in prefill],
         "decode_1": [steps / seconds for seconds in one],
         "decode_8": [8 * steps / seconds for seconds in eight],
