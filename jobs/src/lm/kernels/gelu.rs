@@ -1,5 +1,7 @@
 //! GELU as BERT has it, with the exact error function (Hendrycks and Gimpel 2016; PyTorch's `gelu` without approximation).
 
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
 use super::isa::Isa;
 
 /// `x = x * (1 + erf(x / sqrt(2))) / 2`. Within 3e-7 times the size of x, or 1 if that is larger.
@@ -8,7 +10,7 @@ pub fn gelu(isa: Isa, x: &mut [f32]) {
         #[inline(always)]
         || {
             for x in x {
-                *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+                *x = 0.5 * *x * (1.0 + erf(*x * FRAC_1_SQRT_2));
             }
         },
     );
@@ -18,7 +20,7 @@ pub fn gelu(isa: Isa, x: &mut [f32]) {
 /// was least (1.9e-8 before rounding). Where |x| is above 3.925 it is 1 in f32. No branches, so that it is computed for many values at once.
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
-    const P: [f32; 6] = [2.046_019e-6, 2.848_416_6e-4, 3.772_513_7e-3, 5.276_918e-2, 1.905_930_6e-1, 1.128_379_1];
+    const P: [f32; 6] = [2.046_019e-6, 2.848_416_6e-4, 3.772_513_7e-3, 5.276_918e-2, 1.905_930_6e-1, FRAC_2_SQRT_PI];
     const Q: [f32; 6] = [3.804_759e-5, 1.163_847e-3, 1.498_312_5e-2, 1.141_824_1e-1, 5.022_414_3e-1, 1.0];
     // Not `clamp`: what is not a number stays so.
     let low = if x < -3.925 { -3.925 } else { x };

@@ -160,7 +160,7 @@ impl Work<'_> {
     unsafe fn all<S: Simd, const MAX: usize>(&self) {
         // SAFETY: the caller's.
         unsafe {
-            match self.panel.len() / self.depth.max(1) / LANES {
+            match self.columns.div_ceil(LANES) {
                 0 | 1 => self.wide::<S, MAX, 1>(),
                 2 => self.wide::<S, MAX, 2>(),
                 _ => self.wide::<S, MAX, 3>(),
