@@ -173,7 +173,8 @@ fn answers_go_on_with_the_same_tokens_when_stages_die() {
         });
         assert_eq!(found, calm, "killed at piece {at} of {pieces}");
     }
-    cluster.run(&["explain", &served.job]).expect(0).says(&["was killed by signal 9; the others go on", "goes on at"]);
+    let told = cluster.run(&["explain", &served.job]).expect(0).stdout;
+    assert!(told.matches("was killed by signal 9; the others go on").count() >= 4, "{told}");
 }
 
 #[test]
