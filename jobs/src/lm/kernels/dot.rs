@@ -1,5 +1,7 @@
 //! Dot products of one row of weights, as it lies in its file, with rows of activations. Owns the loop over a row of each kind; the lanes are
 //! `simd.rs`'s. A result depends on the two rows and the range alone (K1), never on how many rows are computed together.
+//!
+//! Lanes are handled in loops, not in closures of `map` and the like: those are compiled without the instructions wherever they are not inlined.
 
 use std::ops::Range;
 
@@ -116,7 +118,11 @@ unsafe fn q4_1<S: Simd, const M: usize>(row: &[u8], values: &Range<usize>, x: &[
                 }
             },
         );
-        std::array::from_fn(|m| S::sum(lanes[m]) + least[m].odd_sum())
+        let mut sums = [0.0; M];
+        for m in 0..M {
+            sums[m] = S::sum(lanes[m]) + least[m].odd_sum();
+        }
+        sums
     }
 }
 
@@ -145,7 +151,11 @@ unsafe fn scaled_blocks<S: Simd, const M: usize, const BYTES: usize>(
                 }
             },
         );
-        lanes.map(|lanes| S::sum(lanes))
+        let mut sums = [0.0; M];
+        for m in 0..M {
+            sums[m] = S::sum(lanes[m]);
+        }
+        sums
     }
 }
 
@@ -218,9 +228,13 @@ unsafe fn plain<S: Simd, const M: usize, const BYTES: usize>(
             at += 16;
         }
         // What is left of a row fills no lanes: it is added in order at the end.
-        std::array::from_fn(|m| {
-            let rest = (at..end).map(|value| (one(row.as_ptr().add(value * BYTES)), operands.plain[m][value]));
-            rest.fold(S::sum(lanes[m]), |sum, (weight, x)| weight.mul_add(x, sum))
-        })
+        let mut sums = [0.0; M];
+        for m in 0..M {
+            sums[m] = S::sum(lanes[m]);
+            for value in at..end {
+                sums[m] = one(row.as_ptr().add(value * BYTES)).mul_add(operands.plain[m][value], sums[m]);
+            }
+        }
+        sums
     }
 }
