@@ -140,7 +140,7 @@ impl DecoderConfig {
         let last = ((self.layers as f64 + output) / stages as f64 - output).round().max(1.0) as usize;
         let rest = self.layers - last.min(self.layers - before);
         let first = (0..before).map(|stage| owned(rest, stage, before));
-        Some(first.chain([rest..self.layers]).collect())
+        Some(first.chain(std::iter::once(rest..self.layers)).collect())
     }
 
     /// The numbers must make a model.

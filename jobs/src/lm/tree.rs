@@ -29,7 +29,7 @@ fn collect(node: Range<usize>, owned: &Range<usize>, found: &mut Vec<Range<usize
 }
 
 /// The two nodes below one of more than one leaf.
-pub(super) fn halves(node: &Range<usize>) -> (Range<usize>, Range<usize>) {
+fn halves(node: &Range<usize>) -> (Range<usize>, Range<usize>) {
     let middle = node.start + node.len().next_power_of_two() / 2;
     (node.start..middle, middle..node.end)
 }

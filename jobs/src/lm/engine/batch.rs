@@ -127,7 +127,8 @@ mod tests {
     fn what_would_panic_is_refused() {
         let room = Room { pages: 4, context: 40, vocabulary: 10, rows_max: 3 };
         assert_eq!(sound().check(room), Ok(()));
-        let wrong: [(&str, fn(&mut Batch)); 13] = [
+        type Wrong = (&'static str, fn(&mut Batch));
+        let wrong: [Wrong; 13] = [
             ("0 rows", |batch| batch.rows.clear()),
             ("4 rows", |batch| batch.rows.push(batch.rows[0])),
             ("of 4 sequences", |batch| batch.tables.extend([vec![], vec![]])),

@@ -400,12 +400,15 @@ mod tests {
             .collect()
     }
 
+    /// A row with the pages of its sequence.
+    type Placed = (Row, Vec<u32>);
+
     /// A head with the stages behind it: what a row reads is what the batches before it have left in the pages, not what the schedule thinks.
     struct Gang {
         schedule: Schedule,
         /// Tokens by page and place, as of the batches that came out of the last stage.
         cache: Vec<[u32; PAGE]>,
-        under_way: VecDeque<(u64, Vec<(Row, Vec<u32>)>)>,
+        under_way: VecDeque<(u64, Vec<Placed>)>,
         answers: BTreeMap<u64, Vec<u32>>,
     }
 
@@ -419,7 +422,7 @@ mod tests {
         /// The rows of a new batch. Checks that they follow each other (H1).
         fn plan(&mut self) -> usize {
             let Some(Plan { number, rows }) = self.schedule.plan() else { return 0 };
-            let rows: Vec<(Row, Vec<u32>)> = rows
+            let rows: Vec<Placed> = rows
                 .into_iter()
                 .map(|row| {
                     let (tokens, _) = self.schedule.tokens_of(row.id).unwrap();

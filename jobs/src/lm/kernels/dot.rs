@@ -1,13 +1,12 @@
 //! Dot products of one row of weights, as it lies in its file, with rows of activations. Owns the loop over a row of each kind; the lanes are
 //! `simd.rs`'s. A result depends on the two rows and the range alone (K1), never on how many rows are computed together.
+//!
+//! Lanes are handled in loops, not in closures of `map` and the like: those are compiled without the instructions wherever they are not inlined.
 
 use std::ops::Range;
 
 use super::activations::{BLOCK, Quantised};
-use super::isa::{Isa, Set};
-#[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
-use super::simd::{Four, Plain, Simd};
+use super::simd::{Four, Simd};
 use crate::lm::weights::{Kind, bf16_to_f32, f16_to_f32};
 
 /// Activations of `M` rows, and which of a row's values are meant.
@@ -19,40 +18,24 @@ pub struct Operands<'a, const M: usize> {
     pub values: Range<usize>,
 }
 
-/// The dot products of one row of weights with `M` rows of activations.
-pub fn dots<const M: usize>(isa: Isa, kind: Kind, row: &[u8], operands: &Operands<'_, M>) -> [f32; M] {
-    let (values, bytes) = (&operands.values, row.len());
-    assert!(values.end <= bytes / kind.block_bytes() * kind.block_values(), "K2: values of the row");
-    assert!(operands.plain.iter().all(|x| values.end <= x.len()), "K2: values of the activations");
-    assert!(operands.quantised.iter().flatten().all(|x| values.end <= x.values.len()), "K2: rounded activations");
-    match isa.set() {
-        // SAFETY: an `Isa` is one that the processor has; the ranges were just looked at.
-        #[cfg(target_arch = "x86_64")]
-        Set::Avx512 => unsafe { avx512(kind, row, operands) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Set::Avx2 => unsafe { avx2(kind, row, operands) },
-        // SAFETY: the ranges were just looked at.
-        Set::Plain => unsafe { of_kind::<Plain, M>(kind, row, operands) },
+impl<const M: usize> Operands<'_, M> {
+    /// Whether rows of so many bytes have the values that are meant, and the activations too.
+    pub fn check(&self, kind: Kind, bytes: usize) {
+        let end = self.values.end;
+        assert!(end <= bytes / kind.block_bytes() * kind.block_values(), "K2: values of the row");
+        assert!(self.plain.iter().all(|x| end <= x.len()), "K2: values of the activations");
+        let blocks = end.div_ceil(BLOCK);
+        let has = |x: &Quantised<'_>| end <= x.values.len() && blocks <= x.scales.len();
+        assert!(self.quantised.iter().flatten().all(has), "K2: rounded activations");
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni,avx512bw,avx512dq")]
-unsafe fn avx512<const M: usize>(kind: Kind, row: &[u8], operands: &Operands<'_, M>) -> [f32; M] {
-    // SAFETY: the caller's.
-    unsafe { of_kind::<Avx512, M>(kind, row, operands) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<const M: usize>(kind: Kind, row: &[u8], operands: &Operands<'_, M>) -> [f32; M] {
-    // SAFETY: the caller's.
-    unsafe { of_kind::<Avx2, M>(kind, row, operands) }
-}
-
+/// The dot products of one row of weights with `M` rows of activations.
+///
+/// # Safety
+/// The processor has the instructions of `S`, and the caller is compiled for them; [`Operands::check`] has held for rows of this length.
 #[inline(always)]
-unsafe fn of_kind<S: Simd, const M: usize>(kind: Kind, row: &[u8], operands: &Operands<'_, M>) -> [f32; M] {
+pub unsafe fn dots<S: Simd, const M: usize>(kind: Kind, row: &[u8], operands: &Operands<'_, M>) -> [f32; M] {
     // SAFETY: the caller's.
     unsafe {
         let values = &operands.values;
@@ -116,7 +99,11 @@ unsafe fn q4_1<S: Simd, const M: usize>(row: &[u8], values: &Range<usize>, x: &[
                 }
             },
         );
-        std::array::from_fn(|m| S::sum(lanes[m]) + least[m].odd_sum())
+        let mut sums = [0.0; M];
+        for m in 0..M {
+            sums[m] = S::sum(lanes[m]) + least[m].odd_sum();
+        }
+        sums
     }
 }
 
@@ -145,7 +132,11 @@ unsafe fn scaled_blocks<S: Simd, const M: usize, const BYTES: usize>(
                 }
             },
         );
-        lanes.map(|lanes| S::sum(lanes))
+        let mut sums = [0.0; M];
+        for m in 0..M {
+            sums[m] = S::sum(lanes[m]);
+        }
+        sums
     }
 }
 
@@ -218,9 +209,13 @@ unsafe fn plain<S: Simd, const M: usize, const BYTES: usize>(
             at += 16;
         }
         // What is left of a row fills no lanes: it is added in order at the end.
-        std::array::from_fn(|m| {
-            let rest = (at..end).map(|value| (one(row.as_ptr().add(value * BYTES)), operands.plain[m][value]));
-            rest.fold(S::sum(lanes[m]), |sum, (weight, x)| weight.mul_add(x, sum))
-        })
+        let mut sums = [0.0; M];
+        for m in 0..M {
+            sums[m] = S::sum(lanes[m]);
+            for value in at..end {
+                sums[m] = one(row.as_ptr().add(value * BYTES)).mul_add(operands.plain[m][value], sums[m]);
+            }
+        }
+        sums
     }
 }

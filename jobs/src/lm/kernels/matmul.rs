@@ -9,14 +9,18 @@ use rayon::prelude::*;
 
 use super::activations::Rows;
 use super::dot::{Operands, dots};
-use super::isa::Isa;
-use crate::lm::tree::halves;
+use super::isa::{Isa, Set};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Plain, Simd};
 use crate::lm::weights::Kind;
 
 /// Rows of activations that a row of weights is multiplied with while it is in the cache.
 const TILE: usize = 4;
 /// Rows of weights that one thread takes at a time: fewer are not worth the wake-up.
 const ROWS_MIN: usize = 16;
+/// Sums that wait for the one beside them: of up to 2^23 parts, more than there are heads.
+const DEPTH_MAX: usize = 24;
 
 /// Weights as they lie in a file: `rows` of `columns` values, each row contiguous.
 #[derive(Clone, Copy)]
@@ -53,28 +57,20 @@ impl<'a> Matrix<'a> {
         assert!(cuts.iter().all(|cut| first <= cut.start && cut.end <= first + x.width), "K2: columns of the share");
         out.resize(x.len());
         let cuts: Vec<Range<usize>> = cuts.iter().map(|cut| cut.start - first..cut.end - first).collect();
-        let skipped = self.kind.row_bytes(first);
         let whole = x.len() / TILE * TILE;
-        let tiles: Vec<Tile<'_, TILE>> = (0..whole).step_by(TILE).map(|first| Tile::new(x, first, &cuts)).collect();
-        let ones: Vec<Tile<'_, 1>> = (whole..x.len()).map(|first| Tile::new(x, first, &cuts)).collect();
-        let to = Out { values: out.values.as_mut_ptr(), width: self.rows };
+        let work = Work {
+            matrix: *self,
+            skipped: self.kind.row_bytes(first),
+            tiles: (0..whole).step_by(TILE).map(|first| Tile::new(x, first, &cuts)).collect(),
+            ones: (whole..x.len()).map(|first| Tile::new(x, first, &cuts)).collect(),
+            to: Out { values: out.values.as_mut_ptr(), width: self.rows },
+        };
+        work.check();
         let each = self.rows.div_ceil(rayon::current_num_threads()).max(ROWS_MIN);
         (0..self.rows.div_ceil(each)).into_par_iter().for_each(|share| {
-            for row in share * each..((share + 1) * each).min(self.rows) {
-                let weights = &self.row(row)[skipped..];
-                for tile in &tiles {
-                    let made = tree(isa, self.kind, weights, &tile.parts);
-                    for (m, value) in (tile.first..).zip(made) {
-                        // SAFETY: each value of `out` belongs to one row of weights, which one thread has.
-                        unsafe { to.set(m, row, value) };
-                    }
-                }
-                for one in &ones {
-                    let [value] = tree(isa, self.kind, weights, &one.parts);
-                    // SAFETY: as above.
-                    unsafe { to.set(one.first, row, value) };
-                }
-            }
+            let rows = share * each..((share + 1) * each).min(self.rows);
+            // SAFETY: they were looked at above; each value of `out` belongs to one row of weights, which one thread has.
+            unsafe { work.compute(isa, rows) };
         });
     }
 
@@ -103,14 +99,96 @@ impl<'a, const M: usize> Tile<'a, M> {
     }
 }
 
-/// K3.
-fn tree<const M: usize>(isa: Isa, kind: Kind, weights: &[u8], parts: &[Operands<'_, M>]) -> [f32; M] {
-    if let [operands] = parts {
-        return dots(isa, kind, weights, operands);
+/// A product: what threads share of it.
+struct Work<'a> {
+    matrix: Matrix<'a>,
+    /// Bytes of a row before the columns that are meant.
+    skipped: usize,
+    tiles: Vec<Tile<'a, TILE>>,
+    ones: Vec<Tile<'a, 1>>,
+    to: Out,
+}
+
+impl Work<'_> {
+    /// What [`dots`] takes on trust.
+    fn check(&self) {
+        let Matrix { kind, rows, columns, bytes } = self.matrix;
+        assert_eq!(bytes.len(), rows * kind.row_bytes(columns), "K2: bytes of the matrix");
+        let left = kind.row_bytes(columns) - self.skipped;
+        self.tiles.iter().flat_map(|tile| &tile.parts).for_each(|operands| operands.check(kind, left));
+        self.ones.iter().flat_map(|one| &one.parts).for_each(|operands| operands.check(kind, left));
     }
-    let (left, right) = parts.split_at(halves(&(0..parts.len())).0.end);
-    let (left, right) = (tree::<M>(isa, kind, weights, left), tree::<M>(isa, kind, weights, right));
-    std::array::from_fn(|at| left[at] + right[at])
+
+    /// # Safety
+    /// [`Work::check`] has held, and no other thread has one of these rows.
+    unsafe fn compute(&self, isa: Isa, rows: Range<usize>) {
+        match isa.set() {
+            // SAFETY: an `Isa` is one that the processor has; the rest is the caller's.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => unsafe { self.avx512(rows) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => unsafe { self.avx2(rows) },
+            // SAFETY: the caller's.
+            Set::Plain => unsafe { self.with::<Plain>(rows) },
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni,avx512bw,avx512dq")]
+    unsafe fn avx512(&self, rows: Range<usize>) {
+        // SAFETY: the caller's.
+        unsafe { self.with::<Avx512>(rows) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2(&self, rows: Range<usize>) {
+        // SAFETY: the caller's.
+        unsafe { self.with::<Avx2>(rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn with<S: Simd>(&self, rows: Range<usize>) {
+        for row in rows {
+            let weights = &self.matrix.row(row)[self.skipped..];
+            // SAFETY: the caller's.
+            unsafe {
+                for tile in &self.tiles {
+                    let made = tree::<S, TILE>(self.matrix.kind, weights, &tile.parts);
+                    for (m, value) in (tile.first..).zip(made) {
+                        self.to.set(m, row, value);
+                    }
+                }
+                for one in &self.ones {
+                    let [value] = tree::<S, 1>(self.matrix.kind, weights, &one.parts);
+                    self.to.set(one.first, row, value);
+                }
+            }
+        }
+    }
+}
+
+/// K3: the sum over the parts, of which there is one at least. Sums of a power of two of neighbours come together as soon as both are there, and the
+/// rest from right to left: that is the tree, without recursion, which would not be inlined.
+#[inline(always)]
+unsafe fn tree<S: Simd, const M: usize>(kind: Kind, weights: &[u8], parts: &[Operands<'_, M>]) -> [f32; M] {
+    let mut sums = [[0.0; M]; DEPTH_MAX];
+    let mut depth = 0;
+    for (at, operands) in parts.iter().enumerate() {
+        // SAFETY: the caller's.
+        let mut sum = unsafe { dots::<S, M>(kind, weights, operands) };
+        let together = if at + 1 == parts.len() { depth } else { at.trailing_ones() as usize };
+        for _ in 0..together {
+            depth -= 1;
+            for m in 0..M {
+                sum[m] += sums[depth][m];
+            }
+        }
+        sums[depth] = sum;
+        depth += 1;
+    }
+    sums[0]
 }
 
 /// Where threads put their values: each to places of its own.
