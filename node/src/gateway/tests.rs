@@ -761,3 +761,34 @@ async fn a_client_that_never_reads_holds_no_place_at_the_head() {
     read.await.unwrap();
     assert!(text.contains("\"finish_reason\":\"length\""));
 }
+
+#[tokio::test]
+async fn clients_with_tls_are_answered_and_others_are_not() {
+    let cluster = Cluster::new();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let tls = Tls { certificate: certificate.clone(), key: key.clone() };
+    let gateway = cluster.gateway(|options| options.tls = Some(tls)).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = TcpStream::connect(gateway.address()).await.unwrap();
+    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(LONG, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n"), "{answer}");
+    let mut plain = TcpStream::connect(gateway.address()).await.unwrap();
+    plain.write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = timeout(LONG, plain.read_to_end(&mut answer)).await.unwrap();
+    assert!(!answer.starts_with(b"HTTP"));
+    // Files that are mixed up are an error of the start.
+    let mut options = Options::new(([127, 0, 0, 1], 0).into());
+    options.tls = Some(Tls { certificate: key, key: certificate });
+    assert!(matches!(Gateway::start(options, cluster.client()).await, Err(GatewayError::Tls(_))));
+}
