@@ -233,7 +233,7 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     refused(&[&good, "serve.cache=1MiB"], &["has room for", "a request may have 2048"]);
     refused(&["serve.stages=0"], &["stages = 0: use 1 to 256"]);
     refused(&["serve.task=embed"], &["an encoder or a classifier has one rank"]);
-    refused(&["train.steps=5"], &["both [train] and [serve]"]);
+    refused(&["train.steps=5", "train.batch=8"], &["both [train] and [serve]"]);
     cluster
         .run(&["serve", crate::harness::spec("domains.toml").to_str().expect("UTF-8")])
         .expect(2)
@@ -329,7 +329,9 @@ fn numbers(values: &Value) -> Vec<f64> {
 #[test]
 fn a_trained_classifier_is_served_from_its_checkpoint() {
     let cluster = Cluster::start(1);
-    let job = cluster.submit(20, &["--ranks", "1"]);
+    let domains = spec("domains.toml");
+    let trained = ["submit", domains.to_str().expect("UTF-8"), "--ranks", "1", "--set", "train.steps=20"];
+    let job = text(&cluster.json(&trained)["job"]);
     cluster.wait_for_state(&job, "succeeded");
     let uri = text(&cluster.json(&["checkpoint", "list", &job])["checkpoints"][0]["uri"]);
     let checkpoint = format!("serve.model={uri}");

@@ -19,12 +19,13 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::service::{Body, Room, Service};
+use super::tls::Acceptor;
 
 /// See G5.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -43,6 +44,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// Serves until `stopping` is true, and then until the last connection is over or the grace is.
 pub(super) async fn serve(
     listener: TcpListener,
+    tls: Option<Acceptor>,
     service: Arc<Service>,
     connections_max: usize,
     mut stopping: watch::Receiver<bool>,
@@ -62,7 +64,7 @@ pub(super) async fn serve(
             (place, accepted) = accept => match accepted {
                 Ok((stream, peer)) => {
                     let _ = stream.set_nodelay(true);
-                    let conversation = converse(stream, service.clone(), stop.clone());
+                    let conversation = welcome(stream, tls.clone(), service.clone(), stop.clone());
                     conversations.spawn(async move {
                         if let Err(error) = conversation.await {
                             // What goes wrong here is the client's own matter.
@@ -85,6 +87,19 @@ pub(super) async fn serve(
 /// Done when the gateway stops.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// One connection, with TLS or without.
+async fn welcome(
+    stream: TcpStream,
+    tls: Option<Acceptor>,
+    service: Arc<Service>,
+    stopping: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    match tls {
+        None => converse(stream, service, stopping).await,
+        Some(tls) => converse(tls.accept(stream).await?, service, stopping).await,
+    }
 }
 
 /// One connection, until it is over.

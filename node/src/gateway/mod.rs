@@ -16,6 +16,7 @@ mod routes;
 mod service;
 #[cfg(test)]
 mod tests;
+mod tls;
 pub mod untrusted;
 
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use auth::Token;
+pub use tls::{Tls, TlsError};
 
 use asking::{Desk, Patience};
 use service::Service;
@@ -43,6 +45,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Who may ask. Empty: everybody on this machine, and nobody else.
     pub tokens: Vec<Token>,
+    /// None: plain HTTP.
+    pub tls: Option<Tls>,
     /// A request waits so long for a head that is coming up.
     pub wait: Duration,
     /// An answer that has begun waits so long for a head to go on with it: a gang loads its model again in this time.
@@ -59,6 +63,7 @@ impl Options {
         Self {
             listen,
             tokens: Vec::new(),
+            tls: None,
             wait: Duration::from_secs(10),
             replay_wait: Duration::from_secs(120),
             // As long as OpenAI's clients wait.
@@ -81,6 +86,8 @@ pub enum GatewayError {
         #[source]
         source: std::io::Error,
     },
+    #[error("offer TLS")]
+    Tls(#[from] TlsError),
 }
 
 /// A running gateway. Dropping it ends its connections at once.
@@ -117,6 +124,7 @@ impl Gateway {
         if options.tokens.is_empty() && !address.ip().is_loopback() {
             return Err(GatewayError::Exposed { address });
         }
+        let tls = options.tls.as_ref().map(tls::Acceptor::new).transpose()?;
         let bind_error = |source| GatewayError::Bind { address, source };
         let listener = bind(address).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
@@ -124,7 +132,7 @@ impl Gateway {
         let desk = Arc::new(Desk::new(endpoint, Patience { wait, replay_wait, silence }));
         let service = Arc::new(Service::new(desk, options.tokens));
         let (stopping, stop) = watch::channel(false);
-        let serving = tokio::spawn(door::serve(listener, service.clone(), options.connections_max, stop));
+        let serving = tokio::spawn(door::serve(listener, tls, service.clone(), options.connections_max, stop));
         Ok(Self { address, service, stopping, serving })
     }
 

@@ -35,29 +35,12 @@ impl Spot {
     }
 }
 
-/// The layers of each stage, so that the one with most work has as little as can be. Work is in weights that a token is multiplied with; the last
-/// stage has the output's besides.
+/// The layers of each stage, as equal in work as they can be.
 pub fn layers(config: &DecoderConfig, stages: u32) -> Result<Vec<Range<usize>>, String> {
-    let (count, stages) = (config.layers, stages as usize);
-    if stages > count {
-        return Err(format!("stages = {stages}: the model has {count} layers, use at most {count}"));
-    }
-    let DecoderConfig { hidden, heads, kv_heads, head_size, ffn, vocab, .. } = *config;
-    let layer = hidden * head_size * 2 * (heads + kv_heads) + 3 * hidden * ffn;
-    let output = hidden * vocab;
-    // The last stage has so many layers that its output makes up for what the others have more; at least one.
-    let largest = |last: usize| {
-        let others = (count - last).div_ceil((stages - 1).max(1));
-        (others * layer).max(last * layer + output)
-    };
-    let last = match stages {
-        1 => count,
-        _ => (1..=count + 1 - stages).min_by_key(|last| largest(*last)).expect("each stage has a layer"),
-    };
-    let (left, others) = (count - last, stages - 1);
-    let start = |stage: usize| if stage == others { left } else { left * stage / others };
-    let end = |stage: usize| if stage == others { count } else { start(stage + 1) };
-    Ok((0..stages).map(|stage| start(stage)..end(stage)).collect())
+    let layers = config.layers;
+    config
+        .stages(stages as usize)
+        .ok_or_else(|| format!("stages = {stages}: the model has {layers} layers, use at most {layers}"))
 }
 
 /// Pages of the cache, the same number on every rank: as many as fit into `cache` where they are largest, and not more than all requests that run
@@ -85,37 +68,6 @@ mod tests {
     use stoke_protocol::spec::JobSpec;
 
     use super::*;
-
-    fn config() -> DecoderConfig {
-        DecoderConfig {
-            architecture: "llama".into(),
-            layers: 30,
-            hidden: 576,
-            heads: 9,
-            kv_heads: 3,
-            head_size: 64,
-            ffn: 1536,
-            vocab: 49_152,
-            context: 2048,
-            rms_epsilon: 1e-5,
-            rope_base: 10_000.0,
-            rope: stoke_jobs::lm::Rope::Halves,
-            tied_embeddings: true,
-            qkv_bias: false,
-        }
-    }
-
-    #[test]
-    fn stages_have_all_layers_once_and_the_last_has_fewer_for_its_output() {
-        for stages in 1..=30 {
-            let layers = layers(&config(), stages).unwrap();
-            assert_eq!((layers[0].start, layers[layers.len() - 1].end, layers.len()), (0, 30, stages as usize));
-            assert!(layers.windows(2).all(|pair| pair[0].end == pair[1].start), "{layers:?}");
-            assert!(layers.iter().all(|stage| !stage.is_empty()), "{layers:?}");
-        }
-        assert_eq!(layers(&config(), 2).unwrap(), [0..19, 19..30]);
-        assert!(layers(&config(), 31).unwrap_err().contains("use at most 30"));
-    }
 
     #[test]
     fn every_rank_meets_those_that_it_speaks_with_and_both_sides_agree() {

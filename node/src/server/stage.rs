@@ -83,8 +83,9 @@ impl<'w> Worker<'w> {
         }
         expect(&frame, (number, StagePart::Batch))?;
         let batch = self.read(number, &frame.bytes)?;
-        let mut rows = self.stage.embed(&batch);
+        let mut rows = if stage == 0 { self.stage.embed(&batch) } else { Rows::new(self.stage.width()) };
         if stage > 0 {
+            rows.resize(batch.rows.len());
             let hidden = self.lines.take(post, from)?;
             expect(&hidden, (number, StagePart::Hidden))?;
             if !fill(&mut rows.values, &hidden.bytes) {

@@ -6,6 +6,7 @@ mod fields;
 mod generate;
 mod models;
 mod stream;
+mod value;
 
 use hyper::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Response, StatusCode};
