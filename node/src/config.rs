@@ -37,6 +37,14 @@ pub struct Config {
     /// Where clients reach the models that are served, over HTTP: `IP:PORT`, or `none`. Default: port 8400 of the loopback, if it is free.
     #[serde(default)]
     pub gateway: Gateway,
+    /// Who may ask the gateway: a file with a line `USER TOKEN` for each, for its owner only. Without it, everybody on this machine, and nobody else.
+    #[serde(default)]
+    pub gateway_tokens: Option<PathBuf>,
+    /// TLS for the gateway: PEM files of its certificate chain and key. Both, or none.
+    #[serde(default)]
+    pub gateway_certificate: Option<PathBuf>,
+    #[serde(default)]
+    pub gateway_key: Option<PathBuf>,
     /// The program of a rank. Default: this executable with the argument `worker`.
     #[serde(default)]
     pub worker_command: Vec<String>,
@@ -118,6 +126,9 @@ impl Config {
             memory: None,
             listen_ip: None,
             gateway: Gateway::None,
+            gateway_tokens: None,
+            gateway_certificate: None,
+            gateway_key: None,
             worker_command: Vec::new(),
             stop_grace_ms: stop_grace_ms(),
             rank_silence_ms: rank_silence_ms(),

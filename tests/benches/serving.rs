@@ -84,8 +84,8 @@ fn cuts(runtime: &Runtime, stoke: &Path, spec: &Path) {
         let rate = |streams: usize| {
             let begun = Instant::now();
             let made = runtime.block_on(all_streams(&address, &name, streams, STREAM_TOKENS));
-            let tokens = (streams * STREAM_TOKENS) as f64;
-            (tokens / begun.elapsed().as_secs_f64(), made)
+            let tokens: usize = made.iter().map(|made| made.tokens).sum();
+            (tokens as f64 / begun.elapsed().as_secs_f64(), made)
         };
         rate(1);
         let ((one, alone), (eight, _)) = (rate(1), rate(8));
@@ -145,6 +145,7 @@ fn kills(runtime: &Runtime, stoke: &Path, spec: &Path) {
 /// One streamed answer.
 struct Streamed {
     text: String,
+    tokens: usize,
     first_ms: f64,
     /// Between two pieces of text.
     pause_ms: f64,
@@ -163,15 +164,16 @@ async fn all_streams(address: &str, model: &str, streams: usize, tokens: usize) 
     made
 }
 
-async fn stream(address: &str, model: &str, number: usize, tokens: usize) -> Streamed {
+async fn stream(address: &str, model: &str, number: usize, tokens_max: usize) -> Streamed {
     let body = json!({
-        "model": model, "prompt": format!("Question {number}: what does a port scan show?\n"), "max_tokens": tokens,
-        "temperature": if number % 2 == 0 { 0.0 } else { 0.8 }, "seed": number, "stream": true, "ignore_eos": true,
+        "model": model, "prompt": format!("Question {number}: what does a port scan show?\n"), "max_tokens": tokens_max,
+        "temperature": if number.is_multiple_of(2) { 0.0 } else { 0.8 }, "seed": number, "stream": true,
+        "stream_options": { "include_usage": true },
     });
     let mut connection = BufReader::new(TcpStream::connect(address).await.expect("the gateway listens"));
     let begun = Instant::now();
     connection.write_all(&request(address, "/v1/completions", &body.to_string())).await.expect("a request");
-    let (mut text, mut last, mut first_ms, mut pause_ms) = (String::new(), begun, None, 0f64);
+    let (mut text, mut tokens, mut last, mut first_ms, mut pause_ms) = (String::new(), 0, begun, None, 0f64);
     let mut line = String::new();
     while connection.read_line(&mut line).await.expect("the stream goes on") > 0 {
         if let Some(data) = line.trim_end().strip_prefix("data: ") {
@@ -180,6 +182,7 @@ async fn stream(address: &str, model: &str, number: usize, tokens: usize) -> Str
             }
             let data: Value = serde_json::from_str(data).expect("JSON");
             assert!(data.get("error").is_none(), "{data}");
+            tokens = data["usage"]["completion_tokens"].as_u64().map_or(tokens, |made| made as usize);
             if let Some(piece) = data["choices"][0]["text"].as_str().filter(|piece| !piece.is_empty()) {
                 let now = Instant::now();
                 match first_ms {
@@ -192,7 +195,7 @@ async fn stream(address: &str, model: &str, number: usize, tokens: usize) -> Str
         }
         line.clear();
     }
-    Streamed { text, first_ms: first_ms.unwrap_or(f64::NAN), pause_ms }
+    Streamed { text, tokens, first_ms: first_ms.unwrap_or(f64::NAN), pause_ms }
 }
 
 fn request(address: &str, path: &str, body: &str) -> Vec<u8> {

@@ -11,6 +11,7 @@ import numpy
 import openai
 import tritonclient.grpc
 import tritonclient.http
+import tritonclient.utils
 
 gateway, chat_model, embedding_model = sys.argv[1:]
 messages = [{"role": "user", "content": "Tell me about TLS."}]
@@ -53,7 +54,10 @@ def with_triton(module, url: str) -> dict:
     client = module.InferenceServerClient(url)
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready(chat_model) and client.is_model_ready(embedding_model)
-    assert not client.is_model_ready("nobody")
+    try:
+        assert not client.is_model_ready("nobody")
+    except tritonclient.utils.InferenceServerException as error:
+        assert "there is" in error.message(), error
     told = {}
     text = module.InferInput("text", [len(texts)], "BYTES")
     text.set_data_from_numpy(numpy.array(texts, dtype=object))

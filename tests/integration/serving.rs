@@ -49,7 +49,7 @@ fn chat(model: &str, number: usize, tokens: usize) -> Value {
     let asked = format!("Tell me about {}.", topics[number % topics.len()]);
     json!({
         "model": model, "messages": [{"role": "user", "content": asked}], "max_tokens": tokens, "stream": true,
-        "temperature": if number % 2 == 0 { 0.0 } else { 0.8 }, "seed": number,
+        "temperature": if number.is_multiple_of(2) { 0.0 } else { 0.8 }, "seed": number,
     })
 }
 

@@ -69,6 +69,18 @@ pub struct Args {
     #[arg(long, value_name = "ADDR")]
     gateway: Option<Gateway>,
 
+    /// Who may ask the gateway: a file with a line `USER TOKEN` for each [default: everybody on this machine, nobody else]
+    #[arg(long, value_name = "FILE")]
+    gateway_tokens: Option<PathBuf>,
+
+    /// TLS for the gateway: PEM file of its certificate chain
+    #[arg(long, value_name = "FILE")]
+    gateway_certificate: Option<PathBuf>,
+
+    /// TLS for the gateway: PEM file of its key
+    #[arg(long, value_name = "FILE")]
+    gateway_key: Option<PathBuf>,
+
     /// Processors to offer [default: all]
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -122,6 +134,9 @@ impl Args {
         config.labels.extend(self.labels);
         config.listen_ip = self.ip.or(config.listen_ip);
         config.gateway = self.gateway.unwrap_or(config.gateway);
+        config.gateway_tokens = self.gateway_tokens.or(config.gateway_tokens);
+        config.gateway_certificate = self.gateway_certificate.or(config.gateway_certificate);
+        config.gateway_key = self.gateway_key.or(config.gateway_key);
         config.cpus = self.cpus.or(config.cpus);
         config.memory = self.memory.or(config.memory);
         Ok(config)

@@ -2,14 +2,15 @@
 //! rank (that is the machine's, the same as for jobs that train).
 //!
 //! R1: a head is in the routes only while every rank of its gang is a member of the newest generation (I28).
-//! R2: models of one name are one owner's: nobody else's job gets requests that were meant for them.
+//! R2: jobs of one name are one owner's, and serve the same: nobody else's job gets requests that were meant for them, and an answer that one of them
+//!   has begun is the one that another goes on with (I27).
 //! R3: routes carry the journal's index, and no older ones replace newer ones, whoever coordinates.
 
 use serde::{Deserialize, Serialize};
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::serve::{Head, Route, Routes};
-use stoke_protocol::spec::{JobSpec, Task};
+use stoke_protocol::spec::{JobSpec, Precision, Task};
 
 use super::cluster::{Cluster, Refused};
 use super::control::{Control, SessionId, Step};
@@ -23,19 +24,25 @@ pub struct Serves {
     /// As clients name it.
     pub model: String,
     pub task: Task,
+    /// Its files, and how they are computed with.
+    pub weights: (String, Precision),
 }
 
 impl Serves {
     pub fn of(spec: &JobSpec) -> Option<Self> {
         let serve = spec.serve.as_ref()?;
-        Some(Self { model: serve.name.clone().unwrap_or_else(|| spec.name.clone()), task: serve.task })
+        Some(Self {
+            model: serve.name.clone().unwrap_or_else(|| spec.name.clone()),
+            task: serve.task,
+            weights: (serve.model.clone(), serve.precision),
+        })
     }
 }
 
 impl Job {
     /// None for a job that does not serve, or has ended.
     fn route(&self) -> Option<Route> {
-        let Serves { model, task } = self.serves.as_ref().filter(|_| !self.state.is_terminal())?;
+        let Serves { model, task, .. } = self.serves.as_ref().filter(|_| !self.state.is_terminal())?;
         Some(Route { model: model.clone(), job: self.id, task: *task, created_ms: self.submitted.0, head: self.head() })
     }
 
@@ -51,12 +58,21 @@ impl Job {
 impl Cluster {
     /// R2.
     pub(super) fn check_serves(&self, submission: &Submission) -> Result<(), Refused> {
-        let Some(Serves { model, .. }) = &submission.serves else { return Ok(()) };
-        let serves = |job: &&Job| !job.state.is_terminal() && job.serves.as_ref().is_some_and(|it| it.model == *model);
-        match self.jobs.iter().filter(serves).find(|job| job.owner != submission.owner) {
-            Some(job) => Err(Refused::Conflict(format!("{model} is served by {} of {} already", job.id, job.owner))),
-            None => Ok(()),
+        let Some(serves) = &submission.serves else { return Ok(()) };
+        let model = &serves.model;
+        for job in self.jobs.iter().filter(|job| !job.state.is_terminal()) {
+            let Some(other) = job.serves.as_ref().filter(|other| other.model == *model) else { continue };
+            if job.owner != submission.owner {
+                return Err(Refused::Conflict(format!("{model} is served by {} of {} already", job.id, job.owner)));
+            }
+            if other != serves {
+                let (id, weights) = (job.id, &other.weights.0);
+                return Err(Refused::Conflict(format!(
+                    "{model} is served by {id} from {weights}, and replicas serve the same: give this one another name"
+                )));
+            }
         }
+        Ok(())
     }
 
     fn routes(&self) -> Routes {

@@ -40,7 +40,7 @@ use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch as channel};
 
 use crate::config::{Config, Gateway as At};
-use crate::gateway::{self, Gateway, GatewayError};
+use crate::gateway::{self, Gateway, GatewayError, Tls};
 use crate::probe;
 use crate::worker::text_of;
 
@@ -197,7 +197,16 @@ async fn start_gateway(
 ) -> Result<Option<Gateway>, StartError> {
     let Some(listen) = config.gateway.address() else { return Ok(None) };
     let endpoint = Endpoint::client(&Io::thread("stoke-gateway")?, bind, Settings::bulk(), credentials.clone())?;
-    match Gateway::start(gateway::Options::new(listen), endpoint).await {
+    let tls = match (&config.gateway_certificate, &config.gateway_key) {
+        (Some(certificate), Some(key)) => Some(Tls { certificate: certificate.clone(), key: key.clone() }),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(StartError::Offer("TLS of the gateway needs both files: its certificate and its key".into()));
+        }
+    };
+    let tokens = config.gateway_tokens.as_deref().map_or(Ok(Vec::new()), gateway::read_tokens);
+    let tokens = tokens.map_err(StartError::Offer)?;
+    match Gateway::start(gateway::Options { tokens, tls, ..gateway::Options::new(listen) }, endpoint).await {
         Ok(gateway) => {
             tracing::info!(address = %gateway.address(), "gateway listens");
             Ok(Some(gateway))

@@ -21,7 +21,7 @@ const LINES_MAX: usize = 8;
 
 /// Every head that this gateway talks to.
 pub(super) struct Heads {
-    endpoint: Mutex<Endpoint>,
+    endpoint: Endpoint,
     known: Mutex<BTreeMap<(RankId, SocketAddr), Arc<Lines>>>,
 }
 
@@ -51,12 +51,7 @@ pub(super) enum Unreached {
 
 impl Heads {
     pub(super) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint: Mutex::new(endpoint), known: Mutex::default() }
-    }
-
-    /// Connections that are made from here on are made by another endpoint.
-    pub(super) fn dial_from(&self, endpoint: Endpoint) {
-        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = endpoint;
+        Self { endpoint, known: Mutex::default() }
     }
 
     /// Lets go of the connections to all but these. Answers that are on their way keep theirs.
@@ -89,8 +84,7 @@ impl Heads {
         }
         let RankId { job, generation, rank } = head.id;
         let expected = Subject::Rank { job, generation, rank };
-        let endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let connection = endpoint.connect(head.address, &expected).await.map_err(Unreached::Transport)?;
+        let connection = self.endpoint.connect(head.address, &expected).await.map_err(Unreached::Transport)?;
         let line = Line { connection: connection.clone(), open: Arc::default() };
         let open = Open::new(&line.open);
         lines.push(line);

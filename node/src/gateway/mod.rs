@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use auth::Token;
+pub use auth::{Token, read_tokens};
 pub use tls::{Tls, TlsError};
 
 use asking::{Desk, Patience};
@@ -144,11 +144,6 @@ impl Gateway {
     /// Where the heads are. The newest counts; older ones change nothing.
     pub fn routes(&self, routes: Routes) {
         self.service.desk.renew(routes);
-    }
-
-    /// Dials heads by another endpoint from here on, as when the node's certificate was renewed. Connections that stand go on.
-    pub fn dial_from(&self, endpoint: Endpoint) {
-        self.service.desk.heads.dial_from(endpoint);
     }
 
     pub fn counts(&self) -> Counts {

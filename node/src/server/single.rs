@@ -128,7 +128,7 @@ impl<'w> Single<'w> {
                 let counts: Vec<usize> = given.iter().map(|question| question.work.lines().len()).collect();
                 for (question, count) in given.into_iter().zip(counts) {
                     let its: Vec<_> = answers.by_ref().take(count).collect();
-                    let _ = question.reply.send(classified(its).map(|answer| Vec::from_iter(answer)));
+                    let _ = question.reply.send(classified(its).map(Vec::from_iter));
                 }
             }
             Self::Identity => {
