@@ -240,7 +240,8 @@ fn what_cannot_be_served_is_said_with_its_mend() {
         .says(&["no section [serve]"]);
     let served = cluster.serve("chat", &["serve.stages=1"]);
     cluster.run(&["scale", &served.job, "--ranks", "2"]).expect(2).says(&["its split"]);
-    let (status, answer) = served.post("/v1/chat/completions", r#"{"model": "other", "messages": []}"#);
+    let (status, answer) =
+        served.post("/v1/chat/completions", r#"{"model": "other", "messages": [{"role": "user", "content": "x"}]}"#);
     assert_eq!(status, 404, "{answer}");
     let long = "word ".repeat(2_000);
     let body = json!({"model": "chat", "messages": [{"role": "user", "content": long}]}).to_string();
