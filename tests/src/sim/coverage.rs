@@ -29,7 +29,20 @@ const KINDS: [Kinds; 14] = [
 const CHANCE: &str = "chance";
 
 /// What no run has, and why.
-const NOT_SIMULATED: [(&str, &str, &str); 6] = [
+const NOT_SIMULATED: [(&str, &str, &str); 19] = [
+    (INPUT, "RenewNode", "certificates do not end here: the agent's tests"),
+    ("coordinator event", "ProbationBegun", "a run is shorter than a quarantine: scenarios/blame.rs"),
+    ("coordinator event", "QuarantineLifted", "a run is shorter than a quarantine: scenarios/blame.rs"),
+    ("coordinator event", "PaceNoted", "modelled ranks are as fast as each other: stragglers.rs"),
+    ("request", "ReleaseNode", "nobody here lifts a quarantine: scenarios/blame.rs"),
+    ("agent event", "Inherited", "a modelled agent's ranks end with it: the integration tests of adoption"),
+    ("from rank", "Return", "a modelled agent's ranks end with it: the integration tests of adoption"),
+    ("to rank", "Settle", "a modelled agent's ranks end with it: the integration tests of adoption"),
+    ("to rank", "Adopted", "a modelled agent's ranks end with it: the integration tests of adoption"),
+    ("from rank", "Leaving", "the model sees processes end itself"),
+    ("rank event", "Differ", "modelled ranks compute nothing that could differ: scenarios/wrong_numbers.rs"),
+    ("rank event", "NotFinite", "modelled ranks compute nothing that is not finite: scenarios/wrong_numbers.rs"),
+    ("to rank", "Stores", "modelled stores need no credentials: the integration tests of stores"),
     ("coordinator event", "MoveAsked", "nobody here watches how ranks do"),
     ("agent effect", "Disconnect", "a coordinator that is behind turns the nodes away before they do"),
     ("agent effect", "Warn", "said of what no coordinator of ours sends"),
