@@ -235,6 +235,15 @@ impl JobSpec {
                 return fail(key, format!("{key} = {uri:?}: {problem}"));
             }
         }
+        if let Some(Serve { cache, .. }) = &self.serve
+            && cache.0 >= resources.memory.0
+        {
+            let memory = resources.memory;
+            return fail(
+                "cache",
+                format!("cache = \"{cache}\" of memory = \"{memory}\": a rank needs some for the model too"),
+            );
+        }
         if self.restart.attempts == 0 {
             return fail("attempts", "attempts = 0: use at least 1".into());
         }

@@ -1,6 +1,8 @@
 //! The fuzz targets: every decoder that reads bytes of a peer, a file or a person, with a small corpus of real inputs. Owns the list; the
 //! short run in `tests/fuzz_smoke.rs` and the libFuzzer targets in `fuzz/` both read it from here.
 
+mod serving;
+
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use stoke_protocol::message::rank::{
     Exit, FromRank, Given, Member, Membership, Origin, Outcome, Progress, Purpose, RankEvent, RankId, ShardRecord,
     StartFrom, StartRank, StoreSettings, ToRank,
 };
+use stoke_protocol::message::serve;
 use stoke_protocol::spec::JobSpec;
 
 /// One decoder.
@@ -81,6 +84,10 @@ pub fn targets() -> Vec<Target> {
         frames("join_request", decode_frame::<JoinRequest, CONTROL>, frame(vec![join_request()], FrameCap::Control)),
         frames("join_reply", decode_frame::<JoinReply, CONTROL>, frame(join_reply(), FrameCap::Control)),
         frames("tensor_header", decode_frame::<TensorHeader, HEADER>, frame(vec![tensor_header()], FrameCap::Header)),
+        frames("question", decode_frame::<serve::Question, REQUEST>, frame(serving::questions(), FrameCap::Request)),
+        frames("answer", decode_frame::<serve::Answer, REQUEST>, frame(serving::answers(), FrameCap::Request)),
+        frames("batch", decode_frame::<serve::Batch, REQUEST>, frame(vec![serving::batch()], FrameCap::Request)),
+        frames("stage_header", decode_frame::<serve::StageHeader, HEADER>, frame(serving::headers(), FrameCap::Header)),
         Target { name: "join_token", decode: join_token, corpus: vec![TOKEN.as_bytes().to_vec()], factor: 4 },
         Target {
             name: "identity",
@@ -305,6 +312,7 @@ fn to_node() -> Vec<ToNode> {
             keep: vec!["step-00000001-g1".to_owned()].into(),
         },
         ToNode::Abandon { id: id(), generation: Generation(4), step: Step(9) },
+        ToNode::Routes(serving::routes()),
     ]
 }
 

@@ -62,6 +62,9 @@ pub(super) struct Counters {
     pub(super) broken: AtomicU64,
 }
 
+/// A question that so many heads in a row have died of is given up: it may be what they die of.
+const LOSSES_MAX: u32 = 5;
+
 /// One question. Its events come by [`Asking::next`], and dropping it takes it back (G4).
 pub(super) struct Asking {
     desk: Arc<Desk>,
@@ -74,6 +77,8 @@ pub(super) struct Asking {
     tries: u64,
     /// Since when it does not get on.
     troubled: Option<Instant>,
+    /// Heads that were lost over it since it got on last.
+    losses: u32,
 }
 
 /// The head that answers now.
@@ -136,6 +141,7 @@ impl Desk {
             current: None,
             tries: 0,
             troubled: None,
+            losses: 0,
         }
     }
 }
@@ -177,6 +183,11 @@ impl Asking {
                 }
                 Read::Lost(why) => {
                     self.desk.table().lost(head, Instant::now());
+                    self.losses += 1;
+                    if self.losses >= LOSSES_MAX {
+                        let problem = format!("{LOSSES_MAX} heads were lost over it before it got on");
+                        return Err(Problem::new(Kind::Broken, problem));
+                    }
                     self.trouble(&why, head)?;
                     continue;
                 }
@@ -190,6 +201,9 @@ impl Asking {
                     let more = self.received.tokens() - before;
                     self.desk.counters.tokens.fetch_add(more as u64, Ordering::Relaxed);
                     self.troubled = None;
+                    if !matches!(event, Event::Begun { .. }) {
+                        self.losses = 0;
+                    }
                     self.current = Some(current).filter(|_| !matches!(event, Event::Ended { .. }));
                     return Ok(event);
                 }
@@ -209,7 +223,7 @@ impl Asking {
     fn refused(&mut self, refusal: Refusal, head: RankId) -> Result<(), Problem> {
         let now = Instant::now();
         match refusal {
-            Refusal::Invalid { .. } | Refusal::TooLong { .. } | Refusal::Late => {
+            Refusal::Invalid { .. } | Refusal::TooLong { .. } | Refusal::Late | Refusal::Failed { .. } => {
                 return Err(Problem::refused(&self.model, &refusal));
             }
             Refusal::Busy { retry_after_ms } => {

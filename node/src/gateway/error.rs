@@ -119,6 +119,7 @@ impl Problem {
             ),
             Refusal::Busy { retry_after_ms } => Self::busy(model, Duration::from_millis(u64::from(*retry_after_ms))),
             Refusal::Late => Self::late(),
+            Refusal::Failed { problem } => Self::new(Kind::Broken, problem.clone()),
             Refusal::Moved => Self::no_head(model, Duration::ZERO),
         }
     }

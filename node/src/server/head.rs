@@ -165,7 +165,7 @@ impl Head {
             if open.losses >= LOSSES_MAX {
                 let problem =
                     format!("the ranks that computed it were lost {LOSSES_MAX} times before its next token was there");
-                open.refuse(Refusal::Invalid { problem });
+                open.refuse(Refusal::Failed { problem });
                 self.open.remove(&id);
                 self.requests.cancel(id);
             }

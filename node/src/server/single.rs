@@ -18,10 +18,12 @@ use super::door::{Desk, invalid};
 use super::model::folder;
 use super::{Event, Gone, Post};
 use crate::checkpoint;
-use crate::worker::text_of;
+use crate::worker::{Beat, text_of};
 
 /// Questions that are computed together.
 const TOGETHER_MAX: usize = 64;
+/// Texts or lines of a piece of computing.
+const PIECE: usize = 64;
 /// Texts or lines of a question.
 const TEXTS_MAX: usize = 2048;
 /// The tensors of a classifier, by name.
@@ -99,19 +101,19 @@ impl<'w> Single<'w> {
                 }
             }
             given.retain(|question| !question.reply.is_closed());
-            post.beat.piece(|| self.compute(given));
+            self.compute(given, &post.beat);
             if let Some(gone) = gone {
                 return gone;
             }
         }
     }
 
-    fn compute(&mut self, given: Vec<Given>) {
-        // All texts of all questions at once; each question takes its own from what comes back.
+    /// All texts of all questions at once, in pieces that take no longer than a batch should; each question takes its own from what comes back.
+    fn compute(&mut self, given: Vec<Given>, beat: &Beat) {
         match self {
             Self::Encoder(encoder) => {
                 let texts: Vec<Vec<u32>> = given.iter().flat_map(|question| question.work.texts()).cloned().collect();
-                let mut vectors = encoder.encode(&texts).into_iter();
+                let mut vectors = texts.chunks(PIECE).flat_map(|piece| beat.piece(|| encoder.encode(piece)));
                 for Given { work, reply } in given {
                     let its = work.texts().iter().zip(vectors.by_ref());
                     let vector = |(index, (text, values)): (usize, (&Vec<u32>, Vec<f32>))| {
@@ -124,7 +126,8 @@ impl<'w> Single<'w> {
             Self::Classifier(classifier) => {
                 let lines: Vec<&str> =
                     given.iter().flat_map(|question| question.work.lines()).map(String::as_str).collect();
-                let mut answers = classifier.predict(&lines).into_iter();
+                let answers = lines.chunks(PIECE).flat_map(|piece| beat.piece(|| classifier.predict(piece)));
+                let mut answers = answers.collect::<Vec<_>>().into_iter();
                 let counts: Vec<usize> = given.iter().map(|question| question.work.lines().len()).collect();
                 for (question, count) in given.into_iter().zip(counts) {
                     let its: Vec<_> = answers.by_ref().take(count).collect();

@@ -194,6 +194,8 @@ pub enum Refusal {
     Late,
     /// The gang is in another generation, or is being re-formed: ask the head that the newest routes name.
     Moved,
+    /// It was tried, and cannot be done here or elsewhere; the text is for people.
+    Failed { problem: String },
 }
 
 /// Rank → rank of a serving gang, on their stream of a generation: so many bytes follow. Batches are numbered by the head, and come in order.
