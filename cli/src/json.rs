@@ -9,6 +9,7 @@ use stoke_protocol::message::client::{
 };
 use stoke_protocol::message::node::LogChunk;
 use stoke_protocol::message::rank::Progress;
+use stoke_protocol::message::serve::Traffic;
 
 pub fn cluster(view: &ClusterView) -> Value {
     json!({
@@ -74,6 +75,8 @@ pub fn job(view: &JobView) -> Value {
         "name": view.name,
         "trainer": view.trainer,
         "serves": view.serves,
+        "traffic": view.traffic.map(traffic),
+        "share": view.traffic.and_then(share),
         "owner": view.owner,
         "state": job_state(view.state),
         "reason": view.reason,
@@ -172,6 +175,23 @@ pub fn log_lines(chunk: &LogChunk) -> impl Iterator<Item = Value> {
             "line": line,
         })
     })
+}
+
+/// Which of its model's new requests a job gets.
+fn traffic(traffic: Traffic) -> &'static str {
+    match traffic {
+        Traffic::Rest => "rest",
+        Traffic::Share { .. } => "share",
+        Traffic::Shadow => "shadow",
+        Traffic::Leaving => "leaving",
+    }
+}
+
+pub fn share(traffic: Traffic) -> Option<f64> {
+    match traffic {
+        Traffic::Share { millionths } => Some(f64::from(millionths) / 1e6),
+        Traffic::Rest | Traffic::Shadow | Traffic::Leaving => None,
+    }
 }
 
 pub fn job_state(state: JobState) -> &'static str {

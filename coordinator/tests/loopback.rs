@@ -334,7 +334,15 @@ async fn a_silent_node_shows_as_silent_and_heartbeats_keep_it_up() {
         }
         if seen.len() >= 2 {
             sequence += 1;
-            let heartbeat = Heartbeat { incarnation: Incarnation(1), sequence, cpu_used: 0.5, memory_used_bytes: 1 };
+            let incarnation = Incarnation(1);
+            let heartbeat = Heartbeat {
+                incarnation,
+                sequence,
+                cpu_used: 0.5,
+                memory_used_bytes: 1,
+                routes: LogIndex(0),
+                leaving: 0,
+            };
             node.connection.send_datagram(&heartbeat).unwrap();
         }
     }

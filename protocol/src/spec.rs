@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::label::{check_labels, is_plain};
 
-pub use serve::{IDENTITY, Precision, Serve, Task};
+pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use train::{OnNan, Straggler, Train};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.

@@ -215,6 +215,142 @@ fn a_drained_node_gives_its_stage_to_another_one_and_no_answer_is_lost() {
     assert_eq!(served.chats(4, 60, |_| ()), calm);
 }
 
+/// Chats that follow each other until they are told to stop, some at a time; each answer with its number and the phase in which it began.
+struct Stream {
+    phase: Arc<AtomicUsize>,
+    whole: Arc<AtomicUsize>,
+    tasks: Vec<tokio::task::JoinHandle<Vec<(usize, usize, (String, String))>>>,
+}
+
+const OVER: usize = usize::MAX;
+
+impl Stream {
+    fn start(served: &Served, tokens: usize) -> Self {
+        let (phase, whole) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let follow = |number: usize| {
+            let (url, body) = (served.url(number, "/v1/chat/completions"), chat(&served.name, number, tokens));
+            let (phase, whole) = (phase.clone(), whole.clone());
+            RUNTIME.spawn(async move {
+                let mut answers = Vec::new();
+                loop {
+                    let begun = phase.load(Ordering::Relaxed);
+                    if begun == OVER {
+                        return answers;
+                    }
+                    answers.push((begun, number, stream(url.clone(), body.clone(), |_| ()).await));
+                    whole.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let tasks = (0..CHATS).map(follow).collect();
+        Self { phase, whole, tasks }
+    }
+
+    /// The next phase, when so many more answers are whole.
+    fn next(&self, more: usize) {
+        let due = self.whole.load(Ordering::Relaxed) + more;
+        poll("more answers", || (self.whole.load(Ordering::Relaxed) >= due).then_some(()));
+        self.phase.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Panics where a request has failed.
+    fn end(self) -> Vec<(usize, usize, (String, String))> {
+        self.phase.store(OVER, Ordering::Relaxed);
+        self.tasks.into_iter().flat_map(|task| RUNTIME.block_on(task).expect("every request has its answer")).collect()
+    }
+}
+
+const CHATS: usize = 3;
+
+/// R4, G7, G9: no request fails, and each answer is one revision's from its first token to its last.
+#[test]
+fn revisions_and_replicas_come_and_go_while_every_answer_is_whole() {
+    let cluster = Cluster::start(3);
+    let strings = |value: &Value| value.as_array().expect("a list").iter().map(text).collect::<Vec<_>>();
+    let regular = cluster.serve("chat", &["serve.stages=1"]);
+    let rounded = regular.chats(CHATS, 24, |_| ());
+    let asked = Stream::start(&regular, 24);
+    asked.next(CHATS);
+
+    let full_sets = ["serve.stages=1", "serve.precision=full", "serve.share=0.5"];
+    let canary = cluster.serve("chat", &full_sets);
+    let view = cluster.job(&canary.job);
+    assert_eq!((&view["traffic"], &view["share"]), (&json!("share"), &json!(0.5)));
+    asked.next(0);
+    asked.next(4 * CHATS);
+    let told = cluster.json(&["serve", "promote", &canary.job]);
+    assert_eq!(told["model"], "chat");
+    assert_eq!(
+        (strings(&told["jobs"]), strings(&told["leaving"])),
+        (vec![canary.job.clone()], vec![regular.job.clone()])
+    );
+    cluster.wait_for_state(&regular.job, "cancelled");
+    assert_eq!(cluster.json(&["serve", "promote", &canary.job])["leaving"], json!([]), "the same again");
+    let full = canary.chats(CHATS, 24, |_| ());
+    assert_ne!(rounded, full, "two revisions differ");
+
+    let again = cluster.serve("chat", &["serve.stages=1", "serve.share=0.5"]);
+    asked.next(2 * CHATS);
+    let told = cluster.json(&["serve", "rollback", "chat"]);
+    assert_eq!(
+        (strings(&told["jobs"]), strings(&told["leaving"])),
+        (vec![canary.job.clone()], vec![again.job.clone()])
+    );
+    cluster.wait_for_state(&again.job, "cancelled");
+
+    let told = cluster.json(&["scale", "chat", "--replicas", "2"]);
+    let added = strings(&told["added"]);
+    assert_eq!(strings(&told["jobs"]), [vec![canary.job.clone()], added.clone()].concat());
+    cluster.wait_for_state(&added[0], "running");
+    asked.next(2 * CHATS);
+    assert_eq!(strings(&cluster.json(&["scale", "chat", "--replicas", "1"])["leaving"]), added);
+    cluster.wait_for_state(&added[0], "cancelled");
+    asked.next(CHATS);
+
+    let answers = asked.end();
+    for (phase, number, answer) in &answers {
+        let known = [&rounded[*number], &full[*number]];
+        assert!(known.contains(&answer), "phase {phase}, chat {number}: {answer:?} is neither of {known:?}");
+    }
+    let of = |phase: usize, revision: &[(String, String)]| {
+        let of_phase = answers.iter().filter(|(begun, ..)| *begun == phase);
+        of_phase.filter(|(_, number, answer)| rounded[*number] != full[*number] && *answer == revision[*number]).count()
+    };
+    assert_eq!(of(0, &full), 0, "before there was a canary");
+    assert!(of(2, &rounded) > 0 && of(2, &full) > 0, "beside each other: {} and {}", of(2, &rounded), of(2, &full));
+}
+
+#[test]
+fn replicas_come_together_and_what_cannot_be_changed_is_said() {
+    let cluster = Cluster::start(2);
+    let spec = spec("serve-smollm2.toml");
+    let spec = spec.to_str().expect("UTF-8");
+    let model = format!("serve.model={}", model(NAME));
+    let sets = [&model, "serve.stages=1", "serve.name=chat", "serve.cache=64MiB", "serve.context=1024"];
+    let sets: Vec<&str> = sets.iter().flat_map(|key| ["--set", key]).collect();
+    let serve =
+        [&["serve", spec, "--replicas", "2", "--key", "k"][..], &sets, &["--set", "resources.memory=512MiB"]].concat();
+    let served = cluster.json(&serve);
+    let jobs = served["jobs"].as_array().expect("jobs").clone();
+    assert_eq!((jobs.len(), &served["ranks"]), (2, &json!(2)));
+    assert_eq!(cluster.json(&serve)["jobs"], json!(jobs), "the same keys");
+    let refused = |arguments: &[&str], code: i32, words: &[&str]| {
+        cluster.run(arguments).expect(code).says(words);
+    };
+    refused(
+        &[&serve[..2], &sets, &["--set", "serve.precision=full"]].concat(),
+        6,
+        &["replicas serve the same", "share = 0.1"],
+    );
+    refused(&["serve", "promote", "job-99"], 3, &["there is no job-99"]);
+    refused(&["serve", "rollback", "nothing"], 3, &["no job serves nothing"]);
+    refused(&["scale", "nothing", "--replicas", "2"], 3, &["no job serves nothing"]);
+    refused(&["scale", "chat", "--replicas", "0"], 2, &["0 replicas of chat", "stoke cancel"]);
+    refused(&["scale", "chat", "--ranks", "2"], 2, &["is not a job", "--replicas"]);
+    refused(&[&serve[..2], &sets, &["--set", "serve.share=2"]].concat(), 2, &["above 0 and up to 1"]);
+    assert_eq!(cluster.json(&["serve", "rollback", "chat"])["jobs"], json!(jobs), "nothing is tried, nothing changes");
+}
+
 #[test]
 fn what_cannot_be_served_is_said_with_its_mend() {
     let cluster = Cluster::start(1);

@@ -317,7 +317,14 @@ fn to_node() -> Vec<ToNode> {
 }
 
 fn heartbeat() -> Heartbeat {
-    Heartbeat { incarnation: Incarnation(1), sequence: 7, cpu_used: 0.5, memory_used_bytes: 1 << 30 }
+    Heartbeat {
+        incarnation: Incarnation(1),
+        sequence: 7,
+        cpu_used: 0.5,
+        memory_used_bytes: 1 << 30,
+        routes: LogIndex(9),
+        leaving: 2,
+    }
 }
 
 fn node_request() -> Vec<NodeRequest> {
@@ -370,6 +377,9 @@ fn requests() -> Vec<Request> {
         Request::Scale { job: JobId(1), ranks: 3 },
         Request::Pin { job: JobId(1), step: Step(9) },
         Request::Prune { job: JobId(1), keep: Some(2), dry_run: true },
+        Request::Promote { job: JobId(1) },
+        Request::Rollback { model: "m".into() },
+        Request::Replicas { model: "m".into(), replicas: 3 },
     ]
 }
 
@@ -378,6 +388,12 @@ fn replies() -> Vec<Reply> {
         Reply::Submitted { job: JobId(1), created: true },
         Reply::Scaled { job: JobId(1), ranks: 3 },
         Reply::Log(log_chunk()),
+        Reply::Serving {
+            model: "m".into(),
+            jobs: vec![JobId(1), JobId(2)].into(),
+            added: vec![JobId(2)].into(),
+            leaving: vec![JobId(3)].into(),
+        },
         Reply::Token { token: TokenId(4), text: "stoke1.x".into() },
         Reply::Refused(Refusal { code: RefusalCode::Invalid, message: "no such key".into(), mend: "remove it".into() }),
     ]

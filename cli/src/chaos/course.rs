@@ -276,6 +276,7 @@ mod tests {
             name: "x".into(),
             trainer: "digits".into(),
             serves: None,
+            traffic: None,
             owner: "admin".into(),
             state: JobState::Running,
             reason: String::new(),

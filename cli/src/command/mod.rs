@@ -17,6 +17,7 @@ mod node;
 mod nodes;
 mod predict;
 mod prune;
+mod revision;
 mod run;
 mod scale;
 mod serve;

@@ -1,9 +1,9 @@
-//! `stoke scale`: more or fewer ranks for a job, while it runs.
+//! `stoke scale`: more or fewer ranks for a job that trains, more or fewer replicas for a model that is served, while they run.
 
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Reply, Request};
 
-use super::connect;
+use super::{connect, revision};
 use crate::Global;
 use crate::client::{Repeat, unexpected};
 use crate::failure::{Exit, Failure};
@@ -12,25 +12,42 @@ use crate::output;
 const EXAMPLES: &str = "\
 Examples:
   stoke scale job-3 --ranks 4
-  stoke explain job-3          # when ranks joined and left";
+  stoke explain job-3          # when ranks joined and left
+  stoke scale smollm2-135m-instruct --replicas 3";
 
-/// Give a job more or fewer ranks while it runs; the result stays the same to the last bit
+/// Give a job that trains more or fewer ranks, or a model that is served more or fewer replicas, while they run
 ///
-/// Ranks that are too many leave between two steps. Those that are missing are placed when there is room, receive the state from the others
-/// while these train, and join between two steps.
+/// Ranks: the result stays the same to the last bit. Those that are too many leave between two steps. Those that are missing are placed when there
+/// is room, receive the state from the others while these train, and join between two steps.
+///
+/// Replicas: those that are missing are copies of the model's newest job. Of those that are too many the newest leave: they take no new requests, and
+/// are cancelled when their answers are over. Jobs with a share or a shadow are not counted.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The job, e.g. job-3
-    job: JobId,
-    /// How many ranks it is to have: at most one a lane
-    #[arg(long)]
-    ranks: u32,
+    /// The job, e.g. job-3; or with --replicas the model, as clients name it
+    #[arg(value_name = "JOB|MODEL")]
+    target: String,
+
+    /// How many ranks the job is to have: at most one a lane
+    #[arg(long, value_name = "N", required_unless_present = "replicas", conflicts_with = "replicas")]
+    ranks: Option<u32>,
+
+    /// How many jobs are to serve the model
+    #[arg(long, value_name = "N")]
+    replicas: Option<u32>,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    if let Some(replicas) = args.replicas {
+        return revision::change(Request::Replicas { model: args.target, replicas }, global).await;
+    }
+    let (job, ranks): (Result<JobId, _>, _) = (args.target.parse(), args.ranks.unwrap_or(1));
+    let job = job.map_err(|_| {
+        Failure::usage(format!("{:?} is not a job", args.target)).help("`stoke scale MODEL --replicas N` is for models")
+    })?;
     let mut client = connect(global).await?;
-    let request = Request::Scale { job: args.job, ranks: args.ranks };
+    let request = Request::Scale { job, ranks };
     let Reply::Scaled { job, ranks } = client.ask(&request, Repeat::Safe).await? else { return Err(unexpected()) };
     if global.json {
         output::print_json(&serde_json::json!({ "job": job.to_string(), "ranks": ranks }))?;

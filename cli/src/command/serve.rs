@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::run::{hear, never_placed};
-use super::{connect, stop_signal, submit, up};
+use super::{connect, revision, stop_signal, submit, up};
 use crate::Global;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
 use crate::detection::Detection;
@@ -36,7 +36,10 @@ const EXAMPLES: &str = "\
 Examples:
   python3 jobs/models/fetch.py smollm2-135m-instruct     once, on every node
   stoke serve jobs/specs/serve-smollm2.toml
-  stoke serve SPEC --set serve.stages=3 --set name=second   another replica of the same model
+  stoke serve SPEC --replicas 2                             two jobs that share the requests
+  stoke serve NEW --set serve.share=0.1                     a tenth of the new requests, to try another revision
+  stoke serve promote job-2                                 it is good: all requests, and the others leave
+  stoke serve rollback smollm2-135m-instruct                it is not
   curl -s http://GATEWAY/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"model\": \"smollm2-135m-instruct\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}]}'
 
@@ -46,11 +49,14 @@ Ends with 0 when the model answers; it goes on serving until `stoke cancel JOB`.
 ///
 /// Every node has a gateway that speaks the OpenAI API (/v1) and the Open Inference Protocol (/v2).
 #[derive(clap::Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Serve>,
+
     /// The job spec (TOML) with a section [serve]; `-` reads it from standard input
-    #[arg(value_name = "SPEC")]
-    spec: PathBuf,
+    #[arg(value_name = "SPEC", required = true)]
+    spec: Option<PathBuf>,
 
     /// Change a key of the spec, e.g. `--set serve.stages=2`; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -59,29 +65,64 @@ pub struct Args {
     /// Idempotency key: the same key with the same spec is the same job [default: a fresh one]
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
+
+    /// Submit so many jobs, with the keys KEY-1 to KEY-N, and wait until all of them answer
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    replicas: Option<u32>,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Serve {
+    Promote(revision::Promote),
+    Rollback(revision::Rollback),
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    match args.command {
+        Some(Serve::Promote(promote)) => return revision::promote(promote, global).await,
+        Some(Serve::Rollback(rollback)) => return revision::rollback(rollback, global).await,
+        None => {}
+    }
     let began = Instant::now();
-    let job_spec = spec::prepare(&SpecArgs { spec: args.spec, ranks: None, sets: args.sets, resume: None })?;
+    let spec = args.spec.ok_or_else(|| Failure::usage("give a SPEC, or `promote` or `rollback`"))?;
+    let job_spec = spec::prepare(&SpecArgs { spec, ranks: None, sets: args.sets, resume: None })?;
     let Some(wanted) = Wanted::of(&job_spec) else {
         return Err(Failure::usage("the spec has no section [serve]").help("`stoke submit` is for jobs that train"));
     };
     let mut client = connect(global).await?.with_patience(PATIENCE_WATCHING);
     let interrupted = stop_signal()?;
     let key = args.key.unwrap_or_else(submit::fresh_key);
-    let (job, _) = submit::submit(&mut client, &key, &job_spec).await?;
+    let mut jobs = Vec::new();
+    for key in keys(&key, args.replicas) {
+        jobs.push(submit::submit(&mut client, &key, &job_spec).await?.0);
+    }
     let progress = RefCell::new(Progress::new());
+    let all = async {
+        let mut served = Vec::with_capacity(jobs.len());
+        for job in &jobs {
+            served.push(until_it_answers(&mut client, *job, &wanted, &progress).await?);
+        }
+        Ok::<_, Failure>(served)
+    };
     let served = tokio::select! {
-        served = until_it_answers(&mut client, job, &wanted, &progress) => served?,
+        served = all => served?,
         () = interrupted => {
-            return Err(Failure::new(Exit::Interrupted, format!("interrupted; {job} comes up all the same"))
-                .help(format!("`stoke status {job}` shows how far it is, `stoke cancel {job}` ends it")));
+            let names = jobs.iter().map(JobId::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Failure::new(Exit::Interrupted, format!("interrupted; {names}: coming up all the same"))
+                .help("`stoke status JOB` shows how far one is, `stoke cancel JOB` ends it"));
         }
     };
     progress.borrow().finish();
     tell(&served, &wanted, began.elapsed(), global.json)?;
     Ok(Exit::Ok)
+}
+
+/// One for each replica; the key itself where nobody has asked for replicas.
+fn keys(key: &str, replicas: Option<u32>) -> Vec<String> {
+    match replicas {
+        Some(replicas) => (1..=replicas).map(|number| format!("{key}-{number}")).collect(),
+        None => vec![key.to_owned()],
+    }
 }
 
 /// What a spec serves.
@@ -154,7 +195,7 @@ async fn drive(
     let served = async {
         let served = until_it_answers(&mut client, job, &wanted, progress).await?;
         progress.borrow().finish();
-        tell(&served, &wanted, began.elapsed(), as_json)?;
+        tell(&[served], &wanted, began.elapsed(), as_json)?;
         output::say("serving until Ctrl-C");
         let mut client = Client::open_patiently(admin, PATIENCE_WATCHING).await?;
         let mut lines = Progress::new();
@@ -203,7 +244,7 @@ async fn until_it_answers(
                     .help("start nodes with --gateway ADDR, or look into their logs for why theirs did not start"));
             }
             for gateway in &gateways {
-                if is_ready(*gateway, &wanted.model).await {
+                if is_ready(*gateway, &wanted.model, job).await {
                     let (first, rest): (Vec<_>, Vec<_>) = gateways.iter().partition(|other| *other == gateway);
                     return Ok(Served { job, gateways: [first, rest].concat(), view: *view });
                 }
@@ -213,18 +254,20 @@ async fn until_it_answers(
     }
 }
 
-/// Whether a gateway says that the model answers; only the first line of what it says counts.
-async fn is_ready(gateway: SocketAddr, model: &str) -> bool {
+/// Whether a gateway says that the job answers for the model; only the first line of what it says counts. One that wants a token has no more to
+/// say: the job runs, so its ranks have computed together.
+async fn is_ready(gateway: SocketAddr, model: &str, job: JobId) -> bool {
     let ask = async {
         let mut connection = TcpStream::connect(gateway).await?;
-        let request = format!("GET /v2/models/{model}/ready HTTP/1.1\r\nhost: {gateway}\r\nconnection: close\r\n\r\n");
+        let path = format!("/v2/models/{model}/versions/{job}/ready");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {gateway}\r\nconnection: close\r\n\r\n");
         connection.write_all(request.as_bytes()).await?;
         let mut status = String::new();
         BufReader::new(connection).read_line(&mut status).await?;
         Ok::<_, std::io::Error>(status)
     };
     let status = tokio::time::timeout(ANSWER_MAX, ask).await;
-    matches!(status, Ok(Ok(status)) if status.starts_with("HTTP/1.1 200"))
+    matches!(status, Ok(Ok(status)) if status.starts_with("HTTP/1.1 200") || status.starts_with("HTTP/1.1 401"))
 }
 
 fn gateways(nodes: &[NodeView]) -> Vec<SocketAddr> {
@@ -237,18 +280,22 @@ fn places(view: &JobView) -> String {
     nodes.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-fn tell(served: &Served, wanted: &Wanted, took: Duration, as_json: bool) -> Result<(), Failure> {
-    let (Served { job, gateways, view }, Wanted { model, task }) = (served, wanted);
+fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Result<(), Failure> {
+    let Wanted { model, task } = wanted;
+    let Served { job, gateways, .. } = served.last().expect("a command serves at least one job");
+    let ranks: usize = served.iter().map(|served| served.view.placement.len()).sum();
     let urls: Vec<String> = gateways.iter().map(|gateway| format!("http://{gateway}")).collect();
     let seconds = took.as_secs_f64();
     if as_json {
         return output::print_json(&serde_json::json!({
-            "job": job.to_string(), "model": model, "gateways": urls, "ranks": view.placement.len(),
-            "ready_after_seconds": seconds,
+            "job": job.to_string(), "jobs": served.iter().map(|served| served.job.to_string()).collect::<Vec<_>>(),
+            "model": model, "gateways": urls, "ranks": ranks, "ready_after_seconds": seconds,
         }));
     }
     let mut table = output::Table::bare();
-    table.row(["model".into(), format!("{model}, {job}, on {}", places(view))]);
+    for Served { job, view, .. } in served {
+        table.row(["model".into(), format!("{model}, {job}, on {}", places(view))]);
+    }
     table.row(["ready after".into(), format!("{seconds:.2} s")]);
     table.row(["gateways".into(), urls.join(" ")]);
     let first = &urls[0];

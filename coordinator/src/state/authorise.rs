@@ -62,6 +62,7 @@ impl Verb {
         match request {
             Request::Submit { .. } => Self::Submit,
             Request::Cancel { .. } | Request::Scale { .. } => Self::ChangeOwn,
+            Request::Promote { .. } | Request::Rollback { .. } | Request::Replicas { .. } => Self::ChangeOwn,
             Request::Drain { .. } | Request::Undrain { .. } | Request::RemoveNode { .. } => Self::Nodes,
             Request::ReleaseNode { .. } => Self::Nodes,
             Request::Pin { .. } | Request::Unpin { .. } | Request::Prune { .. } => Self::ChangeOwn,

@@ -85,10 +85,13 @@ impl Cluster {
             }
             Event::Pruned { job, keep, .. } => self.check_prune(*job, *keep),
             Event::Swept { job, index, .. } => self.check_swept(*job, *index),
+            Event::Promoted { job, .. } => self.check_promoted(*job),
+            Event::RolledBack { model, .. } => self.check_rolled_back(model),
+            Event::LeaveAsked { job, .. } => self.check_leave(*job),
         }
     }
 
-    fn ask_job(&self, id: JobId, check: impl FnOnce(&Job) -> Result<(), String>) -> Result<(), Refused> {
+    pub(super) fn ask_job(&self, id: JobId, check: impl FnOnce(&Job) -> Result<(), String>) -> Result<(), Refused> {
         let job = self.jobs.get(id).ok_or_else(|| Refused::NotFound(format!("there is no {id}")))?;
         check(job).map_err(Refused::Conflict)
     }

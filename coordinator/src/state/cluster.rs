@@ -231,13 +231,16 @@ impl Cluster {
                 let sweep = Sweep { job: *job, index: *index, removed: *removed, error: error.clone() };
                 self.swept(&mut scene, *node, &sweep);
             }
+            Event::Promoted { job, by } => self.promote(&mut scene, *job, by),
+            Event::RolledBack { model, by } => self.roll_back(&mut scene, model, by),
+            Event::LeaveAsked { job, by } => self.let_go(&mut scene, *job, by),
         }
         self.free_early(&mut orders);
         orders
     }
 
     /// What may let ranks be placed.
-    fn drive(&mut self, job: JobId, drive: impl FnOnce(&mut Job)) {
+    pub(super) fn drive(&mut self, job: JobId, drive: impl FnOnce(&mut Job)) {
         self.replan = true;
         self.jobs.drive(job, self.placements, drive);
     }

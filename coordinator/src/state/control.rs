@@ -206,7 +206,8 @@ impl Control {
             nagged: now.mono,
             unwanted: BTreeSet::new(),
             routes: Routes::default(),
-            reroute: false,
+            // Who connects is told; what is not known of here could not be ended.
+            reroute: true,
             audited: (now.mono, 0),
             unaudited: 0,
             replan: true,

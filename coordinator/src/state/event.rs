@@ -192,6 +192,21 @@ pub enum Event {
         removed: u32,
         error: Option<String>,
     },
+    /// The revision of this job gets all new requests of its model; jobs of other revisions leave.
+    Promoted {
+        job: JobId,
+        by: String,
+    },
+    /// Jobs of a model with a share or a shadow leave.
+    RolledBack {
+        model: String,
+        by: String,
+    },
+    /// A job that serves takes no new requests, and is cancelled when its answers are over.
+    LeaveAsked {
+        job: JobId,
+        by: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

@@ -23,6 +23,7 @@ impl Cluster {
         if joined != self.tokens.spent() {
             return Err(format!("I33: {joined} members have joined, {} tokens were used", self.tokens.spent()));
         }
+        self.check_revisions()?;
         self.check_held()
     }
 

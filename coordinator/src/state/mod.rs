@@ -34,6 +34,7 @@ mod removal;
 pub mod replicas;
 mod reports;
 pub mod requests;
+mod revisions;
 pub mod room;
 pub mod run;
 #[cfg(test)]

@@ -33,6 +33,7 @@ impl Control {
         self.replan |= self.held_off.len() != held_off;
         self.end_yields(step);
         self.end_drains(step);
+        self.end_leaves(step);
         self.begin_probations(step);
         self.end_stalled(step);
         self.evict(step);

@@ -10,7 +10,7 @@ use super::cluster::Refused;
 use super::control::{Control, Step, Ticket, refused_words};
 use super::effect::Effect;
 use super::event::{Event, Submission};
-use super::jobs::{ACTIVE_MAX, KEY_BYTES_MAX};
+use super::jobs::KEY_BYTES_MAX;
 use super::machine::{Ask, Job};
 use super::members::Room;
 use super::pruning::Mode;
@@ -34,6 +34,9 @@ impl Control {
             Request::Submit { key, spec } => self.submit(step, caller, key, &spec),
             Request::Cancel { job } => return self.cancel(step, ticket, caller, job),
             Request::Scale { job, ranks } => self.scale(step, caller, job, ranks),
+            Request::Promote { job } => self.promote(step, caller, job),
+            Request::Rollback { model } => self.roll_back(step, caller, model),
+            Request::Replicas { model, replicas } => self.set_replicas(step, caller, (model, replicas)),
             Request::Drain { node, deadline_ms } => self.ask_drain(step, caller, (node, deadline_ms)),
             Request::ReleaseNode { node } => self.ask_release(step, caller, node),
             Request::RemoveNode { node } => self.ask_remove(step, caller, node),
@@ -92,26 +95,20 @@ impl Control {
             return Err(invalid(message, &format!("use 1 to {KEY_BYTES_MAX}")));
         }
         let parsed = JobSpec::parse(spec).map_err(|error| invalid(format!("spec: {error}"), "mend the spec"))?;
-        let submission = self.submission(caller, key, &parsed);
+        let submission = self.submission(&owner(caller), key, &parsed);
         if let Some(job) = self.cluster.jobs().by_key(&submission.owner, &submission.key) {
             let (id, same) = (job.id, job.spec == submission.spec);
             if self.cluster.planted_bug() != Some(super::PlantedBug::KeyIgnored) {
                 return if same { Ok(Reply::Submitted { job: id, created: false }) } else { Err(key_taken(id)) };
             }
         }
-        if let Some(low) = &self.storage_low {
-            return Err(unavailable(low.clone(), "free some space, then submit again; running jobs go on"));
-        }
-        if self.cluster.jobs().active() >= ACTIVE_MAX {
-            let message = format!("{ACTIVE_MAX} jobs have not ended, the most that is taken");
-            return Err(unavailable(message, "submit again when some have ended"));
-        }
+        self.check_room(1)?;
         self.commit(step, Event::Submitted(Box::new(submission)))
             .map(|()| Reply::Submitted { job: self.cluster.jobs().last(), created: true })
             .map_err(|refused| refusal(refused, "use another key"))
     }
 
-    fn submission(&self, caller: &Subject, key: String, spec: &JobSpec) -> Submission {
+    pub(super) fn submission(&self, owner: &str, key: String, spec: &JobSpec) -> Submission {
         let resources = &spec.resources;
         // A folder that the submitter chose may be shared by clusters, so the job's folder there carries the cluster's name.
         let checkpoints = match &spec.checkpoint.to {
@@ -123,7 +120,7 @@ impl Control {
         };
         Submission {
             key,
-            owner: owner(caller),
+            owner: owner.to_owned(),
             name: spec.name.clone(),
             trainer: spec.trainer.clone(),
             spec: spec.to_toml(),
@@ -156,7 +153,7 @@ impl Control {
         let job = self.find(id)?;
         if job.serves.is_some() {
             let message = format!("{id} serves, and the number of its ranks is that of its split");
-            return Err(invalid(message, "submit its spec once more for another replica, or cancel one"));
+            return Err(invalid(message, "`stoke scale MODEL --replicas N` gives the model more or fewer jobs"));
         }
         let most = JobSpec::parse(&job.spec).map_or(1, |spec| spec.ranks_max());
         if !(1..=most).contains(&ranks) {
@@ -252,7 +249,7 @@ pub(super) fn invalid(message: String, mend: &str) -> Refusal {
     Refusal { code: RefusalCode::Invalid, message, mend: mend.to_owned() }
 }
 
-fn unavailable(message: String, mend: &str) -> Refusal {
+pub(super) fn unavailable(message: String, mend: &str) -> Refusal {
     Refusal { code: RefusalCode::Unavailable, message, mend: mend.to_owned() }
 }
 

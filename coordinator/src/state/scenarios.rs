@@ -266,7 +266,14 @@ fn resumed(generation: u64, step: u64) -> RankEvent {
 }
 
 fn heartbeat(sequence: u64) -> Heartbeat {
-    Heartbeat { incarnation: Incarnation(1), sequence, cpu_used: 0.0, memory_used_bytes: 0 }
+    Heartbeat {
+        incarnation: Incarnation(1),
+        sequence,
+        cpu_used: 0.0,
+        memory_used_bytes: 0,
+        routes: LogIndex(0),
+        leaving: 0,
+    }
 }
 
 fn exited(code: i32) -> RankEvent {

@@ -1,15 +1,16 @@
-//! Jobs that serve: which heads answer for which model, and that every node's gateway knows it. Owns the routes and when they are told; moves no
-//! rank (that is the machine's, the same as for jobs that train).
+//! Jobs that serve: which heads answer for which model, and that every node's gateway knows it. Owns the routes and when they are told, and what may
+//! serve under one name; which of a model's jobs come and go is `revisions.rs`, and ranks are the machine's, the same as for jobs that train.
 //!
 //! R1: a head is in the routes only while every rank of its gang is a member of the newest generation (I28).
-//! R2: jobs of one name are one owner's, and serve the same: nobody else's job gets requests that were meant for them, and an answer that one of them
-//!   has begun is the one that another goes on with (I27).
+//! R2: jobs of one name are one owner's and do one task: nobody else's job gets requests that were meant for them. Those without a share or a shadow
+//!   serve one revision.
 //! R3: routes carry the journal's index, and no older ones replace newer ones, whoever coordinates.
 
 use serde::{Deserialize, Serialize};
+use stoke_protocol::ids::LogIndex;
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::node::ToNode;
-use stoke_protocol::message::serve::{Head, Route, Routes};
+use stoke_protocol::message::serve::{Head, Route, Routes, Traffic};
 use stoke_protocol::spec::{JobSpec, Precision, Task};
 
 use super::cluster::{Cluster, Refused};
@@ -17,6 +18,10 @@ use super::control::{Control, SessionId, Step};
 use super::effect::Effect;
 use super::event::Submission;
 use super::machine::Job;
+use super::time::Time;
+
+/// All of a model's requests.
+const WHOLE_MILLIONTHS: u64 = 1_000_000;
 
 /// What a job serves.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -26,28 +31,74 @@ pub struct Serves {
     pub task: Task,
     /// Its files, and how they are computed with.
     pub weights: (String, Precision),
+    /// What it gets unless it leaves.
+    pub part: Traffic,
+    pub leave: Option<Leave>,
+}
+
+/// A job that takes no new requests.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Leave {
+    /// The entry that says so: routes of this index or a newer one show it.
+    pub index: LogIndex,
+    pub at: Time,
+    pub by: String,
 }
 
 impl Serves {
     pub fn of(spec: &JobSpec) -> Option<Self> {
         let serve = spec.serve.as_ref()?;
+        let part = match (serve.share, serve.shadow) {
+            (_, true) => Traffic::Shadow,
+            (Some(share), false) => Traffic::Share { millionths: share.millionths() },
+            (None, false) => Traffic::Rest,
+        };
         Some(Self {
             model: serve.name.clone().unwrap_or_else(|| spec.name.clone()),
             task: serve.task,
             weights: (serve.model.clone(), serve.precision),
+            part,
+            leave: None,
         })
+    }
+
+    /// The same number for the same weights, on every machine and in every release.
+    pub fn revision(&self) -> u64 {
+        let (model, precision) = &self.weights;
+        let precision = match precision {
+            Precision::Rounded => 0,
+            Precision::Full => 1,
+        };
+        let hash = blake3::hash(&[model.as_bytes(), &[0, precision]].concat());
+        u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+    }
+
+    pub fn traffic(&self) -> Traffic {
+        if self.leave.is_some() { Traffic::Leaving } else { self.part }
     }
 }
 
 impl Job {
     /// None for a job that does not serve, or has ended.
+    pub(super) fn serving(&self) -> Option<&Serves> {
+        self.serves.as_ref().filter(|_| !self.state.is_terminal())
+    }
+
     fn route(&self) -> Option<Route> {
-        let Serves { model, task, .. } = self.serves.as_ref().filter(|_| !self.state.is_terminal())?;
-        Some(Route { model: model.clone(), job: self.id, task: *task, created_ms: self.submitted.0, head: self.head() })
+        let serves = self.serving()?;
+        Some(Route {
+            model: serves.model.clone(),
+            job: self.id,
+            task: serves.task,
+            created_ms: self.submitted.0,
+            head: self.head(),
+            revision: serves.revision(),
+            traffic: serves.traffic(),
+        })
     }
 
     /// R1.
-    fn head(&self) -> Option<Head> {
+    pub(super) fn head(&self) -> Option<Head> {
         let run = self.run.as_ref().filter(|_| self.state == JobState::Running)?;
         let whole = run.members.len() == self.ask.ranks as usize && run.members.iter().all(|id| run.is_live(*id));
         let id = *run.members.first().filter(|_| whole)?;
@@ -60,23 +111,60 @@ impl Cluster {
     pub(super) fn check_serves(&self, submission: &Submission) -> Result<(), Refused> {
         let Some(serves) = &submission.serves else { return Ok(()) };
         let model = &serves.model;
-        for job in self.jobs.iter().filter(|job| !job.state.is_terminal()) {
-            let Some(other) = job.serves.as_ref().filter(|other| other.model == *model) else { continue };
+        let (mut shares, mut regular) = (0, None);
+        for (job, other) in self.serving(model) {
             if job.owner != submission.owner {
                 return Err(Refused::Conflict(format!("{model} is served by {} of {} already", job.id, job.owner)));
             }
-            if other != serves {
-                let (id, weights) = (job.id, &other.weights.0);
+            if other.task != serves.task {
+                let id = job.id;
                 return Err(Refused::Conflict(format!(
-                    "{model} is served by {id} from {weights}, and replicas serve the same: give this one another name"
+                    "{id} serves {model} for another task: give this one another name"
                 )));
             }
+            if job.state == JobState::Cancelling {
+                continue;
+            }
+            match other.traffic() {
+                Traffic::Rest => regular = regular.or(Some((job.id, &other.weights))),
+                Traffic::Share { millionths } => shares += u64::from(millionths),
+                Traffic::Shadow | Traffic::Leaving => {}
+            }
         }
-        Ok(())
+        match (serves.part, regular) {
+            (Traffic::Rest, Some((id, weights))) if *weights != serves.weights => Err(Refused::Conflict(format!(
+                "{model} is served by {id} from {}, and replicas serve the same: give this one another name, or try it beside that one \
+                 with `[serve] share = 0.1` or `shadow = true`",
+                said(weights)
+            ))),
+            (Traffic::Share { millionths }, Some(_)) if shares + u64::from(millionths) > WHOLE_MILLIONTHS => {
+                let taken = shares as f64 / WHOLE_MILLIONTHS as f64;
+                Err(Refused::Conflict(format!(
+                    "other jobs have a share of {taken} of {model}: together it is 1 at most"
+                )))
+            }
+            (Traffic::Share { .. } | Traffic::Shadow, None) => Err(Refused::Conflict(format!(
+                "no job serves {model}, so there is nothing to have a share or a copy of: submit one without `share` and `shadow` first"
+            ))),
+            (Traffic::Rest | Traffic::Share { .. } | Traffic::Shadow | Traffic::Leaving, _) => Ok(()),
+        }
+    }
+
+    /// Jobs of this name that have not ended, oldest first.
+    pub(super) fn serving<'a>(&'a self, model: &'a str) -> impl DoubleEndedIterator<Item = (&'a Job, &'a Serves)> {
+        let serving = self.jobs.iter().filter_map(|job| Some((job, job.serving()?)));
+        serving.filter(move |(_, serves)| serves.model == model)
     }
 
     fn routes(&self) -> Routes {
         Routes { index: self.index, routes: self.jobs.iter().filter_map(Job::route).collect() }
+    }
+}
+
+fn said((model, precision): &(String, Precision)) -> String {
+    match precision {
+        Precision::Rounded => model.clone(),
+        Precision::Full => format!("{model} in full precision"),
     }
 }
 

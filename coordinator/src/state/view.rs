@@ -13,6 +13,7 @@ use super::explain::explain;
 use super::machine::Job;
 use super::members::{Drain, Node};
 use super::run::Run;
+use super::serving::Serves;
 
 /// Jobs in one answer, the newest: the rest is asked for by id.
 const JOBS_SHOWN_MAX: usize = 1_000;
@@ -58,6 +59,7 @@ impl Control {
             name: job.name.clone(),
             trainer: job.trainer.clone(),
             serves: job.serves.as_ref().map(|serves| serves.model.clone()),
+            traffic: job.serves.as_ref().map(Serves::traffic),
             owner: job.owner.clone(),
             state: job.state,
             reason,

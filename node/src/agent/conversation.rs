@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ractor::ActorRef;
 use stoke_protocol::identity::KeyRequest;
+use stoke_protocol::ids::LogIndex;
 use stoke_protocol::message::node::{FromNode, Heartbeat, NodeReply, NodeRequest, ReadLog, ToNode};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::{Connection, FrameReceiver, FrameSender, Request, TransportError};
@@ -17,6 +18,7 @@ use super::actor::Message;
 use super::log::LogBook;
 use super::session::SessionArguments;
 use super::state::Signed;
+use crate::gateway::Watch;
 use crate::probe::Usage;
 
 /// Frames of the coordinator that may wait in the agent's mailbox.
@@ -115,7 +117,9 @@ async fn beat(talk: &Conversation) -> Result<(), TransportError> {
         talk.awake.note()?;
         let (cpu_used, memory_used_bytes) = usage.as_mut().map_or((0.0, 0), Usage::read);
         let incarnation = talk.arguments.incarnation;
-        match talk.connection.send_datagram(&Heartbeat { incarnation, sequence, cpu_used, memory_used_bytes }) {
+        let (routes, leaving) = talk.arguments.gateway.as_ref().map_or((LogIndex(0), 0), Watch::leaving);
+        let heartbeat = Heartbeat { incarnation, sequence, cpu_used, memory_used_bytes, routes, leaving };
+        match talk.connection.send_datagram(&heartbeat) {
             // The path's packets may shrink for a moment; the next one makes up for it.
             Ok(()) | Err(TransportError::DatagramTooLarge { .. }) => {}
             Err(error) => return Err(error),

@@ -170,6 +170,7 @@ impl Agent {
             coordinator: config.coordinator.clone(),
             incarnation,
             logs,
+            gateway: gateway.as_ref().map(Gateway::watch),
             measure,
             seed: node.0 << 32 | incarnation.0,
         };

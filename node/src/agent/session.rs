@@ -20,6 +20,7 @@ use super::backoff::Backoff;
 use super::conversation::{self, Awake, Conversation};
 use super::log::LogBook;
 use super::state::{Event, Signed};
+use crate::gateway::Watch;
 
 /// The coordinator's welcome comes within this, or it is busy with something else.
 const WELCOME_MAX: Duration = Duration::from_secs(5);
@@ -39,6 +40,8 @@ pub struct SessionArguments {
     pub coordinator: Vec<String>,
     pub incarnation: Incarnation,
     pub logs: LogBook,
+    /// Tells which questions are at jobs that leave.
+    pub gateway: Option<Watch>,
     /// Whether heartbeats carry how busy the machine is; a simulated one is not.
     pub measure: bool,
     /// Of the back-off's jitter.

@@ -4,6 +4,8 @@
 //! G3: a question ends: by its answer, by a refusal that every head would give, at its deadline, after `silence` without a frame, or when no head
 //! could be asked for `wait` (`replay_wait` once an answer has begun).
 //! G4: who drops an asking takes the question back: its stream goes with it.
+//! G9 (I27): an answer that has begun goes on at a head of the same revision and at no other. Until one has it, it counts as a question of the job
+//! where it was, so that a job that leaves waits for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,14 +23,15 @@ use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use super::error::{Kind, Problem};
 use super::heads::{Heads, Stream, Unreached};
 use super::received::{Event, Received, Taken};
-use super::routes::{Pick, Standing, Table};
+use super::routes::{Aim, Pick, Standing, Table};
+use super::shadow::Copies;
 
 /// A question that a head has not taken in after this long is asked elsewhere: its connection carries nothing more.
-const SEND_MAX: Duration = Duration::from_secs(5);
+pub(super) const SEND_MAX: Duration = Duration::from_secs(5);
 /// A head whose connections are full is left alone for so long.
-const FULL_REST: Duration = Duration::from_secs(1);
+pub(super) const FULL_REST: Duration = Duration::from_secs(1);
 /// What a head says of when to come back is not believed beyond this.
-const BUSY_REST_MAX: Duration = Duration::from_secs(30);
+pub(super) const BUSY_REST_MAX: Duration = Duration::from_secs(30);
 
 /// How long a question waits.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +50,7 @@ pub(super) struct Desk {
     /// Counts the routes that came.
     changed: watch::Sender<u64>,
     pub(super) heads: Heads,
-    patience: Patience,
+    pub(super) patience: Patience,
     pub(super) counters: Counters,
 }
 
@@ -60,6 +63,9 @@ pub(super) struct Counters {
     pub(super) tokens: AtomicU64,
     /// Frames that broke the rules.
     pub(super) broken: AtomicU64,
+    /// Of questions, to shadows; and those that shadows have not answered.
+    pub(super) copies: AtomicU64,
+    pub(super) copies_failed: AtomicU64,
 }
 
 /// A question that so many heads in a row have died of is given up: it may be what they die of.
@@ -71,9 +77,18 @@ pub(super) struct Asking {
     model: String,
     tasks: &'static [Task],
     received: Received,
+    /// The one job to ask, where it matters which.
+    only: Option<JobId>,
+    /// Where a new question falls among those of its model.
+    draw: Option<u64>,
+    /// Of the head that began the answer.
+    revision: Option<u64>,
     deadline: Option<Instant>,
     changed: watch::Receiver<u64>,
     current: Option<Current>,
+    /// Where the answer was, until another head has it (G9).
+    left: Option<Running>,
+    copies: Copies,
     tries: u64,
     /// Since when it does not get on.
     troubled: Option<Instant>,
@@ -84,6 +99,7 @@ pub(super) struct Asking {
 /// The head that answers now.
 struct Current {
     job: JobId,
+    revision: u64,
     stream: Stream,
     running: Running,
 }
@@ -136,9 +152,14 @@ impl Desk {
             model: model.to_owned(),
             tasks,
             received: Received::new(ask),
+            only: None,
+            draw: None,
+            revision: None,
             deadline,
             changed: self.changed.subscribe(),
             current: None,
+            left: None,
+            copies: Copies::default(),
             tries: 0,
             troubled: None,
             losses: 0,
@@ -147,6 +168,11 @@ impl Desk {
 }
 
 impl Asking {
+    /// Asks no other job than this one.
+    pub(super) fn only(self, job: Option<JobId>) -> Self {
+        Self { only: job, ..self }
+    }
+
     /// Tokens of the answer that have come.
     pub(super) fn tokens(&self) -> usize {
         self.received.tokens()
@@ -161,8 +187,10 @@ impl Asking {
             }
             None => self.advance().await,
         };
-        if event.is_err() {
-            self.current = None;
+        match event {
+            Ok(Event::Ended { .. }) => self.copies.let_go(),
+            Ok(_) => {}
+            Err(_) => (self.current, self.left, self.copies) = (None, None, Copies::default()),
         }
         event
     }
@@ -178,10 +206,12 @@ impl Asking {
             let taken = match current.read(&mut self.changed).await {
                 Read::Frame(answer) => self.received.take(answer),
                 Read::Replaced => {
+                    self.part(current);
                     self.trouble("it is the head no more", head)?;
                     continue;
                 }
                 Read::Lost(why) => {
+                    self.part(current);
                     self.desk.table().lost(head, Instant::now());
                     self.losses += 1;
                     if self.losses >= LOSSES_MAX {
@@ -201,6 +231,7 @@ impl Asking {
                     let more = self.received.tokens() - before;
                     self.desk.counters.tokens.fetch_add(more as u64, Ordering::Relaxed);
                     self.troubled = None;
+                    self.revision.get_or_insert(current.revision);
                     if !matches!(event, Event::Begun { .. }) {
                         self.losses = 0;
                     }
@@ -208,8 +239,12 @@ impl Asking {
                     return Ok(event);
                 }
                 Taken::Nothing => self.current = Some(current),
-                Taken::Refused(refusal) => self.refused(refusal, head)?,
+                Taken::Refused(refusal) => {
+                    self.part(current);
+                    self.refused(refusal, head)?;
+                }
                 Taken::Broken(what) => {
+                    self.part(current);
                     self.desk.counters.broken.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(model = self.model, %head, what, "a head broke the rules of an answer");
                     self.desk.table().lost(head, Instant::now());
@@ -217,6 +252,11 @@ impl Asking {
                 }
             }
         }
+    }
+
+    /// The head that answers is left (G9).
+    fn part(&mut self, current: Current) {
+        self.left = Some(current.running).filter(|_| self.revision.is_some());
     }
 
     /// A head has refused: another one is asked, unless it would say the same.
@@ -259,14 +299,13 @@ impl Asking {
     async fn reach(&mut self) -> Result<Current, Problem> {
         loop {
             self.changed.borrow_and_update();
-            let (pick, is_known) = {
-                let table = self.desk.table();
-                (table.pick(&self.model, self.tasks, Instant::now()), table.is_known())
-            };
+            let (pick, is_known) = self.pick();
             match pick {
-                Pick::Ask { job, head } => {
-                    if let Some(current) = self.send(job, head).await? {
-                        return Ok(current);
+                Pick::Ask { job, head, revision } => {
+                    let running = Running { desk: self.desk.clone(), head: head.id };
+                    if let Some(stream) = self.send(head).await? {
+                        self.left = None;
+                        return Ok(Current { job, revision, stream, running });
                     }
                 }
                 Pick::Later { after, busy: true } if !self.received.is_begun() => {
@@ -274,6 +313,7 @@ impl Asking {
                 }
                 Pick::Later { after, .. } => self.wait(after).await?,
                 Pick::NoHead => self.wait(Duration::MAX).await?,
+                Pick::NoRevision => return Err(Problem::no_revision(&self.model)),
                 Pick::Unknown { .. } if !is_known => self.wait(Duration::MAX).await?,
                 Pick::Unknown { .. } if self.received.is_begun() => {
                     let message = format!("model {:?} is served no more: its job was stopped", self.model);
@@ -283,6 +323,25 @@ impl Asking {
                 Pick::OtherTask(task) => return Err(Problem::other_task(&self.model, task)),
             }
         }
+    }
+
+    /// Where to ask, counted there already: a job that leaves is not to go in between.
+    fn pick(&mut self) -> (Pick, bool) {
+        let mut table = self.desk.table();
+        self.draw = self.draw.or_else(|| match self.received.is_new_work() {
+            true => table.draw(&self.model),
+            false => None,
+        });
+        let aim = match (self.only, self.revision) {
+            (Some(job), _) => Aim::Job(job),
+            (None, Some(revision)) => Aim::Revision(revision),
+            (None, None) => Aim::Drawn(self.draw.unwrap_or(u64::MAX)),
+        };
+        let pick = table.pick(&self.model, self.tasks, aim, Instant::now());
+        if let Pick::Ask { head, .. } = &pick {
+            table.begin(head.id);
+        }
+        (pick, table.is_known())
     }
 
     /// Waits for other routes, and no longer than `after`.
@@ -302,8 +361,7 @@ impl Asking {
         Ok(())
     }
 
-    async fn send(&mut self, job: JobId, head: Head) -> Result<Option<Current>, Problem> {
-        let running = Running::new(&self.desk, head.id);
+    async fn send(&mut self, head: Head) -> Result<Option<Stream>, Problem> {
         if self.tries > 0 {
             self.desk.counters.replays.fetch_add(1, Ordering::Relaxed);
         }
@@ -312,8 +370,12 @@ impl Asking {
         let question = Question { generation: head.generation, deadline_ms, ask: self.received.again() };
         let why = match timeout(SEND_MAX, self.desk.heads.ask(head, &question)).await {
             Ok(Ok(stream)) => {
+                if self.tries == 0 && self.only.is_none() {
+                    let which = (self.model.as_str(), self.tasks);
+                    self.copies = Copies::send(&self.desk, which, &question.ask, deadline_ms);
+                }
                 self.tries += 1;
-                return Ok(Some(Current { job, stream, running }));
+                return Ok(Some(stream));
             }
             Ok(Err(Unreached::Transport(TransportError::Frame(CodecError::TooLarge { bytes, cap })))) => {
                 let message = format!("the request has {bytes} bytes of text or values: {cap} are taken at most");
@@ -361,13 +423,6 @@ impl Current {
                 () = &mut silence => return Read::Silent,
             }
         }
-    }
-}
-
-impl Running {
-    fn new(desk: &Arc<Desk>, head: RankId) -> Self {
-        desk.table().begin(head);
-        Self { desk: desk.clone(), head }
     }
 }
 

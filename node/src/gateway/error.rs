@@ -84,6 +84,13 @@ impl Problem {
         Self { retry_after: Some(Duration::from_secs(5)), ..Self::new(Kind::NoHead, message) }
     }
 
+    pub(super) fn no_revision(model: &str) -> Self {
+        let message = format!(
+            "model {model:?} is served no more by the revision that began this answer, and another one would go on with other words: ask again"
+        );
+        Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(Kind::NoHead, message) }
+    }
+
     pub(super) fn unknown_model(model: &str, known: &[String]) -> Self {
         let known = match known {
             [] => "no model is served now".to_owned(),

@@ -14,6 +14,7 @@ mod ready;
 mod received;
 mod routes;
 mod service;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use stoke_protocol::ids::LogIndex;
 use stoke_protocol::message::serve::Routes;
 use stoke_protocol::transport::Endpoint;
 use tokio::net::{TcpListener, TcpSocket};
@@ -115,6 +117,9 @@ pub struct Counts {
     pub broken: u64,
     /// Questions that are at a head now.
     pub running: u64,
+    /// Copies of questions to shadows, and those that had no answer.
+    pub copies: u64,
+    pub copies_failed: u64,
 }
 
 impl Gateway {
@@ -155,14 +160,32 @@ impl Gateway {
             replays: counters.replays.load(Ordering::Relaxed),
             tokens: counters.tokens.load(Ordering::Relaxed),
             broken: counters.broken.load(Ordering::Relaxed),
+            copies: counters.copies.load(Ordering::Relaxed),
+            copies_failed: counters.copies_failed.load(Ordering::Relaxed),
             running: self.service.desk.table().running(),
         }
+    }
+
+    /// For heartbeats.
+    pub fn watch(&self) -> Watch {
+        Watch(self.service.desk.clone())
     }
 
     /// Takes no more requests, and lets those that run end for a few seconds.
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
         let _ = (&mut self.serving).await;
+    }
+}
+
+/// What the coordinator is told of a gateway, again and again.
+#[derive(Clone)]
+pub struct Watch(Arc<Desk>);
+
+impl Watch {
+    /// The newest routes that it goes by, and its questions at jobs that leave.
+    pub fn leaving(&self) -> (LogIndex, u32) {
+        self.0.table().leaving()
     }
 }
 

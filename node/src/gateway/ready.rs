@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use stoke_protocol::ids::JobId;
 use stoke_protocol::message::serve::Ask;
 use stoke_protocol::spec::Task;
 
@@ -22,7 +23,7 @@ pub(super) const EVERY_TASK: &[Task] = &[Task::Generate, Task::Embed, Task::Infe
 /// The last probe of each model.
 pub(super) struct Readiness {
     desk: Arc<Desk>,
-    known: Mutex<BTreeMap<String, Arc<Probe>>>,
+    known: Mutex<BTreeMap<(String, Option<JobId>), Arc<Probe>>>,
 }
 
 /// When it was found, and what. Locked while one is on its way, so that those who ask meanwhile wait for it.
@@ -33,16 +34,20 @@ impl Readiness {
         Self { desk, known: Mutex::default() }
     }
 
-    /// Whether a model that is served answers. None: it is not served.
-    pub(super) async fn model(&self, name: &str) -> Option<bool> {
+    /// Whether a model that is served answers, or one of its jobs. None: it is not served, or not by this job.
+    pub(super) async fn model(&self, name: &str, job: Option<JobId>) -> Option<bool> {
         let models = self.desk.table().models();
-        if !models.iter().any(|route| route.model == name) {
+        let is_served = |model: &str, job: Option<JobId>| match job {
+            Some(job) => self.desk.table().has(model, job),
+            None => models.iter().any(|route| route.model == model),
+        };
+        if !is_served(name, job) {
             return None;
         }
         let probe = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.retain(|model, _| models.iter().any(|route| route.model == *model));
-            known.entry(name.to_owned()).or_default().clone()
+            known.retain(|(model, job), _| is_served(model, *job));
+            known.entry((name.to_owned(), job)).or_default().clone()
         };
         let mut last = probe.lock().await;
         if let Some((at, found)) = *last
@@ -50,7 +55,7 @@ impl Readiness {
         {
             return Some(found);
         }
-        let mut asking = self.desk.ask(name, EVERY_TASK, Ask::Probe, Some(Instant::now() + PROBE_MAX));
+        let mut asking = self.desk.ask(name, EVERY_TASK, Ask::Probe, Some(Instant::now() + PROBE_MAX)).only(job);
         let found = matches!(asking.next().await, Ok(Event::Ended { .. }));
         *last = Some((Instant::now(), found));
         Some(found)
@@ -59,7 +64,7 @@ impl Readiness {
     /// Whether there are models, and all of them answer.
     pub(super) async fn all(&self) -> bool {
         let models = self.desk.table().models();
-        let probes = join_all(models.iter().map(|route| self.model(&route.model))).await;
+        let probes = join_all(models.iter().map(|route| self.model(&route.model, None))).await;
         !probes.is_empty() && probes.into_iter().all(|found| found == Some(true))
     }
 }

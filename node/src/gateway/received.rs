@@ -53,6 +53,14 @@ impl Received {
         self.begun
     }
 
+    /// Whether it asks a model to compute: one of the questions that shares are of.
+    pub(super) fn is_new_work(&self) -> bool {
+        match &self.ask {
+            Ask::Generate(_) | Ask::Embed { .. } | Ask::Infer { .. } => true,
+            Ask::Describe | Ask::Probe => false,
+        }
+    }
+
     /// Tokens that have come.
     pub(super) fn tokens(&self) -> usize {
         match &self.ask {

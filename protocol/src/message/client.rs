@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::node::{Capacity, LogChunk};
 use super::rank::Progress;
+use super::serve::Traffic;
 use crate::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
 use crate::ledger::Ledger;
 use crate::list::List;
@@ -61,6 +62,14 @@ pub enum Request {
     /// Only the newest `keep` checkpoints of a job stay (none: as many as its spec says), with the pinned and those that a job continues from.
     /// `dry_run`: only tells. Answered by `Pruned` when the others are out of sight; a node removes them after that. Role: submitter.
     Prune { job: JobId, keep: Option<u32>, dry_run: bool },
+    /// The revision that a job serves gets all new requests of its model: its shares and shadows end, and jobs of other revisions leave. The same
+    /// again changes nothing. Answered by `Serving`. Role: submitter.
+    Promote { job: JobId },
+    /// Jobs of a model with a share or a shadow leave. The same again changes nothing. Answered by `Serving`. Role: submitter.
+    Rollback { model: String },
+    /// So many jobs are to serve a model, besides those with a share or a shadow: copies of the newest are submitted, or the newest leave.
+    /// Answered by `Serving`. Role: submitter.
+    Replicas { model: String, replicas: u32 },
 }
 
 /// Coordinator → client.
@@ -107,6 +116,16 @@ pub enum Reply {
     Pruned {
         removed: List<CheckpointView>,
         kept: List<CheckpointView>,
+    },
+    /// Who serves a model from now on, oldest first.
+    Serving {
+        model: String,
+        /// With neither share nor shadow.
+        jobs: List<JobId>,
+        /// Of these, the ones that this request has submitted.
+        added: List<JobId>,
+        /// They take no new requests, and are cancelled when their answers are over.
+        leaving: List<JobId>,
     },
 }
 
@@ -218,6 +237,8 @@ pub struct JobView {
     pub trainer: String,
     /// The model that it serves, as clients name it.
     pub serves: Option<String>,
+    /// Of a job that serves: which of the model's new requests it gets.
+    pub traffic: Option<Traffic>,
     pub owner: String,
     pub state: JobState,
     /// Why it waits, is about to stop, or ended; empty while it runs well.

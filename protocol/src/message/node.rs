@@ -89,6 +89,10 @@ pub struct Heartbeat {
     /// Between 0 and 1, of all processors.
     pub cpu_used: f32,
     pub memory_used_bytes: u64,
+    /// The newest routes that this node's gateway goes by; of one that has no gateway, 0.
+    pub routes: LogIndex,
+    /// Questions of this gateway at jobs that are leaving by these routes.
+    pub leaving: u32,
 }
 
 /// Coordinator → agent, control stream. All of it is idempotent: after a reconnect it may come again.

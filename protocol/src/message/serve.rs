@@ -33,6 +33,23 @@ pub struct Route {
     pub created_ms: u64,
     /// None while its ranks come up, or one is being replaced.
     pub head: Option<Head>,
+    /// Of the weights and how they are computed with. An answer that has begun goes on only where it is the same (I27).
+    pub revision: u64,
+    pub traffic: Traffic,
+}
+
+/// Which of a model's new questions a job gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Traffic {
+    /// Those that no share takes, with all others that get them.
+    #[default]
+    Rest,
+    /// So many of a million, drawn by the gateway.
+    Share { millionths: u32 },
+    /// None of them, but copies, whose answers nobody gets.
+    Shadow,
+    /// None any more: what it has begun it ends.
+    Leaving,
 }
 
 /// The first rank of a gang: it takes the questions.

@@ -47,6 +47,43 @@ pub struct Serve {
     pub waiting: u32,
     #[serde(default)]
     pub precision: Precision,
+    /// A canary: of the model's new requests it gets this part. Left out: those that no share takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
+    /// It gets copies of the model's new requests, and nobody gets its answers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shadow: bool,
+}
+
+/// A part of a whole, above 0 and up to 1; written as a number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Share {
+    millionths: u32,
+}
+
+impl Share {
+    pub fn millionths(self) -> u32 {
+        self.millionths
+    }
+}
+
+impl From<Share> for f64 {
+    fn from(share: Share) -> Self {
+        f64::from(share.millionths) / 1e6
+    }
+}
+
+impl TryFrom<f64> for Share {
+    type Error = String;
+
+    fn try_from(part: f64) -> Result<Self, String> {
+        let millionths = (part * 1e6).round();
+        match (1.0..=1e6).contains(&millionths) {
+            true => Ok(Self { millionths: millionths as u32 }),
+            false => Err(format!("a share of {part}: use one above 0 and up to 1, for example 0.1")),
+        }
+    }
 }
 
 /// What the model is asked for.
@@ -121,6 +158,12 @@ impl Serve {
             && !is_name(name)
         {
             return fail("name", format!("name = {name:?}: use letters, digits, '-', '_' or '.'"));
+        }
+        if self.share.is_some() && self.shadow {
+            return fail(
+                "share",
+                "share and shadow: use one of them, a shadow gets a copy of every new request".into(),
+            );
         }
         within("stages", self.stages, RANKS_MAX)?;
         within("tensor", self.tensor, RANKS_MAX)?;

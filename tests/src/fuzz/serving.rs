@@ -3,7 +3,7 @@
 use stoke_protocol::ids::{Generation, JobId, LogIndex, Term};
 use stoke_protocol::message::serve::{
     Answer, Ask, Batch, BatchAsk, BatchRow, Datatype, Finish, Generate, Head, Message, Prompt, Question, Refusal,
-    Route, Routes, Sampling, StageHeader, StagePart, Tensor, TensorKind,
+    Route, Routes, Sampling, StageHeader, StagePart, Tensor, TensorKind, Traffic,
 };
 use stoke_protocol::spec::Task;
 
@@ -12,8 +12,17 @@ const SAMPLING: Sampling =
 
 pub fn routes() -> Routes {
     let head = Head { id: super::id(), address: ([127, 0, 0, 1], 4444).into(), generation: Generation(4) };
-    let route = |job, head| Route { model: "m".into(), job: JobId(job), task: Task::Generate, created_ms: 1, head };
-    Routes { index: LogIndex(9), routes: vec![route(1, Some(head)), route(2, None)].into() }
+    let route = |job, head, traffic| {
+        let (model, task) = ("m".to_owned(), Task::Generate);
+        Route { model, job: JobId(job), task, created_ms: 1, head, revision: job << 40, traffic }
+    };
+    let routes = [
+        route(1, Some(head), Traffic::Rest),
+        route(2, None, Traffic::Share { millionths: 100_000 }),
+        route(3, None, Traffic::Shadow),
+        route(4, None, Traffic::Leaving),
+    ];
+    Routes { index: LogIndex(9), routes: routes.to_vec().into() }
 }
 
 pub fn questions() -> Vec<Question> {

@@ -1,10 +1,10 @@
 //! Jobs that serve: what gateways are told, and when.
 
-use stoke_protocol::message::serve::{Route, Routes};
+use stoke_protocol::message::serve::{Route, Routes, Traffic};
 
 use super::*;
 
-const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\n[resources]\nmemory = 1024\n";
+const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ncache = 1024\n[resources]\nmemory = 2048\n";
 
 impl World {
     /// The newest routes that a session was told.
@@ -59,7 +59,7 @@ fn a_gang_that_lacks_a_rank_has_no_head_until_the_rank_is_replaced() {
     let started = |message: &ToNode| if let ToNode::Start(start) = message { Some(start.id) } else { None };
     world.wait(2_000, &[first, second]);
     let told = [world.told(first), world.told(second)].concat();
-    let replaced = told.iter().find_map(started).expect("a rank in its place");
+    let replaced = told.iter().filter_map(started).find(|id| id.generation.0 > 1).expect("a rank in its place");
     assert_eq!(replaced.rank, Rank(1));
     let its = if world.control.cluster().jobs().get(job).unwrap().is_on(replaced, NodeId(1)) { first } else { second };
     world.ready(its, replaced);
@@ -98,9 +98,208 @@ fn a_model_is_one_owners_and_a_split_has_its_size() {
     let other = Request::Submit { key: "other".into(), spec: SPEC.replace("/m", "/n") };
     let refused = world.ask(&ada, other);
     assert!(
-        matches!(refused, Reply::Refused(Refusal { ref message, .. }) if message.contains("from /m, and replicas serve the same")),
+        matches!(refused, Reply::Refused(Refusal { ref message, .. }) if message.contains("from /m, and replicas serve the same")
+            && message.contains("share = 0.1")),
         "{refused:?}"
     );
     let scaled = world.ask(&ada, Request::Scale { job, ranks: 1 });
     assert!(matches!(scaled, Reply::Refused(Refusal { code: RefusalCode::Invalid, .. })), "{scaled:?}");
+}
+
+const SOLO: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\ncache = 1024\n[resources]\nmemory = 2048\n";
+
+/// What another revision of the model is submitted with.
+fn other(key: &str) -> String {
+    SOLO.replace("\"/m\"\n", &format!("\"/n\"\n{key}\n"))
+}
+
+fn ada() -> Subject {
+    user(UserRole::Submitter, "ada")
+}
+
+/// A node with a gateway and room for many, and so many jobs of one rank that run there.
+fn regulars(count: u64) -> (World, SessionId, Vec<JobId>) {
+    let mut world = World::new();
+    let (node, _) = world.node(16);
+    let session = world.connect_gateway(node, &[]);
+    let jobs = (0..count).map(|number| world.runs(session, &format!("k{number}"), SOLO)).collect();
+    (world, session, jobs)
+}
+
+impl World {
+    fn connect_gateway(&mut self, node: NodeId, ranks: &[RankId]) -> SessionId {
+        self.session += 1;
+        let session = SessionId(self.session);
+        let hello = NodeHello {
+            cluster: CLUSTER,
+            node,
+            name: "n".into(),
+            incarnation: Incarnation(1),
+            session: self.session,
+            epoch_seen: Epoch(0),
+            index_seen: LogIndex(0),
+            capacity: Capacity { cpus: 16, memory_bytes: 1 << 30, ..Capacity::default() },
+            gateway: Some(([127, 0, 0, 1], 8400).into()),
+            ranks: ranks.iter().map(|id| RankInventory { id: *id, alive: true, step: TrainStep(0) }).collect(),
+        };
+        self.step(Input::Hello { session, node, address: "[::1]:1".into(), hello });
+        session
+    }
+
+    fn runs(&mut self, session: SessionId, key: &str, spec: &str) -> JobId {
+        let job = self.submit(key, spec);
+        self.ready(session, id(job, 1, 0));
+        assert_eq!(self.state(job), JobState::Running);
+        job
+    }
+
+    /// Which new requests each job gets, by the routes that a session was told last.
+    fn traffic(&mut self, session: SessionId) -> Vec<(JobId, Traffic)> {
+        let routes = self.routes(session).expect("newer routes").routes;
+        routes.iter().map(|route| (route.job, route.traffic)).collect()
+    }
+
+    /// A heartbeat of a gateway that goes by the newest routes and has so many questions at jobs that leave; and what time brings.
+    fn beats(&mut self, session: SessionId, routes: LogIndex, leaving: u32) {
+        self.ms += 100;
+        let heartbeat = Heartbeat { routes, leaving, ..heartbeat(self.ms) };
+        self.step(Input::Heartbeat { session, heartbeat });
+        self.step(Input::Tick);
+    }
+
+    fn changes(&mut self, request: Request) -> (Vec<JobId>, Vec<JobId>, Vec<JobId>) {
+        match self.ask(&ada(), request) {
+            Reply::Serving { model, jobs, added, leaving } => {
+                assert_eq!(model, "chat");
+                (jobs.0, added.0, leaving.0)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(&mut self, request: Request, code: RefusalCode, words: &str) {
+        let reply = self.ask(&ada(), request);
+        let is_so =
+            matches!(&reply, Reply::Refused(refusal) if refusal.code == code && refusal.message.contains(words));
+        assert!(is_so, "{words}: {reply:?}");
+    }
+}
+
+#[test]
+fn another_revision_serves_beside_with_a_share_or_as_a_shadow_only() {
+    let (mut world, session, jobs) = regulars(1);
+    let submit = |key: &str, spec: String| Request::Submit { key: key.into(), spec };
+    world.refused(submit("a", other("")), RefusalCode::Conflict, "replicas serve the same");
+    let canary = world.runs(session, "b", &other("share = 0.25"));
+    let full = SOLO.replace("\"/m\"\n", "\"/m\"\nprecision = \"full\"\nshadow = true\n");
+    let shadow = world.runs(session, "c", &full);
+    let due = [(jobs[0], Traffic::Rest), (canary, Traffic::Share { millionths: 250_000 }), (shadow, Traffic::Shadow)];
+    assert_eq!(world.traffic(session), due);
+    world.tell_again(session);
+    let revisions: Vec<u64> = world.routes(session).unwrap().routes.iter().map(|route| route.revision).collect();
+    // Of /m, rounded, of /n, and of /m in full: the same in every release.
+    assert_eq!(revisions, [3_854_766_607_902_899_342, 430_957_632_004_719_709, 15_052_976_353_254_983_506]);
+    world.refused(submit("d", other("share = 0.8")), RefusalCode::Conflict, "a share of 0.25 of chat");
+    world.refused(submit("e", other("share = 0.8\nshadow = true")), RefusalCode::Invalid, "use one of them");
+    world.refused(submit("f", other("share = 1.5")), RefusalCode::Invalid, "above 0 and up to 1");
+    world.refused(submit("g", other("task = \"embed\"\nshare = 0.1")), RefusalCode::Conflict, "another task");
+    world.refused(submit("h", other("name = \"new\"\nshare = 0.1")), RefusalCode::Conflict, "no job serves new");
+}
+
+impl World {
+    /// As to a gateway that connects.
+    fn tell_again(&mut self, session: SessionId) {
+        let mut step = Step::default();
+        self.control.tell_routes_to(&mut step, session);
+        self.told.extend(step.effects.into_iter().filter_map(|effect| match effect {
+            Effect::Send { session, message } => Some((session, message)),
+            _ => None,
+        }));
+    }
+}
+
+/// R4, and the same again changes nothing.
+#[test]
+fn a_promoted_revision_gets_everything_and_the_others_leave_when_their_answers_are_over() {
+    let (mut world, session, jobs) = regulars(2);
+    let canaries = ["share = 0.1", "share = 0.2", "shadow = true"].map(|part| world.runs(session, part, &other(part)));
+    let queued = world.submit("never ran", &SOLO.replace("[resources]", "[resources]\ncpus = 64"));
+    world.refused(Request::Promote { job: JobId(99) }, RefusalCode::NotFound, "job-99");
+    let promote = Request::Promote { job: canaries[1] };
+    let before = world.control.cluster().index();
+    assert_eq!(world.changes(promote.clone()), (canaries.to_vec(), Vec::new(), jobs.clone()));
+    assert_eq!(world.state(queued), JobState::Cancelled, "it had no answers");
+    let index = world.control.cluster().index();
+    assert_eq!(index.0, before.0 + 1, "one entry, so that no crash finds half of it");
+    assert_eq!(world.changes(promote.clone()), (canaries.to_vec(), Vec::new(), jobs.clone()));
+    assert_eq!(world.control.cluster().index(), index);
+    let all = |jobs: &[JobId], traffic| jobs.iter().map(|job| (*job, traffic)).collect::<Vec<_>>();
+    assert_eq!(world.traffic(session), [all(&jobs, Traffic::Leaving), all(&canaries, Traffic::Rest)].concat());
+    // A gateway that goes by older routes, one with a question there, and one that has not said anything since.
+    world.beats(session, LogIndex(index.0 - 1), 0);
+    world.beats(session, index, 2);
+    assert_eq!(jobs.iter().map(|job| world.state(*job)).collect::<Vec<_>>(), [JobState::Running; 2]);
+    world.restart();
+    let alive: Vec<RankId> = jobs.iter().chain(&canaries).map(|job| id(*job, 1, 0)).collect();
+    world.step(Input::Tick);
+    assert_eq!(world.state(jobs[0]), JobState::Running, "it has heard of nobody yet");
+    let session = world.connect_gateway(NodeId(1), &alive);
+    let index = world.routes(session).expect("routes at the hello").index;
+    world.beats(session, index, 1);
+    assert_eq!(world.state(jobs[0]), JobState::Running);
+    world.beats(session, index, 0);
+    assert_eq!(jobs.iter().map(|job| world.state(*job)).collect::<Vec<_>>(), [JobState::Cancelling; 2]);
+    world.refused(Request::Promote { job: jobs[0] }, RefusalCode::Conflict, "job-1");
+}
+
+#[test]
+fn a_revision_that_was_rolled_back_ends_its_answers_within_its_time() {
+    let (mut world, session, jobs) = regulars(1);
+    let rollback = Request::Rollback { model: "chat".into() };
+    assert_eq!(world.changes(rollback.clone()), (jobs.clone(), Vec::new(), Vec::new()), "nothing is tried");
+    let canary = world.runs(session, "b", &other("share = 0.5"));
+    let shadow = world.runs(session, "c", &other("shadow = true"));
+    assert_eq!(world.changes(rollback.clone()), (jobs.clone(), Vec::new(), vec![canary, shadow]));
+    assert_eq!((world.state(canary), world.state(shadow)), (JobState::Running, JobState::Cancelling));
+    assert_eq!(world.changes(rollback).0, jobs);
+    let index = world.control.cluster().index();
+    world.beats(session, index, 1);
+    assert_eq!(world.state(canary), JobState::Running);
+    world.ms += crate::state::revisions::LEAVE_MAX_MS;
+    world.beats(session, index, 1);
+    assert_eq!(world.state(canary), JobState::Cancelling, "its time is over");
+    // R5.
+    let reply = world.ask(&ada(), Request::Rollback { model: "nothing".into() });
+    assert!(matches!(reply, Reply::Refused(Refusal { code: RefusalCode::NotFound, .. })), "{reply:?}");
+    let again = world.runs(session, "d", &other("share = 0.5"));
+    world.try_ask(&ada(), Request::Cancel { job: jobs[0] });
+    world.refused(Request::Rollback { model: "chat".into() }, RefusalCode::Conflict, "it would be gone");
+    assert_eq!(world.changes(Request::Promote { job: again }).0, [again]);
+}
+
+#[test]
+fn replicas_are_copies_of_the_newest_and_the_newest_leave() {
+    let (mut world, session, jobs) = regulars(1);
+    let replicas = |replicas| Request::Replicas { model: "chat".into(), replicas };
+    let (all, added, leaving) = world.changes(replicas(3));
+    assert_eq!((all.len(), added.len(), leaving.len()), (3, 2, 0));
+    assert_eq!(world.changes(replicas(3)), (all.clone(), Vec::new(), Vec::new()), "the same again changes nothing");
+    let spec = |world: &World, job: JobId| world.control.cluster().jobs().get(job).unwrap().spec.clone();
+    assert_eq!(spec(&world, added[1]), spec(&world, jobs[0]));
+    added.iter().for_each(|job| world.ready(session, id(*job, 1, 0)));
+    assert_eq!(world.changes(replicas(1)), (jobs.clone(), Vec::new(), added.clone()));
+    let index = world.control.cluster().index();
+    world.beats(session, index, 0);
+    assert_eq!(added.iter().map(|job| world.state(*job)).collect::<Vec<_>>(), [JobState::Cancelling; 2]);
+    // Of a revision that was promoted, without the share that it had; and its owner's, whoever asks.
+    let canary = world.runs(session, "b", &other("share = 0.5"));
+    world.changes(Request::Promote { job: canary });
+    let operator = user(UserRole::Operator, "o");
+    let reply = world.ask(&operator, replicas(2));
+    let Reply::Serving { added, .. } = reply else { panic!("{reply:?}") };
+    assert!(!spec(&world, added[0]).contains("share") && spec(&world, added[0]).contains("/n"));
+    assert_eq!(world.control.cluster().jobs().get(added[0]).unwrap().owner, "ada");
+    world.refused(replicas(0), RefusalCode::Invalid, "0 replicas");
+    let eve = world.ask(&user(UserRole::Submitter, "eve"), replicas(1));
+    assert!(matches!(eve, Reply::Refused(Refusal { code: RefusalCode::Forbidden, .. })), "{eve:?}");
 }

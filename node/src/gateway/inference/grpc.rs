@@ -19,7 +19,7 @@ use super::message::{
     Contents, Flag, Infer, InferParameter, InferTensor, Inferred, Model, ModelMetadata, ParameterChoice,
     ServerMetadata, TensorMetadata,
 };
-use super::{EXTENSIONS, SERVER, VERSION, check_version, kinds, tensor};
+use super::{EXTENSIONS, SERVER, VERSION, check_version, is_ready, kinds, tensor};
 use crate::gateway::asking::Desk;
 use crate::gateway::error::{Kind, Problem};
 use crate::gateway::ready::Readiness;
@@ -69,9 +69,7 @@ pub(in crate::gateway) async fn call(
         Method::ServerReady => Ok(answered(&Flag { yes: readiness.all().await })),
         Method::ModelReady => {
             let Model { name, version } = decoded(message)?;
-            check_version(&name, &version)?;
-            super::task(desk, &name)?;
-            Ok(answered(&Flag { yes: readiness.model(&name).await == Some(true) }))
+            Ok(answered(&Flag { yes: is_ready(desk, readiness, &name, &version).await? }))
         }
         Method::ServerMetadata => {
             let extensions = EXTENSIONS.map(str::to_owned).into();

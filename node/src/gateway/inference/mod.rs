@@ -12,6 +12,7 @@ use std::sync::Arc;
 use hyper::Response;
 use hyper::header::RETRY_AFTER;
 use serde::Serialize;
+use stoke_protocol::ids::JobId;
 use stoke_protocol::message::serve::{Ask, Datatype, TensorKind};
 use stoke_protocol::spec::Task;
 
@@ -20,6 +21,7 @@ pub(super) use rest::{infer, json_bytes, live, metadata, model_ready, read_reque
 
 use super::asking::Desk;
 use super::error::{Kind, Problem};
+use super::ready::Readiness;
 use super::received::Event;
 use super::service::{Body, json};
 
@@ -66,6 +68,17 @@ fn check_version(model: &str, version: &str) -> Result<(), Problem> {
             Err(Problem::new(Kind::UnknownModel, message))
         }
     }
+}
+
+/// Whether a model answers; with a job as its version, whether this one does: a replica, a canary or a shadow.
+async fn is_ready(desk: &Desk, readiness: &Readiness, model: &str, version: &str) -> Result<bool, Problem> {
+    let job: Option<JobId> = version.parse().ok();
+    if job.is_none() {
+        check_version(model, version)?;
+        task(desk, model)?;
+    }
+    let found = readiness.model(model, job).await;
+    found.ok_or_else(|| Problem::new(Kind::UnknownModel, format!("model {model:?} is not served by {version:?}")))
 }
 
 /// What a model takes and gives.

@@ -11,7 +11,7 @@ use stoke_protocol::message::serve::{Tensor, TensorKind};
 
 use super::infer::{self, InferRequest, Parameter, Parameters};
 use super::tensor::{self, Flat, Written};
-use super::{EXTENSIONS, SERVER, VERSION, check_version, kinds};
+use super::{EXTENSIONS, SERVER, VERSION, check_version, is_ready, kinds};
 use crate::gateway::asking::Desk;
 use crate::gateway::error::{Kind, Problem};
 use crate::gateway::openai;
@@ -147,9 +147,7 @@ pub(in crate::gateway) async fn model_ready(
     model: &str,
     version: &str,
 ) -> Result<Response<Body>, Problem> {
-    check_version(model, version)?;
-    super::task(desk, model)?;
-    Ok(told(Some(model), readiness.model(model).await == Some(true)))
+    Ok(told(Some(model), is_ready(desk, readiness, model, version).await?))
 }
 
 fn told(name: Option<&str>, ready: bool) -> Response<Body> {

@@ -10,6 +10,7 @@ use stoke_protocol::ids::{ClusterId, Generation, JobId, LogIndex, NodeId, Rank};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::message::serve::{
     Answer, Ask, Datatype, Finish, Generate, Head, Prompt, Question, Refusal, Route, Routes, Tensor, TensorKind,
+    Traffic,
 };
 use stoke_protocol::spec::Task;
 use stoke_protocol::transport::{Accepted, CloseCode, Connection, Endpoint, FrameSender, Io, Settings};
@@ -111,7 +112,15 @@ impl TestHead {
     }
 
     pub(super) fn route(&self, model: &str, task: Task) -> Route {
-        Route { model: model.into(), job: self.id.job, task, created_ms: 1_700_000_000_000, head: Some(self.head()) }
+        Route {
+            model: model.into(),
+            job: self.id.job,
+            task,
+            created_ms: 1_700_000_000_000,
+            head: Some(self.head()),
+            revision: 1,
+            traffic: Traffic::Rest,
+        }
     }
 
     pub(super) fn questions(&self) -> Vec<Question> {
