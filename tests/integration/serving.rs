@@ -215,11 +215,14 @@ fn a_drained_node_gives_its_stage_to_another_one_and_no_answer_is_lost() {
     assert_eq!(served.chats(4, 60, |_| ()), calm);
 }
 
-/// Chats that follow each other until they are told to stop, some at a time; each answer with its number and the phase in which it began.
+/// The phase in which a chat began, its number, and its answer.
+type Answered = (usize, usize, (String, String));
+
+/// Chats that follow each other until they are told to stop, some at a time.
 struct Stream {
     phase: Arc<AtomicUsize>,
     whole: Arc<AtomicUsize>,
-    tasks: Vec<tokio::task::JoinHandle<Vec<(usize, usize, (String, String))>>>,
+    tasks: Vec<tokio::task::JoinHandle<Vec<Answered>>>,
 }
 
 const OVER: usize = usize::MAX;
@@ -254,7 +257,7 @@ impl Stream {
     }
 
     /// Panics where a request has failed.
-    fn end(self) -> Vec<(usize, usize, (String, String))> {
+    fn end(self) -> Vec<Answered> {
         self.phase.store(OVER, Ordering::Relaxed);
         self.tasks.into_iter().flat_map(|task| RUNTIME.block_on(task).expect("every request has its answer")).collect()
     }
@@ -268,8 +271,8 @@ fn revisions_and_replicas_come_and_go_while_every_answer_is_whole() {
     let cluster = Cluster::start(3);
     let strings = |value: &Value| value.as_array().expect("a list").iter().map(text).collect::<Vec<_>>();
     let regular = cluster.serve("chat", &["serve.stages=1"]);
-    let rounded = regular.chats(CHATS, 24, |_| ());
-    let asked = Stream::start(&regular, 24);
+    let rounded = regular.chats(CHATS, 16, |_| ());
+    let asked = Stream::start(&regular, 16);
     asked.next(CHATS);
 
     let full_sets = ["serve.stages=1", "serve.precision=full", "serve.share=0.5"];
@@ -286,7 +289,7 @@ fn revisions_and_replicas_come_and_go_while_every_answer_is_whole() {
     );
     cluster.wait_for_state(&regular.job, "cancelled");
     assert_eq!(cluster.json(&["serve", "promote", &canary.job])["leaving"], json!([]), "the same again");
-    let full = canary.chats(CHATS, 24, |_| ());
+    let full = canary.chats(CHATS, 16, |_| ());
     assert_ne!(rounded, full, "two revisions differ");
 
     let again = cluster.serve("chat", &["serve.stages=1", "serve.share=0.5"]);

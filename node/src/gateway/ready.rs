@@ -23,8 +23,11 @@ pub(super) const EVERY_TASK: &[Task] = &[Task::Generate, Task::Embed, Task::Infe
 /// The last probe of each model.
 pub(super) struct Readiness {
     desk: Arc<Desk>,
-    known: Mutex<BTreeMap<(String, Option<JobId>), Arc<Probe>>>,
+    known: Mutex<BTreeMap<Probed, Arc<Probe>>>,
 }
+
+/// A model, or one job of it.
+type Probed = (String, Option<JobId>);
 
 /// When it was found, and what. Locked while one is on its way, so that those who ask meanwhile wait for it.
 type Probe = tokio::sync::Mutex<Option<(Instant, bool)>>;

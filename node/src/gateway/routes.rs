@@ -181,7 +181,7 @@ impl Table {
 
     /// The job into whose share a draw falls. None: into none.
     fn share_of(&self, model: &str, draw: u64) -> Option<JobId> {
-        let place = (u128::from(draw) * 1_000_000 >> 64) as u32;
+        let place = ((u128::from(draw) * 1_000_000) >> 64) as u32;
         let mut end = 0u32;
         self.list().iter().filter(|route| route.model == model).find_map(|route| {
             let Traffic::Share { millionths } = route.traffic else { return None };
