@@ -4,7 +4,7 @@ use stoke_protocol::message::serve::{Route, Routes};
 
 use super::*;
 
-const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\n[resources]\nmemory = 1024\n";
+const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\ncache = 512\nstages = 2\n[resources]\nmemory = 1024\n";
 
 impl World {
     /// The newest routes that a session was told.
@@ -59,7 +59,7 @@ fn a_gang_that_lacks_a_rank_has_no_head_until_the_rank_is_replaced() {
     let started = |message: &ToNode| if let ToNode::Start(start) = message { Some(start.id) } else { None };
     world.wait(2_000, &[first, second]);
     let told = [world.told(first), world.told(second)].concat();
-    let replaced = told.iter().find_map(started).expect("a rank in its place");
+    let replaced = told.iter().filter_map(started).next_back().expect("a rank in its place");
     assert_eq!(replaced.rank, Rank(1));
     let its = if world.control.cluster().jobs().get(job).unwrap().is_on(replaced, NodeId(1)) { first } else { second };
     world.ready(its, replaced);
