@@ -60,7 +60,9 @@ fn reason(job: &JobView) -> String {
         job.slow.iter().map(|(rank, times)| format!("{rank} is {times:.1} times as slow as the others")).collect();
     match &job.serves {
         _ if !job.reason.is_empty() => job.reason.clone(),
-        Some(model) if job.state == JobState::Running => format!("serves {model}"),
+        Some(serves) if job.state == JobState::Running => {
+            format!("serves {}{}", serves.model, if serves.ready { "" } else { ", not ready" })
+        }
         Some(_) | None => slow.join(", "),
     }
 }

@@ -106,9 +106,12 @@ impl Control {
             let message = format!("{ACTIVE_MAX} jobs have not ended, the most that is taken");
             return Err(unavailable(message, "submit again when some have ended"));
         }
+        let spec_serves = parsed.serve.is_some();
         self.commit(step, Event::Submitted(Box::new(submission)))
             .map(|()| Reply::Submitted { job: self.cluster.jobs().last(), created: true })
-            .map_err(|refused| refusal(refused, "use another key"))
+            .map_err(|refused| {
+                refusal(refused, if spec_serves { "or cancel the other one" } else { "use another key" })
+            })
     }
 
     fn submission(&self, caller: &Subject, key: String, spec: &JobSpec) -> Submission {

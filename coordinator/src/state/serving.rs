@@ -26,6 +26,8 @@ pub struct Serves {
     pub task: Task,
     /// Its files, and how they are computed with.
     pub weights: (String, Precision),
+    /// Tokens of a request, where the spec says it.
+    pub context: Option<u32>,
 }
 
 impl Serves {
@@ -35,6 +37,7 @@ impl Serves {
             model: serve.name.clone().unwrap_or_else(|| spec.name.clone()),
             task: serve.task,
             weights: (serve.model.clone(), serve.precision),
+            context: serve.context,
         })
     }
 }
@@ -44,6 +47,11 @@ impl Job {
     fn route(&self) -> Option<Route> {
         let Serves { model, task, .. } = self.serves.as_ref().filter(|_| !self.state.is_terminal())?;
         Some(Route { model: model.clone(), job: self.id, task: *task, created_ms: self.submitted.0, head: self.head() })
+    }
+
+    /// Whether the gang is whole, and has said that a token went through it.
+    pub fn answers(&self) -> bool {
+        self.head().is_some_and(|head| self.proven == Some(head.generation))
     }
 
     /// R1.
@@ -66,9 +74,12 @@ impl Cluster {
                 return Err(Refused::Conflict(format!("{model} is served by {} of {} already", job.id, job.owner)));
             }
             if other != serves {
-                let (id, weights) = (job.id, &other.weights.0);
+                let (id, (weights, precision)) = (job.id, &other.weights);
+                let context = other.context.map_or("of the model".to_owned(), |context| context.to_string());
                 return Err(Refused::Conflict(format!(
-                    "{model} is served by {id} from {weights}, and replicas serve the same: give this one another name"
+                    "{model} is served by {id} already, from {weights} (task {:?}, precision {precision:?}, context {context}), and replicas \
+                     serve the same: name this one otherwise with serve.name",
+                    other.task
                 )));
             }
         }

@@ -25,8 +25,6 @@ use crate::worker::{Told, text_of};
 const LOSSES_MAX: u32 = 3;
 /// The number of the request that shows that all ranks of a generation compute; no question has it.
 const PROOF: u64 = 0;
-/// Rows of a batch where there are several stages.
-const PART_ROWS: usize = 64;
 /// What who is refused is told to wait.
 const RETRY_AFTER_MS: u32 = 1_000;
 
@@ -53,8 +51,7 @@ impl Head {
     pub fn new(serve: &Serve, model: &Model, words: &Words) -> Self {
         let limits = Limits {
             running_max: serve.running as usize,
-            // Several stages read a prompt at the same time, in parts.
-            rows_max: if serve.stages > 1 { PART_ROWS } else { ROWS_MAX as usize },
+            rows_max: ROWS_MAX as usize,
             // The proof's place, and those of the door.
             waiting_max: 1 + (serve.running + serve.waiting) as usize,
             batches_max: serve.stages as usize,

@@ -44,7 +44,7 @@ impl Model {
                 ));
             }
             Some(context) => context as usize,
-            None => config.context,
+            None => config.context.min(split::room(&config, serve)?).max(2),
         };
         let pages = split::pages(&config, serve, context)?;
         let precision = match serve.precision {

@@ -19,8 +19,9 @@ use super::split::{self, Spot};
 use super::{Event, Gone, Post};
 use crate::worker::text_of;
 
-/// Rows of a batch: a long prompt is read in parts of so many tokens.
-pub const ROWS_MAX: u32 = 256;
+/// Rows of a batch: a long prompt is read in parts of so many tokens. Larger ones are hardly faster, keep stages from working side by side, and hold up
+/// the tokens of others.
+pub const ROWS_MAX: u32 = 64;
 
 /// A rank's layers, and its place among the others.
 pub struct Worker<'w> {

@@ -116,6 +116,14 @@ struct TextFields {
     guided_grammar: Asked,
     #[serde(default)]
     structured_outputs: Asked,
+    allowed_token_ids: Asked,
+    truncate_prompt_tokens: Asked,
+    include_stop_str_in_output: Asked,
+    chat_template: Asked,
+    chat_template_kwargs: Asked,
+    documents: Asked,
+    continue_final_message: Asked,
+    reasoning_effort: Asked,
 }
 
 #[derive(Deserialize)]
@@ -226,6 +234,14 @@ impl TextFields {
             ("guided_choice", &self.guided_choice),
             ("guided_grammar", &self.guided_grammar),
             ("structured_outputs", &self.structured_outputs),
+            ("allowed_token_ids", &self.allowed_token_ids),
+            ("truncate_prompt_tokens", &self.truncate_prompt_tokens),
+            ("include_stop_str_in_output", &self.include_stop_str_in_output),
+            ("chat_template", &self.chat_template),
+            ("chat_template_kwargs", &self.chat_template_kwargs),
+            ("documents", &self.documents),
+            ("continue_final_message", &self.continue_final_message),
+            ("reasoning_effort", &self.reasoning_effort),
         ];
         if let Some((name, _)) = fields.iter().find(|(_, asked)| !asked.is_nothing()) {
             return Err(undone(name));
