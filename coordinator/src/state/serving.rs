@@ -28,6 +28,8 @@ pub struct Serves {
     pub weights: (String, Precision),
     /// Tokens of a request, where the spec says it.
     pub context: Option<u32>,
+    /// What the context follows from, where it does not.
+    pub cache: Option<u64>,
 }
 
 impl Serves {
@@ -38,14 +40,16 @@ impl Serves {
             task: serve.task,
             weights: (serve.model.clone(), serve.precision),
             context: serve.context,
+            cache: serve.context.is_none().then_some(serve.cache.0),
         })
     }
 }
 
 impl Job {
-    /// None for a job that does not serve, or has ended.
+    /// None for a job that does not serve, has ended, or is about to.
     fn route(&self) -> Option<Route> {
-        let Serves { model, task, .. } = self.serves.as_ref().filter(|_| !self.state.is_terminal())?;
+        let over = self.state.is_terminal() || self.state == JobState::Cancelling;
+        let Serves { model, task, .. } = self.serves.as_ref().filter(|_| !over)?;
         Some(Route { model: model.clone(), job: self.id, task: *task, created_ms: self.submitted.0, head: self.head() })
     }
 

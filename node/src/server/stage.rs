@@ -9,7 +9,7 @@ use stoke_jobs::lm::engine::{AskRow, Batch, BatchRow, Stage};
 use stoke_jobs::lm::kernels::Rows;
 use stoke_jobs::lm::tree::{owned, root, subtrees};
 use stoke_jobs::lm::{Decoder, Interrupted, Sampling, Share, Sum};
-use stoke_protocol::codec::{self, FrameCap};
+use stoke_protocol::codec;
 use stoke_protocol::message::serve::{self as wire, StageHeader, StagePart};
 use stoke_protocol::spec::Serve;
 
@@ -98,8 +98,7 @@ impl<'w> Worker<'w> {
 
     /// A batch that has come from another rank.
     fn read(&self, number: u64, bytes: &[u8]) -> Result<Batch, Gone> {
-        let batch: wire::Batch =
-            codec::decode(bytes, FrameCap::Request).map_err(|error| wrong(number, &text_of(&error)))?;
+        let batch: wire::Batch = codec::decode_record(bytes).map_err(|error| wrong(number, &text_of(&error)))?;
         let batch = from_wire(number, batch);
         batch.check(self.stage.room()).map_err(|error| Gone::Failed(text_of(&error)))?;
         Ok(batch)
@@ -283,7 +282,7 @@ fn wrong(batch: u64, problem: &str) -> Gone {
 }
 
 fn encoded(batch: &Batch) -> Result<bytes::Bytes, Gone> {
-    let bytes = codec::encode(&to_wire(batch), FrameCap::Request);
+    let bytes = codec::encode_record(&to_wire(batch));
     bytes.map(Into::into).map_err(|error| wrong(batch.number, &text_of(&error)))
 }
 

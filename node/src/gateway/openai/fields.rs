@@ -279,7 +279,7 @@ impl TextFields {
         for prompt in prompts {
             for choice in 0..choices {
                 let sampling = Sampling { seed: sampling.seed.wrapping_add(choice), ..sampling };
-                let (prompt, stop, answered) = (prompt.clone(), stop.clone(), List::default());
+                let (prompt, stop, answered) = (prompt.clone(), stop.clone(), Default::default());
                 questions.push(Generate { prompt, sampling, tokens_max, stop, answered });
             }
         }
