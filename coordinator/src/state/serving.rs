@@ -107,12 +107,12 @@ impl Control {
             return;
         }
         let routes = self.cluster.routes();
-        if routes.routes == self.routes.routes {
+        if self.routes.as_ref().is_some_and(|told| told.routes == routes.routes) {
             return;
         }
         for session in self.liveness.all_sessions() {
             step.effects.push(Effect::Send { session, message: ToNode::Routes(routes.clone()) });
         }
-        self.routes = routes;
+        self.routes = Some(routes);
     }
 }
