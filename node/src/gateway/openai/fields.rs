@@ -116,13 +116,21 @@ struct TextFields {
     guided_grammar: Asked,
     #[serde(default)]
     structured_outputs: Asked,
+    #[serde(default)]
     allowed_token_ids: Asked,
+    #[serde(default)]
     truncate_prompt_tokens: Asked,
+    #[serde(default)]
     include_stop_str_in_output: Asked,
+    #[serde(default)]
     chat_template: Asked,
+    #[serde(default)]
     chat_template_kwargs: Asked,
+    #[serde(default)]
     documents: Asked,
+    #[serde(default)]
     continue_final_message: Asked,
+    #[serde(default)]
     reasoning_effort: Asked,
 }
 
