@@ -79,6 +79,8 @@ pub(super) struct Asking {
     troubled: Option<Instant>,
     /// Heads that were lost over it since it got on last.
     losses: u32,
+    /// When to come back, as the last head that was busy said.
+    busy: Option<Duration>,
 }
 
 /// The head that answers now.
@@ -142,6 +144,7 @@ impl Desk {
             tries: 0,
             troubled: None,
             losses: 0,
+            busy: None,
         }
     }
 }
@@ -226,7 +229,10 @@ impl Asking {
             Refusal::Invalid { .. } | Refusal::TooLong { .. } | Refusal::Late | Refusal::Failed { .. } => {
                 return Err(Problem::refused(&self.model, &refusal));
             }
-            Refusal::Busy { .. } => self.desk.table().busy(head, now + BUSY_REST),
+            Refusal::Busy { retry_after_ms } => {
+                self.busy = Some(Duration::from_millis(retry_after_ms.into()));
+                self.desk.table().busy(head, now + BUSY_REST);
+            }
             Refusal::Moved => self.desk.table().lost(head, now),
         }
         self.trouble("it refused", head)
@@ -266,8 +272,9 @@ impl Asking {
                         return Ok(current);
                     }
                 }
-                Pick::Later { after, busy: true } if !self.received.is_begun() => {
-                    return Err(Problem::busy(&self.model, after));
+                // It was refused itself, and every other head is as busy.
+                Pick::Later { busy: true, .. } if !self.received.is_begun() && self.busy.is_some() => {
+                    return Err(Problem::busy(&self.model, self.busy.unwrap_or_default()));
                 }
                 Pick::Later { after, .. } => self.wait(after).await?,
                 Pick::NoHead => self.wait(Duration::MAX).await?,
