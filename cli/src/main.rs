@@ -43,7 +43,7 @@ Examples:
   stoke up && stoke submit --wait jobs/specs/domains.toml
   stoke run jobs/specs/domains.toml --json | jq .weights_blake3";
 
-/// Turns machines into a cluster that trains: a coordinator, an agent on each machine, jobs that survive failures bit for bit.
+/// Turns machines into a cluster that trains and serves: a coordinator, an agent on each machine, jobs that survive failures bit for bit.
 #[derive(Parser, Debug)]
 #[command(name = "stoke", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 struct Cli {

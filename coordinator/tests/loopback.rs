@@ -110,11 +110,11 @@ impl FakeNode {
         node
     }
 
-    /// The next frame but acknowledgements.
+    /// The next frame but acknowledgements, and routes, of which there are none.
     async fn next(&mut self) -> ToNode {
         loop {
             let frame = tokio::time::timeout(PATIENCE, self.receiver.expect()).await.unwrap().unwrap();
-            if !matches!(frame, ToNode::Acknowledge { .. }) {
+            if !matches!(frame, ToNode::Acknowledge { .. } | ToNode::Routes(_)) {
                 return frame;
             }
         }
@@ -241,6 +241,7 @@ async fn a_running_rank_outlives_its_coordinator() {
     sender.send(&FromNode::Hello(hello)).await.unwrap();
     assert!(matches!(receiver.expect().await.unwrap(), ToNode::Welcome { epoch: Epoch(2), .. }));
     assert!(matches!(receiver.expect().await.unwrap(), ToNode::Membership { .. }));
+    assert!(matches!(receiver.expect().await.unwrap(), ToNode::Routes(_)));
     // The first report of this incarnation was acknowledged by the coordinator that died; the next one ends the job.
     sender.send(&FromNode::Report(Report { sequence: 2, id: start_rank.id, event: outcome() })).await.unwrap();
     assert!(matches!(receiver.expect().await.unwrap(), ToNode::Acknowledge { sequence: 2, .. }));

@@ -253,6 +253,9 @@ impl JobSpec {
     fn check_trainer(&self) -> Result<(), (&'static str, String)> {
         match is_name(&self.trainer) {
             true => Ok(()),
+            false if self.trainer.is_empty() => {
+                Err(("trainer", "missing field `trainer`: name a built-in one, for example \"domains\"".into()))
+            }
             false => {
                 let trainer = &self.trainer;
                 Err(("trainer", format!("trainer = {trainer:?}: name a built-in trainer, for example \"domains\"")))

@@ -106,9 +106,14 @@ fn a_change_on_the_command_line_is_blamed_and_not_the_file() {
 fn a_missing_key_is_not_blamed_on_the_key_that_stands_there() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("job.toml");
-    std::fs::write(&path, "name = \"x\"\n").expect("written");
-    let ended = run(["run", path.to_str().expect("UTF-8")]).expect(2);
-    assert!(ended.stderr.contains("job.toml:1: missing field `trainer`"), "{ended:#?}");
+    for (text, words) in [
+        ("name = \"x\"\n", "job.toml: missing section [train], or [serve]"),
+        ("name = \"x\"\n[train]\nsteps = 1\nbatch = 8\n", "job.toml: missing field `trainer`"),
+        ("name = \"x\"\n[train]\nsteps = 1\n", "job.toml:2: missing field `batch`"),
+    ] {
+        std::fs::write(&path, text).expect("written");
+        run(["run", path.to_str().expect("UTF-8")]).expect(2).says(&[words]);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `stoke jobs`: all jobs, newest first.
 
-use stoke_protocol::message::client::{JobState, JobView, Reply, Request};
+use stoke_protocol::message::client::{JobState, JobView, Reply, Request, ServesView};
 use stoke_protocol::message::serve::Traffic;
 
 use super::connect;
@@ -61,14 +61,17 @@ fn reason(job: &JobView) -> String {
         job.slow.iter().map(|(rank, times)| format!("{rank} is {times:.1} times as slow as the others")).collect();
     match &job.serves {
         _ if !job.reason.is_empty() => job.reason.clone(),
-        Some(model) if job.state == JobState::Running => match job.traffic {
-            Some(traffic @ Traffic::Share { .. }) => {
-                format!("serves {model}, a share of {}", json::share(traffic).unwrap_or_default())
-            }
-            Some(Traffic::Shadow) => format!("shadows {model}"),
-            Some(Traffic::Leaving) => format!("leaves {model} when its answers are over"),
-            Some(Traffic::Rest) | None => format!("serves {model}"),
-        },
+        Some(ServesView { model, ready }) if job.state == JobState::Running => {
+            let what = match job.traffic {
+                Some(traffic @ Traffic::Share { .. }) => {
+                    format!("serves {model}, a share of {}", json::share(traffic).unwrap_or_default())
+                }
+                Some(Traffic::Shadow) => format!("shadows {model}"),
+                Some(Traffic::Leaving) => format!("leaves {model} when its answers are over"),
+                Some(Traffic::Rest) | None => format!("serves {model}"),
+            };
+            if *ready { what } else { format!("{what}, not ready") }
+        }
         Some(_) | None => slow.join(", "),
     }
 }

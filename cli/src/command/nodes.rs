@@ -26,8 +26,9 @@ pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
         output::print_json(&serde_json::json!({ "nodes": nodes }))?;
         return Ok(Exit::Ok);
     }
-    let mut table =
-        output::Table::new(&["NODE", "NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "GPUS", "LOAD", "RANKS", "LABELS"]);
+    let mut table = output::Table::new(&[
+        "NODE", "NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "GPUS", "LOAD", "RANKS", "GATEWAY", "LABELS",
+    ]);
     for node in nodes.iter() {
         table.row(row(node));
     }
@@ -39,7 +40,7 @@ pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-fn row(node: &NodeView) -> [String; 10] {
+fn row(node: &NodeView) -> [String; 11] {
     let state = match node.state {
         state @ (NodeState::Up | NodeState::Draining | NodeState::Drained | NodeState::Quarantined) => {
             json::node_state(state).to_owned()
@@ -60,6 +61,7 @@ fn row(node: &NodeView) -> [String; 10] {
         format!("{}/{}", node.gpus_used, node.capacity.gpus.len()),
         format!("{:.0}%", node.cpu_load * 100.0),
         if ranks.is_empty() { "-".into() } else { ranks.join(" ") },
+        node.gateway.clone().unwrap_or_else(|| "-".into()),
         labels.join(" "),
     ]
 }

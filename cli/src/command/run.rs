@@ -96,6 +96,11 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;
     let mut job_spec = spec::prepare(&spec_args)?;
     if job_spec.serve.is_some() {
+        let training = [("--chaos", args.chaos.is_some()), ("--out", args.out.is_some())];
+        if let Some((name, _)) = training.iter().find(|(_, given)| *given) {
+            return Err(Failure::usage(format!("{name} is for jobs that train"))
+                .help("`stoke up`, `stoke serve SPEC` and `stoke chaos SCHEDULE` strike a model that is served"));
+        }
         return serve::here(&job_spec, args.nodes, args.keep, global).await;
     }
     check_inputs(&job_spec)?;

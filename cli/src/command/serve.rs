@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::fs::Permissions;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,8 +10,6 @@ use std::time::{Duration, Instant};
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{JobState, JobView, NodeState, NodeView, Reply, Request};
 use stoke_protocol::spec::{JobSpec, Task};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
 
 use super::run::{hear, never_placed};
 use super::{connect, revision, stop_signal, submit, up};
@@ -27,10 +24,8 @@ use crate::progress::Progress;
 use crate::spec::{self, SpecArgs};
 use crate::{output, report};
 
-/// Between two looks whether the model answers.
+/// Between two looks at the job.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A gateway that says nothing for so long is asked again.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -100,7 +95,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let all = async {
         let mut served = Vec::with_capacity(jobs.len());
         for job in &jobs {
-            served.push(until_it_answers(&mut client, *job, &wanted, &progress).await?);
+            served.push(until_it_answers(&mut client, *job, &progress).await?);
         }
         Ok::<_, Failure>(served)
     };
@@ -109,7 +104,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         () = interrupted => {
             let names = jobs.iter().map(JobId::to_string).collect::<Vec<_>>().join(", ");
             return Err(Failure::new(Exit::Interrupted, format!("interrupted; {names}: coming up all the same"))
-                .help("`stoke status JOB` shows how far one is, `stoke cancel JOB` ends it"));
+                .help("`stoke explain JOB` shows how far one is, `stoke cancel JOB` ends it"));
         }
     };
     progress.borrow().finish();
@@ -142,8 +137,8 @@ impl Wanted {
 /// A job whose model answers.
 struct Served {
     job: JobId,
-    /// Of all nodes that are up, the first one that answered first.
-    gateways: Vec<SocketAddr>,
+    /// URLs.
+    gateways: Vec<String>,
     view: JobView,
 }
 
@@ -193,7 +188,9 @@ async fn drive(
     let (job, _) = submit::submit(&mut client, &submit::fresh_key(), job_spec).await?;
     let wanted = Wanted::of(job_spec).expect("`stoke run` gives jobs that serve to this file");
     let served = async {
-        let served = until_it_answers(&mut client, job, &wanted, progress).await?;
+        let served = until_it_answers(&mut client, job, progress)
+            .await
+            .map_err(|failure| failure.help("`stoke run --keep` keeps the cluster's folder, with the ranks' logs"))?;
         progress.borrow().finish();
         tell(&[served], &wanted, began.elapsed(), as_json)?;
         output::say("serving until Ctrl-C");
@@ -211,13 +208,8 @@ async fn drive(
     }
 }
 
-/// Looks at the job and asks a gateway until the model answers there, or the job has ended.
-async fn until_it_answers(
-    client: &mut Client,
-    job: JobId,
-    wanted: &Wanted,
-    progress: &RefCell<Progress>,
-) -> Result<Served, Failure> {
+/// Looks at the job until its gang has shown that it answers, or it has ended.
+async fn until_it_answers(client: &mut Client, job: JobId, progress: &RefCell<Progress>) -> Result<Served, Failure> {
     let mut told = String::new();
     loop {
         let Reply::Job(view) = client.ask(&Request::Job { job }, Repeat::Safe).await? else { return Err(unexpected()) };
@@ -225,54 +217,29 @@ async fn until_it_answers(
             let failure = Failure::new(Exit::Negative, format!("{job} has ended: {}", view.reason));
             return Err(failure.help(format!("`stoke explain {job}` and `stoke logs {job}` say more")));
         }
-        let text = match view.state {
-            JobState::Queued => format!("{job} waits: {}", view.reason),
-            JobState::Running => format!("{job} runs on {}, and is asked for its first answer", places(&view)),
-            _ => format!("{job} loads the model on {}", places(&view)),
-        };
-        if text != told {
-            progress.borrow().note(&text);
-            told = text;
-        }
-        if view.state == JobState::Running {
+        if view.serves.as_ref().is_some_and(|serves| serves.ready) {
             let Reply::Nodes(nodes) = client.ask(&Request::Nodes, Repeat::Safe).await? else {
                 return Err(unexpected());
             };
-            let gateways = gateways(&nodes);
-            if gateways.is_empty() {
-                return Err(Failure::new(Exit::Negative, format!("{job} runs, and no node has a gateway"))
-                    .help("start nodes with --gateway ADDR, or look into their logs for why theirs did not start"));
-            }
-            for gateway in &gateways {
-                if is_ready(*gateway, &wanted.model, job).await {
-                    let (first, rest): (Vec<_>, Vec<_>) = gateways.iter().partition(|other| *other == gateway);
-                    return Ok(Served { job, gateways: [first, rest].concat(), view: *view });
-                }
-            }
+            return Ok(Served { job, gateways: gateways(&nodes), view: *view });
+        }
+        let text = match view.state {
+            JobState::Queued if view.reason.is_empty() => String::new(),
+            JobState::Queued => format!("{job} waits: {}", view.reason),
+            _ => format!("{job} loads the model on {}", places(&view)),
+        };
+        if text != told && !text.is_empty() {
+            progress.borrow().note(&text);
+            told = text;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-/// Whether a gateway says that the job answers for the model; only the first line of what it says counts. One that wants a token has no more to
-/// say: the job runs, so its ranks have computed together.
-async fn is_ready(gateway: SocketAddr, model: &str, job: JobId) -> bool {
-    let ask = async {
-        let mut connection = TcpStream::connect(gateway).await?;
-        let path = format!("/v2/models/{model}/versions/{job}/ready");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {gateway}\r\nconnection: close\r\n\r\n");
-        connection.write_all(request.as_bytes()).await?;
-        let mut status = String::new();
-        BufReader::new(connection).read_line(&mut status).await?;
-        Ok::<_, std::io::Error>(status)
-    };
-    let status = tokio::time::timeout(ANSWER_MAX, ask).await;
-    matches!(status, Ok(Ok(status)) if status.starts_with("HTTP/1.1 200") || status.starts_with("HTTP/1.1 401"))
-}
-
-fn gateways(nodes: &[NodeView]) -> Vec<SocketAddr> {
+/// Of nodes that are up.
+fn gateways(nodes: &[NodeView]) -> Vec<String> {
     let up = nodes.iter().filter(|node| !matches!(node.state, NodeState::Lost | NodeState::Silent));
-    up.filter_map(|node| node.gateway).collect()
+    up.filter_map(|node| node.gateway.clone()).collect()
 }
 
 fn places(view: &JobView) -> String {
@@ -284,12 +251,11 @@ fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Re
     let Wanted { model, task } = wanted;
     let Served { job, gateways, .. } = served.last().expect("a command serves at least one job");
     let ranks: usize = served.iter().map(|served| served.view.placement.len()).sum();
-    let urls: Vec<String> = gateways.iter().map(|gateway| format!("http://{gateway}")).collect();
     let seconds = took.as_secs_f64();
     if as_json {
         return output::print_json(&serde_json::json!({
             "job": job.to_string(), "jobs": served.iter().map(|served| served.job.to_string()).collect::<Vec<_>>(),
-            "model": model, "gateways": urls, "ranks": ranks, "ready_after_seconds": seconds,
+            "model": model, "gateways": gateways, "ranks": ranks, "ready_after_seconds": seconds,
         }));
     }
     let mut table = output::Table::bare();
@@ -297,8 +263,11 @@ fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Re
         table.row(["model".into(), format!("{model}, {job}, on {}", places(view))]);
     }
     table.row(["ready after".into(), format!("{seconds:.2} s")]);
-    table.row(["gateways".into(), urls.join(" ")]);
-    let first = &urls[0];
+    let Some(first) = gateways.first() else {
+        table.row(["gateways".into(), "no node has one: start agents with --gateway ADDR".into()]);
+        return output::print(&table.render());
+    };
+    table.row(["gateways".into(), gateways.join(" ")]);
     let example = match task {
         Task::Generate => format!(
             "curl -s {first}/v1/chat/completions -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \
@@ -308,7 +277,10 @@ fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Re
             "curl -s {first}/v1/embeddings -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \
              \"input\": \"nginx/1.24.0 (Ubuntu)\"}}'"
         ),
-        Task::Infer => format!("curl -s {first}/v2/models/{model}"),
+        Task::Infer => format!(
+            "curl -s {first}/v2/models/{model}/infer -d '{{\"inputs\": [{{\"name\": \"line\", \"shape\": [1], \"datatype\": \"BYTES\", \
+             \"data\": [\"example.org\"]}}]}}'"
+        ),
     };
     table.row(["try".into(), example]);
     output::print(&table.render())

@@ -157,8 +157,8 @@ pub struct Control {
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     pub(super) nagged: Mono,
     pub(super) unwanted: BTreeSet<RankId>,
-    /// As every node was told them.
-    pub(super) routes: Routes,
+    /// As every node was told them; nothing is known of what an earlier coordinator told.
+    pub(super) routes: Option<Routes>,
     /// A job that serves looks different now.
     pub(super) reroute: bool,
     audited: (Mono, u32),
@@ -205,7 +205,7 @@ impl Control {
             stragglers: Stragglers::default(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
-            routes: Routes::default(),
+            routes: None,
             // Who connects is told; what is not known of here could not be ended.
             reroute: true,
             audited: (now.mono, 0),

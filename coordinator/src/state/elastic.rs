@@ -150,6 +150,7 @@ impl Job {
             self.failures = 0;
         }
         self.reached = self.reached.max(Some(step));
+        self.proven = Some(generation);
         self.note(scene, format!("{generation} goes on at {step}"));
         self.holds_at(scene, id, step);
         self.changed(scene);

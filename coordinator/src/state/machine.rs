@@ -97,6 +97,8 @@ pub struct Job {
     pub straggler: Straggler,
     /// Of a job that serves.
     pub serves: Option<Serves>,
+    /// The generation that has shown that it computes.
+    pub proven: Option<Generation>,
     pub attempts_max: u32,
     pub state: JobState,
     /// Set while recovering when no attempt can help: the job fails when its ranks are gone.
@@ -163,6 +165,7 @@ impl Job {
             on_nan: submission.on_nan,
             straggler: submission.straggler,
             serves: submission.serves,
+            proven: None,
             attempts_max: submission.attempts_max,
             state: JobState::Queued,
             doomed: false,

@@ -8,12 +8,11 @@
 //! M4: each report of an incarnation is taken in at most once, in order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use stoke_protocol::ids::{Incarnation, JobId, NodeId};
 use stoke_protocol::message::client::DrainView;
-use stoke_protocol::message::node::Capacity;
+use stoke_protocol::message::node::{Capacity, GatewayAt};
 use stoke_protocol::message::rank::RankId;
 
 use super::planted::PlantedBug;
@@ -60,7 +59,7 @@ pub struct Node {
     pub taken: u64,
     pub capacity: Capacity,
     /// Where its gateway takes requests over HTTP, if it has one.
-    pub gateway: Option<SocketAddr>,
+    pub gateway: Option<GatewayAt>,
     pub labels: BTreeMap<String, String>,
     pub held: BTreeMap<RankId, Room>,
     pub used: Room,
@@ -81,7 +80,7 @@ pub struct Offer {
     pub name: String,
     pub address: String,
     pub capacity: Capacity,
-    pub gateway: Option<SocketAddr>,
+    pub gateway: Option<GatewayAt>,
 }
 
 /// A node that is to have no ranks, until somebody lifts it.

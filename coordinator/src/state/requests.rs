@@ -103,9 +103,12 @@ impl Control {
             }
         }
         self.check_room(1)?;
+        let spec_serves = parsed.serve.is_some();
         self.commit(step, Event::Submitted(Box::new(submission)))
             .map(|()| Reply::Submitted { job: self.cluster.jobs().last(), created: true })
-            .map_err(|refused| refusal(refused, "use another key"))
+            .map_err(|refused| {
+                refusal(refused, if spec_serves { "or cancel the other one" } else { "use another key" })
+            })
     }
 
     pub(super) fn submission(&self, owner: &str, key: String, spec: &JobSpec) -> Submission {

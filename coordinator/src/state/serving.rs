@@ -31,6 +31,10 @@ pub struct Serves {
     pub task: Task,
     /// Its files, and how they are computed with.
     pub weights: (String, Precision),
+    /// Tokens of a request, where the spec says it.
+    pub context: Option<u32>,
+    /// What the context follows from, where it does not.
+    pub cache: Option<u64>,
     /// What it gets unless it leaves.
     pub part: Traffic,
     pub leave: Option<Leave>,
@@ -57,6 +61,8 @@ impl Serves {
             model: serve.name.clone().unwrap_or_else(|| spec.name.clone()),
             task: serve.task,
             weights: (serve.model.clone(), serve.precision),
+            context: serve.context,
+            cache: serve.context.is_none().then_some(serve.cache.0),
             part,
             leave: None,
         })
@@ -79,9 +85,10 @@ impl Serves {
 }
 
 impl Job {
-    /// None for a job that does not serve, or has ended.
+    /// None for a job that does not serve, has ended, or is about to.
     pub(super) fn serving(&self) -> Option<&Serves> {
-        self.serves.as_ref().filter(|_| !self.state.is_terminal())
+        let over = self.state.is_terminal() || self.state == JobState::Cancelling;
+        self.serves.as_ref().filter(|_| !over)
     }
 
     fn route(&self) -> Option<Route> {
@@ -95,6 +102,11 @@ impl Job {
             revision: serves.revision(),
             traffic: serves.traffic(),
         })
+    }
+
+    /// Whether the gang is whole, and has said that a token went through it.
+    pub fn answers(&self) -> bool {
+        self.head().is_some_and(|head| self.proven == Some(head.generation))
     }
 
     /// R1.
@@ -116,14 +128,17 @@ impl Cluster {
             if job.owner != submission.owner {
                 return Err(Refused::Conflict(format!("{model} is served by {} of {} already", job.id, job.owner)));
             }
+            let id = job.id;
             if other.task != serves.task {
-                let id = job.id;
                 return Err(Refused::Conflict(format!(
-                    "{id} serves {model} for another task: give this one another name"
+                    "{id} serves {model} for another task: name this one otherwise with serve.name"
                 )));
             }
-            if job.state == JobState::Cancelling {
-                continue;
+            if (other.context, other.cache) != (serves.context, serves.cache) {
+                return Err(Refused::Conflict(format!(
+                    "{id} serves {model} with another context, and a request that one of them takes must be one for all: use the same, \
+                     or name this one otherwise with serve.name"
+                )));
             }
             match other.traffic() {
                 Traffic::Rest => regular = regular.or(Some((job.id, &other.weights))),
@@ -180,12 +195,12 @@ impl Control {
             return;
         }
         let routes = self.cluster.routes();
-        if routes.routes == self.routes.routes {
+        if self.routes.as_ref().is_some_and(|told| told.routes == routes.routes) {
             return;
         }
         for session in self.liveness.all_sessions() {
             step.effects.push(Effect::Send { session, message: ToNode::Routes(routes.clone()) });
         }
-        self.routes = routes;
+        self.routes = Some(routes);
     }
 }

@@ -1,11 +1,12 @@
 //! What clients see: the durable state and the volatile rest, put together for one answer. Changes nothing.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{NodeId, Rank};
 use stoke_protocol::list::List;
-use stoke_protocol::message::client::{ClusterView, Explanation, JobState, JobView, NodeState, NodeView};
+use stoke_protocol::message::client::{ClusterView, Explanation, JobState, JobView, NodeState, NodeView, ServesView};
 use stoke_protocol::message::rank::RankId;
 
 use super::control::{Control, SessionId};
@@ -58,7 +59,7 @@ impl Control {
             job: job.id,
             name: job.name.clone(),
             trainer: job.trainer.clone(),
-            serves: job.serves.as_ref().map(|serves| serves.model.clone()),
+            serves: job.serves.as_ref().map(|serves| ServesView { model: serves.model.clone(), ready: job.answers() }),
             traffic: job.serves.as_ref().map(Serves::traffic),
             owner: job.owner.clone(),
             state: job.state,
@@ -97,7 +98,7 @@ impl Control {
             name: node.name.clone(),
             state: self.node_state(node),
             address: node.address.clone(),
-            gateway: node.gateway,
+            gateway: node.gateway.map(|gateway| gateway.url(node.address.parse().ok().map(|own: SocketAddr| own.ip()))),
             capacity: node.capacity.clone(),
             cpus_used: node.used.cpus,
             memory_reserved_bytes: node.used.memory_bytes,

@@ -35,7 +35,7 @@ use std::time::SystemTime;
 use ractor::{Actor, ActorRef};
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::ids::{Incarnation, NodeId};
-use stoke_protocol::message::node::Capacity;
+use stoke_protocol::message::node::{Capacity, GatewayAt};
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch as channel};
 
@@ -159,7 +159,10 @@ impl Agent {
             name: config.name.clone(),
             incarnation,
             capacity: environment.capacity,
-            gateway: environment.gateway.as_ref().map(Gateway::address),
+            gateway: environment
+                .gateway
+                .as_ref()
+                .map(|gateway| GatewayAt { address: gateway.address(), tls: config.gateway_key.is_some() }),
         };
         let Environment { io, bind, spawner, shards, measure, gateway, .. } = environment;
         let endpoint = Endpoint::client(&io, bind, Settings::control(), credentials.clone())?;
@@ -196,7 +199,15 @@ async fn start_gateway(
     bind: SocketAddr,
     credentials: &Credentials,
 ) -> Result<Option<Gateway>, StartError> {
-    let Some(listen) = config.gateway.address() else { return Ok(None) };
+    let settings = [&config.gateway_tokens, &config.gateway_certificate, &config.gateway_key];
+    let Some(listen) = config.gateway.address() else {
+        return match settings.iter().any(|setting| setting.is_some()) {
+            true => {
+                Err(StartError::Offer("tokens or TLS for a gateway, and gateway = \"none\": drop one of them".into()))
+            }
+            false => Ok(None),
+        };
+    };
     let endpoint = Endpoint::client(&Io::thread("stoke-gateway")?, bind, Settings::bulk(), credentials.clone())?;
     let tls = match (&config.gateway_certificate, &config.gateway_key) {
         (Some(certificate), Some(key)) => Some(Tls { certificate: certificate.clone(), key: key.clone() }),

@@ -22,10 +22,9 @@
 //!     and not called gone, and one whose end was acknowledged is forgotten.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 
 use stoke_protocol::ids::{ClusterId, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
-use stoke_protocol::message::node::{Capacity, FromNode, NodeHello, RankInventory, ToNode};
+use stoke_protocol::message::node::{Capacity, FromNode, GatewayAt, NodeHello, RankInventory, ToNode};
 use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
 use stoke_protocol::message::serve::Routes;
 use stoke_protocol::spec::JobSpec;
@@ -51,7 +50,7 @@ pub struct Own {
     pub incarnation: Incarnation,
     pub capacity: Capacity,
     /// Where this node's gateway takes requests, if it has one.
-    pub gateway: Option<SocketAddr>,
+    pub gateway: Option<GatewayAt>,
 }
 
 #[derive(Clone, PartialEq, Debug)]

@@ -117,7 +117,8 @@ impl Mesh {
         let term = membership.term();
         self.enter(term);
         let (place, others) = self.place(membership)?;
-        let standing = Standing { term, step: own.step, has_sum: own.sum.is_some(), restores: own.restores };
+        let standing =
+            Standing { term, step: own.step, has_sum: own.sum.is_some(), restores: own.restores, files: None };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |(position, peer): (u32, Member)| async move {
             Ok::<_, ExchangeError>((position, self.meet(&peer, standing, deadline).await?))

@@ -324,7 +324,7 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     // A rank that was replaced speaks of its own generation still.
     let replaced = dial(1, 1);
     let mut stream = runtime.block_on(replaced.open_bulk()).unwrap();
-    let standing = Standing { term: term(4), step: Some(Step(3)), has_sum: false, restores: None };
+    let standing = Standing { term: term(4), step: Some(Step(3)), has_sum: false, restores: None, files: None };
     runtime.block_on(stream.write_header(&Opening::Exchange(standing))).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while exchange.stats().stale_refused < 2 && Instant::now() < deadline {
@@ -352,7 +352,7 @@ fn a_frame_of_another_generation_ends_the_link() {
         ballot: 0,
         purpose: Purpose::Train,
     };
-    let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false, restores: None };
+    let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false, restores: None, files: None };
     let (_connection, mut stream, formed) = runtime.block_on(async {
         let connected = async {
             let connection = zero.connect(one.address(), &to_one).await.unwrap();

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use stoke_protocol::codec::CodecError;
+use stoke_protocol::codec::{self, CodecError, FrameCap};
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::message::serve::{Answer, Ask, Head, Question, Refusal, Routes};
 use stoke_protocol::spec::Task;
-use stoke_protocol::transport::{Endpoint, TransportError};
+use stoke_protocol::transport::Endpoint;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
@@ -30,8 +30,8 @@ use super::shadow::Copies;
 pub(super) const SEND_MAX: Duration = Duration::from_secs(5);
 /// A head whose connections are full is left alone for so long.
 pub(super) const FULL_REST: Duration = Duration::from_secs(1);
-/// What a head says of when to come back is not believed beyond this.
-pub(super) const BUSY_REST_MAX: Duration = Duration::from_secs(30);
+/// A head that is busy is passed over for so long: its places free in milliseconds, whatever it tells clients.
+pub(super) const BUSY_REST: Duration = Duration::from_millis(10);
 
 /// How long a question waits.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +94,8 @@ pub(super) struct Asking {
     troubled: Option<Instant>,
     /// Heads that were lost over it since it got on last.
     losses: u32,
+    /// When to come back, as the last head that was busy said.
+    busy: Option<Duration>,
 }
 
 /// The head that answers now.
@@ -163,6 +165,7 @@ impl Desk {
             tries: 0,
             troubled: None,
             losses: 0,
+            busy: None,
         }
     }
 }
@@ -267,8 +270,8 @@ impl Asking {
                 return Err(Problem::refused(&self.model, &refusal));
             }
             Refusal::Busy { retry_after_ms } => {
-                let rest = Duration::from_millis(u64::from(retry_after_ms.max(1))).min(BUSY_REST_MAX);
-                self.desk.table().busy(head, now + rest);
+                self.busy = Some(Duration::from_millis(retry_after_ms.into()));
+                self.desk.table().busy(head, now + BUSY_REST);
             }
             Refusal::Moved => self.desk.table().lost(head, now),
         }
@@ -308,8 +311,9 @@ impl Asking {
                         return Ok(Current { job, revision, stream, running });
                     }
                 }
-                Pick::Later { after, busy: true } if !self.received.is_begun() => {
-                    return Err(Problem::busy(&self.model, after));
+                // It was refused itself, and every other head is as busy.
+                Pick::Later { busy: true, .. } if !self.received.is_begun() && self.busy.is_some() => {
+                    return Err(Problem::busy(&self.model, self.busy.unwrap_or_default()));
                 }
                 Pick::Later { after, .. } => self.wait(after).await?,
                 Pick::NoHead => self.wait(Duration::MAX).await?,
@@ -368,6 +372,7 @@ impl Asking {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_millis());
         let deadline_ms = left.map_or(0, |left| u32::try_from(left).unwrap_or(u32::MAX).max(1));
         let question = Question { generation: head.generation, deadline_ms, ask: self.received.again() };
+        check_size(&question)?;
         let why = match timeout(SEND_MAX, self.desk.heads.ask(head, &question)).await {
             Ok(Ok(stream)) => {
                 if self.tries == 0 && self.only.is_none() {
@@ -376,10 +381,6 @@ impl Asking {
                 }
                 self.tries += 1;
                 return Ok(Some(stream));
-            }
-            Ok(Err(Unreached::Transport(TransportError::Frame(CodecError::TooLarge { bytes, cap })))) => {
-                let message = format!("the request has {bytes} bytes of text or values: {cap} are taken at most");
-                return Err(Problem::new(Kind::TooLarge, message));
             }
             Ok(Err(Unreached::Full)) => {
                 self.desk.table().busy(head.id, Instant::now() + FULL_REST);
@@ -396,6 +397,25 @@ impl Asking {
         };
         self.trouble(&why, head.id)?;
         Ok(None)
+    }
+}
+
+/// What a head could not read is not sent: it would look like a head that is lost.
+fn check_size(question: &Question) -> Result<(), Problem> {
+    let bytes = match codec::encode(question, FrameCap::Request) {
+        Ok(bytes) => bytes,
+        Err(CodecError::TooLarge { bytes, cap }) => {
+            let message = format!("the request has {bytes} bytes of text or values: {cap} are taken at most");
+            return Err(Problem::new(Kind::TooLarge, message));
+        }
+        Err(error) => return Err(Problem::new(Kind::Broken, error.to_string())),
+    };
+    match codec::decode::<Question>(&bytes, FrameCap::Request) {
+        Ok(_) => Ok(()),
+        Err(_) => {
+            let message = "the request has too many small parts: send fewer messages, texts or tensors";
+            Err(Problem::new(Kind::TooLarge, message))
+        }
     }
 }
 

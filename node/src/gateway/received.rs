@@ -3,7 +3,6 @@
 //! I27: each token of an answer reaches the client once, in order and without a gap: a frame that begins anywhere but behind what is there is
 //! not taken, and the head that sent it is not trusted with the rest.
 
-use stoke_protocol::list::List;
 use stoke_protocol::message::serve::{Answer, Ask, Finish, Refusal, Tensor, TensorKind};
 
 /// Tokens of an answer that says no limit: all of them fit into the question that asks for what follows (1 MiB).
@@ -107,7 +106,7 @@ impl Received {
         Taken::Event(Event::Begun { prompt_tokens })
     }
 
-    fn take_tokens(&mut self, index: u32, tokens: &List<u32>, text: String) -> Taken {
+    fn take_tokens(&mut self, index: u32, tokens: &[u32], text: String) -> Taken {
         let Ask::Generate(generate) = &mut self.ask else { return Taken::Broken("tokens that nobody asked for") };
         if !self.begun {
             return Taken::Broken("tokens before the beginning");
@@ -122,7 +121,7 @@ impl Received {
         if generate.answered.len() + tokens.len() > most {
             return Taken::Broken("more tokens than were asked for");
         }
-        generate.answered.extend_from_slice(tokens);
+        generate.answered.0.extend_from_slice(tokens);
         Taken::Event(Event::Text(text))
     }
 
@@ -165,7 +164,7 @@ mod tests {
         let sampling =
             Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 };
         let prompt = Prompt::Text("a".into());
-        let (stop, answered) = (List::default(), List::default());
+        let (stop, answered) = (Default::default(), Default::default());
         Received::new(Ask::Generate(Generate { prompt, sampling, tokens_max, stop, answered }))
     }
 
@@ -200,7 +199,7 @@ mod tests {
         received.take(begun());
         assert!(matches!(received.take(tokens(0, &[])), Taken::Broken(_)), "text without a token");
         assert!(matches!(received.take(tokens(0, &[1, 2, 3])), Taken::Broken(_)), "too many");
-        assert!(matches!(received.take(Answer::Tensors { outputs: List::default() }), Taken::Broken(_)));
+        assert!(matches!(received.take(Answer::Tensors { outputs: Default::default() }), Taken::Broken(_)));
         let vector = Answer::Vector { index: 0, tokens: 1, values: vec![1.0].into() };
         assert!(matches!(received.take(vector), Taken::Broken(_)));
         received.take(tokens(0, &[1, 2]));

@@ -227,10 +227,11 @@ impl Table {
 
     /// What has become of a head that was asked.
     pub(super) fn standing(&self, job: JobId, id: RankId) -> Standing {
-        let head = self.list().iter().find(|route| route.job == job).and_then(|route| route.head);
-        match head {
-            Some(head) if head.id != id => Standing::Replaced,
-            Some(_) | None => Standing::Current,
+        match self.list().iter().find(|route| route.job == job).map(|route| route.head) {
+            Some(Some(head)) if head.id != id => Standing::Replaced,
+            Some(Some(_) | None) => Standing::Current,
+            // The job is on its way out.
+            None => Standing::Replaced,
         }
     }
 

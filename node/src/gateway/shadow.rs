@@ -13,7 +13,7 @@ use stoke_protocol::spec::Task;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::asking::{BUSY_REST_MAX, Desk, FULL_REST, SEND_MAX};
+use super::asking::{Desk, FULL_REST, SEND_MAX};
 use super::heads::Unreached;
 
 /// The copies of one question. Dropping them takes them back.
@@ -87,7 +87,7 @@ impl Copying {
             match frame {
                 Ok(Ok(Some(Answer::Ended { .. }))) => return Ok(()),
                 Ok(Ok(Some(Answer::Refused(Refusal::Busy { retry_after_ms })))) => {
-                    let rest = Duration::from_millis(retry_after_ms.max(1).into()).min(BUSY_REST_MAX);
+                    let rest = Duration::from_millis(retry_after_ms.max(1).into()).min(FULL_REST);
                     return Err(Failed::Busy(rest));
                 }
                 Ok(Ok(Some(Answer::Refused(Refusal::Moved)))) => return Err(Failed::Lost),

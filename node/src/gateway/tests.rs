@@ -72,7 +72,7 @@ fn expected(tokens_max: u32) -> String {
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 7 };
     let message = Message { role: "user".into(), content: "hello".into() };
     let prompt = Prompt::Chat(vec![message].into());
-    let (stop, answered) = (List::default(), List::default());
+    let (stop, answered) = (List::default(), Default::default());
     let generate = Generate { prompt, sampling, tokens_max: Some(tokens_max), stop, answered };
     text_of(&tokens(&generate).0)
 }

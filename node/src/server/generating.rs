@@ -136,7 +136,7 @@ impl Generating {
             return Err(invalid("an answer of no tokens: ask for at least 1".into()));
         }
         if tokens_max > room || room == 0 {
-            let tokens = (prompt.len() + tokens_max.max(1)) as u32;
+            let tokens = u32::try_from(prompt.len() + tokens_max.max(1)).unwrap_or(u32::MAX);
             return Err(Refusal::TooLong { tokens, context: self.context as u32 });
         }
         if answered.len() > tokens_max {

@@ -1,15 +1,15 @@
 //! The first rank of a serving gang: questions become requests, plans become batches, and tokens go back to those who asked. Owns the requests from
 //! one generation to the next; what is in a batch is the engine's, and how it is computed the worker's.
 //!
-//! B8: as many batches are under way as there are stages, so that all of them compute. B9: a request that was under way when a peer was lost, three
-//! times without a token in between, is given up: it may be what its ranks die of.
+//! B8: as many batches are under way as there are stages, so that all of them compute. B9: a request that was being computed when a rank was
+//! lost, three times without a token in between, is given up: it may be what they die of.
 
 use std::collections::BTreeMap;
 
 use stoke_jobs::lm::Sampling;
 use stoke_jobs::lm::engine::{self, Limits, Refused, Request};
 use stoke_protocol::ids::{Generation, Step};
-use stoke_protocol::message::rank::RankEvent;
+use stoke_protocol::message::rank::{Membership, RankEvent};
 use stoke_protocol::message::serve::{Refusal, StagePart};
 use stoke_protocol::spec::Serve;
 use tokio::sync::mpsc::UnboundedSender;
@@ -25,8 +25,6 @@ use crate::worker::{Told, text_of};
 const LOSSES_MAX: u32 = 3;
 /// The number of the request that shows that all ranks of a generation compute; no question has it.
 const PROOF: u64 = 0;
-/// Rows of a batch where there are several stages.
-const PART_ROWS: usize = 64;
 /// What who is refused is told to wait.
 const RETRY_AFTER_MS: u32 = 1_000;
 
@@ -38,6 +36,9 @@ pub struct Head {
     stages: usize,
     /// The generation is to be told of when its first batch is there.
     unproven: Option<Generation>,
+    /// The generation that it led last, and the requests that were computed at its end.
+    led: Option<Generation>,
+    at_risk: Vec<u64>,
 }
 
 /// Somebody who waits for an answer.
@@ -53,27 +54,39 @@ impl Head {
     pub fn new(serve: &Serve, model: &Model, words: &Words) -> Self {
         let limits = Limits {
             running_max: serve.running as usize,
-            // Several stages read a prompt at the same time, in parts.
-            rows_max: if serve.stages > 1 { PART_ROWS } else { ROWS_MAX as usize },
+            rows_max: ROWS_MAX as usize,
             // The proof's place, and those of the door.
             waiting_max: 1 + (serve.running + serve.waiting) as usize,
             batches_max: serve.stages as usize,
             context: model.context,
         };
         let (requests, ends) = (engine::Head::new(model.pages, limits), words.tokenizer.end_of_sequence().to_vec());
-        Self { requests, open: BTreeMap::new(), ends, stages: serve.stages as usize, unproven: None }
+        Self {
+            requests,
+            open: BTreeMap::new(),
+            ends,
+            stages: serve.stages as usize,
+            unproven: None,
+            led: None,
+            at_risk: Vec::new(),
+        }
     }
 
     /// Leads a generation to its end.
-    pub fn lead(&mut self, post: &Post<'_>, worker: &mut Worker<'_>, generation: Generation) -> Gone {
+    pub fn lead(&mut self, post: &Post<'_>, worker: &mut Worker<'_>, membership: &Membership) -> Gone {
+        let generation = membership.generation;
+        let before = self.led.replace(generation);
+        if before != membership.after {
+            // Somebody was lost in between.
+            self.strike();
+        }
         self.requests.reset();
         self.unproven = Some(generation);
         self.prove();
         loop {
             let Err(gone) = self.turn(post, worker) else { continue };
-            if let Gone::Lost { .. } | Gone::Left = gone {
-                self.strike();
-            }
+            let at_risk = self.open.keys().copied().filter(|id| self.requests.runs(*id));
+            self.at_risk = at_risk.collect();
             return gone;
         }
     }
@@ -109,9 +122,10 @@ impl Head {
                 self.open.remove(&number);
                 self.requests.cancel(number);
             }
-            Event::Frame(Frame { header, bytes, .. }) => {
+            Event::Frame(Frame { from, header, bytes, .. }) => {
                 let (tokens, rest) = bytes.as_chunks::<4>();
-                if header.part != StagePart::Chosen || !rest.is_empty() {
+                let last = (post.spot.stages - 1) * post.spot.tensor;
+                if from != last || header.part != StagePart::Chosen || !rest.is_empty() {
                     let problem = format!("batch {}: {:?} where tokens were due", header.batch, header.part);
                     return Err(Gone::Failed(problem));
                 }
@@ -158,8 +172,7 @@ impl Head {
 
     /// B9.
     fn strike(&mut self) {
-        let running: Vec<u64> = self.open.keys().copied().filter(|id| self.requests.runs(*id)).collect();
-        for id in running {
+        for id in std::mem::take(&mut self.at_risk) {
             let Some(open) = self.open.get_mut(&id) else { continue };
             open.losses += 1;
             if open.losses >= LOSSES_MAX {

@@ -1,6 +1,7 @@
 //! The streams between the ranks of a serving gang in one generation. Owns who meets whom, and the tasks that carry frames between the network and
 //! the compute thread's inbox; knows nothing of what the bytes mean.
 //!
+//! B10: ranks that meet have the same files, as far as samples of them show: answers of two models in one are worse than none.
 //! B1: a frame of another term ends the generation before any of its bytes are used. B2: so many frames of a peer are held at most; one that is
 //! further ahead is not read, and QUIC holds it back.
 
@@ -10,7 +11,7 @@ use std::sync::mpsc::Sender;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
-use stoke_protocol::ids::Term;
+use stoke_protocol::ids::{Fingerprint, Term};
 use stoke_protocol::message::peer::Standing;
 use stoke_protocol::message::rank::{Membership, RankId};
 use stoke_protocol::message::serve::StageHeader;
@@ -20,8 +21,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Event;
 use super::split::Spot;
+use super::{Event, Gone};
 use crate::exchange::{CONNECT_MAX, ExchangeError, Mesh, Pair};
 use crate::worker::text_of;
 
@@ -51,12 +52,12 @@ impl Links {
     pub async fn form(
         mesh: &Mesh,
         membership: &Membership,
-        spot: Spot,
+        (spot, files): (Spot, Fingerprint),
         inbox: &Sender<Event>,
-    ) -> Result<Self, ExchangeError> {
+    ) -> Result<Self, Gone> {
         let term = membership.term();
         mesh.enter(term);
-        let standing = Standing { term, step: None, has_sum: false, restores: None };
+        let standing = Standing { term, step: None, has_sum: false, restores: None, files: Some(files) };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |rank: u32| async move {
             let member = membership.members[rank as usize];
@@ -64,7 +65,10 @@ impl Links {
         };
         let pairs = try_join_all(spot.peers().into_iter().map(meet)).await?;
         let (mut to, mut tasks) = (BTreeMap::new(), Vec::new());
-        for (rank, Pair { peer, sender, receiver, .. }) in pairs {
+        for (rank, Pair { peer, standing, sender, receiver }) in pairs {
+            if standing.files != Some(files) {
+                return Err(differ(mesh.own(), peer));
+            }
             let (send, queue) = unbounded_channel();
             to.insert(rank, send);
             let side = Side { peer, rank, term, inbox: inbox.clone() };
@@ -82,6 +86,16 @@ impl Links {
     pub fn send(&self, to: u32, header: StageHeader, bytes: Bytes) {
         let queue = self.to.get(&to).expect("B3: frames go to ranks that were met");
         let _ = queue.send((header, bytes));
+    }
+}
+
+/// B10. The one that is there longer stays: the other one's files are what is new.
+fn differ(own: RankId, peer: RankId) -> Gone {
+    match own > peer {
+        true => Gone::Failed(format!(
+            "the model's files on this node differ from those of {peer}: fetch them again on both, and compare their sha256"
+        )),
+        false => Gone::Left,
     }
 }
 

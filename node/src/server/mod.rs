@@ -20,7 +20,7 @@ mod stage;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use stoke_protocol::ids::{Generation, Step, Term};
+use stoke_protocol::ids::{Fingerprint, Generation, Step, Term};
 use stoke_protocol::message::rank::{Membership, RankEvent, RankId, StartRank};
 use stoke_protocol::spec::{Serve, Task};
 use tokio::runtime::Handle;
@@ -110,13 +110,13 @@ fn run_decoder(given: Assignment, serve: Serve, tell: &dyn Fn(Told)) -> Result<(
         head
     });
     post.serve(&mut |membership| {
-        let links = match post.meet(membership) {
+        let links = match post.meet(membership, model.files) {
             Ok(links) => links,
             Err(gone) => return gone,
         };
         worker.enter(links);
         let gone = match &mut head {
-            Some(head) => head.lead(&post, &mut worker, membership.generation),
+            Some(head) => head.lead(&post, &mut worker, membership),
             None => worker.follow(&post),
         };
         worker.leave();
@@ -196,13 +196,13 @@ impl<'a> Post<'a> {
     }
 
     /// The streams of a generation.
-    fn meet(&self, membership: &Membership) -> Result<Links, Gone> {
+    fn meet(&self, membership: &Membership, files: Fingerprint) -> Result<Links, Gone> {
         let generation = membership.generation;
         let formed = self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 _ = self.orders.superseded(generation) => Err(Gone::Superseded),
-                formed = Links::form(&self.mesh, membership, self.spot, &self.notify) => formed.map_err(Gone::from),
+                formed = Links::form(&self.mesh, membership, (self.spot, files), &self.notify) => formed,
             }
         })?;
         tracing::info!(%generation, stage = self.spot.stage, part = self.spot.part, "serving");
@@ -214,6 +214,10 @@ impl From<ExchangeError> for Gone {
     fn from(error: ExchangeError) -> Self {
         match error {
             ExchangeError::PeerLost { peer, source } => Self::Lost { peer, error: text_of(&source) },
+            // It may be gone, and the coordinator too: what is loaded here is not given up for that.
+            ref absent @ (ExchangeError::Absent { peer, .. } | ExchangeError::Unreachable { peer, .. }) => {
+                Self::Lost { peer, error: text_of(absent) }
+            }
             ExchangeError::PeerLeft { .. } => Self::Left,
             error => Self::Failed(text_of(&error)),
         }

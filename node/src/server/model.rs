@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use stoke_jobs::lm::{ChatTemplate, DecoderConfig, ModelError, Precision, Tokenizer, Weights};
+use stoke_protocol::ids::Fingerprint;
 use stoke_protocol::spec::{self, Serve};
 
 use super::split;
 use crate::worker::text_of;
 
+/// How much of a tensor is looked at when ranks compare their files.
+const SAMPLE_EVERY: usize = 256 << 10;
+const SAMPLE_BYTES: usize = 4 << 10;
 /// The folder of this machine's models, where it is not `~/.cache/stoke/models`.
 const MODELS: &str = "STOKE_MODELS";
 
@@ -20,6 +24,8 @@ pub struct Model {
     /// Of the cache of every rank.
     pub pages: u32,
     pub precision: Precision,
+    /// Of samples of its files.
+    pub files: Fingerprint,
 }
 
 /// What turns text into tokens and back.
@@ -44,14 +50,15 @@ impl Model {
                 ));
             }
             Some(context) => context as usize,
-            None => config.context,
+            None => config.context.min(split::room(&config, serve)?).max(2),
         };
         let pages = split::pages(&config, serve, context)?;
         let precision = match serve.precision {
             spec::Precision::Rounded => Precision::Rounded,
             spec::Precision::Full => Precision::Full,
         };
-        Ok(Self { weights, config, context, pages, precision })
+        let files = fingerprint(&weights);
+        Ok(Self { weights, config, context, pages, precision, files })
     }
 
     /// For the head.
@@ -68,6 +75,23 @@ impl Model {
         let template = template.inspect_err(|error| tracing::warn!(error = text_of(error), "no chats are answered"));
         Ok(Words { tokenizer, template: template.ok().map(std::sync::Arc::new) })
     }
+}
+
+/// Of the names and shapes of all tensors, and of a page of each so many bytes of them: another model, or another version of it, shows, and little is read.
+fn fingerprint(weights: &Weights) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new();
+    let mut names: Vec<&str> = weights.names().collect();
+    names.sort_unstable();
+    for name in names {
+        let Ok(tensor) = weights.tensor(name) else { continue };
+        hasher.update(format!("{name} {:?} {:?}", tensor.kind, tensor.shape).as_bytes());
+        for sample in tensor.bytes.chunks(SAMPLE_EVERY) {
+            hasher.update(&sample[..sample.len().min(SAMPLE_BYTES)]);
+        }
+    }
+    let mut first = [0; 8];
+    hasher.finalize_xof().fill(&mut first);
+    Fingerprint(u64::from_le_bytes(first))
 }
 
 /// An absolute path, or a folder of this machine's models.

@@ -1,6 +1,8 @@
 //! Models that one rank has whole, and that answer a question at once: encoders, classifiers, and the one that does nothing. Owns which questions are
-//! computed together: whatever has come while the last ones were computed.
+//! computed together: whatever has come while the last ones were computed, a piece of each in turn.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -18,12 +20,10 @@ use super::door::{Desk, invalid};
 use super::model::folder;
 use super::{Event, Gone, Post};
 use crate::checkpoint;
-use crate::worker::{Beat, text_of};
+use crate::worker::text_of;
 
-/// Questions that are computed together.
-const TOGETHER_MAX: usize = 64;
-/// Texts or lines of a piece of computing.
-const PIECE: usize = 64;
+/// Rows of a piece of computing, of one question or several: texts of an encoder, where the longest have 512 tokens.
+const PIECE: usize = 16;
 /// Texts or lines of a question.
 const TEXTS_MAX: usize = 2048;
 /// The tensors of a classifier, by name.
@@ -45,11 +45,24 @@ enum Work {
     Nothing,
 }
 
-/// A model with its compute.
-pub enum Single<'w> {
+/// A model of one rank, and the questions that it has not answered.
+pub struct Single<'w> {
+    model: Model<'w>,
+    open: VecDeque<Open>,
+}
+
+enum Model<'w> {
     Encoder(Box<Encoder<'w>>),
     Classifier(Box<dyn Predict>),
     Identity,
+}
+
+/// A question that is being answered.
+struct Open {
+    given: Given,
+    answers: Vec<Answer>,
+    /// That were computed.
+    rows: usize,
 }
 
 /// What stays mapped while an encoder lives.
@@ -63,25 +76,23 @@ pub fn weights(serve: &Serve) -> Result<Option<Weights>, String> {
 impl<'w> Single<'w> {
     /// The error is for people.
     pub fn open(serve: &Serve, weights: Option<&'w Weights>) -> Result<Self, String> {
-        match weights {
-            Some(weights) => {
-                let encoder = Encoder::open(weights).map_err(|error| text_of(&error))?;
-                Ok(Self::Encoder(Box::new(encoder)))
-            }
-            None if serve.model == IDENTITY => Ok(Self::Identity),
+        let model = match weights {
+            Some(weights) => Model::Encoder(Box::new(Encoder::open(weights).map_err(|error| text_of(&error))?)),
+            None if serve.model == IDENTITY => Model::Identity,
             None => {
                 let (manifest, tensors) = checkpoint::load(&serve.model, None).map_err(|error| text_of(&error))?;
                 let classifier = stoke_jobs::classifier(&manifest.spec, &manifest.trainer, tensors);
-                classifier.map(Self::Classifier).map_err(|error| text_of(&error))
+                Model::Classifier(classifier.map_err(|error| text_of(&error))?)
             }
-        }
+        };
+        Ok(Self { model, open: VecDeque::new() })
     }
 
     pub fn desk(&self, inbox: Sender<Event>) -> Desk {
-        let reads = match self {
-            Self::Encoder(encoder) => Reads::Texts(encoder.reader()),
-            Self::Classifier(_) => Reads::Lines,
-            Self::Identity => Reads::Tensors,
+        let reads = match &self.model {
+            Model::Encoder(encoder) => Reads::Texts(encoder.reader()),
+            Model::Classifier(_) => Reads::Lines,
+            Model::Identity => Reads::Tensors,
         };
         Desk::Single(Arc::new(Asking { reads, inbox }))
     }
@@ -89,67 +100,102 @@ impl<'w> Single<'w> {
     /// Answers until the generation is over. Questions of one that has ended are answered in the next.
     pub fn lead(&mut self, post: &Post<'_>, generation: Generation) -> Gone {
         loop {
-            let Ok(first) = post.inbox.recv() else { return Gone::Left };
-            let more = post.inbox.try_iter().take(TOGETHER_MAX - 1);
-            let (mut given, mut gone) = (Vec::new(), None);
-            for event in std::iter::once(first).chain(more) {
+            let first = match self.open.is_empty() {
+                true => post.inbox.recv().ok(),
+                false => None,
+            };
+            for event in first.into_iter().chain(post.inbox.try_iter()) {
                 match event {
-                    Event::Given(question) => given.push(*question),
-                    Event::Superseded(ended) if ended == generation => gone = Some(Gone::Superseded),
+                    Event::Given(given) => self.open.push_back(Open { given: *given, answers: Vec::new(), rows: 0 }),
+                    Event::Superseded(ended) if ended == generation => return Gone::Superseded,
                     Event::Superseded(_) | Event::Asked(_) | Event::Dropped(_) => {}
                     Event::Frame(_) | Event::Lost { .. } | Event::Left { .. } => {}
                 }
             }
-            given.retain(|question| !question.reply.is_closed());
-            self.compute(given, &post.beat);
-            if let Some(gone) = gone {
-                return gone;
+            self.open.retain(|question| !question.given.reply.is_closed());
+            post.beat.piece(|| self.model.piece(&mut self.open));
+        }
+    }
+}
+
+impl Model<'_> {
+    /// Computes some rows of the first questions, and answers those that are whole. One that is not goes behind the others: a long question holds
+    /// nobody up for longer than a piece.
+    fn piece(&mut self, open: &mut VecDeque<Open>) {
+        let mut room = PIECE;
+        let mut taken = Vec::new();
+        while room > 0
+            && let Some(question) = open.pop_front()
+        {
+            let rows = question.rows..(question.rows + room).min(question.given.work.rows());
+            room -= rows.len();
+            taken.push((question, rows));
+        }
+        let made = self.compute(&taken);
+        for ((mut question, rows), made) in taken.into_iter().zip(made) {
+            match made {
+                Ok(answers) => question.answers.extend(answers),
+                Err(refusal) => {
+                    let _ = question.given.reply.send(Err(refusal));
+                    continue;
+                }
+            }
+            question.rows = rows.end;
+            match question.rows >= question.given.work.rows() {
+                true => drop(question.given.reply.send(Ok(question.answers))),
+                false => open.push_back(question),
             }
         }
     }
 
-    /// All texts of all questions at once, in pieces that take no longer than a batch should; each question takes its own from what comes back.
-    fn compute(&mut self, given: Vec<Given>, beat: &Beat) {
+    /// For each question what its rows give.
+    fn compute(&mut self, taken: &[(Open, Range<usize>)]) -> Vec<Result<Vec<Answer>, Refusal>> {
         match self {
             Self::Encoder(encoder) => {
-                let texts: Vec<Vec<u32>> = given.iter().flat_map(|question| question.work.texts()).cloned().collect();
-                let mut vectors = texts.chunks(PIECE).flat_map(|piece| beat.piece(|| encoder.encode(piece)));
-                for Given { work, reply } in given {
-                    let its = work.texts().iter().zip(vectors.by_ref());
-                    let vector = |(index, (text, values)): (usize, (&Vec<u32>, Vec<f32>))| {
+                let its = |(question, rows): &(Open, Range<usize>)| question.given.work.texts_of(rows).to_vec();
+                let texts: Vec<Vec<u32>> = taken.iter().flat_map(its).collect();
+                let mut vectors = encoder.encode(&texts).into_iter();
+                let answers = |(question, rows): &(Open, Range<usize>)| {
+                    let texts = rows.clone().zip(question.given.work.texts_of(rows));
+                    let vector = |((row, text), values): ((usize, &Vec<u32>), Vec<f32>)| {
                         let tokens = text.len() as u32;
-                        Answer::Vector { index: index as u32, tokens, values: values.into() }
+                        Answer::Vector { index: row as u32, tokens, values: values.into() }
                     };
-                    let _ = reply.send(Ok(its.enumerate().map(vector).collect()));
-                }
+                    Ok(texts.zip(vectors.by_ref()).map(vector).collect())
+                };
+                taken.iter().map(answers).collect()
             }
+            // A classifier's answer is one tensor over all lines.
             Self::Classifier(classifier) => {
-                let lines: Vec<&str> =
-                    given.iter().flat_map(|question| question.work.lines()).map(String::as_str).collect();
-                let answers = lines.chunks(PIECE).flat_map(|piece| beat.piece(|| classifier.predict(piece)));
-                let mut answers = answers.collect::<Vec<_>>().into_iter();
-                let counts: Vec<usize> = given.iter().map(|question| question.work.lines().len()).collect();
-                for (question, count) in given.into_iter().zip(counts) {
-                    let its: Vec<_> = answers.by_ref().take(count).collect();
-                    let _ = question.reply.send(classified(its).map(Vec::from_iter));
-                }
+                let classify = |(question, _): &(Open, Range<usize>)| {
+                    let lines: Vec<&str> = question.given.work.lines().iter().map(String::as_str).collect();
+                    classified(classifier.predict(&lines)).map(Vec::from_iter)
+                };
+                taken.iter().map(classify).collect()
             }
             Self::Identity => {
-                for Given { work, reply } in given {
-                    let answers = match work {
-                        Work::Tensors(outputs) => vec![Answer::Tensors { outputs }],
-                        Work::Texts(_) | Work::Lines(_) | Work::Nothing => Vec::new(),
-                    };
-                    let _ = reply.send(Ok(answers));
-                }
+                let give_back = |(question, _): &(Open, Range<usize>)| match &question.given.work {
+                    Work::Tensors(outputs) => Ok(vec![Answer::Tensors { outputs: outputs.clone() }]),
+                    Work::Texts(_) | Work::Lines(_) | Work::Nothing => Ok(Vec::new()),
+                };
+                taken.iter().map(give_back).collect()
             }
         }
     }
 }
 
 impl Work {
-    fn texts(&self) -> &[Vec<u32>] {
-        if let Self::Texts(texts) = self { texts } else { &[] }
+    /// Of which a piece may have some.
+    fn rows(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len().max(1),
+            Self::Lines(_) | Self::Tensors(_) | Self::Nothing => 1,
+        }
+    }
+
+    fn texts_of(&self, rows: &Range<usize>) -> &[Vec<u32>] {
+        let Self::Texts(texts) = self else { return &[] };
+        texts.get(rows.clone()).unwrap_or_default()
     }
 
     fn lines(&self) -> &[String] {

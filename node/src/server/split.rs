@@ -43,24 +43,33 @@ pub fn layers(config: &DecoderConfig, stages: u32) -> Result<Vec<Range<usize>>, 
         .ok_or_else(|| format!("stages = {stages}: the model has {layers} layers, use at most {layers}"))
 }
 
+/// Tokens that the cache of every rank has room for.
+pub fn room(config: &DecoderConfig, serve: &Serve) -> Result<usize, String> {
+    Ok((serve.cache.0 / page_bytes(config, serve)?) as usize * Cache::PAGE)
+}
+
 /// Pages of the cache, the same number on every rank: as many as fit into `cache` where they are largest, and not more than all requests that run
 /// could use.
 pub fn pages(config: &DecoderConfig, serve: &Serve, context: usize) -> Result<u32, String> {
-    let stages = layers(config, serve.stages)?;
-    let most = stages.iter().map(Range::len).max().unwrap_or(1);
-    let heads = config.kv_heads.div_ceil(serve.tensor as usize);
-    let page = Cache::page_bytes(most, (heads, config.head_size)) as u64;
+    let page = page_bytes(config, serve)?;
     let request = context.div_ceil(Cache::PAGE) as u64;
     let pages = (serve.cache.0 / page).min(request * u64::from(serve.running));
     if pages < request {
+        let (room, needed) = (room(config, serve)?, (request * page).div_ceil(1 << 20));
         return Err(format!(
-            "cache = \"{}\" has room for {} tokens, and a request may have {context}: use at least {} bytes, or a smaller context",
-            serve.cache,
-            pages as usize * Cache::PAGE,
-            request * page
+            "cache = \"{}\" has room for {room} tokens, and a request may have {context}: use at least \"{needed}MiB\", or context = {room}",
+            serve.cache
         ));
     }
     u32::try_from(pages).map_err(|_| format!("cache = \"{}\": more than 2^32 pages", serve.cache))
+}
+
+/// Of the rank that has most layers and heads.
+fn page_bytes(config: &DecoderConfig, serve: &Serve) -> Result<u64, String> {
+    let stages = layers(config, serve.stages)?;
+    let most = stages.iter().map(Range::len).max().unwrap_or(1);
+    let heads = config.kv_heads.div_ceil(serve.tensor as usize);
+    Ok(Cache::page_bytes(most, (heads, config.head_size)) as u64)
 }
 
 #[cfg(test)]

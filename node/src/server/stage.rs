@@ -9,7 +9,7 @@ use stoke_jobs::lm::engine::{AskRow, Batch, BatchRow, Stage};
 use stoke_jobs::lm::kernels::Rows;
 use stoke_jobs::lm::tree::{owned, root, subtrees};
 use stoke_jobs::lm::{Decoder, Interrupted, Sampling, Share, Sum};
-use stoke_protocol::codec::{self, FrameCap};
+use stoke_protocol::codec;
 use stoke_protocol::message::serve::{self as wire, StageHeader, StagePart};
 use stoke_protocol::spec::Serve;
 
@@ -19,8 +19,9 @@ use super::split::{self, Spot};
 use super::{Event, Gone, Post};
 use crate::worker::text_of;
 
-/// Rows of a batch: a long prompt is read in parts of so many tokens.
-pub const ROWS_MAX: u32 = 256;
+/// Rows of a batch: a long prompt is read in parts of so many tokens. Larger ones are hardly faster, keep stages from working side by side, and hold up
+/// the tokens of others.
+pub const ROWS_MAX: u32 = 64;
 
 /// A rank's layers, and its place among the others.
 pub struct Worker<'w> {
@@ -97,8 +98,7 @@ impl<'w> Worker<'w> {
 
     /// A batch that has come from another rank.
     fn read(&self, number: u64, bytes: &[u8]) -> Result<Batch, Gone> {
-        let batch: wire::Batch =
-            codec::decode(bytes, FrameCap::Request).map_err(|error| wrong(number, &text_of(&error)))?;
+        let batch: wire::Batch = codec::decode_record(bytes).map_err(|error| wrong(number, &text_of(&error)))?;
         let batch = from_wire(number, batch);
         batch.check(self.stage.room()).map_err(|error| Gone::Failed(text_of(&error)))?;
         Ok(batch)
@@ -282,7 +282,7 @@ fn wrong(batch: u64, problem: &str) -> Gone {
 }
 
 fn encoded(batch: &Batch) -> Result<bytes::Bytes, Gone> {
-    let bytes = codec::encode(&to_wire(batch), FrameCap::Request);
+    let bytes = codec::encode_record(&to_wire(batch));
     bytes.map(Into::into).map_err(|error| wrong(batch.number, &text_of(&error)))
 }
 

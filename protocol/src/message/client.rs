@@ -188,8 +188,8 @@ pub struct NodeView {
     pub name: String,
     pub state: NodeState,
     pub address: String,
-    /// Where its gateway takes requests over HTTP, if it has one.
-    pub gateway: Option<std::net::SocketAddr>,
+    /// URL of its gateway, if it has one.
+    pub gateway: Option<String>,
     pub capacity: Capacity,
     pub cpus_used: u32,
     pub memory_reserved_bytes: u64,
@@ -235,8 +235,7 @@ pub struct JobView {
     pub name: String,
     /// Empty for a job that serves.
     pub trainer: String,
-    /// The model that it serves, as clients name it.
-    pub serves: Option<String>,
+    pub serves: Option<ServesView>,
     /// Of a job that serves: which of the model's new requests it gets.
     pub traffic: Option<Traffic>,
     pub owner: String,
@@ -263,6 +262,15 @@ pub struct JobView {
     pub submitted_ms: u64,
     pub started_ms: Option<u64>,
     pub ended_ms: Option<u64>,
+}
+
+/// What a job serves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServesView {
+    /// As clients name it.
+    pub model: String,
+    /// The gang is whole, and a token has gone through all of it.
+    pub ready: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 //!
 //! Reconnecting is inventory sync: the node tells what it runs, the coordinator adopts what it expects and decides after.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,24 @@ pub struct NodeHello {
     pub index_seen: LogIndex,
     pub capacity: Capacity,
     /// Where its gateway takes requests over HTTP, if it has one.
-    pub gateway: Option<SocketAddr>,
+    pub gateway: Option<GatewayAt>,
     pub ranks: List<RankInventory>,
+}
+
+/// A node's gateway, as it listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GatewayAt {
+    pub address: SocketAddr,
+    pub tls: bool,
+}
+
+impl GatewayAt {
+    /// Where clients go. One that listens on every address is reached at the node's own.
+    pub fn url(&self, node: Option<IpAddr>) -> String {
+        let own = node.filter(|_| self.address.ip().is_unspecified());
+        let address = SocketAddr::new(own.unwrap_or(self.address.ip()), self.address.port());
+        format!("{}://{address}", if self.tls { "https" } else { "http" })
+    }
 }
 
 /// A rank that the agent holds, alive or with an unacknowledged end.

@@ -52,6 +52,8 @@ pub struct Standing {
     pub has_sum: bool,
     /// The checkpoint that it begins with and has not read yet.
     pub restores: Option<Restores>,
+    /// Of a rank that serves: of the model's files.
+    pub files: Option<Fingerprint>,
 }
 
 /// What a rank that begins with a checkpoint knows of it before any shard is read.

@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::rank::RankId;
 use crate::ids::{Generation, JobId, LogIndex, Term};
@@ -57,13 +57,49 @@ pub enum Traffic {
 pub struct Head {
     pub id: RankId,
     pub address: SocketAddr,
-    /// The gang that answers. In another generation the head refuses.
+    /// The gang that answers.
     pub generation: Generation,
+}
+
+/// Tokens. As bytes on the wire, four each: a list of small numbers is decoded into far more memory than it has bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tokens(pub Vec<u32>);
+
+impl Serialize for Tokens {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|token| token.to_le_bytes()).collect();
+        List(bytes).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Tokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = List::<u8>::deserialize(deserializer)?;
+        let (tokens, rest) = bytes.as_chunks::<4>();
+        match rest.is_empty() {
+            true => Ok(Self(tokens.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())),
+            false => Err(serde::de::Error::custom("tokens end in the middle of one")),
+        }
+    }
+}
+
+impl std::ops::Deref for Tokens {
+    type Target = Vec<u32>;
+    fn deref(&self) -> &Vec<u32> {
+        &self.0
+    }
+}
+
+impl From<Vec<u32>> for Tokens {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self(tokens)
+    }
 }
 
 /// Gateway → head, request stream.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Question {
+    /// As the routes had it; for logs. A head that is one answers in whatever generation it is.
     pub generation: Generation,
     /// From its arrival on; what is late is given up with `Refusal::Late`. 0: as long as it takes.
     pub deadline_ms: u32,
@@ -123,7 +159,7 @@ pub struct Generate {
     /// Texts that end the answer, and are no part of it.
     pub stop: List<String>,
     /// Tokens of the answer that were delivered already; the answer goes on after them.
-    pub answered: List<u32>,
+    pub answered: Tokens,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -132,7 +168,7 @@ pub enum Prompt {
     Chat(List<Message>),
     /// As it stands.
     Text(String),
-    Tokens(List<u32>),
+    Tokens(Tokens),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -164,7 +200,7 @@ pub enum Answer {
     /// text is kept back.
     Tokens {
         index: u32,
-        tokens: List<u32>,
+        tokens: Tokens,
         text: String,
     },
     /// One text's, of length 1; and how many tokens the text has.
@@ -228,7 +264,7 @@ pub struct StageHeader {
 /// What the bytes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum StagePart {
-    /// To the same part of the next stage, and from the head to the other parts of its own: a `Batch` as a frame's payload.
+    /// To the same part of the next stage, and from the head to the other parts of its own: a `Batch`, as `codec::encode_record` writes it.
     Batch,
     /// To the same part of the next stage, after the batch: a row of f32 values for each row of it.
     Hidden,
@@ -264,5 +300,5 @@ pub struct BatchAsk {
     pub index: u64,
     pub sampling: Sampling,
     /// Tokens of prompt and answer so far, where a repetition penalty needs them.
-    pub before: List<u32>,
+    pub before: Tokens,
 }

@@ -61,7 +61,7 @@ impl Head {
 
     /// Whether some of it was planned, and it is not over.
     pub fn runs(&self, id: u64) -> bool {
-        self.schedule.tokens_of(id).is_some()
+        self.schedule.is_planned(id)
     }
 
     /// Batches that are under way.

@@ -288,6 +288,11 @@ impl Schedule {
         Some((&sequence.tokens, sequence.tokens.len() - sequence.prompt))
     }
 
+    /// Whether a request runs, and some of it was planned.
+    pub fn is_planned(&self, id: u64) -> bool {
+        self.running.iter().any(|sequence| sequence.id == id && sequence.planned > 0)
+    }
+
     /// The oldest plan under way was computed, with a token for each row that asked, in their order. Gives the requests that take theirs, and whether
     /// it is their last one. `ends`: that a token ends the answer of a request, however long it may be.
     pub fn computed(

@@ -116,6 +116,22 @@ struct TextFields {
     guided_grammar: Asked,
     #[serde(default)]
     structured_outputs: Asked,
+    #[serde(default)]
+    allowed_token_ids: Asked,
+    #[serde(default)]
+    truncate_prompt_tokens: Asked,
+    #[serde(default)]
+    include_stop_str_in_output: Asked,
+    #[serde(default)]
+    chat_template: Asked,
+    #[serde(default)]
+    chat_template_kwargs: Asked,
+    #[serde(default)]
+    documents: Asked,
+    #[serde(default)]
+    continue_final_message: Asked,
+    #[serde(default)]
+    reasoning_effort: Asked,
 }
 
 #[derive(Deserialize)]
@@ -226,6 +242,14 @@ impl TextFields {
             ("guided_choice", &self.guided_choice),
             ("guided_grammar", &self.guided_grammar),
             ("structured_outputs", &self.structured_outputs),
+            ("allowed_token_ids", &self.allowed_token_ids),
+            ("truncate_prompt_tokens", &self.truncate_prompt_tokens),
+            ("include_stop_str_in_output", &self.include_stop_str_in_output),
+            ("chat_template", &self.chat_template),
+            ("chat_template_kwargs", &self.chat_template_kwargs),
+            ("documents", &self.documents),
+            ("continue_final_message", &self.continue_final_message),
+            ("reasoning_effort", &self.reasoning_effort),
         ];
         if let Some((name, _)) = fields.iter().find(|(_, asked)| !asked.is_nothing()) {
             return Err(undone(name));
@@ -263,7 +287,7 @@ impl TextFields {
         for prompt in prompts {
             for choice in 0..choices {
                 let sampling = Sampling { seed: sampling.seed.wrapping_add(choice), ..sampling };
-                let (prompt, stop, answered) = (prompt.clone(), stop.clone(), List::default());
+                let (prompt, stop, answered) = (prompt.clone(), stop.clone(), Default::default());
                 questions.push(Generate { prompt, sampling, tokens_max, stop, answered });
             }
         }
