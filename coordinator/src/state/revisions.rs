@@ -259,7 +259,8 @@ impl Control {
 
     /// R4: cancels the jobs that have left.
     pub(super) fn end_leaves(&mut self, step: &mut Step) {
-        let leaving = self.routes.routes.iter().filter(|route| route.traffic == Traffic::Leaving);
+        let leaving =
+            self.routes.iter().flat_map(|told| told.routes.iter()).filter(|route| route.traffic == Traffic::Leaving);
         let leaving = leaving.filter_map(|route| self.cluster.jobs().get(route.job));
         let ended: Vec<(JobId, String)> = leaving
             .filter(|job| job.state != JobState::Cancelling)
