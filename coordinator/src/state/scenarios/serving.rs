@@ -139,7 +139,10 @@ impl World {
             epoch_seen: Epoch(0),
             index_seen: LogIndex(0),
             capacity: Capacity { cpus: 16, memory_bytes: 1 << 30, ..Capacity::default() },
-            gateway: Some(([127, 0, 0, 1], 8400).into()),
+            gateway: Some(stoke_protocol::message::node::GatewayAt {
+                address: ([127, 0, 0, 1], 8400).into(),
+                tls: false,
+            }),
             ranks: ranks.iter().map(|id| RankInventory { id: *id, alive: true, step: TrainStep(0) }).collect(),
         };
         self.step(Input::Hello { session, node, address: "[::1]:1".into(), hello });
