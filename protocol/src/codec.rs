@@ -25,6 +25,8 @@ pub enum FrameCap {
     Control,
     /// Request and reply streams of clients and nodes: 1 MiB. More belongs in several frames.
     Request,
+    /// What the ranks of a serving gang are told of a batch: 16 MiB, for the histories that repetition penalties need.
+    Batch,
     /// Headers of bulk transfers: 256 bytes. They are read on the hot path into a fixed buffer.
     Header,
 }
@@ -35,6 +37,7 @@ impl FrameCap {
         match self {
             Self::Control => 64 * 1024,
             Self::Request => 1024 * 1024,
+            Self::Batch => 16 * 1024 * 1024,
             Self::Header => 256,
         }
     }
@@ -104,7 +107,9 @@ fn decode_within<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
         65_537..=131_072 => read(body, bincode::config::standard().with_limit::<131_072>()),
         131_073..=262_144 => read(body, bincode::config::standard().with_limit::<262_144>()),
         262_145..=524_288 => read(body, bincode::config::standard().with_limit::<524_288>()),
-        _ => read(body, bincode::config::standard().with_limit::<1_048_576>()),
+        524_289..=1_048_576 => read(body, bincode::config::standard().with_limit::<1_048_576>()),
+        1_048_577..=4_194_304 => read(body, bincode::config::standard().with_limit::<4_194_304>()),
+        _ => read(body, bincode::config::standard().with_limit::<16_777_216>()),
     });
     let (message, used) = decoded.map_err(|error| CodecError::Malformed(Box::new(error)))?;
     whole(message, body.len() - used)

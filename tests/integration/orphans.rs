@@ -139,8 +139,9 @@ fn the_others_go_on_while_the_agent_of_a_dead_rank_is_away() {
 /// Also while ranks start, and while their records are written.
 #[test]
 fn agents_killed_again_and_again_change_no_bit() {
+    // Long enough for many faults on a fast machine.
     let run = |chaos: &[&str]| {
-        let run = crate::harness::Run::new("digits.toml", 2).set("train.steps", 60).set("checkpoint.every", 10);
+        let run = crate::harness::Run::new("digits.toml", 2).set("train.steps", 180).set("checkpoint.every", 10);
         run.with(chaos).finish().0
     };
     let (calm, struck) = (run(&[]), run(&["--chaos", "kill-agent every 400ms", "--seed", "3"]));

@@ -192,6 +192,36 @@ fn answers_go_on_while_the_coordinator_is_away() {
     assert_eq!(served.chats(4, 24, |_| ()), calm);
 }
 
+/// B10: a node that has another version of the model takes no part in answers.
+#[test]
+fn a_rank_whose_model_is_another_one_is_not_let_in() {
+    let cluster = Cluster::start(2);
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let name = "SmolLM2-135M-Instruct.Q4_1.gguf";
+    let good = std::fs::read(Path::new(&model(NAME)).join(name)).expect("the model");
+    let file = dir.path().join(name);
+    std::fs::write(&file, &good).expect("a copy");
+    let from = format!("serve.model={}", dir.path().display());
+    let served = cluster.serve("chat", &[&from]);
+    // Ranks that run have the old file mapped.
+    let mut other = good.clone();
+    let half = other.len() / 2;
+    other[half..].iter_mut().step_by(1_024).for_each(|byte| *byte ^= 1);
+    let put = |bytes: &[u8]| {
+        let beside = dir.path().join("beside");
+        std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, &file)).expect("a file in its place");
+    };
+    let calm = served.chats(2, 8, |_| ());
+    put(&other);
+    signal(rank_of(cluster.dir(), "node-1"), Signal::KILL);
+    poll("word of it", || {
+        let told = cluster.run(&["explain", &served.job]).stdout;
+        told.contains("the model's files on this node differ from those of").then_some(())
+    });
+    put(&good);
+    assert_eq!(served.chats(2, 8, |_| ()), calm);
+}
+
 /// A gang moves while it answers.
 #[test]
 fn a_drained_node_gives_its_stage_to_another_one_and_no_answer_is_lost() {
@@ -386,6 +416,11 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     let body = json!({"model": "chat", "messages": [{"role": "user", "content": long}]}).to_string();
     let (status, answer) = served.post("/v1/chat/completions", &body);
     assert!(status == 400 && answer.to_string().contains("1024"), "{status} {answer}");
+    // Far more memory than bytes: it is refused here, and its head is as well as before.
+    let many: Vec<Value> = (0..4_000).map(|_| json!({"role": "user", "content": "x"})).collect();
+    let (status, answer) = served.post("/v1/chat/completions", &json!({"model": "chat", "messages": many}).to_string());
+    assert!(status == 413 && answer.to_string().contains("too many small parts"), "{status} {answer}");
+    assert_eq!(served.chats(1, 2, |_| ()).len(), 1);
 }
 
 /// Packages of PyPI, below the user's cache.

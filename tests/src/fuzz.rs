@@ -53,7 +53,7 @@ fn frame<T: Serialize>(messages: Vec<T>, cap: FrameCap) -> Vec<Vec<u8>> {
 }
 
 fn decode_frame<T: DeserializeOwned, const CAP: u8>(bytes: &[u8]) {
-    let cap = [FrameCap::Control, FrameCap::Request, FrameCap::Header][CAP as usize];
+    let cap = [FrameCap::Control, FrameCap::Request, FrameCap::Header, FrameCap::Batch][CAP as usize];
     // Frames and errors are both fine; a panic or too much memory is not.
     drop(codec::decode::<T>(bytes, cap));
 }
@@ -61,6 +61,7 @@ fn decode_frame<T: DeserializeOwned, const CAP: u8>(bytes: &[u8]) {
 const CONTROL: u8 = 0;
 const REQUEST: u8 = 1;
 const HEADER: u8 = 2;
+const BATCH: u8 = 3;
 
 /// Every target.
 pub fn targets() -> Vec<Target> {
@@ -86,7 +87,7 @@ pub fn targets() -> Vec<Target> {
         frames("tensor_header", decode_frame::<TensorHeader, HEADER>, frame(vec![tensor_header()], FrameCap::Header)),
         frames("question", decode_frame::<serve::Question, REQUEST>, frame(serving::questions(), FrameCap::Request)),
         frames("answer", decode_frame::<serve::Answer, REQUEST>, frame(serving::answers(), FrameCap::Request)),
-        frames("batch", decode_frame::<serve::Batch, REQUEST>, frame(vec![serving::batch()], FrameCap::Request)),
+        frames("batch", decode_frame::<serve::Batch, BATCH>, frame(vec![serving::batch()], FrameCap::Batch)),
         frames("stage_header", decode_frame::<serve::StageHeader, HEADER>, frame(serving::headers(), FrameCap::Header)),
         Target { name: "join_token", decode: join_token, corpus: vec![TOKEN.as_bytes().to_vec()], factor: 4 },
         Target {

@@ -24,7 +24,8 @@ use crate::progress::Progress;
 use crate::spec::{self, SpecArgs};
 use crate::{output, report};
 
-/// Between two looks at the job.
+/// Between two looks at the job: a watch of it ends with the job only. How long a model takes to load, or to find room, nobody here knows: Ctrl-C ends
+/// the wait, and the end of the job does.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\

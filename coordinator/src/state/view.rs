@@ -1,7 +1,6 @@
 //! What clients see: the durable state and the volatile rest, put together for one answer. Changes nothing.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{NodeId, Rank};
@@ -98,7 +97,7 @@ impl Control {
             name: node.name.clone(),
             state: self.node_state(node),
             address: node.address.clone(),
-            gateway: node.gateway.map(|gateway| gateway.url(node.address.parse().ok().map(|own: SocketAddr| own.ip()))),
+            gateway: node.gateway.map(|gateway| gateway.url(&node.address)),
             capacity: node.capacity.clone(),
             cpus_used: node.used.cpus,
             memory_reserved_bytes: node.used.memory_bytes,

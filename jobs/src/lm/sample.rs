@@ -5,11 +5,10 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use serde::{Deserialize, Serialize};
 
 /// How the next token is chosen. The steps and their order are transformers' (`LogitsProcessorList` of `generate`): repetition penalty, temperature,
 /// top-k, top-p, min-p.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// 0: the most likely token, always.
     pub temperature: f32,

@@ -175,9 +175,12 @@ async fn take(stream: &mut BulkReceiver, missing: usize) -> Result<Vec<u8>, Tran
 }
 
 /// Little-endian, as they travel.
-pub fn to_bytes(values: &[f32]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(size_of_val(values));
-    values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+pub fn to_bytes<'a>(runs: impl IntoIterator<Item = &'a [f32]>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for values in runs {
+        bytes.reserve(size_of_val(values));
+        values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+    }
     bytes.freeze()
 }
 

@@ -9,7 +9,7 @@ use stoke_jobs::lm::engine::{AskRow, Batch, BatchRow, Stage};
 use stoke_jobs::lm::kernels::Rows;
 use stoke_jobs::lm::tree::{owned, root, subtrees};
 use stoke_jobs::lm::{Decoder, Interrupted, Sampling, Share, Sum};
-use stoke_protocol::codec;
+use stoke_protocol::codec::{self, FrameCap};
 use stoke_protocol::message::serve::{self as wire, StageHeader, StagePart};
 use stoke_protocol::spec::Serve;
 
@@ -98,7 +98,8 @@ impl<'w> Worker<'w> {
 
     /// A batch that has come from another rank.
     fn read(&self, number: u64, bytes: &[u8]) -> Result<Batch, Gone> {
-        let batch: wire::Batch = codec::decode_record(bytes).map_err(|error| wrong(number, &text_of(&error)))?;
+        let batch: wire::Batch =
+            codec::decode(bytes, FrameCap::Batch).map_err(|error| wrong(number, &text_of(&error)))?;
         let batch = from_wire(number, batch);
         batch.check(self.stage.room()).map_err(|error| Gone::Failed(text_of(&error)))?;
         Ok(batch)
@@ -133,7 +134,7 @@ impl<'w> Worker<'w> {
         if !self.spot.is_last_stage() {
             let next = self.spot.rank() + self.spot.tensor;
             self.lines.send(next, (batch.number, StagePart::Batch), encoded(batch)?);
-            self.lines.send(next, (batch.number, StagePart::Hidden), to_bytes(&rows.values));
+            self.lines.send(next, (batch.number, StagePart::Hidden), to_bytes([&rows.values[..]]));
             return Ok(None);
         }
         if self.spot.part > 0 {
@@ -232,8 +233,7 @@ impl Gather<'_, '_> {
         let part_header = StagePart::Sums { half: self.half };
         self.half += 1;
         let others = || (0..tensor).filter(|other| *other != part);
-        let own: Vec<f32> = partials.iter().flat_map(|rows| rows.values.iter().copied()).collect();
-        let bytes = to_bytes(&own);
+        let bytes = to_bytes(partials.iter().map(|rows| &rows.values[..]));
         others().for_each(|other| self.lines.send(stage * tensor + other, (self.batch, part_header), bytes.clone()));
         let (width, count) = (partials[0].width, partials[0].values.len());
         let mut all: Vec<Vec<Rows>> = Vec::with_capacity(tensor as usize);
@@ -282,7 +282,7 @@ fn wrong(batch: u64, problem: &str) -> Gone {
 }
 
 fn encoded(batch: &Batch) -> Result<bytes::Bytes, Gone> {
-    let bytes = codec::encode_record(&to_wire(batch));
+    let bytes = codec::encode(&to_wire(batch), FrameCap::Batch);
     bytes.map(Into::into).map_err(|error| wrong(batch.number, &text_of(&error)))
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Reconnecting is inventory sync: the node tells what it runs, the coordinator adopts what it expects and decides after.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,9 +61,9 @@ pub struct GatewayAt {
 }
 
 impl GatewayAt {
-    /// Where clients go. One that listens on every address is reached at the node's own.
-    pub fn url(&self, node: Option<IpAddr>) -> String {
-        let own = node.filter(|_| self.address.ip().is_unspecified());
+    /// Where clients go. One that listens on every address is reached where the node is (`IP:PORT`).
+    pub fn url(&self, node: &str) -> String {
+        let own = node.parse().ok().map(|node: SocketAddr| node.ip()).filter(|_| self.address.ip().is_unspecified());
         let address = SocketAddr::new(own.unwrap_or(self.address.ip()), self.address.port());
         format!("{}://{address}", if self.tls { "https" } else { "http" })
     }

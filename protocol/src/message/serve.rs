@@ -61,7 +61,7 @@ pub struct Head {
     pub generation: Generation,
 }
 
-/// Tokens. As bytes on the wire, four each: a list of small numbers is decoded into far more memory than it has bytes.
+/// Tokens, or pages of a cache. As bytes on the wire, four each: a list of small numbers is decoded into far more memory than it has bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tokens(pub Vec<u32>);
 
@@ -264,7 +264,7 @@ pub struct StageHeader {
 /// What the bytes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum StagePart {
-    /// To the same part of the next stage, and from the head to the other parts of its own: a `Batch`, as `codec::encode_record` writes it.
+    /// To the same part of the next stage, and from the head to the other parts of its own: a `Batch`, as a frame's payload (`FrameCap::Batch`).
     Batch,
     /// To the same part of the next stage, after the batch: a row of f32 values for each row of it.
     Hidden,
@@ -279,7 +279,7 @@ pub enum StagePart {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Batch {
     /// Pages of the cache, of each sequence that has rows here.
-    pub tables: List<List<u32>>,
+    pub tables: List<Tokens>,
     pub rows: List<BatchRow>,
     pub asks: List<BatchAsk>,
 }

@@ -1,13 +1,11 @@
 //! What every stage must know of a batch: its rows, where their keys and values lie, and which of them ask for a token. Made by the head, computed
 //! by every rank in the order of the numbers. Owns the check of one that comes from a peer; moves nothing.
 
-use serde::{Deserialize, Serialize};
-
 use crate::lm::Sampling;
 use crate::lm::kernels::Cache;
 
 /// Rows that are computed together.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Batch {
     /// One more than that of the batch before.
     pub number: u64,
@@ -19,7 +17,7 @@ pub struct Batch {
 }
 
 /// One token of a sequence.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BatchRow {
     /// Which of the tables.
     pub table: u32,
@@ -29,7 +27,7 @@ pub struct BatchRow {
 }
 
 /// A row whose next token is wanted.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct AskRow {
     pub row: u32,
     pub sampling: Sampling,

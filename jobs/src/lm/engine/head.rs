@@ -94,7 +94,10 @@ impl Head {
     fn ask(&self, id: u64, row: u32) -> AskRow {
         let (tokens, index) = self.schedule.tokens_of(id).expect("H1: who asks runs");
         let sampling = self.choices[&id].sampling.clone();
-        let before = if sampling.repetition_penalty == 1.0 { Vec::new() } else { tokens.to_vec() };
+        let mut before = if sampling.repetition_penalty == 1.0 { Vec::new() } else { tokens.to_vec() };
+        // A penalty looks at which tokens there are, not at how many.
+        before.sort_unstable();
+        before.dedup();
         AskRow { row, sampling, index: index as u64, before }
     }
 
