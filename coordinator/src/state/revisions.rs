@@ -121,8 +121,7 @@ impl Cluster {
 
     /// Jobs of this name that do not leave.
     fn staying<'a>(&'a self, model: &'a str) -> impl DoubleEndedIterator<Item = (&'a Job, &'a Serves)> {
-        let serving = self.serving(model);
-        serving.filter(|(job, serves)| serves.leave.is_none() && job.state != JobState::Cancelling)
+        self.serving(model).filter(|(_, serves)| serves.leave.is_none())
     }
 
     fn regular<'a>(&'a self, model: &'a str) -> impl DoubleEndedIterator<Item = &'a Job> {
@@ -132,7 +131,7 @@ impl Cluster {
     /// R2, as far as one state shows it.
     pub(super) fn check_revisions(&self) -> Result<(), String> {
         let mut known = std::collections::BTreeMap::new();
-        for job in self.jobs.iter().filter(|job| job.state != JobState::Cancelling) {
+        for job in self.jobs.iter() {
             let Some(serves) = job.serving().filter(|serves| serves.traffic() == Traffic::Rest) else { continue };
             let (first, weights) = *known.entry(&serves.model).or_insert((job.id, &serves.weights));
             if *weights != serves.weights {
@@ -252,8 +251,10 @@ impl Control {
 
     fn served(&self, model: String, added: Vec<JobId>) -> Reply {
         let jobs = self.cluster.regular(&model).map(|job| job.id).collect();
-        let leaving = self.cluster.serving(&model).filter(|(_, serves)| serves.leave.is_some());
-        let leaving = leaving.map(|(job, _)| job.id).collect();
+        let leaves =
+            |job: &&Job| job.serves.as_ref().is_some_and(|serves| serves.model == model && serves.leave.is_some());
+        let left = self.cluster.jobs().iter().filter(|job| !job.state.is_terminal()).filter(leaves);
+        let leaving = left.map(|job| job.id).collect();
         Reply::Serving { model, jobs, added: added.into(), leaving }
     }
 
@@ -263,7 +264,6 @@ impl Control {
             self.routes.iter().flat_map(|told| told.routes.iter()).filter(|route| route.traffic == Traffic::Leaving);
         let leaving = leaving.filter_map(|route| self.cluster.jobs().get(route.job));
         let ended: Vec<(JobId, String)> = leaving
-            .filter(|job| job.state != JobState::Cancelling)
             .filter_map(|job| Some((job.id, job.serving()?.leave.as_ref()?)))
             .filter(|(_, leave)| self.is_quiet(leave.index) || self.now.wall.0 >= leave.at.0 + LEAVE_MAX_MS)
             .map(|(id, leave)| (id, leave.by.clone()))
