@@ -99,8 +99,16 @@ fn cuts(runtime: &Runtime, stoke: &Path, spec: &Path) {
 }
 
 fn kills(runtime: &Runtime, stoke: &Path, spec: &Path) {
+    println!("{STREAMS} streams at a time over 2 stages, a rank killed every {} s, both in turn", KILL_EVERY.as_secs());
+    for (keep, what) in [("false", "all is computed again"), ("true", "each rank's pages are kept by the other one")] {
+        println!("  {what}");
+        kills_with(runtime, stoke, (spec, keep));
+    }
+}
+
+fn kills_with(runtime: &Runtime, stoke: &Path, (spec, keep): (&Path, &str)) {
     let cluster = LocalCluster::up(stoke, 2, &[]);
-    let (job, address) = serve(&cluster, spec, &["serve.name=m"]);
+    let (job, address) = serve(&cluster, spec, &["serve.name=m", &format!("serve.keep={keep}")]);
     let calm = runtime.block_on(all_streams(&address, "m", STREAMS, STREAM_TOKENS));
     let mut pauses = Vec::new();
     let (mut same, mut streams, mut killed) = (0, 0, 0);
@@ -130,12 +138,11 @@ fn kills(runtime: &Runtime, stoke: &Path, spec: &Path) {
         same += made.iter().zip(&calm).filter(|(made, calm)| made.text == calm.text).count();
         pauses.extend(made.iter().map(|made| made.pause_ms));
     }
-    println!("{STREAMS} streams at a time over 2 stages, {killed} ranks killed (both in turn)");
-    println!("  {same} of {streams} answers token-exact");
+    println!("    {killed} ranks killed, {same} of {streams} answers token-exact");
     let calm: Vec<f64> = calm.iter().map(|made| made.pause_ms).collect();
     for (what, mut values) in [("longest pause of a stream, calm", calm), ("the same, with kills", pauses)] {
         println!(
-            "  {what:<34} median {:>6.0} ms  p99 {:>6.0} ms",
+            "    {what:<34} median {:>6.0} ms  p99 {:>6.0} ms",
             quantile(&mut values, 0.5),
             quantile(&mut values, 0.99)
         );

@@ -88,6 +88,8 @@ pub fn targets() -> Vec<Target> {
         frames("question", decode_frame::<serve::Question, REQUEST>, frame(serving::questions(), FrameCap::Request)),
         frames("answer", decode_frame::<serve::Answer, REQUEST>, frame(serving::answers(), FrameCap::Request)),
         frames("batch", decode_frame::<serve::Batch, BATCH>, frame(vec![serving::batch()], FrameCap::Batch)),
+        frames("held", decode_frame::<serve::Held, BATCH>, frame(vec![serving::held()], FrameCap::Batch)),
+        frames("resume", decode_frame::<serve::Resume, BATCH>, frame(vec![serving::resume()], FrameCap::Batch)),
         frames("stage_header", decode_frame::<serve::StageHeader, HEADER>, frame(serving::headers(), FrameCap::Header)),
         Target { name: "join_token", decode: join_token, corpus: vec![TOKEN.as_bytes().to_vec()], factor: 4 },
         Target {

@@ -118,6 +118,17 @@ pub struct Memory {
     partials: Vec<Rows>,
 }
 
+impl Memory {
+    /// The keys and values of one page of the cache, of this decoder's layers and heads.
+    pub fn page(&self, page: u32) -> &[f32] {
+        self.cache.page(page)
+    }
+
+    pub fn page_mut(&mut self, page: u32) -> &mut [f32] {
+        self.cache.page_mut(page)
+    }
+}
+
 impl<'w> Decoder<'w> {
     /// All tensors of these layers are looked up, and their shapes compared with the config's. `context`: most tokens of a sequence.
     pub fn new(

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 
 use stoke_jobs::lm::engine::{Ask, Batch, Head, Limits, Request, Stage};
-use stoke_jobs::lm::kernels::Rows;
+use stoke_jobs::lm::kernels::{Cache, Rows};
 use stoke_jobs::lm::{Decoder, Interrupted, ModelError, Precision, Sampling, Share, Sum, Weights, tree};
 
 use crate::common::{File, Tensor, golden, ids, model, u32};
@@ -158,16 +158,25 @@ fn answers(weights: &Weights, grid: (usize, usize), prompts: &[Vec<u32>], troubl
     };
     let mut asks = (0..).zip(prompts).map(ask);
     let (mut found, mut head) = (Answers::new(), Head::new(PAGES, limits));
+    // What every rank has of whole pages when all batches have come through.
+    let mut named = BTreeMap::new();
     std::thread::scope(|scope| {
         let ranks = Ranks::start(scope, weights, grid);
         loop {
             let came = asks.next().map(|ask| head.submit(ask).unwrap());
             while let Some(batch) = head.plan() {
                 ranks.send(&batch);
+                batch.rows.iter().for_each(|row| {
+                    named.remove(&batch.tables[row.table as usize][row.position as usize / Cache::PAGE]);
+                });
+                named.extend(batch.filled.iter().map(|filled| (filled.page, *filled)));
                 if trouble == Trouble::Resets && [4, 9, 25].contains(&batch.number) {
                     let lost = head.under_way();
                     (0..lost).for_each(|_| drop(ranks.from.recv().unwrap()));
-                    head.reset();
+                    if batch.number == 4 {
+                        named.clear();
+                    }
+                    head.reset(&named.values().copied().collect::<Vec<_>>());
                 }
                 if trouble == Trouble::Resets && batch.number == 3 {
                     assert!(head.cancel(1));

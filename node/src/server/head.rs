@@ -80,7 +80,11 @@ impl Head {
             // Somebody was lost in between.
             self.strike();
         }
-        self.requests.reset();
+        let kept = match worker.resume(post) {
+            Ok(kept) => kept,
+            Err(gone) => return gone,
+        };
+        self.requests.reset(&kept);
         self.unproven = Some(generation);
         self.prove();
         loop {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 
 use bytes::{Bytes, BytesMut};
@@ -40,10 +41,17 @@ pub struct Frame {
     _place: OwnedSemaphorePermit,
 }
 
+/// To a peer.
+struct Way {
+    queue: UnboundedSender<(StageHeader, Bytes)>,
+    /// Bytes in the queue.
+    queued: Arc<AtomicUsize>,
+}
+
 /// Dropping it leaves the generation: what is queued is lost, and peers see that this rank has left.
 pub struct Links {
     term: Term,
-    to: BTreeMap<u32, UnboundedSender<(StageHeader, Bytes)>>,
+    to: BTreeMap<u32, Way>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -69,10 +77,10 @@ impl Links {
             if standing.files != Some(files) {
                 return Err(differ(mesh.own(), peer));
             }
-            let (send, queue) = unbounded_channel();
-            to.insert(rank, send);
+            let ((queue, taken), queued) = (unbounded_channel(), Arc::default());
             let side = Side { peer, rank, term, inbox: inbox.clone() };
-            tasks.push(mesh.io().spawn(side.clone().write(sender, queue)).abort_handle());
+            tasks.push(mesh.io().spawn(side.clone().write(sender, taken, Arc::clone(&queued))).abort_handle());
+            to.insert(rank, Way { queue, queued });
             tasks.push(mesh.io().spawn(side.read(receiver)).abort_handle());
         }
         Ok(Self { term, to, tasks })
@@ -84,8 +92,18 @@ impl Links {
 
     /// Queues bytes for a rank that this one has met. A lost link comes as an event, not here.
     pub fn send(&self, to: u32, header: StageHeader, bytes: Bytes) {
-        let queue = self.to.get(&to).expect("B3: frames go to ranks that were met");
-        let _ = queue.send((header, bytes));
+        let way = self.way(to);
+        way.queued.fetch_add(bytes.len(), Ordering::Relaxed);
+        let _ = way.queue.send((header, bytes));
+    }
+
+    /// Bytes that no connection has taken yet.
+    pub fn queued(&self, to: u32) -> usize {
+        self.way(to).queued.load(Ordering::Relaxed)
+    }
+
+    fn way(&self, to: u32) -> &Way {
+        self.to.get(&to).expect("B3: frames go to ranks that were met")
     }
 }
 
@@ -115,11 +133,18 @@ struct Side {
 }
 
 impl Side {
-    async fn write(self, mut stream: BulkSender, mut queue: UnboundedReceiver<(StageHeader, Bytes)>) {
+    async fn write(
+        self,
+        mut stream: BulkSender,
+        mut queue: UnboundedReceiver<(StageHeader, Bytes)>,
+        queued: Arc<AtomicUsize>,
+    ) {
         let written = async {
             while let Some((header, bytes)) = queue.recv().await {
+                let count = bytes.len();
                 stream.write_header(&header).await?;
                 stream.write_chunk(bytes).await?;
+                queued.fetch_sub(count, Ordering::Relaxed);
             }
             Ok(())
         };
@@ -195,9 +220,9 @@ pub fn fill(values: &mut [f32], bytes: &[u8]) -> bool {
 
 impl Spot {
     /// The ranks that this one has streams with: the same part of the stages beside it, the other parts of its own, and from the last stage the
-    /// head, which takes its tokens.
+    /// head, which takes its tokens. Where pages are kept also the ranks before and behind it, and everybody the head.
     pub fn peers(self) -> Vec<u32> {
-        let Self { stage, part, stages, tensor } = self;
+        let Self { stage, part, stages, tensor, keeps } = self;
         let rank = |stage: u32, part: u32| stage * tensor + part;
         let mut peers: BTreeSet<u32> = (0..tensor).map(|other| rank(stage, other)).collect();
         peers.extend(stage.checked_sub(1).map(|before| rank(before, part)));
@@ -207,6 +232,10 @@ impl Spot {
             0 => drop(peers.insert(last)),
             own if own == last => drop(peers.insert(0)),
             _ => {}
+        }
+        if keeps {
+            peers.extend([self.before(), self.next(), 0]);
+            peers.extend((0..self.ranks()).filter(|_| self.is_head()));
         }
         peers.remove(&self.rank());
         peers.into_iter().collect()

@@ -14,12 +14,28 @@ pub struct Spot {
     pub part: u32,
     pub stages: u32,
     pub tensor: u32,
+    /// Whether it keeps pages of the rank before it, and the next one its own.
+    pub keeps: bool,
 }
 
 impl Spot {
     pub fn of(rank: u32, serve: &Serve) -> Self {
-        let Serve { stages, tensor, .. } = *serve;
-        Self { stage: rank / tensor, part: rank % tensor, stages, tensor }
+        let Serve { stages, tensor, keep, .. } = *serve;
+        Self { stage: rank / tensor, part: rank % tensor, stages, tensor, keeps: keep && serve.ranks() > 1 }
+    }
+
+    pub fn ranks(self) -> u32 {
+        self.stages * self.tensor
+    }
+
+    /// The rank that keeps this one's pages: a ring.
+    pub fn next(self) -> u32 {
+        (self.rank() + 1) % self.ranks()
+    }
+
+    /// The rank whose pages this one keeps.
+    pub fn before(self) -> u32 {
+        (self.rank() + self.ranks() - 1) % self.ranks()
     }
 
     pub fn rank(self) -> u32 {
@@ -80,19 +96,24 @@ mod tests {
 
     #[test]
     fn every_rank_meets_those_that_it_speaks_with_and_both_sides_agree() {
-        let serve = |stages, tensor| -> Serve {
-            let text = format!("name = \"m\"\n[serve]\nmodel = \"m\"\nstages = {stages}\ntensor = {tensor}");
+        let serve = |stages, tensor, keep| -> Serve {
+            let text =
+                format!("name = \"m\"\n[serve]\nmodel = \"m\"\nstages = {stages}\ntensor = {tensor}\nkeep = {keep}");
             JobSpec::parse(&text).unwrap().serve.unwrap()
         };
         for (stages, tensor) in [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 3)] {
-            let serve = serve(stages, tensor);
-            for rank in 0..stages * tensor {
-                for peer in Spot::of(rank, &serve).peers() {
-                    assert!(Spot::of(peer, &serve).peers().contains(&rank), "{rank} {peer} of {stages} x {tensor}");
+            for serve in [true, false].map(|keep| serve(stages, tensor, keep)) {
+                for rank in 0..stages * tensor {
+                    for peer in Spot::of(rank, &serve).peers() {
+                        assert!(Spot::of(peer, &serve).peers().contains(&rank), "{rank} {peer} of {stages} x {tensor}");
+                    }
                 }
             }
         }
-        assert_eq!(Spot::of(0, &serve(3, 1)).peers(), [1, 2]);
-        assert_eq!(Spot::of(3, &serve(2, 2)).peers(), [1, 2]);
+        assert_eq!(Spot::of(0, &serve(3, 1, false)).peers(), [1, 2]);
+        assert_eq!(Spot::of(3, &serve(2, 2, false)).peers(), [1, 2]);
+        assert_eq!(Spot::of(3, &serve(2, 2, true)).peers(), [0, 1, 2]);
+        assert_eq!(Spot::of(1, &serve(4, 1, false)).peers(), [0, 2]);
+        assert_eq!(Spot::of(0, &serve(4, 1, true)).peers(), [1, 2, 3]);
     }
 }

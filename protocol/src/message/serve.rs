@@ -273,6 +273,44 @@ pub enum StagePart {
     Sums { half: u32 },
     /// From the last stage to the head: a token (u32) for each that was asked for.
     Chosen,
+    /// To the next rank (after the last one comes the first), which keeps it: a page of the sender's cache that has a name, as a `PageName` in 36 bytes
+    /// and the values, f32. `batch`: the last one that the sender has computed.
+    Copied,
+    /// To the head at the beginning of a generation, before any batch: a `Held`, as a frame's payload (`FrameCap::Batch`).
+    Held,
+    /// From the head, when it has heard all: a `Resume`, likewise.
+    Resume,
+    /// To the rank before: a page that was kept for it, as in `Copied`.
+    Restored,
+}
+
+/// A page of the cache of which all tokens are known. The name is a hash of them and of all tokens before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct PageName {
+    pub page: u32,
+    pub name: [u8; 32],
+}
+
+/// What a rank has of earlier generations.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Held {
+    /// Pages of its own cache.
+    pub own: List<PageName>,
+    /// Pages of the cache of the rank before it.
+    pub kept: List<PageName>,
+}
+
+/// What a rank begins the generation with.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Resume {
+    /// Pages that are to be in every rank's cache: nothing else has a name.
+    pub pages: List<PageName>,
+    /// Those that it lacks: the next rank sends them.
+    pub lacking: Tokens,
+    /// Those that the rank before it lacks.
+    pub give: Tokens,
+    /// Those that the next rank does not keep yet.
+    pub copy: Tokens,
 }
 
 /// Rows that are computed together, as every rank needs them.
@@ -282,6 +320,8 @@ pub struct Batch {
     pub tables: List<Tokens>,
     pub rows: List<BatchRow>,
     pub asks: List<BatchAsk>,
+    /// Pages that are whole after it.
+    pub filled: List<PageName>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -39,6 +39,9 @@ pub struct Serve {
     /// Keys and values of requests that run, in each rank.
     #[serde(default = "default_cache")]
     pub cache: Bytes,
+    /// Whether another rank of the gang keeps what a rank has in its cache, so that nothing of it is computed again when the rank dies. As much memory again.
+    #[serde(default = "yes", skip_serializing_if = "std::clone::Clone::clone")]
+    pub keep: bool,
     /// Requests that are computed at the same time.
     #[serde(default = "default_running")]
     pub running: u32,
@@ -112,6 +115,10 @@ pub enum Precision {
 
 fn default_cache() -> Bytes {
     Bytes(256 << 20)
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_running() -> u32 {

@@ -2,8 +2,8 @@
 
 use stoke_protocol::ids::{Generation, JobId, LogIndex, Term};
 use stoke_protocol::message::serve::{
-    Answer, Ask, Batch, BatchAsk, BatchRow, Datatype, Finish, Generate, Head, Message, Prompt, Question, Refusal,
-    Route, Routes, Sampling, StageHeader, StagePart, Tensor, TensorKind, Traffic,
+    Answer, Ask, Batch, BatchAsk, BatchRow, Datatype, Finish, Generate, Head, Held, Message, PageName, Prompt,
+    Question, Refusal, Resume, Route, Routes, Sampling, StageHeader, StagePart, Tensor, TensorKind, Traffic,
 };
 use stoke_protocol::spec::Task;
 
@@ -72,11 +72,26 @@ pub fn answers() -> Vec<Answer> {
 pub fn batch() -> Batch {
     let row = |position| BatchRow { table: 0, token: 17, position };
     let ask = BatchAsk { row: 1, index: 0, sampling: SAMPLING, before: vec![17, 17].into() };
-    Batch { tables: vec![vec![0, 3].into()].into(), rows: vec![row(15), row(16)].into(), asks: vec![ask].into() }
+    Batch {
+        tables: vec![vec![0, 3].into()].into(),
+        rows: vec![row(15), row(16)].into(),
+        asks: vec![ask].into(),
+        filled: vec![PageName { page: 3, name: [7; 32] }].into(),
+    }
 }
 
 pub fn headers() -> Vec<StageHeader> {
     let term = Term { generation: Generation(4), ballot: 0 };
     let parts = [StagePart::Batch, StagePart::Hidden, StagePart::Sums { half: 3 }, StagePart::Chosen];
     parts.map(|part| StageHeader { term, batch: 7, part, bytes: 2304 }).into()
+}
+
+pub fn held() -> Held {
+    let page = |page| PageName { page, name: [page as u8; 32] };
+    Held { own: vec![page(0), page(3)].into(), kept: vec![page(3)].into() }
+}
+
+pub fn resume() -> Resume {
+    let pages = vec![PageName { page: 3, name: [3; 32] }].into();
+    Resume { pages, lacking: vec![3].into(), give: Vec::new().into(), copy: vec![3].into() }
 }

@@ -1,6 +1,7 @@
 //! What every stage must know of a batch: its rows, where their keys and values lie, and which of them ask for a token. Made by the head, computed
 //! by every rank in the order of the numbers. Owns the check of one that comes from a peer; moves nothing.
 
+use super::pages::Named;
 use crate::lm::Sampling;
 use crate::lm::kernels::Cache;
 
@@ -14,6 +15,8 @@ pub struct Batch {
     pub rows: Vec<BatchRow>,
     /// In ascending order of their rows. The last stage answers with one token for each.
     pub asks: Vec<AskRow>,
+    /// Pages that are whole after it.
+    pub filled: Vec<Named>,
 }
 
 /// One token of a sequence.
@@ -77,6 +80,9 @@ impl Batch {
                 return Some(format!("page {page} of {pages}"));
             }
         }
+        if let Some(Named { page, .. }) = self.filled.iter().find(|filled| filled.page >= pages) {
+            return Some(format!("page {page} of {pages} is whole"));
+        }
         for row in &self.rows {
             let BatchRow { table, token, position } = *row;
             let Some(found) = self.tables.get(table as usize) else {
@@ -118,6 +124,7 @@ mod tests {
             tables: vec![vec![0, 3], vec![2]],
             rows: vec![row(0, 31), row(1, 4), row(1, 5)],
             asks: vec![ask(0), ask(2)],
+            filled: vec![Named { page: 3, name: [0; 32] }],
         }
     }
 
@@ -126,12 +133,13 @@ mod tests {
         let room = Room { pages: 4, context: 40, vocabulary: 10, rows_max: 3 };
         assert_eq!(sound().check(room), Ok(()));
         type Wrong = (&'static str, fn(&mut Batch));
-        let wrong: [Wrong; 13] = [
+        let wrong: [Wrong; 14] = [
             ("0 rows", |batch| batch.rows.clear()),
             ("4 rows", |batch| batch.rows.push(batch.rows[0])),
             ("of 4 sequences", |batch| batch.tables.extend([vec![], vec![]])),
             ("a sequence of 4 pages", |batch| batch.tables[0].extend([0, 0])),
             ("page 4 of 4", |batch| batch.tables[1][0] = 4),
+            ("page 4 of 4 is whole", |batch| batch.filled[0].page = 4),
             ("sequence 2 of 2", |batch| batch.rows[2].table = 2),
             ("position 16 in 1 pages", |batch| batch.rows[2].position = 16),
             ("position 40 in 3 pages", |batch| {

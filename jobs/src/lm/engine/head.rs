@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::batch::{AskRow, Batch, BatchRow};
-use super::pages::Pages;
+use super::pages::{Named, Pages};
 use super::schedule::{Limits, Made, Plan, Refused, Request, Schedule, Unexpected};
 use crate::lm::Sampling;
 use crate::lm::kernels::Cache;
@@ -76,8 +76,8 @@ impl Head {
 
     /// The next batch; every stage computes it after the one before (H4). None: nothing to do before [`Head::computed`] or [`Head::submit`].
     pub fn plan(&mut self) -> Option<Batch> {
-        let Plan { number, rows } = self.schedule.plan()?;
-        let mut batch = Batch { number, ..Batch::default() };
+        let Plan { number, rows, filled } = self.schedule.plan()?;
+        let mut batch = Batch { number, filled, ..Batch::default() };
         for of in rows.chunk_by(|row, next| row.id == next.id) {
             let table = batch.tables.len() as u32;
             let last = of[of.len() - 1];
@@ -112,8 +112,9 @@ impl Head {
         Ok(made)
     }
 
-    /// The ranks begin anew: batches under way are lost, and the caches hold nothing. Every request goes on from the tokens that it has.
-    pub fn reset(&mut self) {
-        self.schedule.reset();
+    /// The ranks begin anew: batches under way are lost, and the caches of all of them hold these pages and nothing else. Every request goes on from
+    /// the tokens that it has.
+    pub fn reset(&mut self, kept: &[Named]) {
+        self.schedule.reset(kept);
     }
 }

@@ -12,6 +12,6 @@ pub use answer::{Answer, Piece, Why};
 pub use batch::{AskRow, Batch, BatchRow, Room, WrongBatch};
 pub use compute::Engine;
 pub use head::{Ask, Head};
-pub use pages::{Pages, Table};
+pub use pages::{Name, Named, Pages, Table};
 pub use schedule::{Limits, Made, Plan, Refused, Request, Row, Schedule, Unexpected};
 pub use stage::Stage;

@@ -8,12 +8,20 @@
 //! | named  | 1 or more| yes   | held by more, when a prompt begins the same; idle when by nobody|
 //! | idle   | nobody   | yes   | held again by its name; or unnamed and held, oldest first       |
 //!
-//! G1: a page is in exactly one of the four. G2: two pages never have the same name. G3: a named page is not written any more.
+//! G1: a page is in exactly one of the four. G2: two pages never have the same name. G3: a named page is not written any more. G4: so its keys and
+//! values are those of its name on every rank, whoever planned them: they outlive the head that named them (`Pages::holding`).
 
 use std::collections::BTreeMap;
 
 /// The tokens of a page and of all pages before it: keys and values depend on nothing else.
-type Name = [u8; 32];
+pub type Name = [u8; 32];
+
+/// A page that has a name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Named {
+    pub page: u32,
+    pub name: Name,
+}
 
 /// All pages of a cache.
 #[derive(Debug)]
@@ -56,6 +64,21 @@ impl Pages {
     pub fn new(pages: u32, size: usize) -> Self {
         let states = vec![State::default(); pages as usize];
         Self { size, free: (0..pages).rev().collect(), states, named: BTreeMap::new(), idle: BTreeMap::new(), clock: 0 }
+    }
+
+    /// The same with pages that have their keys and values already (G4). Those of a number or a name that was there before are left out.
+    pub fn holding(pages: u32, size: usize, kept: &[Named]) -> Self {
+        let mut holding = Self::new(pages, size);
+        for Named { page, name } in kept {
+            let is_new = holding.states.get(*page as usize).is_some_and(|state| state.name.is_none());
+            if is_new && !holding.named.contains_key(name) {
+                holding.named.insert(*name, *page);
+                holding.states[*page as usize].name = Some(*name);
+                holding.rest(*page);
+            }
+        }
+        holding.free.retain(|page| holding.states[*page as usize].name.is_none());
+        holding
     }
 
     /// Pages that nobody holds.
@@ -106,8 +129,10 @@ impl Pages {
         true
     }
 
-    /// The keys and values of these tokens, from the first of the sequence on, are in the table's pages: whole pages can be used by others.
-    pub fn computed(&mut self, table: &mut Table, tokens: &[u32]) {
+    /// The keys and values of these tokens, from the first of the sequence on, are in the table's pages: whole pages can be used by others. Gives
+    /// those that have their names from now on.
+    pub fn computed(&mut self, table: &mut Table, tokens: &[u32]) -> Vec<Named> {
+        let mut filled = Vec::new();
         for (at, tokens) in tokens.chunks_exact(self.size).enumerate().skip(table.named) {
             let name = name(table.last, tokens);
             (table.last, table.named) = (Some(name), table.named + 1);
@@ -115,8 +140,16 @@ impl Pages {
             let page = table.pages[at];
             if *self.named.entry(name).or_insert(page) == page {
                 self.states[page as usize].name = Some(name);
+                filled.push(Named { page, name });
             }
         }
+        filled
+    }
+
+    /// Of pages that nobody holds, those at the beginning of these tokens are the last ones to be taken.
+    pub fn prefer(&mut self, tokens: &[u32]) {
+        let (table, _) = self.begin(tokens);
+        self.end(table);
     }
 
     /// Lets all pages of a table go.
@@ -128,14 +161,18 @@ impl Pages {
             if state.holders > 0 {
                 continue;
             }
-            if state.name.is_none() {
-                self.free.push(page);
-                continue;
+            match state.name {
+                Some(_) => self.rest(page),
+                None => self.free.push(page),
             }
-            self.clock += 1;
-            state.since = self.clock;
-            self.idle.insert(self.clock, page);
         }
+    }
+
+    /// Nobody holds a page that has a name.
+    fn rest(&mut self, page: u32) {
+        self.clock += 1;
+        self.states[page as usize].since = self.clock;
+        self.idle.insert(self.clock, page);
     }
 
     fn hold(&mut self, page: u32) {
@@ -228,6 +265,29 @@ mod tests {
         pages.check(&[&held, &table]);
         assert_eq!(pages.begin(&[1, 2, 0]).1, 0, "the oldest is forgotten");
         assert_eq!(pages.begin(&[5, 6, 0]).1, 2);
+    }
+
+    #[test]
+    fn pages_that_were_kept_are_found_by_their_names_and_taken_last_where_they_are_preferred() {
+        let mut pages = Pages::new(4, 2);
+        let (first, second) = ([1, 2, 3, 4, 0], [5, 6, 0]);
+        let mut kept = Vec::new();
+        for tokens in [&first[..], &second] {
+            let (mut table, _) = pages.begin(tokens);
+            assert!(pages.grow(&mut table, tokens.len() - 1));
+            kept.extend(pages.computed(&mut table, tokens));
+        }
+        assert_eq!(kept.iter().map(|named| named.page).collect::<Vec<_>>(), [0, 1, 2]);
+        // What a peer may say.
+        let wrong =
+            [Named { page: 9, ..kept[0] }, kept[0], Named { page: 3, ..kept[0] }, Named { page: 0, name: [7; 32] }];
+        let mut pages = Pages::holding(4, 2, &[&kept[..], &wrong].concat());
+        pages.check(&[]);
+        assert_eq!(pages.available(), 4);
+        pages.prefer(&first);
+        let (mut table, _) = pages.begin(&[9]);
+        assert!(pages.grow(&mut table, 4));
+        assert_eq!((pages.begin(&second).1, pages.begin(&first).1), (0, 4));
     }
 
     #[test]

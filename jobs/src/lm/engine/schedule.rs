@@ -22,7 +22,7 @@
 
 use std::collections::VecDeque;
 
-use super::pages::{Pages, Table};
+use super::pages::{Named, Pages, Table};
 
 /// How much is computed at once, and how much waits.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,8 @@ pub struct Plan {
     /// One more than that of the plan before, over resets too.
     pub number: u64,
     pub rows: Vec<Row>,
+    /// Pages that are whole, and have their names, when it was computed.
+    pub filled: Vec<Named>,
 }
 
 /// One row of a batch. Those of a request lie side by side.
@@ -204,8 +206,8 @@ impl Schedule {
         if rows.is_empty() {
             return None;
         }
-        self.depart(&planned);
-        Some(Plan { number: self.plans, rows })
+        let filled = self.depart(&planned);
+        Some(Plan { number: self.plans, rows, filled })
     }
 
     /// Whether it has rows in the plan.
@@ -262,18 +264,19 @@ impl Schedule {
     }
 
     /// A plan with rows of these is under way: it fills their pages for every later one (H4).
-    fn depart(&mut self, planned: &[u64]) {
-        let mut asks = Vec::new();
+    fn depart(&mut self, planned: &[u64]) -> Vec<Named> {
+        let (mut asks, mut filled) = (Vec::new(), Vec::new());
         for key in planned {
             let found = self.running.iter_mut().find(|sequence| sequence.key == *key);
             let sequence = found.expect("H1: who is in a plan does not give way in it");
-            self.pages.computed(&mut sequence.table, &sequence.tokens[..sequence.planned]);
+            filled.extend(self.pages.computed(&mut sequence.table, &sequence.tokens[..sequence.planned]));
             if sequence.left() == 0 {
                 asks.push((*key, sequence.tokens.len()));
             }
         }
         self.plans += 1;
         self.flights.push_back(Flight { number: self.plans, asks });
+        filled
     }
 
     /// The pages of a request that runs.
@@ -320,14 +323,17 @@ impl Schedule {
         Ok(taken.collect())
     }
 
-    /// Nothing of what was planned is in the caches, or will be: all that runs is computed again from its tokens, in its order and before what waits.
-    pub fn reset(&mut self) {
+    /// Of what was planned, nothing but these pages is in the caches, or will be: all that runs is computed again from its tokens, as far as it is
+    /// lacking, in its order and before what waits.
+    pub fn reset(&mut self, kept: &[Named]) {
         self.flights.clear();
-        self.pages = Pages::new(self.pages.len() as u32, self.pages.size());
+        self.pages = Pages::holding(self.pages.len() as u32, self.pages.size(), kept);
         while let Some(mut sequence) = self.running.pop() {
             (sequence.planned, sequence.table) = (0, Table::default());
             self.waiting.push_front(sequence);
         }
+        // Whoever comes first takes no page that a later one has computed already.
+        self.waiting.iter().rev().for_each(|sequence| self.pages.prefer(&sequence.tokens));
     }
 
     /// Where the first such request is.
@@ -413,7 +419,9 @@ mod tests {
         schedule: Schedule,
         /// Tokens by page and place, as of the batches that came out of the last stage.
         cache: Vec<[u32; PAGE]>,
-        under_way: VecDeque<(u64, Vec<Placed>)>,
+        under_way: VecDeque<(Plan, Vec<Placed>)>,
+        /// What the stages would have.
+        named: BTreeMap<u32, Named>,
         answers: BTreeMap<u64, Vec<u32>>,
     }
 
@@ -421,38 +429,43 @@ mod tests {
         fn new(limits: Limits, pages: u32) -> Self {
             let schedule = Schedule::new(limits, Pages::new(pages, PAGE));
             let cache = vec![[u32::MAX; PAGE]; pages as usize];
-            Self { schedule, cache, under_way: VecDeque::new(), answers: BTreeMap::new() }
+            let (under_way, named, answers) = Default::default();
+            Self { schedule, cache, under_way, named, answers }
         }
 
         /// The rows of a new batch. Checks that they follow each other (H1).
         fn plan(&mut self) -> usize {
-            let Some(Plan { number, rows }) = self.schedule.plan() else { return 0 };
-            let rows: Vec<Placed> = rows
-                .into_iter()
+            let Some(plan) = self.schedule.plan() else { return 0 };
+            let rows: Vec<Placed> = plan
+                .rows
+                .iter()
                 .map(|row| {
                     let (tokens, _) = self.schedule.tokens_of(row.id).unwrap();
                     assert_eq!((row.token, row.asks), (tokens[row.position], row.position + 1 == tokens.len()));
-                    (row, self.schedule.pages_of(row.id).to_vec())
+                    (*row, self.schedule.pages_of(row.id).to_vec())
                 })
                 .collect();
             let planned = rows.len();
-            self.under_way.push_back((number, rows));
+            self.under_way.push_back((plan, rows));
             planned
         }
 
         /// The oldest batch is computed.
         fn compute(&mut self) {
-            let Some((number, rows)) = self.under_way.pop_front() else { return };
+            let Some((plan, rows)) = self.under_way.pop_front() else { return };
             for (row, pages) in &rows {
-                self.cache[pages[row.position / PAGE] as usize][row.position % PAGE] = row.token;
+                let page = pages[row.position / PAGE];
+                self.cache[page as usize][row.position % PAGE] = row.token;
+                self.named.remove(&page);
             }
+            self.named.extend(plan.filled.iter().map(|named| (named.page, *named)));
             let asking = rows.iter().filter(|(row, _)| row.asks);
             let tokens = asking.map(|(row, pages)| {
                 let read = (0..=row.position).map(|at| self.cache[pages[at / PAGE] as usize][at % PAGE]);
                 follows(&read.collect::<Vec<_>>())
             });
             let tokens: Vec<u32> = tokens.collect();
-            for made in self.schedule.computed(number, &tokens, |_, _| false).unwrap() {
+            for made in self.schedule.computed(plan.number, &tokens, |_, _| false).unwrap() {
                 self.answers.entry(made.id).or_default().push(made.token);
             }
         }
@@ -463,10 +476,13 @@ mod tests {
             rows
         }
 
-        fn reset(&mut self) {
-            self.schedule.reset();
+        /// Of the pages that have names, those are kept.
+        fn reset(&mut self, keeps: impl Fn(u32) -> bool) {
+            self.named.retain(|page, _| keeps(*page));
+            let lost = (0..).zip(&mut self.cache).filter(|(page, _)| !self.named.contains_key(page));
+            lost.for_each(|(_, tokens)| *tokens = [u32::MAX; PAGE]);
+            self.schedule.reset(&self.named.values().copied().collect::<Vec<_>>());
             self.under_way.clear();
-            self.cache.fill([u32::MAX; PAGE]);
         }
     }
 
@@ -489,13 +505,28 @@ mod tests {
         assert_eq!((gang.plan(), gang.plan(), gang.plan()), (4, 4, 0), "two requests each");
         gang.compute();
         assert_eq!((gang.plan(), gang.plan()), (2, 0), "the two whose tokens are there");
-        gang.reset();
+        gang.reset(|_| false);
         (1..=4).for_each(|id| assert!(gang.schedule.cancel(id)));
         gang.schedule.submit(request(5, 0..12, 2)).unwrap();
         assert_eq!((gang.plan(), gang.plan()), (8, 4), "both parts at once");
         gang.compute();
         gang.compute();
         assert_eq!(gang.answers[&5], alone(&request(5, 0..12, 1)));
+    }
+
+    #[test]
+    fn of_what_was_computed_only_the_pages_that_are_lacking_are_computed_again() {
+        let mut gang = Gang::new(LIMITS, 16);
+        (1..=2).for_each(|id| gang.schedule.submit(request(id, id as u32 * 20..id as u32 * 20 + 10, 3)).unwrap());
+        let rows: usize = std::iter::repeat_with(|| gang.step()).take(3).sum();
+        assert_eq!(rows, 21, "two prompts, and a token of the first answer");
+        gang.reset(|_| true);
+        assert_eq!(gang.step(), 12 % PAGE + PAGE + 11 % PAGE, "what is behind the pages that were whole");
+        while gang.step() > 0 {}
+        assert_eq!(
+            [1, 2].map(|id| gang.answers[&id].clone()),
+            [20..30, 40..50].map(|prompt| alone(&request(1, prompt, 3)))
+        );
     }
 
     #[test]
@@ -562,7 +593,7 @@ mod tests {
                     }
                 }
                 if draw % 101 == 0 {
-                    gang.reset();
+                    gang.reset(|page| u32::MAX / 7 * (page % 8) < draw);
                 }
                 let rows = gang.plan();
                 // What is under way comes back sooner or later.

@@ -1,18 +1,23 @@
 //! Layers of a model at work: batches in, rows or tokens out. Owns the keys and values of its layers; what a batch is made of is the head's
 //! (`head.rs`), and how it comes here its caller's. Blocks while it computes; one thread owns it.
 //!
+//! A page has its name here from the batch that fills it to the next one that writes to it: what it holds is known without whoever planned it (G4).
+//!
 //! H4: every batch that was planned is computed by every stage, in the order of the numbers, or the head begins anew (`Head::reset`).
 
 use super::batch::{Batch, Room};
+use super::pages::{Name, Named};
 use crate::lm::Decoder;
 use crate::lm::decoder::{Interrupted, Memory, Sum};
-use crate::lm::kernels::{Place, Rows};
+use crate::lm::kernels::{Cache, Place, Rows};
 
 /// A decoder with its cache. The first stage embeds, all take rows forward, the last one chooses.
 pub struct Stage<'w> {
     decoder: Decoder<'w>,
     memory: Memory,
     room: Room,
+    /// Of each page of the cache.
+    names: Vec<Option<Name>>,
     /// What is asked of the last stage; kept for its room.
     asking: Rows,
 }
@@ -22,7 +27,8 @@ impl<'w> Stage<'w> {
     pub fn new(decoder: Decoder<'w>, pages: u32, rows_max: u32) -> Self {
         let (vocab, hidden) = (decoder.config().vocab, decoder.config().hidden);
         let room = Room { pages, context: decoder.context() as u32, vocabulary: vocab as u32, rows_max };
-        Self { memory: decoder.memory(pages as usize), asking: Rows::new(hidden), decoder, room }
+        let (names, asking) = (vec![None; pages as usize], Rows::new(hidden));
+        Self { memory: decoder.memory(pages as usize), asking, names, decoder, room }
     }
 
     /// What [`Batch::check`] is to look at, where a batch comes from a peer.
@@ -45,7 +51,41 @@ impl<'w> Stage<'w> {
         let place =
             |row: &super::BatchRow| Place { pages: &batch.tables[row.table as usize], position: row.position as usize };
         let places: Vec<Place<'_>> = batch.rows.iter().map(place).collect();
-        self.decoder.forward(rows, &places, &mut self.memory, sum)
+        for place in &places {
+            self.names[place.pages[place.position / Cache::PAGE] as usize] = None;
+        }
+        self.decoder.forward(rows, &places, &mut self.memory, sum)?;
+        batch.filled.iter().for_each(|filled| self.names[filled.page as usize] = Some(filled.name));
+        Ok(())
+    }
+
+    /// The pages that have names.
+    pub fn named(&self) -> impl Iterator<Item = Named> + '_ {
+        (0..).zip(&self.names).filter_map(|(page, name)| Some(Named { page, name: (*name)? }))
+    }
+
+    /// Whether a page has this name.
+    pub fn has(&self, named: Named) -> bool {
+        self.names.get(named.page as usize) == Some(&Some(named.name))
+    }
+
+    /// The keys and values of a page in this stage's layers.
+    pub fn page(&self, page: u32) -> &[f32] {
+        self.memory.page(page)
+    }
+
+    /// Where the keys and values of a page are to be put that another rank has kept for this one: they are those of its name.
+    pub fn restore(&mut self, named: Named) -> &mut [f32] {
+        self.names[named.page as usize] = Some(named.name);
+        self.memory.page_mut(named.page)
+    }
+
+    /// All other pages lose their names.
+    pub fn retain(&mut self, kept: &[Named]) {
+        let names = std::mem::replace(&mut self.names, vec![None; self.room.pages as usize]);
+        for Named { page, name } in kept {
+            self.names[*page as usize] = names[*page as usize].filter(|found| found == name);
+        }
     }
 
     /// The next token of each row that asks, behind the last layer.

@@ -59,7 +59,22 @@ impl Cache {
     }
 
     pub fn pages(&self) -> usize {
-        self.values.len() / (self.layers * self.kv_heads * 2 * self.width * Self::PAGE)
+        self.values.len() / self.values_of_page()
+    }
+
+    /// All keys and values of a page.
+    pub fn page(&self, page: u32) -> &[f32] {
+        let count = self.values_of_page();
+        &self.values[page as usize * count..][..count]
+    }
+
+    pub fn page_mut(&mut self, page: u32) -> &mut [f32] {
+        let count = self.values_of_page();
+        &mut self.values[page as usize * count..][..count]
+    }
+
+    fn values_of_page(&self) -> usize {
+        self.layers * self.kv_heads * 2 * self.width * Self::PAGE
     }
 
     /// Where the keys of a head begin; the values follow.
