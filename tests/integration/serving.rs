@@ -153,7 +153,7 @@ fn every_cut_of_a_model_over_ranks_gives_the_same_answers() {
 fn answers_go_on_with_the_same_tokens_when_stages_die() {
     let cluster = Cluster::start(2);
     let served = cluster.serve("chat", &[]);
-    let (chats, tokens) = (8, 40);
+    let (chats, tokens) = (32, 40);
     let calm = served.chats(chats, tokens, |_| ());
     let pieces = {
         let count = Arc::new(AtomicUsize::new(0));
@@ -175,6 +175,10 @@ fn answers_go_on_with_the_same_tokens_when_stages_die() {
     }
     let told = cluster.run(&["explain", &served.job]).expect(0).stdout;
     assert!(told.matches("was killed by signal 9; the others go on").count() >= 4, "{told}");
+    // Pages that a dead rank had come back from the other one.
+    let logs = ["0", "1"].map(|rank| cluster.run(&["logs", &served.job, "--rank", rank]).expect(0).stdout);
+    let restored = logs.iter().flat_map(|log| log.split("restored=").skip(1)).any(|text| !text.starts_with('0'));
+    assert!(restored, "{logs:?}");
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! - `door` (async): questions of gateways in, answers out; `generating`: text to tokens and back; `single`: models that need one rank.
 //! - `head`: the first rank's compute thread: which requests are computed, and what becomes of their tokens.
 //! - `stage`: what every rank computes of a batch, alone or with the other parts of its stage.
-//! - `kept`: pages of the cache that outlive a generation.
-//! - `links`: the streams between ranks; `split`: who has which layers; `model`: the files.
+//! - `resume`: how a generation begins with what is left of the one before; `kept`: which pages those are.
+//! - `links`: the streams between ranks; `lines`: what has come by them; `split`: who has which layers; `model`: the files.
 //!
 //! B4 (I28): batches are computed only by a whole gang, in one generation; what was under way when it ended is computed again from its tokens.
 
@@ -13,8 +13,10 @@ mod door;
 mod generating;
 mod head;
 mod kept;
+mod lines;
 mod links;
 mod model;
+mod resume;
 mod single;
 mod split;
 mod stage;

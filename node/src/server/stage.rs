@@ -1,24 +1,18 @@
 //! What a rank computes of a batch: its layers, or its part of them together with the other parts of the stage. Owns the order of frames on the way
 //! in and the sums between the parts; which requests are in a batch is the head's.
 //!
-//! What pages of the cache outlive a generation is `kept.rs`'s; they are moved here.
-//!
-//! B3: frames go to ranks that were met. B7: batches are computed in the order of their numbers; whoever sends anything else ends the generation.
+//! It waits for frames in `lines.rs`, and begins a generation in `resume.rs`.
 
-use std::collections::VecDeque;
-
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use stoke_jobs::lm::engine::{AskRow, Batch, BatchRow, Named, Stage};
 use stoke_jobs::lm::kernels::Rows;
 use stoke_jobs::lm::tree::{owned, root, subtrees};
 use stoke_jobs::lm::{Decoder, Interrupted, Sampling, Share, Sum};
 use stoke_protocol::codec::{self, FrameCap};
-use stoke_protocol::message::serve::{self as wire, Held, PageName, Resume, StageHeader, StagePart};
+use stoke_protocol::message::serve::{self as wire, PageName, StagePart};
 use stoke_protocol::spec::Serve;
 
-use super::kept::{self, COPY_BYTES_MAX, Copies};
-use super::links::{Frame, Links, fill, to_bytes};
+use super::lines::{Lines, expect, wrong};
+use super::links::{Links, fill, to_bytes};
 use super::model::Model;
 use super::split::{self, Spot};
 use super::{Event, Gone, Post};
@@ -30,24 +24,11 @@ pub const ROWS_MAX: u32 = 64;
 
 /// A rank's layers, and its place among the others.
 pub struct Worker<'w> {
-    stage: Stage<'w>,
-    spot: Spot,
+    pub(super) stage: Stage<'w>,
+    pub(super) spot: Spot,
     /// Leaves of the tree in which the parts' sums are added.
     leaves: usize,
-    lines: Lines,
-}
-
-/// What comes from the other ranks, and the way to them.
-struct Lines {
-    spot: Spot,
-    /// Of every rank's cache.
-    pages: u32,
-    copies: Copies,
-    links: Option<Links>,
-    /// Frames that nobody has asked for yet, in the order in which they came.
-    frames: VecDeque<Frame>,
-    /// What is for the head, and came while it waited for something else.
-    aside: VecDeque<Event>,
+    pub(super) lines: Lines,
 }
 
 impl<'w> Worker<'w> {
@@ -166,67 +147,6 @@ impl<'w> Worker<'w> {
         Ok(None)
     }
 
-    /// Pages that are whole now go to whoever keeps them, and what the link had no room for before (B12).
-    fn copy(&mut self, batch: &Batch) {
-        if !self.spot.keeps {
-            return;
-        }
-        let (stage, next) = (&self.stage, self.spot.next());
-        self.lines.copies.add(&batch.filled, |named| stage.has(named));
-        while self.lines.queued(next) < COPY_BYTES_MAX
-            && let Some(named) = self.lines.copies.next(|named| stage.has(named))
-        {
-            let frame = kept::frame(named, stage.page(named.page));
-            self.lines.send(next, (batch.number, StagePart::Copied), frame);
-        }
-    }
-
-    /// Brings every rank to the same pages (B11), which it gives.
-    pub fn resume(&mut self, post: &Post<'_>) -> Result<Vec<Named>, Gone> {
-        if !self.spot.keeps {
-            return Ok(Vec::new());
-        }
-        self.lines.take_late(post)?;
-        let held = kept::held(self.stage.named(), self.lines.copies.kept());
-        let resume = if self.spot.is_head() { self.agree(post, held)? } else { self.lines.tell_head(post, &held)? };
-        let named = |page: &PageName| Named { page: page.page, name: page.name };
-        let pages: Vec<Named> = resume.pages.iter().map(named).collect();
-        let find =
-            |page: &u32| pages.iter().copied().find(|named| named.page == *page && named.page < self.lines.pages);
-        let find_all = |numbers: &[u32]| numbers.iter().map(find).collect::<Option<Vec<Named>>>();
-        let (lacking, copy) = find_all(&resume.lacking).zip(find_all(&resume.copy)).ok_or_else(|| disagree("pages"))?;
-        self.stage.retain(&pages);
-        self.lines.copies.retain(&pages);
-        self.lines.copies.begin(copy);
-        for page in resume.give.iter() {
-            let frame = self.lines.copies.give(*page).ok_or_else(|| disagree("copies"))?;
-            self.lines.send(self.spot.before(), (0, StagePart::Restored), frame);
-        }
-        for named in &lacking {
-            let frame = self.lines.take(post, self.spot.next())?;
-            expect(&frame, (0, StagePart::Restored))?;
-            let values = kept::parts(&frame.bytes).filter(|(found, _)| found == named);
-            let is_whole = values.is_some_and(|(_, values)| fill(self.stage.restore(*named), values));
-            if !is_whole {
-                return Err(disagree("restored values"));
-            }
-        }
-        tracing::info!(pages = pages.len(), restored = lacking.len(), given = resume.give.len(), "resumes");
-        Ok(pages)
-    }
-
-    /// For the head: what all begin with, from what each has.
-    fn agree(&mut self, post: &Post<'_>, own: Held) -> Result<Resume, Gone> {
-        let mut told = vec![own];
-        for rank in 1..self.spot.ranks() {
-            told.push(self.lines.take_message(post, rank, StagePart::Held)?);
-        }
-        let mut plan = kept::plan(&told).into_iter();
-        let own = plan.next().expect("a plan has every rank's part");
-        (1..).zip(plan).try_for_each(|(rank, resume)| self.lines.send_message(rank, StagePart::Resume, &resume))?;
-        Ok(own)
-    }
-
     /// For the head: the next event that is its own, if there is one, or waits for one.
     pub fn event(&mut self, post: &Post<'_>, wait: bool) -> Result<Option<Event>, Gone> {
         if let Some(event) = self.lines.aside.pop_front() {
@@ -241,92 +161,6 @@ impl<'w> Worker<'w> {
             if let Some(event) = self.lines.sort(event)? {
                 return Ok(Some(event));
             }
-        }
-    }
-}
-
-impl Lines {
-    fn new(spot: Spot, pages: u32) -> Self {
-        let (frames, aside) = Default::default();
-        Self { spot, pages, copies: Copies::default(), links: None, frames, aside }
-    }
-
-    fn queued(&self, to: u32) -> usize {
-        self.links.as_ref().map_or(0, |links| links.queued(to))
-    }
-
-    fn send(&self, to: u32, (batch, part): (u64, StagePart), bytes: bytes::Bytes) {
-        if let Some(links) = &self.links {
-            let header = StageHeader { term: links.term(), batch, part, bytes: bytes.len() as u32 };
-            links.send(to, header, bytes);
-        }
-    }
-
-    /// Keeps a frame of this generation, and ends on what ends it. Gives back what is for the head.
-    fn sort(&mut self, event: Event) -> Result<Option<Event>, Gone> {
-        let Some(own) = self.links.as_ref().map(Links::term) else { return Ok(None) };
-        match event {
-            Event::Frame(frame) if frame.header.term == own && frame.header.part == StagePart::Copied => {
-                self.keep(frame)?
-            }
-            Event::Frame(frame) if frame.header.term == own => self.frames.push_back(frame),
-            Event::Lost { term, peer, error } if term == own => return Err(Gone::Lost { peer, error }),
-            Event::Left { term } if term == own => return Err(Gone::Left),
-            Event::Superseded(generation) if generation == own.generation => return Err(Gone::Superseded),
-            // Of a generation that is over.
-            Event::Frame(_) | Event::Lost { .. } | Event::Left { .. } | Event::Superseded(_) => {}
-            Event::Asked(_) | Event::Dropped(_) | Event::Given(_) => return Ok(Some(event)),
-        }
-        Ok(None)
-    }
-
-    fn keep(&mut self, frame: Frame) -> Result<(), Gone> {
-        match frame.from == self.spot.before() && self.copies.keep(frame.bytes, self.pages) {
-            true => Ok(()),
-            false => Err(wrong(frame.header.batch, &format!("rank {} sent a copy of no page", frame.from))),
-        }
-    }
-
-    /// Copies of the last generation are as good, up to now.
-    fn take_late(&mut self, post: &Post<'_>) -> Result<(), Gone> {
-        while let Ok(event) = post.inbox.try_recv() {
-            match event {
-                Event::Frame(frame) if frame.header.part == StagePart::Copied => self.keep(frame)?,
-                event => {
-                    let aside = self.sort(event)?;
-                    self.aside.extend(aside);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn tell_head(&mut self, post: &Post<'_>, held: &Held) -> Result<Resume, Gone> {
-        self.send_message(0, StagePart::Held, held)?;
-        self.take_message(post, 0, StagePart::Resume)
-    }
-
-    fn send_message<M: Serialize>(&self, to: u32, part: StagePart, message: &M) -> Result<(), Gone> {
-        let bytes = codec::encode(message, FrameCap::Batch).map_err(|error| Gone::Failed(text_of(&error)))?;
-        self.send(to, (0, part), bytes.into());
-        Ok(())
-    }
-
-    fn take_message<M: DeserializeOwned>(&mut self, post: &Post<'_>, from: u32, part: StagePart) -> Result<M, Gone> {
-        let frame = self.take(post, from)?;
-        expect(&frame, (0, part))?;
-        codec::decode(&frame.bytes, FrameCap::Batch).map_err(|error| Gone::Failed(text_of(&error)))
-    }
-
-    /// Waits for the next frame of a rank.
-    fn take(&mut self, post: &Post<'_>, from: u32) -> Result<Frame, Gone> {
-        loop {
-            if let Some(at) = self.frames.iter().position(|frame| frame.from == from) {
-                return Ok(self.frames.remove(at).expect("a frame is at its place"));
-            }
-            let event = post.inbox.recv().map_err(|_| Gone::Left)?;
-            let aside = self.sort(event)?;
-            self.aside.extend(aside);
         }
     }
 }
@@ -394,23 +228,6 @@ impl Gather<'_, '_> {
         partials[0] = all.swap_remove(0).swap_remove(0);
         Ok(())
     }
-}
-
-/// B7.
-fn expect(frame: &Frame, (number, part): (u64, StagePart)) -> Result<(), Gone> {
-    let Frame { from, header: StageHeader { batch, part: found, .. }, .. } = *frame;
-    match (batch, found) == (number, part) {
-        true => Ok(()),
-        false => Err(wrong(number, &format!("rank {from} sent {found:?} of batch {batch} for its {part:?}"))),
-    }
-}
-
-fn disagree(what: &str) -> Gone {
-    Gone::Failed(format!("the head and this rank disagree about the {what} that the generation begins with"))
-}
-
-fn wrong(batch: u64, problem: &str) -> Gone {
-    Gone::Failed(format!("batch {batch} cannot be computed: {problem}"))
 }
 
 fn encoded(batch: &Batch) -> Result<bytes::Bytes, Gone> {
