@@ -34,6 +34,9 @@ impl Sampling {
     pub fn check(&self) -> Result<(), String> {
         let within = |name: &str, value: f32, (least, most): (f32, f32)| match (least..=most).contains(&value) {
             true => Ok(()),
+            false if least == f32::MIN_POSITIVE => {
+                Err(format!("{name} is {value}, and must be above 0 and at most {most}"))
+            }
             false => Err(format!("{name} is {value}, and must be from {least} to {most}")),
         };
         within("temperature", self.temperature, (0.0, 100.0))?;

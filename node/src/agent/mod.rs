@@ -40,7 +40,7 @@ use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch as channel};
 
 use crate::config::{Config, Gateway as At};
-use crate::gateway::{self, Gateway, GatewayError, Tls};
+use crate::gateway::{self, Gateway, GatewayError, Tls, Who};
 use crate::probe;
 use crate::worker::text_of;
 
@@ -216,9 +216,8 @@ async fn start_gateway(
             return Err(StartError::Offer("TLS of the gateway needs both files: its certificate and its key".into()));
         }
     };
-    let tokens = config.gateway_tokens.as_deref().map_or(Ok(Vec::new()), gateway::read_tokens);
-    let tokens = tokens.map_err(StartError::Offer)?;
-    match Gateway::start(gateway::Options { tokens, tls, ..gateway::Options::new(listen) }, endpoint).await {
+    let who = config.gateway_tokens.clone().map_or(Who::Machine, Who::File);
+    match Gateway::start(gateway::Options { who, tls, ..gateway::Options::new(listen) }, endpoint).await {
         Ok(gateway) => {
             tracing::info!(address = %gateway.address(), "gateway listens");
             Ok(Some(gateway))

@@ -38,7 +38,7 @@ impl std::fmt::Debug for Token {
 }
 
 /// From a file with a line `USER TOKEN` for each; empty lines and those that begin with `#` are passed over. The error names the line, never a token.
-pub fn read_tokens(file: &Path) -> Result<Vec<Token>, String> {
+pub(super) fn read_tokens(file: &Path) -> Result<Vec<Token>, String> {
     let name = file.display();
     let read = |error: std::io::Error| format!("read the gateway's tokens from {name}: {error}");
     if std::fs::metadata(file).map_err(read)?.mode() & 0o077 != 0 {

@@ -25,7 +25,6 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::service::{Body, Room, Service};
-use super::tls::Acceptor;
 
 /// See G5.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -44,7 +43,6 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// Serves until `stopping` is true, and then until the last connection is over or the grace is.
 pub(super) async fn serve(
     listener: TcpListener,
-    tls: Option<Acceptor>,
     service: Arc<Service>,
     connections_max: usize,
     mut stopping: watch::Receiver<bool>,
@@ -64,7 +62,7 @@ pub(super) async fn serve(
             (place, accepted) = accept => match accepted {
                 Ok((stream, peer)) => {
                     let _ = stream.set_nodelay(true);
-                    let conversation = welcome(stream, tls.clone(), service.clone(), stop.clone());
+                    let conversation = welcome(stream, service.clone(), stop.clone());
                     conversations.spawn(async move {
                         if let Err(error) = conversation.await {
                             // What goes wrong here is the client's own matter.
@@ -92,11 +90,10 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 /// One connection, with TLS or without.
 async fn welcome(
     stream: TcpStream,
-    tls: Option<Acceptor>,
     service: Arc<Service>,
     stopping: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    match tls {
+    match service.secrets.tls() {
         None => converse(stream, service, stopping).await,
         Some(tls) => converse(tls.accept(stream).await?, service, stopping).await,
     }

@@ -13,6 +13,7 @@ mod place;
 mod ready;
 mod received;
 mod routes;
+mod secrets;
 mod service;
 mod shadow;
 #[cfg(test)]
@@ -32,10 +33,12 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use auth::{Token, read_tokens};
+pub use auth::Token;
+pub use secrets::Who;
 pub use tls::{Tls, TlsError};
 
 use asking::{Desk, Patience};
+use secrets::Secrets;
 use service::Service;
 
 /// Connections that wait in the kernel.
@@ -45,8 +48,7 @@ const WAITING_MAX: u32 = 1024;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub listen: SocketAddr,
-    /// Who may ask. Empty: everybody on this machine, and nobody else.
-    pub tokens: Vec<Token>,
+    pub who: Who,
     /// None: plain HTTP.
     pub tls: Option<Tls>,
     /// A request waits so long for a head that is coming up.
@@ -64,7 +66,7 @@ impl Options {
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
-            tokens: Vec::new(),
+            who: Who::Machine,
             tls: None,
             wait: Duration::from_secs(10),
             replay_wait: Duration::from_secs(120),
@@ -88,6 +90,8 @@ pub enum GatewayError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{0}")]
+    Tokens(String),
     #[error("offer TLS")]
     Tls(#[from] TlsError),
 }
@@ -126,18 +130,24 @@ impl Gateway {
     /// Binds, and serves until it is stopped or dropped. `endpoint` dials heads: a client with the node's credentials and `Settings::bulk()`.
     pub async fn start(options: Options, endpoint: Endpoint) -> Result<Self, GatewayError> {
         let address = options.listen;
-        if options.tokens.is_empty() && !address.ip().is_loopback() {
+        let secrets = Arc::new(Secrets::open(options.who, options.tls)?);
+        if secrets.tokens().is_empty() && !address.ip().is_loopback() {
             return Err(GatewayError::Exposed { address });
         }
-        let tls = options.tls.as_ref().map(tls::Acceptor::new).transpose()?;
         let bind_error = |source| GatewayError::Bind { address, source };
         let listener = bind(address).map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
         let Options { wait, replay_wait, silence, .. } = options;
         let desk = Arc::new(Desk::new(endpoint, Patience { wait, replay_wait, silence }));
-        let service = Arc::new(Service::new(desk, options.tokens));
+        let service = Arc::new(Service::new(desk, secrets.clone()));
         let (stopping, stop) = watch::channel(false);
-        let serving = tokio::spawn(door::serve(listener, tls, service.clone(), options.connections_max, stop));
+        let served = service.clone();
+        let serving = tokio::spawn(async move {
+            // It looks for as long as somebody is served.
+            let looking = tokio::spawn(secrets.watch());
+            door::serve(listener, served, options.connections_max, stop).await;
+            looking.abort();
+        });
         Ok(Self { address, service, stopping, serving })
     }
 

@@ -83,12 +83,12 @@ impl Received {
             Answer::Begun { prompt_tokens } => self.begin(prompt_tokens),
             Answer::Tokens { index, tokens, text } => self.take_tokens(index, &tokens, text),
             Answer::Vector { index, tokens, values } => self.take_vector(index, tokens, values.0),
-            Answer::Tensors { outputs } => match (&self.ask, self.whole) {
-                (Ask::Infer { .. }, false) => self.one(Event::Tensors(outputs.0)),
+            Answer::Tensors { outputs } => match &self.ask {
+                Ask::Infer { .. } => self.one(Event::Tensors(outputs.0)),
                 _ => Taken::Broken("tensors that nobody asked for"),
             },
-            Answer::Described { inputs, outputs } => match (&self.ask, self.whole) {
-                (Ask::Describe, false) => self.one(Event::Described { inputs: inputs.0, outputs: outputs.0 }),
+            Answer::Described { inputs, outputs } => match &self.ask {
+                Ask::Describe => self.one(Event::Described { inputs: inputs.0, outputs: outputs.0 }),
                 _ => Taken::Broken("a description that nobody asked for"),
             },
             Answer::Ended { why, text } => self.end(why, text),
@@ -135,9 +135,12 @@ impl Received {
         Taken::Event(Event::Vector { tokens, values })
     }
 
+    /// Another head says the same when only the end of the answer was lost.
     fn one(&mut self, event: Event) -> Taken {
-        self.whole = true;
-        Taken::Event(event)
+        match std::mem::replace(&mut self.whole, true) {
+            false => Taken::Event(event),
+            true => Taken::Nothing,
+        }
     }
 
     fn end(&mut self, why: Finish, text: String) -> Taken {
@@ -204,6 +207,17 @@ mod tests {
         assert!(matches!(received.take(vector), Taken::Broken(_)));
         received.take(tokens(0, &[1, 2]));
         assert_eq!(received.take(end), Taken::Event(Event::Ended { why: Finish::Stop, text: String::new() }));
+    }
+
+    #[test]
+    fn tensors_whose_end_was_lost_are_given_once() {
+        let mut received = Received::new(Ask::Infer { inputs: Default::default() });
+        let tensors = || Answer::Tensors { outputs: Default::default() };
+        assert_eq!(received.take(tensors()), Taken::Event(Event::Tensors(Vec::new())));
+        assert_eq!(received.again(), Ask::Infer { inputs: Default::default() });
+        assert_eq!(received.take(tensors()), Taken::Nothing);
+        let end = Answer::Ended { why: Finish::Stop, text: String::new() };
+        assert!(matches!(received.take(end), Taken::Event(Event::Ended { .. })));
     }
 
     #[test]

@@ -16,13 +16,14 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::asking::Desk;
-use super::auth::{self, Token};
+use super::auth;
 use super::body::Bodies;
 use super::error::{Kind, Problem};
 use super::inference;
 use super::openai::{self, Form};
 use super::place::{Place, Shape};
 use super::ready::Readiness;
+use super::secrets::Secrets;
 
 /// Requests at a time, over all connections: each may hold a question (1 MiB) and an answer.
 const REQUESTS_MAX: usize = 2048;
@@ -41,7 +42,7 @@ pub(super) type Room = Option<OwnedSemaphorePermit>;
 pub(super) struct Service {
     pub(super) desk: Arc<Desk>,
     pub(super) ready: Readiness,
-    tokens: Vec<Token>,
+    pub(super) secrets: Arc<Secrets>,
     bodies: Bodies,
     places: Arc<Semaphore>,
     pub(super) requests: AtomicU64,
@@ -50,10 +51,10 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn new(desk: Arc<Desk>, tokens: Vec<Token>) -> Self {
+    pub(super) fn new(desk: Arc<Desk>, secrets: Arc<Secrets>) -> Self {
         let (ready, bodies) = (Readiness::new(desk.clone()), Bodies::new());
         let (requests, refused) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { desk, ready, tokens, bodies, places: Arc::new(Semaphore::new(REQUESTS_MAX)), requests, refused }
+        Self { desk, ready, secrets, bodies, places: Arc::new(Semaphore::new(REQUESTS_MAX)), requests, refused }
     }
 
     /// The response to a request, whatever it is.
@@ -89,7 +90,8 @@ impl Service {
             return Err(Problem::new(Kind::Method(place.method()), message));
         }
         if !place.is_open() {
-            let user = auth::user(&self.tokens, &parts.headers)?;
+            let tokens = self.secrets.tokens();
+            let user = auth::user(&tokens, &parts.headers)?;
             tracing::debug!(user, path = parts.uri.path(), "a request");
         }
         *room = self.places.clone().try_acquire_owned().ok();

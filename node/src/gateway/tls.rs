@@ -1,4 +1,4 @@
-//! TLS for clients: a certificate chain and a key from PEM files, read once at the start.
+//! TLS for clients: a certificate chain and a key from PEM files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

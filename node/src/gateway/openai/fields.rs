@@ -389,6 +389,9 @@ fn within(name: &str, value: Option<f64>, default: f64, (least, most): (f64, f64
     let value = value.unwrap_or(default);
     match (least..=most).contains(&value) {
         true => Ok((value as f32).max(least as f32)),
+        false if least == f64::from(f32::MIN_POSITIVE) => {
+            Err(Problem::field(name, format!("{name} is {value}: use a number above 0 and at most {most}")))
+        }
         false => Err(Problem::field(name, format!("{name} is {value}: use {least} to {most}"))),
     }
 }

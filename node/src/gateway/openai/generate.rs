@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, stream as streams};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use stoke_protocol::message::serve::{Ask, Finish, Generate};
@@ -15,6 +15,9 @@ use crate::gateway::asking::{Asking, Desk};
 use crate::gateway::error::{Kind, Problem};
 use crate::gateway::received::Event;
 use crate::gateway::service::{Body, json};
+
+/// Questions of a request that are asked at the same time; the others wait for their ends, so that many prompts in a request are not as many clients.
+pub(super) const ASKED_MAX: usize = 32;
 
 /// Which of the two endpoints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,7 +124,8 @@ pub(in crate::gateway) async fn generate(
     if stream {
         return stream::stream(header, askings, choices_a_prompt, include_usage).await;
     }
-    let choices = try_join_all(askings.into_iter().map(collect)).await?;
+    let answers = streams::iter(askings).map(collect).buffered(ASKED_MAX);
+    let choices: Vec<Choice> = answers.try_collect().await?;
     Ok(json(StatusCode::OK, &whole(&header, &choices, choices_a_prompt)))
 }
 

@@ -6,13 +6,13 @@ use std::convert::Infallible;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use futures_util::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
+use futures_util::stream::{self, Stream, StreamExt, unfold};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::Response;
 use hyper::body::Frame;
 use serde::Serialize;
 
-use super::generate::{Form, Header, Usage, misplaced, reason};
+use super::generate::{ASKED_MAX, Form, Header, Usage, misplaced, reason};
 use super::{Failure, event_stream};
 use crate::gateway::asking::Asking;
 use crate::gateway::error::Problem;
@@ -23,7 +23,7 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// What has come of a choice, and how many tokens it has now.
 type Come = (usize, Result<Event, Problem>, usize);
-type Choices = SelectAll<Pin<Box<dyn Stream<Item = Come> + Send>>>;
+type Choices = Pin<Box<dyn Stream<Item = Come> + Send>>;
 
 /// An answer that is being written.
 struct Writing {
@@ -83,7 +83,8 @@ pub(super) async fn stream(
     include_usage: bool,
 ) -> Result<Response<Body>, Problem> {
     let open = askings.len();
-    let mut choices = select_all(askings.into_iter().enumerate().map(|(index, asking)| events(index, asking)));
+    let events = stream::iter(askings).enumerate().map(|(index, asking)| events(index, asking));
+    let mut choices: Choices = Box::pin(events.flatten_unordered(ASKED_MAX));
     let first = match choices.next().await {
         Some((_, Err(problem), _)) => return Err(problem),
         first => first,
@@ -98,7 +99,7 @@ pub(super) async fn stream(
 }
 
 /// The events of one choice up to its end or its problem.
-fn events(index: usize, asking: Asking) -> Pin<Box<dyn Stream<Item = Come> + Send>> {
+fn events(index: usize, asking: Asking) -> Choices {
     Box::pin(unfold(Some(asking), move |asking| async move {
         let mut asking = asking?;
         let event = asking.next().await;
@@ -193,7 +194,7 @@ impl Writing {
     fn fail(&mut self, problem: &Problem) {
         tracing::info!(model = self.header.model, problem = problem.message, "a stream has failed");
         self.ready.push_back(written(&Failure::new(problem)));
-        self.choices = SelectAll::new();
+        self.choices = Box::pin(stream::empty());
         self.open = 0;
     }
 }

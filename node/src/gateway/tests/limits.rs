@@ -128,7 +128,7 @@ async fn what_is_too_large_is_refused_before_it_is_kept() {
 async fn only_those_with_a_token_come_in() {
     let cluster = Cluster::new();
     let head = cluster.head(1, 1, Vec::new());
-    let gateway = cluster.gateway(|options| options.tokens = vec![Token::new("anna", "s3cret")]).await;
+    let gateway = cluster.gateway(|options| options.who = Who::Tokens(vec![Token::new("anna", "s3cret")])).await;
     gateway.routes(routes(1, vec![head.route("m", Task::Generate)]));
     let response = post(&gateway, CHAT, chat(3, false)).await;
     assert_eq!((response.status, response.header("www-authenticate")), (401, "Bearer"));

@@ -33,6 +33,13 @@ async fn a_canary_gets_its_share_of_a_thousand_requests() {
     assert!(regular + canary == 1_000 && (95..=105).contains(&canary), "{regular} {canary}");
 }
 
+/// The first four tokens of an answer are there.
+async fn begun(gateway: &Gateway) {
+    while gateway.counts().tokens < 4 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// G9: it waits for a head of its own revision, however many of others there are.
 #[tokio::test]
 async fn an_answer_goes_on_at_its_own_revision_only() {
@@ -42,7 +49,7 @@ async fn an_answer_goes_on_at_its_own_revision_only() {
     let gateway = beside(&cluster, [&first, &other], Traffic::Share { millionths: 1 }).await;
     let asking = post(&gateway, CHAT, chat(12, true));
     let failing = async {
-        first.asked(1).await;
+        begun(&gateway).await;
         let leaving = |head| Route { head, ..revised(&first, 1, Traffic::Leaving) };
         gateway.routes(routes(2, vec![leaving(Some(first.head())), revised(&other, 2, Traffic::Rest)]));
         assert_eq!(gateway.watch().leaving(), (stoke_protocol::ids::LogIndex(2), 1));
@@ -69,10 +76,7 @@ async fn an_answer_whose_revision_is_gone_ends_with_an_error() {
     let gateway = beside(&cluster, [&first, &other], Traffic::Share { millionths: 1 }).await;
     let asking = post(&gateway, CHAT, chat(12, false));
     let failing = async {
-        first.asked(1).await;
-        while gateway.counts().tokens < 4 {
-            tokio::task::yield_now().await;
-        }
+        begun(&gateway).await;
         gateway.routes(routes(2, vec![revised(&other, 2, Traffic::Rest)]));
         first.die().await;
     };
