@@ -10,6 +10,7 @@ mod control;
 mod crash_points;
 mod descriptors;
 mod exhausted;
+mod gateways;
 mod harness;
 mod health;
 mod hostile;
