@@ -2,7 +2,7 @@
 //! one generation to the next; what is in a batch is the engine's, and how it is computed the worker's.
 //!
 //! B8: as many batches are under way as there are stages, so that all of them compute. B9: a request that was being computed when a rank was
-//! lost, three times without a token in between, is given up: it may be what they die of.
+//! lost, five times without a token in between, is given up: it may be what they die of.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use super::{Event, Gone, Post};
 use crate::worker::{Told, text_of};
 
 /// B9.
-const LOSSES_MAX: u32 = 3;
+const LOSSES_MAX: u32 = 5;
 /// The number of the request that shows that all ranks of a generation compute; no question has it.
 const PROOF: u64 = 0;
 /// What who is refused is told to wait.
