@@ -406,6 +406,8 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     refused(&[&good, "serve.cache=1MiB"], &["has room for", "a request may have 2048", "use at least"]);
     refused(&["serve.stages=0"], &["stages = 0: use 1 to 256"]);
     refused(&["serve.task=embed"], &["an encoder or a classifier has one rank"]);
+    refused(&[&good, "serve.task=embed", "serve.stages=1"], &["task = \"generate\""]);
+    refused(&[&format!("serve.model={}", model("all-minilm-l6-v2"))], &["task = \"embed\""]);
     refused(&["train.steps=5", "train.batch=8"], &["both [train] and [serve]"]);
     cluster
         .run(&["serve", crate::harness::spec("domains.toml").to_str().expect("UTF-8")])

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stoke_jobs::lm::{ChatTemplate, DecoderConfig, ModelError, Precision, Tokenizer, Weights};
+use stoke_jobs::lm::{ChatTemplate, DecoderConfig, Encoder, ModelError, Precision, Tokenizer, Weights};
 use stoke_protocol::ids::Fingerprint;
 use stoke_protocol::spec::{self, Serve};
 
@@ -41,7 +41,10 @@ impl Model {
     pub fn open(serve: &Serve) -> Result<Self, String> {
         let words = |error: ModelError| text_of(&error);
         let weights = Weights::open(&folder(&serve.model)?).map_err(words)?;
-        let config = weights.config().map_err(words)?;
+        let config = weights.config().map_err(|error| match Encoder::open(&weights) {
+            Ok(_) => format!("{}: it is an embedding model: serve it with task = \"embed\"", weights.path().display()),
+            Err(_) => words(error),
+        })?;
         let context = match serve.context {
             Some(context) if context as usize > config.context => {
                 let trained = config.context;

@@ -77,7 +77,14 @@ impl<'w> Single<'w> {
     /// The error is for people.
     pub fn open(serve: &Serve, weights: Option<&'w Weights>) -> Result<Self, String> {
         let model = match weights {
-            Some(weights) => Model::Encoder(Box::new(Encoder::open(weights).map_err(|error| text_of(&error))?)),
+            Some(weights) => {
+                Model::Encoder(Box::new(Encoder::open(weights).map_err(|error| match weights.config() {
+                    Ok(_) => {
+                        format!("{}: it generates text: serve it with task = \"generate\"", weights.path().display())
+                    }
+                    Err(_) => text_of(&error),
+                })?))
+            }
             None if serve.model == IDENTITY => Model::Identity,
             None => {
                 let (manifest, tensors) = checkpoint::load(&serve.model, None).map_err(|error| text_of(&error))?;
