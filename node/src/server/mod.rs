@@ -4,6 +4,7 @@
 //! - `door` (async): questions of gateways in, answers out; `generating`: text to tokens and back; `single`: models that need one rank.
 //! - `head`: the first rank's compute thread: which requests are computed, and what becomes of their tokens.
 //! - `stage`: what every rank computes of a batch, alone or with the other parts of its stage.
+//! - `meter`: what a head has under way and has done.
 //! - `links`: the streams between ranks; `split`: who has which layers; `model`: the files.
 //!
 //! B4 (I28): batches are computed only by a whole gang, in one generation; what was under way when it ended is computed again from its tokens.
@@ -12,6 +13,7 @@ mod door;
 mod generating;
 mod head;
 mod links;
+mod meter;
 mod model;
 mod single;
 mod split;
@@ -29,6 +31,7 @@ use self::door::Desk;
 use self::generating::{Asked, Generating};
 use self::head::Head;
 use self::links::{Frame, Links};
+pub use self::meter::Meter;
 use self::model::Model;
 use self::single::{Given, Single};
 use self::split::Spot;
@@ -80,6 +83,7 @@ pub struct Post<'a> {
     pub runtime: Handle,
     pub mesh: Arc<Mesh>,
     pub beat: Beat,
+    pub meter: Arc<Meter>,
     pub inbox: Receiver<Event>,
     pub notify: Sender<Event>,
     pub tell: &'a dyn Fn(Told),
@@ -106,7 +110,7 @@ fn run_decoder(given: Assignment, serve: Serve, tell: &dyn Fn(Told)) -> Result<(
     let mut head = words.map(|words| {
         let head = Head::new(&post.serve, &model, &words);
         let desk = Desk::Text(Arc::new(Generating::new(words, &model, post.notify.clone())));
-        door::open(&post.mesh, &post.serve, desk);
+        door::open(&post.mesh, (&post.serve, &post.meter), desk);
         head
     });
     post.serve(&mut |membership| {
@@ -129,7 +133,7 @@ fn run_single(given: Assignment, serve: Serve, tell: &dyn Fn(Told)) -> Result<()
     let single = given.beat.reading(|| Single::open(&serve, weights.as_ref()));
     let mut single = single.map_err(Failure::Permanent)?;
     let post = Post::take(given, serve, tell)?;
-    door::open(&post.mesh, &post.serve, single.desk(post.notify.clone()));
+    door::open(&post.mesh, (&post.serve, &post.meter), single.desk(post.notify.clone()));
     post.serve(&mut |membership| {
         let generation = membership.generation;
         tell(Told::Event(RankEvent::Resumed { generation, step: Step(generation.0) }));
@@ -150,8 +154,11 @@ impl<'a> Post<'a> {
         let Assignment { start, orders, beat, outside, runtime, .. } = given;
         let Ok(Outside { mesh, .. }) = outside.recv() else { return Err(Failure::Stopped) };
         let (notify, inbox) = channel();
-        let spot = Spot::of(start.id.rank.0, &serve);
-        Ok(Self { start, serve, spot, orders, runtime, mesh: Arc::new(mesh), beat, inbox, notify, tell })
+        let (spot, meter) = (Spot::of(start.id.rank.0, &serve), Arc::new(Meter::default()));
+        if spot.is_head() {
+            tell(Told::Serving(meter.clone()));
+        }
+        Ok(Self { start, serve, spot, orders, runtime, mesh: Arc::new(mesh), beat, meter, inbox, notify, tell })
     }
 
     /// Through one generation after the other; `lead` stays in one until it is over.
