@@ -45,7 +45,7 @@ pub fn lines(job: &JobView) -> String {
         Some(load) => format!("{} running, {} waiting", load.running, load.waiting),
         None => "its head was not heard in the last seconds".into(),
     };
-    table.row(["requests".into(), format!("{here}; {} for {} wait for a head", serves.held, serves.model)]);
+    table.row(["requests".into(), format!("{here}; at gateways {} of {} wait for a head", serves.held, serves.model)]);
     if let Some(load) = &serves.load {
         table.row(["speed".into(), speed(load)]);
         let (answers, tokens) = (output::count(load.answers, "answer"), output::count(load.tokens, "token"));

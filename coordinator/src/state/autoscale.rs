@@ -23,9 +23,11 @@ use super::time::Mono;
 const TOLERANCE: u64 = 10;
 /// A model whose target is a time lets a replica go only when its first tokens take no more than this part of a hundred of it.
 const IDLE: u64 = 50;
-/// Before growth that did not come about is tried again; doubled each time.
+/// Before growth that did not come about is tried again; doubled each time, up to this where there was no room: to look costs little, and a node may
+/// join; and to this where replicas failed, each of which is a job that is remembered.
 const AGAIN_MS: u64 = 5_000;
-const AGAIN_MS_MAX: u64 = 300_000;
+pub const NO_ROOM_MS_MAX: u64 = 30_000;
+pub const FAILED_MS_MAX: u64 = 300_000;
 
 /// As the spec of a model's newest job says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -147,9 +149,9 @@ impl Scaler {
     }
 
     /// Growth did not come about (V5). Gives the milliseconds until it is tried again, and whether it is the first time in a row.
-    pub fn put_off(&mut self, now: Mono) -> (u64, bool) {
+    pub fn put_off(&mut self, now: Mono, most_ms: u64) -> (u64, bool) {
         let is_first = self.again_ms == 0;
-        self.again_ms = (2 * self.again_ms).clamp(AGAIN_MS, AGAIN_MS_MAX);
+        self.again_ms = (2 * self.again_ms).clamp(AGAIN_MS, most_ms);
         self.rests = Some(now.plus_ms(self.again_ms));
         (self.again_ms, is_first)
     }
@@ -182,12 +184,12 @@ impl Scaler {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seen, policy } = self;
-        let Policy { min, max, requests: each, .. } = policy;
-        write!(f, "{} requests for {} that answer, {each} for each", seen.requests, seen.answering)?;
+        let Seen { replicas, answering, requests, .. } = seen;
+        write!(f, "{requests} requests run or wait, {answering} of {replicas} replicas answer")?;
         if let (Some(target), Some(found)) = (policy.first_token_ms, seen.first_token_ms) {
-            write!(f, "; first tokens within {found} ms of {target} ms")?;
+            write!(f, ", 99 of 100 first tokens within {found} ms (target {target} ms)")?;
         }
-        write!(f, "; {min} to {max}")
+        write!(f, "; {} for each, between {} and {}", policy.requests, policy.min, policy.max)
     }
 }
 
@@ -301,7 +303,7 @@ mod tests {
         let mut tried = Vec::new();
         for _ in 0..400 {
             if let Verdict::Grow { to: 2, .. } = model.look(60, None) {
-                tried.push((model.second - 1, model.scaler.put_off(Mono(1_000 * (model.second - 1)))));
+                tried.push((model.second - 1, model.scaler.put_off(Mono(1_000 * (model.second - 1)), FAILED_MS_MAX)));
             }
         }
         let seconds: Vec<u64> = tried.iter().map(|(second, _)| *second).collect();
@@ -309,7 +311,7 @@ mod tests {
         assert_eq!((tried[0].1, tried[1].1), ((5_000, true), (10_000, false)), "V5");
         model.scaler.has_grown();
         assert!(matches!(model.look(60, None), Verdict::Grow { .. }));
-        assert_eq!(model.scaler.put_off(Mono(0)), (5_000, true));
+        assert_eq!(model.scaler.put_off(Mono(0), NO_ROOM_MS_MAX), (5_000, true));
     }
 
     #[test]
@@ -365,7 +367,8 @@ mod tests {
         let policy = Policy { first_token_ms: Some(2_000), ..POLICY };
         assert_eq!(
             Why { seen, policy }.to_string(),
-            "41 requests for 1 that answer, 16 for each; first tokens within 2400 ms of 2000 ms; 1 to 4"
+            "41 requests run or wait, 1 of 1 replicas answer, 99 of 100 first tokens within 2400 ms (target 2000 ms); 16 for each, \
+             between 1 and 4"
         );
     }
 }

@@ -14,7 +14,7 @@ use stoke_protocol::message::client::{JobState, Refusal, ScaleView};
 use stoke_protocol::message::load::FirstTokens;
 use stoke_protocol::message::serve::Traffic;
 
-use super::autoscale::{Policy, Scaler, Seen, Verdict, Why};
+use super::autoscale::{FAILED_MS_MAX, NO_ROOM_MS_MAX, Policy, Scaler, Seen, Verdict, Why};
 use super::control::{Control, Step};
 use super::event::Event;
 use super::machine::{Job, Scene};
@@ -140,7 +140,7 @@ impl Control {
         let failed = model.added.iter().filter_map(|id| jobs.get(*id)).find(|job| job.state == JobState::Failed);
         if let Some(failed) = failed {
             let words = format!("{}, which was added, has failed: {}", failed.id, failed.reason);
-            let (again_ms, _) = model.scaler.put_off(self.now.mono);
+            let (again_ms, _) = model.scaler.put_off(self.now.mono, FAILED_MS_MAX);
             model.added.clear();
             let words = format!("{words}; more replicas are tried again in {} s", again_ms / 1_000);
             return self.note_scale(step, vec![ruling], words);
@@ -187,7 +187,7 @@ impl Control {
                 model.added = added;
             }
             Err(problem) => {
-                let (_, is_first) = model.scaler.put_off(self.now.mono);
+                let (_, is_first) = model.scaler.put_off(self.now.mono, NO_ROOM_MS_MAX);
                 if is_first {
                     let words = format!("{BY}: {more} more wanted, but {problem}; tried again, later and later: {why}");
                     self.note_scale(step, vec![ruling], words);

@@ -69,3 +69,45 @@ impl Replicas {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::spec::JobSpec;
+
+    fn parse(keys: &str) -> Result<JobSpec, String> {
+        let text = format!("name = \"m\"\n[serve]\nmodel = \"/m\"\nreplicas = {{ {keys} }}\n");
+        JobSpec::parse(&text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn bounds_have_defaults_and_read_back_as_they_are_written() {
+        let spec = parse("max = 4, first_token = \"2s\"").unwrap();
+        let text = spec.to_toml();
+        let lines = [
+            "min = 1",
+            "max = 4",
+            "requests = 16",
+            "first_token = \"2s\"",
+            "grow_after = \"10s\"",
+            "shrink_after = \"1m\"",
+        ];
+        assert!(lines.iter().all(|line| text.contains(line)), "{text}");
+        assert_eq!(JobSpec::parse(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn bounds_that_cannot_be_are_refused() {
+        for (keys, words) in [
+            ("min = 1", "missing field `max`"),
+            ("max = 0", "max = 0: use 1 to 1000"),
+            ("min = 3, max = 2", "min = 3 with max = 2: use 1 to 2"),
+            ("max = 2, requests = 289", "takes up to 288 (running and waiting)"),
+            ("max = 2, first_token = \"2h\"", "\"1ms\" to \"1m\""),
+            ("max = 2, grow_after = \"2h\"", "grow_after = \"2h\": use up to \"1h\""),
+            ("max = 2, shrink_after = 5", "expected a string"),
+            ("max = 2, minimum = 1", "unknown field"),
+        ] {
+            assert!(parse(keys).is_err_and(|error| error.contains(words)), "{keys}: {:?}", parse(keys));
+        }
+    }
+}

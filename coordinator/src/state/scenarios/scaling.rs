@@ -67,7 +67,7 @@ fn a_model_grows_with_its_requests_and_shrinks_without_them() {
     assert_eq!(world.staying(), [1, 2], "one comes up");
     assert_eq!(
         world.lines(job, "more"),
-        ["autoscale: 1 more, job-2: 9 requests for 1 that answer, 4 for each; 1 to 3"]
+        ["autoscale: 1 more, job-2: 9 requests run or wait, 1 of 1 replicas answer; 4 for each, between 1 and 3"]
     );
     assert_eq!(world.control.cluster().jobs().get(JobId(2)).unwrap().owner, "ada");
     world.comes_up(session, JobId(2));
@@ -79,7 +79,8 @@ fn a_model_grows_with_its_requests_and_shrinks_without_them() {
     assert_eq!(world.staying(), [1, 2, 3], "its window is not over");
     world.seconds(session, 4, &[(job, 2), (JobId(2), 0), (JobId(3), 1)]);
     assert_eq!(world.staying(), [1]);
-    let fewer = "autoscale: 2 fewer, job-3, job-2: 3 requests for 3 that answer, 4 for each; 1 to 3";
+    let fewer =
+        "autoscale: 2 fewer, job-3, job-2: 3 requests run or wait, 3 of 3 replicas answer; 4 for each, between 1 and 3";
     assert_eq!((world.lines(job, "fewer,"), world.lines(JobId(3), "fewer,")), (vec![fewer.into()], vec![fewer.into()]));
     assert_eq!(world.lines(JobId(2), "takes no new requests").len(), 1);
     assert_eq!([2, 3].map(|job| world.state(JobId(job))), [JobState::Cancelling; 2]);
@@ -157,7 +158,7 @@ fn questions_that_no_head_has_let_a_model_grow_and_those_of_a_canary_do_not() {
         world.seconds(session, 1, &[(job, 1), (canary, 0)]);
     }
     assert_eq!(world.staying(), [1, 2, 3]);
-    let told = world.lines(job, "autoscale: 1 more, job-3: 9 requests for 1 that answer");
+    let told = world.lines(job, "autoscale: 1 more, job-3: 9 requests run or wait, 1 of 1 replicas answer");
     assert_eq!(told.len(), 1);
     let Reply::Job(view) = world.ask(&ada(), Request::Job { job }) else { panic!("no view") };
     let serves = view.serves.unwrap();
