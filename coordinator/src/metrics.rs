@@ -9,8 +9,11 @@ use stoke_protocol::exposition::{Exposition, Kind};
 
 use crate::state::view::ModelFigures;
 
+/// A number's kind, its name, its help, and where it is.
+type Figure<T> = (Kind, &'static str, &'static str, fn(&T) -> u64);
+
 /// What is told of each model that is served: of all its replicas, without those with a share or a shadow.
-const MODELS: [(Kind, &str, &str, fn(&ModelFigures) -> u64); 8] = [
+const MODELS: [Figure<ModelFigures>; 8] = [
     (Kind::Gauge, "stoke_model_replicas", "Jobs that serve the model", |model| model.replicas.into()),
     (Kind::Gauge, "stoke_model_answering", "Jobs that serve the model and answer", |model| model.answering.into()),
     (Kind::Gauge, "stoke_model_running", "Requests that are computed", |model| model.running),

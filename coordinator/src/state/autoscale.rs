@@ -4,10 +4,10 @@
 //! As Kubernetes' horizontal autoscaler: what is wanted is ceil(requests / requests that one replica is to have), and stays what it is within a
 //! tenth of that; what is done is the least that was wanted throughout the window for growing, or the most in the one for shrinking.
 //!
-//! V1: replicas are at least `min`, and what is grown to is at most `max` and at most twice as many as there are.
-//! V2: nothing is grown while a replica comes up: it may be what is missing. V3: heads that answer and are not heard count as idle for growing, as full
+//! O1: replicas are at least `min`, and what is grown to is at most `max` and at most twice as many as there are.
+//! O2: nothing is grown while a replica comes up: it may be what is missing. O3: heads that answer and are not heard count as idle for growing, as full
 //!   for shrinking; while none answers nothing is let go.
-//! V4: a window counts when it was seen whole; a coordinator that has just started sees it anew. V5: growth that finds no room, or whose replicas
+//! O4: a window counts when it was seen whole; a coordinator that has just started sees it anew. O5: growth that finds no room, or whose replicas
 //!   fail, is tried again later and later.
 
 use std::collections::VecDeque;
@@ -120,7 +120,7 @@ impl Scaler {
         let Seen { replicas, answering, unheard, requests, .. } = *seen;
         let full = requests + u64::from(unheard) * u64::from(policy.requests);
         let (least, most) = (policy.wants(seen, requests), policy.wants(seen, full));
-        // V3.
+        // O3.
         let most = if answering == 0 { most.max(replicas) } else { most };
         self.note(now, policy, (least, most));
         let why = Why { seen: *seen, policy: *policy };
@@ -133,7 +133,7 @@ impl Scaler {
             self.has_grown();
         }
         if let Some(to) = wanted.filter(|to| *to > replicas && !comes_up && !rests) {
-            // V1.
+            // O1.
             return Verdict::Grow { to: to.min(replicas.saturating_mul(2)).max(1), why };
         }
         let enough = self.window(now, policy.shrink_after_ms).and_then(|wanted| wanted.map(|(_, most)| most).max());
@@ -148,7 +148,7 @@ impl Scaler {
         }
     }
 
-    /// Growth did not come about (V5). Gives the milliseconds until it is tried again, and whether it is the first time in a row.
+    /// Growth did not come about (O5). Gives the milliseconds until it is tried again, and whether it is the first time in a row.
     pub fn put_off(&mut self, now: Mono, most_ms: u64) -> (u64, bool) {
         let is_first = self.again_ms == 0;
         self.again_ms = (2 * self.again_ms).clamp(AGAIN_MS, most_ms);
@@ -173,7 +173,7 @@ impl Scaler {
         }
     }
 
-    /// What was wanted within the last milliseconds. None: they were not seen whole (V4).
+    /// What was wanted within the last milliseconds. None: they were not seen whole (O4).
     fn window(&self, now: Mono, ms: u64) -> Option<impl Iterator<Item = (u32, u32)>> {
         self.since.filter(|since| now.since_ms(*since) >= ms)?;
         let first = self.wanted.iter().rposition(|(at, ..)| now.since_ms(*at) >= ms).unwrap_or(0);
@@ -263,7 +263,7 @@ mod tests {
         // A second of more makes no replica more; the second step waits for the first one's replica.
         assert_eq!(model.done, [(30, 2), (33, 4)]);
         let mut model = Model::new(Policy { max: 3, ..POLICY }, 1);
-        assert_eq!(model.run(60, |_| 1_000).done, [(10, 2), (13, 3)], "V1");
+        assert_eq!(model.run(60, |_| 1_000).done, [(10, 2), (13, 3)], "O1");
         let mut model = Model::new(POLICY, 1);
         assert_eq!(model.run(120, |second| if second % 20 < 9 { 60 } else { 4 }).done, [], "peaks of nine seconds");
     }
@@ -274,7 +274,7 @@ mod tests {
         model.run(70, |_| 60).run(100, |_| 20);
         assert_eq!(model.done, [(130, 2)]);
         let mut model = Model::new(Policy { min: 2, ..POLICY }, 4);
-        assert_eq!(model.run(200, |_| 0).done, [(60, 2)], "V1, V4");
+        assert_eq!(model.run(200, |_| 0).done, [(60, 2)], "O1, O4");
         // A peak of a second within each minute keeps what it needs.
         let mut model = Model::new(POLICY, 4);
         assert_eq!(model.run(600, |second| if second % 50 == 0 { 64 } else { 4 }).done, []);
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn fewer_than_the_least_grow_at_once_and_one_after_the_other() {
         let mut model = Model::new(Policy { min: 3, ..POLICY }, 1);
-        assert_eq!(model.run(30, |_| 0).done, [(0, 2), (3, 3)], "V2");
+        assert_eq!(model.run(30, |_| 0).done, [(0, 2), (3, 3)], "O2");
     }
 
     #[test]
@@ -308,7 +308,7 @@ mod tests {
         }
         let seconds: Vec<u64> = tried.iter().map(|(second, _)| *second).collect();
         assert_eq!(seconds, [10, 15, 25, 45, 85, 165, 325]);
-        assert_eq!((tried[0].1, tried[1].1), ((5_000, true), (10_000, false)), "V5");
+        assert_eq!((tried[0].1, tried[1].1), ((5_000, true), (10_000, false)), "O5");
         model.scaler.has_grown();
         assert!(matches!(model.look(60, None), Verdict::Grow { .. }));
         assert_eq!(model.scaler.put_off(Mono(0), NO_ROOM_MS_MAX), (5_000, true));
@@ -321,13 +321,13 @@ mod tests {
         // It is being replaced: the other one has all of it, and no third one is asked for meanwhile.
         model.answering = 1;
         model.run(30, |_| 60);
-        assert_eq!(model.done, [], "V2");
+        assert_eq!(model.done, [], "O2");
         // It is gone for good.
         model.replicas = 1;
         model.run(1, |_| 60);
         assert_eq!(model.done, [(50, 2)], "the window was seen before");
         (model.answering, model.due) = (0, None);
-        assert!((0..100).all(|_| model.look(0, None) == Verdict::Stay), "V3");
+        assert!((0..100).all(|_| model.look(0, None) == Verdict::Stay), "O3");
     }
 
     #[test]
@@ -335,7 +335,7 @@ mod tests {
         let mut scaler = Scaler::default();
         let seen = Seen { replicas: 3, answering: 3, unheard: 2, requests: 10, first_token_ms: None };
         for second in 0..100 {
-            assert_eq!(scaler.look(Mono(1_000 * second), &POLICY, &seen), Verdict::Stay, "V3: at {second}");
+            assert_eq!(scaler.look(Mono(1_000 * second), &POLICY, &seen), Verdict::Stay, "O3: at {second}");
         }
         let heard = Seen { unheard: 0, ..seen };
         let done = (100..200).map(|second| scaler.look(Mono(1_000 * second), &POLICY, &heard));

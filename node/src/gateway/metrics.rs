@@ -7,7 +7,10 @@ use stoke_protocol::exposition::{Exposition, Kind};
 use super::Counts;
 use super::tally::{Tallies, Tally};
 
-const GATEWAY: [(Kind, &str, &str, fn(&Counts) -> u64); 6] = [
+/// A number's kind, its name, its help, and where it is.
+type Figure<T> = (Kind, &'static str, &'static str, fn(&T) -> u64);
+
+const GATEWAY: [Figure<Counts>; 6] = [
     (Kind::Counter, "stoke_gateway_requests_total", "HTTP requests and gRPC calls", |counts| counts.requests),
     (
         Kind::Counter,
@@ -23,7 +26,7 @@ const GATEWAY: [(Kind, &str, &str, fn(&Counts) -> u64); 6] = [
     (Kind::Counter, "stoke_gateway_copies_failed_total", "Copies that had no answer", |counts| counts.copies_failed),
 ];
 
-const MODELS: [(Kind, &str, &str, fn(&Tally) -> u64); 8] = [
+const MODELS: [Figure<Tally>; 8] = [
     (Kind::Counter, "stoke_gateway_model_questions_total", "Questions: one for each choice of an answer", |model| {
         model.questions.load(Ordering::Relaxed)
     }),

@@ -88,7 +88,7 @@ fn a_model_grows_with_its_requests_and_shrinks_without_them() {
     assert_eq!(world.staying(), [1], "never below the least");
 }
 
-/// V4, and what rules is in the jobs.
+/// O4, and what rules is in the jobs.
 #[test]
 fn a_coordinator_that_starts_sees_a_whole_window_before_it_acts() {
     let (mut world, session, job) = one();
@@ -104,7 +104,7 @@ fn a_coordinator_that_starts_sees_a_whole_window_before_it_acts() {
     let session = world.connect(NodeId(1), 16, 1, &[id(job, 1, 0), id(JobId(2), 1, 0)]);
     // Nobody is heard: that is no reason to let one go.
     world.seconds(session, 20, &[]);
-    assert_eq!(world.staying(), [1, 2], "V3");
+    assert_eq!(world.staying(), [1, 2], "O3");
     world.seconds(session, 13, &[(job, 1), (JobId(2), 0)]);
     assert_eq!(world.staying(), [1]);
 }
@@ -137,7 +137,7 @@ fn a_replica_that_fails_is_told_of_and_tried_again_later() {
     world.report(session, id(JobId(2), 1, 0), failed);
     world.report(session, id(JobId(2), 1, 0), exited(1));
     world.seconds(session, 4, &[(job, 9)]);
-    assert_eq!(world.staying(), [1], "V5");
+    assert_eq!(world.staying(), [1], "O5");
     let told = world.lines(job, "has failed");
     assert!(matches!(&told[..], [line] if line.contains("no such model") && line.contains("again in 5 s")), "{told:?}");
     world.seconds(session, 4, &[(job, 9)]);
