@@ -1,8 +1,14 @@
 //! A model whose replicas come and go with its requests, and what people and Prometheus see of it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, poll, text};
+use crate::harness::{Cluster, poll, process_of, signal, text};
+use crate::recovery::rank_of;
 use crate::serving::{RUNTIME, Stream, client};
 
 /// What is got from a URL; empty where nobody answers.
@@ -67,11 +73,21 @@ fn replicas_come_and_go_with_the_requests_and_no_request_fails() {
         let counted = found("stoke_model_tokens_total")? > 0.0 && found("stoke_model_first_token_seconds_count")? > 0.0;
         (counted && found("stoke_model_answering")? == 3.0).then_some(())
     });
-    let text = fetched(&format!("{}/metrics", served.gateways[0]));
+    let told = fetched(&format!("{}/metrics", served.gateways[0]));
     for name in ["questions_total", "answers_total", "tokens_total", "first_token_seconds_count"] {
-        let found = metric(&text, &format!("stoke_gateway_model_{name}{{model=\"chat\"}}"));
-        assert!(found > Some(0.0), "{name}: {text}");
+        let found = metric(&told, &format!("stoke_gateway_model_{name}{{model=\"chat\"}}"));
+        assert!(found > Some(0.0), "{name}: {told}");
     }
+
+    // A replica that is being replaced is no reason for another one, and a coordinator that comes back goes on with what is there.
+    let node = text(&cluster.job("job-2")["placement"][0]["node"]);
+    signal(rank_of(cluster.dir(), &node), Signal::KILL);
+    poll("word of it", || cluster.run(&["explain", "job-2"]).stdout.contains("killed by signal 9").then_some(()));
+    cluster.until_so_many_answer(3);
+    signal(process_of(cluster.dir(), "coordinator"), Signal::KILL);
+    poll("the coordinator is back", || (cluster.run(&["jobs"]).code() == 0).then_some(()));
+    crowd.next(8);
+    cluster.until_so_many_answer(3);
 
     let mut answers = crowd.end();
     cluster.until_so_many_answer(1);
@@ -84,4 +100,45 @@ fn replicas_come_and_go_with_the_requests_and_no_request_fails() {
     for (_, number, answer) in &answers {
         assert_eq!(*answer, calm[*number], "chat {number}");
     }
+}
+
+/// A client that comes back when it is refused, as it was told to; its answers that were whole.
+async fn insists(url: String, over: Arc<AtomicBool>) -> u32 {
+    let body =
+        json!({"model": "chat", "messages": [{"role": "user", "content": "Tell me about TLS."}], "max_tokens": 12})
+            .to_string();
+    let mut whole = 0;
+    while !over.load(Ordering::Relaxed) {
+        let sent = client().post(&url).header("content-type", "application/json").body(body.clone()).send();
+        let response = sent.await.expect("an answer");
+        let refused = response.status().as_u16() == 429;
+        assert!(refused || response.status().is_success(), "{:?}", response.text().await);
+        whole += u32::from(!refused);
+        if refused {
+            let after = response.headers()["retry-after"].to_str().expect("seconds").parse().expect("seconds");
+            tokio::time::sleep(Duration::from_secs(after)).await;
+        }
+    }
+    whole
+}
+
+/// Its heads never have more than one replica is to have: only those who are sent away make it grow.
+#[test]
+fn a_model_whose_heads_are_full_grows_by_the_requests_that_are_refused() {
+    let cluster = Cluster::start(2);
+    let full =
+        ["serve.stages=1", "serve.running=1", "serve.waiting=1", "serve.replicas.max=2", "serve.replicas.requests=2"];
+    let served = cluster.serve("chat", &[&full[..], &["serve.replicas.grow_after=1s"]].concat());
+    let over = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> =
+        (0..6).map(|number| RUNTIME.spawn(insists(served.url(number, "/v1/chat/completions"), over.clone()))).collect();
+    cluster.until_so_many_answer(2);
+    over.store(true, Ordering::Relaxed);
+    let whole: u32 = asking.into_iter().map(|task| RUNTIME.block_on(task).expect("a client")).sum();
+    assert!(whole > 0);
+    let refused = |gateway: &String| {
+        metric(&fetched(&format!("{gateway}/metrics")), "stoke_gateway_model_busy_total{model=\"chat\"}")
+    };
+    assert!(served.gateways.iter().any(|gateway| refused(gateway) > Some(0.0)));
+    assert!(cluster.run(&["explain", &served.job]).expect(0).stdout.contains("autoscale: 1 more, job-2: "));
 }

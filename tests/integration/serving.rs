@@ -89,7 +89,7 @@ async fn stream(url: String, body: Value, each: impl Fn(usize)) -> (String, Stri
 }
 
 impl Served {
-    fn url(&self, number: usize, path: &str) -> String {
+    pub fn url(&self, number: usize, path: &str) -> String {
         format!("{}{path}", self.gateways[number % self.gateways.len()])
     }
 

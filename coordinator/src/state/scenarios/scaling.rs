@@ -188,3 +188,92 @@ fn the_newest_spec_rules_and_people_do_not_scale_what_scales_itself() {
     assert!(matches!(world.ask(&ada(), replicas(3)), Reply::Serving { .. }));
     assert_eq!(world.staying(), [3, 4, 5]);
 }
+
+/// Numbers that look drawn, the same for the same seed.
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+impl World {
+    /// The process of a job of one rank, and whether it is up.
+    fn process(&self, job: JobId) -> Option<(RankId, bool)> {
+        let run = self.control.cluster().jobs().get(job)?.run.as_ref()?;
+        let (id, rank) = run.ranks.iter().find(|(_, rank)| !rank.gone)?;
+        Some((*id, rank.address.is_some()))
+    }
+
+    fn answering(&self) -> usize {
+        let answers = |job: &&u64| self.control.cluster().jobs().get(JobId(**job)).unwrap().answers();
+        self.staying().iter().filter(answers).count()
+    }
+
+    /// A process that was placed comes up, or one that is up dies.
+    fn turns(&mut self, session: SessionId, job: JobId, dies: bool) {
+        match self.process(job) {
+            Some((id, false)) => {
+                self.ready(session, id);
+                let generation = self.generation(job);
+                self.report(session, id, resumed(generation.0, generation.0));
+            }
+            Some((id, true)) if dies => self.report(session, id, exited(137)),
+            Some(_) | None => {}
+        }
+    }
+}
+
+/// O1, O2, Z2: by seed, with requests that jump, ranks that die, and coordinators that start anew.
+#[test]
+fn replicas_stay_within_their_bounds_whatever_happens() {
+    let (mut grown, mut shrunk) = (0, 0);
+    for seed in 0..100 {
+        let mut draws = Draws(seed);
+        let mut world = World::new();
+        let cpus = 1 + draws.below(4) as u32;
+        let (node, mut session) = world.node(cpus);
+        world.serves(session, "k", SPEC);
+        let mut requests = 0;
+        for _ in 0..200 {
+            if draws.below(20) == 0 {
+                requests = draws.below(16) as u32;
+            }
+            for job in world.staying().into_iter().map(JobId) {
+                let (comes, dies) = (draws.below(3) == 0, draws.below(60) == 0);
+                if comes || world.process(job).is_some_and(|(_, is_up)| is_up) {
+                    world.turns(session, job, dies);
+                }
+            }
+            if draws.below(70) == 0 {
+                world.restart();
+                let alive: Vec<RankId> =
+                    world.control.cluster().jobs().iter().filter_map(|job| Some(world.process(job.id)?.0)).collect();
+                session = world.connect(node, cpus, 1, &alive);
+            }
+            let before = (world.staying(), world.answering());
+            if before.0.is_empty() {
+                break;
+            }
+            for (at, job) in before.0.iter().enumerate() {
+                let running = if at == 0 && draws.below(10) > 0 { requests } else { 0 };
+                if let Some((id, true)) = world.process(JobId(*job)) {
+                    world.step(Input::Load { session, id, load: Load { running, ..Load::default() } });
+                }
+            }
+            world.wait(1_000, &[session]);
+            let (after, answering) = (world.staying(), world.answering());
+            let more = after.iter().filter(|job| !before.0.contains(job)).count();
+            grown += more;
+            shrunk += before.0.iter().filter(|job| !after.contains(job)).count();
+            assert!(after.len() <= 3 && more <= before.0.len(), "seed {seed}: {before:?} to {after:?}");
+            assert!(more == 0 || before.1 == before.0.len(), "O2, seed {seed}: {before:?} to {after:?}");
+            assert!(answering > 0 || before.1 == 0, "Z2, seed {seed}: {before:?} to {after:?}");
+            let never_ran = world.control.cluster().jobs().queue().filter(|job| job.worlds.is_empty()).count();
+            assert_eq!(never_ran, 0, "Z2, seed {seed}: a replica waits in the queue");
+        }
+    }
+    assert!(grown > 50 && shrunk > 50, "{grown} and {shrunk}");
+}
