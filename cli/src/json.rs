@@ -11,6 +11,8 @@ use stoke_protocol::message::node::LogChunk;
 use stoke_protocol::message::rank::Progress;
 use stoke_protocol::message::serve::Traffic;
 
+use crate::served;
+
 pub fn cluster(view: &ClusterView) -> Value {
     json!({
         "cluster": view.cluster.to_string(),
@@ -74,7 +76,7 @@ pub fn job(view: &JobView) -> Value {
         "job": view.job.to_string(),
         "name": view.name,
         "trainer": view.trainer,
-        "serves": view.serves.as_ref().map(|serves| json!({ "model": serves.model, "ready": serves.ready })),
+        "serves": view.serves.as_ref().map(served::document),
         "traffic": view.traffic.map(traffic),
         "share": view.traffic.and_then(share),
         "owner": view.owner,

@@ -1,7 +1,9 @@
 //! The job spec: one TOML document that people write. Owns its keys, their defaults and their checks; errors name the key, the line and the
 //! mend. The sections `[data]`, `[model]`, `[optimizer]` and `[schedule]` belong to the trainer and are checked by `stoke-jobs`.
 
+mod replicas;
 mod serve;
+mod span;
 mod train;
 
 use std::collections::BTreeMap;
@@ -12,7 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::label::{check_labels, is_plain};
 
+pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
+pub use span::Span;
 pub use train::{OnNan, Straggler, Train};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.

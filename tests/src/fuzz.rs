@@ -19,6 +19,7 @@ use stoke_protocol::lanes::Subtree;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::{JoinReply, JoinRequest, Wants};
+use stoke_protocol::message::load::{Demand, FirstTokens, Load};
 use stoke_protocol::message::node::{
     Capacity, FromNode, Gpu, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, RankInventory, ReadLog, Report,
     ToNode,
@@ -292,7 +293,14 @@ fn from_node() -> Vec<FromNode> {
         ranks: vec![RankInventory { id: id(), alive: true, step: Step(4) }].into(),
     };
     let swept = FromNode::Swept { job: JobId(3), index: LogIndex(8), removed: 2, error: Some("denied".into()) };
-    let mut messages = vec![FromNode::Hello(hello), FromNode::Progress { id: id(), progress: progress() }, swept];
+    let demand = Demand { model: "chat".into(), held: 3, refused: 1 };
+    let mut messages = vec![
+        FromNode::Hello(hello),
+        FromNode::Progress { id: id(), progress: progress() },
+        swept,
+        FromNode::Load { id: id(), load: load() },
+        FromNode::Demand(vec![demand; 3].into()),
+    ];
     messages.extend(events().into_iter().map(|event| FromNode::Report(Report { sequence: 4, id: id(), event })));
     messages
 }
@@ -317,6 +325,12 @@ fn to_node() -> Vec<ToNode> {
         ToNode::Abandon { id: id(), generation: Generation(4), step: Step(9) },
         ToNode::Routes(serving::routes()),
     ]
+}
+
+fn load() -> Load {
+    let mut first_tokens = FirstTokens::default();
+    [3, 150, 4_000, 90_000].into_iter().for_each(|ms| first_tokens.add(ms));
+    Load { running: 4, waiting: 2, answers: 400, tokens: 70_000, first_tokens }
 }
 
 fn heartbeat() -> Heartbeat {
@@ -363,8 +377,12 @@ fn to_rank() -> Vec<ToRank> {
 }
 
 fn from_rank() -> Vec<FromRank> {
-    let mut messages =
-        vec![FromRank::Hello { csr: vec![48; 300].into() }, FromRank::Progress(progress()), FromRank::Alive];
+    let mut messages = vec![
+        FromRank::Hello { csr: vec![48; 300].into() },
+        FromRank::Progress(progress()),
+        FromRank::Alive,
+        FromRank::Load(load()),
+    ];
     messages.extend(events().into_iter().map(FromRank::Event));
     messages
 }

@@ -7,7 +7,7 @@ use super::connect;
 use crate::Global;
 use crate::client::{Repeat, unexpected};
 use crate::failure::{Exit, Failure};
-use crate::{json, output};
+use crate::{json, output, served};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,6 +42,7 @@ pub fn render(explanation: &Explanation) -> String {
     } else {
         text.push_str(&format!(", {}\n", job.reason));
     }
+    text.push_str(&served::lines(job));
     if !explanation.nodes.is_empty() {
         text.push_str("\nnodes\n");
         let mut table = output::Table::bare();

@@ -33,6 +33,7 @@ Examples:
   python3 jobs/models/fetch.py smollm2-135m-instruct     once, on every node
   stoke serve jobs/specs/serve-smollm2.toml
   stoke serve SPEC --replicas 2                             two jobs that share the requests
+  stoke serve SPEC --set serve.replicas.max=4               as many jobs as the requests need, up to four
   stoke serve NEW --set serve.share=0.1                     a tenth of the new requests, to try another revision
   stoke serve promote job-2                                 it is good: all requests, and the others leave
   stoke serve rollback smollm2-135m-instruct                it is not

@@ -4,6 +4,7 @@ use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{Digest, JobId, NodeId, Rank, TokenId};
 use stoke_protocol::message::client::{JobView, Refusal, Reply, Request};
 use stoke_protocol::message::join::Wants;
+use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
 use stoke_protocol::transport::Connection;
@@ -42,6 +43,8 @@ pub(crate) enum Message {
 pub(crate) enum Words {
     Report(Report),
     Progress { id: RankId, progress: Progress },
+    Load { id: RankId, load: Load },
+    Demand(Vec<Demand>),
     Swept(Sweep),
     Heartbeat(Heartbeat),
 }

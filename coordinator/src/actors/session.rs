@@ -184,6 +184,8 @@ impl Talk {
             let words = match frame {
                 FromNode::Report(report) => Words::Report(report),
                 FromNode::Progress { id, progress } => Words::Progress { id, progress },
+                FromNode::Load { id, load } => Words::Load { id, load },
+                FromNode::Demand(demands) => Words::Demand(demands.0),
                 FromNode::Swept { job, index, removed, error } => Words::Swept(Sweep { job, index, removed, error }),
                 FromNode::Hello(_) => {
                     self.arguments.connection.close(CloseCode::Malformed, "a session has one Hello");

@@ -88,6 +88,10 @@ impl Cluster {
             Event::Promoted { job, .. } => self.check_promoted(*job),
             Event::RolledBack { model, .. } => self.check_rolled_back(model),
             Event::LeaveAsked { job, .. } => self.check_leave(*job),
+            Event::ScaleNoted { jobs, .. } => match jobs.iter().any(|job| self.jobs.get(*job).is_some()) {
+                true => Ok(()),
+                false => Err(Refused::NotFound("none of these jobs is known".into())),
+            },
         }
     }
 

@@ -234,6 +234,11 @@ impl Cluster {
             Event::Promoted { job, by } => self.promote(&mut scene, *job, by),
             Event::RolledBack { model, by } => self.roll_back(&mut scene, model, by),
             Event::LeaveAsked { job, by } => self.let_go(&mut scene, *job, by),
+            Event::ScaleNoted { jobs, words } => {
+                for job in jobs {
+                    self.jobs.drive(*job, self.placements, |job| job.scale_noted(&mut scene, words));
+                }
+            }
         }
         self.free_early(&mut orders);
         orders

@@ -10,6 +10,7 @@ use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{ClusterId, Digest, JobId, NodeId, TokenId};
 use stoke_protocol::message::client::{Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
+use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
 use stoke_protocol::message::serve::Routes;
@@ -18,12 +19,14 @@ use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
+use super::load::Loads;
 use super::machine::Job;
 use super::members::Stale;
 use super::placement::{self, Stuck, Wait};
 use super::planted::PlantedBug;
 use super::pruning::Sweep;
 use super::quarantine::PROBATION_AFTER_MS;
+use super::scaling::Scaling;
 use super::stragglers::Stragglers;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
@@ -67,6 +70,16 @@ pub enum Input {
         session: SessionId,
         id: RankId,
         progress: Progress,
+    },
+    Load {
+        session: SessionId,
+        id: RankId,
+        load: Load,
+    },
+    /// Of a node's gateway.
+    Demand {
+        session: SessionId,
+        demands: Vec<Demand>,
     },
     Swept {
         session: SessionId,
@@ -154,6 +167,8 @@ pub struct Control {
     /// Why ranks that are to move stay, as of the newest plan.
     pub(super) stuck: BTreeMap<RankId, Stuck>,
     pub(super) stragglers: Stragglers,
+    pub(super) loads: Loads,
+    pub(super) scaling: Scaling,
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     pub(super) nagged: Mono,
     pub(super) unwanted: BTreeSet<RankId>,
@@ -203,6 +218,8 @@ impl Control {
             probations,
             stuck: BTreeMap::new(),
             stragglers: Stragglers::default(),
+            loads: Loads::default(),
+            scaling: Scaling::default(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
             routes: None,
@@ -252,6 +269,8 @@ impl Control {
             Input::Hello { session, node, address, hello } => self.hello(&mut step, (session, node), address, hello),
             Input::Report { session, report } => self.report(&mut step, session, report),
             Input::Progress { session, id, progress } => self.take_progress(&mut step, session, id, progress),
+            Input::Load { session, id, load } => self.take_load(&mut step, session, (id, load)),
+            Input::Demand { session, demands } => self.take_demand(session, demands),
             Input::Swept { session, sweep } => self.take_sweep(&mut step, session, sweep),
             Input::Heartbeat { session, heartbeat } => {
                 self.replan |= self.liveness.heard(self.now.mono, session, Some(heartbeat));

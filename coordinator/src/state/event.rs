@@ -207,6 +207,11 @@ pub enum Event {
         job: JobId,
         by: String,
     },
+    /// Why a model that scales itself has other replicas now, or has not, for the timelines of these jobs.
+    ScaleNoted {
+        jobs: Vec<JobId>,
+        words: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

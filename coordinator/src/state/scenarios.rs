@@ -3,6 +3,7 @@
 mod blame;
 mod draining;
 mod pruning;
+mod scaling;
 mod serving;
 mod training;
 mod urgent;

@@ -13,6 +13,7 @@ use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::serve::{Head, Route, Routes, Traffic};
 use stoke_protocol::spec::{JobSpec, Precision, Task};
 
+use super::autoscale::Policy;
 use super::cluster::{Cluster, Refused};
 use super::control::{Control, SessionId, Step};
 use super::effect::Effect;
@@ -37,6 +38,8 @@ pub struct Serves {
     pub cache: Option<u64>,
     /// What it gets unless it leaves.
     pub part: Traffic,
+    /// Where the model has as many jobs as its requests need.
+    pub policy: Option<Policy>,
     pub leave: Option<Leave>,
 }
 
@@ -64,6 +67,7 @@ impl Serves {
             context: serve.context,
             cache: serve.context.is_none().then_some(serve.cache.0),
             part,
+            policy: serve.replicas.as_ref().map(Policy::of),
             leave: None,
         })
     }

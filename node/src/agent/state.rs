@@ -456,6 +456,11 @@ impl AgentState {
                     out.push(Effect::Send(FromNode::Progress { id, progress }));
                 }
             }
+            FromRank::Load(load) => {
+                if self.connected {
+                    out.push(Effect::Send(FromNode::Load { id, load }));
+                }
+            }
             FromRank::Event(event) => {
                 rank.heard += 1;
                 let heard = rank.heard;

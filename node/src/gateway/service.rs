@@ -15,11 +15,13 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::Counts;
 use super::asking::Desk;
 use super::auth;
 use super::body::Bodies;
 use super::error::{Kind, Problem};
 use super::inference;
+use super::metrics;
 use super::openai::{self, Form};
 use super::place::{Place, Shape};
 use super::ready::Readiness;
@@ -45,9 +47,9 @@ pub(super) struct Service {
     pub(super) secrets: Arc<Secrets>,
     bodies: Bodies,
     places: Arc<Semaphore>,
-    pub(super) requests: AtomicU64,
+    requests: AtomicU64,
     /// Requests that were told of a problem, before any of the answer.
-    pub(super) refused: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Service {
@@ -55,6 +57,21 @@ impl Service {
         let (ready, bodies) = (Readiness::new(desk.clone()), Bodies::new());
         let (requests, refused) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { desk, ready, secrets, bodies, places: Arc::new(Semaphore::new(REQUESTS_MAX)), requests, refused }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let counters = &self.desk.counters;
+        Counts {
+            requests: self.requests.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            questions: counters.questions.load(Ordering::Relaxed),
+            replays: counters.replays.load(Ordering::Relaxed),
+            tokens: counters.tokens.load(Ordering::Relaxed),
+            broken: counters.broken.load(Ordering::Relaxed),
+            copies: counters.copies.load(Ordering::Relaxed),
+            copies_failed: counters.copies_failed.load(Ordering::Relaxed),
+            running: self.desk.table().running(),
+        }
     }
 
     /// The response to a request, whatever it is.
@@ -106,6 +123,10 @@ impl Service {
         let headers = &parts.headers;
         match place {
             Place::Live => Ok(text(StatusCode::OK, "ok\n")),
+            Place::Metrics => {
+                let text = metrics::text(&self.counts(), &self.desk.tallies);
+                Ok(typed(StatusCode::OK, "text/plain; version=0.0.4", whole(text)))
+            }
             Place::Models => Ok(openai::models(&self.desk)),
             Place::Model(name) => openai::model(&self.desk, name),
             Place::Chat => {

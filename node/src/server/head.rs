@@ -107,6 +107,8 @@ impl Head {
         while let Some(event) = worker.event(post, false)? {
             self.take(post, event)?;
         }
+        let (_waiting, running) = self.requests.load();
+        post.meter.computes(running);
         if self.requests.under_way() < self.stages
             && let Some(batch) = self.requests.plan()
         {

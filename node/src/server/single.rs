@@ -12,11 +12,12 @@ use stoke_protocol::ids::Generation;
 use stoke_protocol::list::List;
 use stoke_protocol::message::serve::{Answer, Ask, Datatype, Finish, Refusal, Tensor, TensorKind};
 use stoke_protocol::spec::{IDENTITY, Serve, Task};
-use stoke_protocol::transport::{FrameSender, TransportError};
+use stoke_protocol::transport::TransportError;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::door::{Desk, invalid};
+use super::meter::Voice;
 use super::model::folder;
 use super::{Event, Gone, Post};
 use crate::checkpoint;
@@ -120,7 +121,9 @@ impl<'w> Single<'w> {
                 }
             }
             self.open.retain(|question| !question.given.reply.is_closed());
+            post.meter.computes(self.open.len());
             post.beat.piece(|| self.model.piece(&mut self.open));
+            post.meter.computes(self.open.len());
         }
     }
 }
@@ -253,7 +256,7 @@ impl Asking {
         self: Arc<Self>,
         ask: Ask,
         deadline: Instant,
-        frames: &mut FrameSender,
+        frames: &mut Voice,
     ) -> Result<Answer, TransportError> {
         let over = Answer::Ended { why: Finish::Stop, text: String::new() };
         if matches!(ask, Ask::Describe) {

@@ -265,12 +265,45 @@ pub struct JobView {
 }
 
 /// What a job serves.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ServesView {
     /// As clients name it.
     pub model: String,
     /// The gang is whole, and a token has gone through all of it.
     pub ready: bool,
+    /// What its head said last; none where it has not been heard for a few seconds.
+    pub load: Option<LoadView>,
+    /// Jobs that serve the model, besides those with a share or a shadow and those that leave; and those of them that answer.
+    pub replicas: u32,
+    pub answering: u32,
+    /// Questions for the model that wait at gateways for a head.
+    pub held: u32,
+    /// Where the model has as many replicas as its requests need.
+    pub scale: Option<ScaleView>,
+}
+
+/// What a head has under way, and how fast it was over the last ten seconds.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LoadView {
+    pub running: u32,
+    pub waiting: u32,
+    /// Since its process began.
+    pub answers: u64,
+    pub tokens: u64,
+    pub tokens_per_second: f32,
+    /// From a question's arrival; none where there was none.
+    pub first_token_p50_ms: Option<u32>,
+    pub first_token_p99_ms: Option<u32>,
+}
+
+/// Bounds of a model's replicas, as its newest job says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ScaleView {
+    pub min: u32,
+    pub max: u32,
+    /// That one replica is to have.
+    pub requests: u32,
+    pub first_token_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

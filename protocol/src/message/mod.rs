@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod join;
+pub mod load;
 pub mod node;
 pub mod peer;
 pub mod rank;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::load::{Demand, Load};
 use super::rank::{Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
 use super::serve::Routes;
 use crate::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
@@ -23,6 +24,11 @@ pub enum FromNode {
     Progress { id: RankId, progress: Progress },
     /// Answers `Sweep`. May be lost; the order comes again then. An error is for people.
     Swept { job: JobId, index: LogIndex, removed: u32, error: Option<String> },
+    /// Of a head on this node. Not acknowledged, may be dropped; the newest replaces older ones.
+    Load { id: RankId, load: Load },
+    /// Of this node's gateway: models with questions that no head has. About once a second while there are any, and once with none after that. Not
+    /// acknowledged, may be dropped; the newest replaces older ones.
+    Demand(List<Demand>),
 }
 
 /// A rank event with the number that orders and acknowledges it.

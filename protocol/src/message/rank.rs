@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::load::Load;
 use crate::ids::{Digest, Fingerprint, Generation, JobId, Rank, Step, Term};
 use crate::ledger::Ledger;
 use crate::list::List;
@@ -315,4 +316,6 @@ pub enum FromRank {
     Leaving {
         code: u8,
     },
+    /// Of the first rank of a gang that serves, about once a second. Passed on to the coordinator as it is; may be lost.
+    Load(Load),
 }

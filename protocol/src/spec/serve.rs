@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, RANKS_MAX, THREADS_MAX, check_uri, is_name};
+use super::{Bytes, RANKS_MAX, Replicas, THREADS_MAX, check_uri, is_name};
 use crate::label::is_plain;
 
 /// The model that gives back what it gets: what serving costs without a model.
@@ -56,6 +56,9 @@ pub struct Serve {
     /// It gets copies of the model's new requests, and nobody gets its answers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shadow: bool,
+    /// The model has more or fewer jobs as its requests need them. Left out: those that people ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Replicas>,
 }
 
 /// A part of a whole, above 0 and up to 1; written as a number.
@@ -190,6 +193,9 @@ impl Serve {
         within("threads", self.threads, THREADS_MAX)?;
         within("running", self.running, REQUESTS_MAX)?;
         within("waiting", self.waiting, REQUESTS_MAX)?;
+        if let Some(replicas) = &self.replicas {
+            replicas.check(self.running + self.waiting)?;
+        }
         match self.context {
             Some(0 | 1) => fail("context", "context: a request and its answer have at least 2 tokens".into()),
             Some(_) | None => Ok(()),
