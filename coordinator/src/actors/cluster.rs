@@ -281,6 +281,7 @@ impl State {
             }
             Words::Progress { id, progress } => Input::Progress { session, id, progress },
             Words::Swept(sweep) => Input::Swept { session, sweep },
+            Words::Surveyed { rtt_us, survey, found } => Input::Surveyed { session, rtt_us, survey, found },
             Words::Heartbeat(heartbeat) => {
                 self.settings.metrics.heartbeats.inc();
                 Input::Heartbeat { session, heartbeat }

@@ -6,6 +6,7 @@ use stoke_protocol::message::client::{JobView, Refusal, Reply, Request};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
+use stoke_protocol::message::split::{Survey, Surveyed};
 use stoke_protocol::transport::Connection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -43,6 +44,7 @@ pub(crate) enum Words {
     Report(Report),
     Progress { id: RankId, progress: Progress },
     Swept(Sweep),
+    Surveyed { rtt_us: u32, survey: Survey, found: Result<Surveyed, String> },
     Heartbeat(Heartbeat),
 }
 

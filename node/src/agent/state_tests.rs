@@ -35,7 +35,7 @@ fn start(id: RankId, cpus: u32) -> ToNode {
     let spec = format!(
         "name = \"t\"\ntrainer = \"digits\"\n[train]\nsteps = 1\nbatch = 8\n[resources]\ncpus = {cpus}\nmemory = \"1GiB\"\n"
     );
-    ToNode::Start(StartRank { id, spec, checkpoints: "file:///c".into(), from: StartFrom::Seed })
+    ToNode::Start(StartRank { id, spec, checkpoints: "file:///c".into(), from: StartFrom::Seed, memory_bytes: 1 << 30 })
 }
 
 fn welcome(epoch: u64, index: u64) -> ToNode {

@@ -56,12 +56,8 @@ impl Model {
             None => config.context.min(split::room(&config, serve)?).max(2),
         };
         let pages = split::pages(&config, serve, context)?;
-        let precision = match serve.precision {
-            spec::Precision::Rounded => Precision::Rounded,
-            spec::Precision::Full => Precision::Full,
-        };
         let files = fingerprint(&weights);
-        Ok(Self { weights, config, context, pages, precision, files })
+        Ok(Self { weights, config, context, pages, precision: precision(serve.precision), files })
     }
 
     /// For the head.
@@ -95,6 +91,13 @@ fn fingerprint(weights: &Weights) -> Fingerprint {
     let mut first = [0; 8];
     hasher.finalize_xof().fill(&mut first);
     Fingerprint(u64::from_le_bytes(first))
+}
+
+pub fn precision(said: spec::Precision) -> Precision {
+    match said {
+        spec::Precision::Rounded => Precision::Rounded,
+        spec::Precision::Full => Precision::Full,
+    }
 }
 
 /// An absolute path, or a folder of this machine's models.

@@ -7,3 +7,4 @@ pub mod node;
 pub mod peer;
 pub mod rank;
 pub mod serve;
+pub mod split;
