@@ -23,6 +23,7 @@ mod pruning;
 mod recovery;
 mod serving;
 mod slow_disk;
+mod splitting;
 mod stores;
 mod training;
 mod urgent;

@@ -21,11 +21,11 @@ const NAME: &str = "smollm2-135m-instruct";
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
 
 /// A model that answers on a cluster.
-struct Served {
-    job: String,
+pub struct Served {
+    pub job: String,
     /// `http://ADDRESS` of each node's gateway.
-    gateways: Vec<String>,
-    name: String,
+    pub gateways: Vec<String>,
+    pub name: String,
 }
 
 impl Cluster {
@@ -94,7 +94,7 @@ impl Served {
     }
 
     /// Chats side by side, over all gateways. `each`: of the first, as its pieces come.
-    fn chats(
+    pub fn chats(
         &self,
         count: usize,
         tokens: usize,

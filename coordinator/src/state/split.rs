@@ -27,6 +27,8 @@ const ROUND_TRIP_PART: u64 = 8;
 const HOP_NS: u64 = 100_000;
 /// Of a rank beside its weights and its cache: the program, the tokenizer, buffers of connections and of a batch.
 const PROCESS_BYTES: u64 = 128 << 20;
+/// Tokens of a page of the cache are not more.
+const PAGE_MAX: u64 = 64;
 /// Rows of a batch that may ask for a token, as in `node/src/server/stage.rs`: each has a value for every token of the vocabulary.
 const ROWS_MAX: u64 = 64;
 
@@ -123,7 +125,10 @@ impl Candidate<'_> {
 impl Need<'_> {
     /// What no nodes could mend.
     fn check(&self) -> Result<(), String> {
-        let Surveyed { layers, kv_heads, parts_max, .. } = *self.model;
+        let Surveyed { layers, kv_heads, parts_max, context: trained, .. } = *self.model;
+        if let Some(context) = self.serve.context.filter(|context| *context > trained) {
+            return Err(format!("context = {context}: the model was trained for {trained} tokens, use at most that"));
+        }
         if let Some(parts) = self.serve.tensor.filter(|parts| *parts > parts_max) {
             return Err(format!(
                 "tensor = {parts}: the layers of this model can be cut into {parts_max} parts at most ({kv_heads} heads of keys and values)"
@@ -252,7 +257,8 @@ impl Need<'_> {
         let (mut fits, mut over) = (0, self.model.layers + 1);
         while over - fits > 1 {
             let middle = fits + (over - fits) / 2;
-            match self.bytes(middle, parts, ends) <= group.memory_bytes {
+            let fit = self.bytes(middle, parts, ends) <= group.memory_bytes;
+            match fit && self.request_bytes(middle, parts) <= self.serve.cache.0 {
                 true => fits = middle,
                 false => over = middle,
             }
@@ -273,6 +279,14 @@ impl Need<'_> {
         let running = token.saturating_mul(context).saturating_mul(self.serve.running.into());
         let cache = running.min(self.serve.cache.0);
         [weights, embedding, output, cache].into_iter().fold(PROCESS_BYTES, u64::saturating_add)
+    }
+
+    /// Keys and values of the longest request, where the spec says how long it may be; otherwise as long as there is room.
+    fn request_bytes(&self, layers: u32, parts: u64) -> u64 {
+        let Surveyed { token_bytes, kv_heads, .. } = *self.model;
+        let token = u64::from(token_bytes) * u64::from(kv_heads).div_ceil(parts) * u64::from(layers);
+        let context = u64::from(self.serve.context.unwrap_or(2)).next_multiple_of(PAGE_MAX);
+        token.saturating_mul(context)
     }
 
     fn output_ns(&self, group: &Group<'_>) -> u64 {
@@ -319,13 +333,24 @@ impl Need<'_> {
             format!("{} has {} and {} cpus free", offer.node, words(offer.free.memory_bytes), offer.free.cpus)
         };
         let shown: Vec<String> = offers.iter().take(8).map(room).collect();
-        let limit = match self.memory_bytes {
+        let mut limit = match self.memory_bytes {
             Some(memory) => format!(", and the spec gives {} to each", words(memory)),
             None => String::new(),
         };
+        let request = self.request_bytes(self.model.layers, 1);
+        if request > self.serve.cache.0 {
+            let (cache, needed) = (self.serve.cache, Bytes(request.div_ceil(1 << 20) << 20));
+            limit.push_str(&format!(", of a cache of {cache} where one request may need {needed} over all layers"));
+        }
+        if let Some(stages) = self.serve.said_stages() {
+            limit.push_str(&format!(", in {stages} stages"));
+        }
+        if let Some(parts) = self.serve.tensor {
+            limit.push_str(&format!(", in {parts} parts a stage"));
+        }
         format!(
             "its model does not fit: a rank by itself needs {} of memory, of many ranks each at least {}{limit}, with {} cpus; {}: \
-             free memory, add nodes, or use a smaller serve.cache",
+             free some, add nodes, or ask for less",
             words(alone),
             words(least),
             self.ask.cpus,
