@@ -125,15 +125,18 @@ fn render_split(split: &Split, on: impl Fn(usize) -> Option<NodeId>) -> String {
         output::Table::new(&["rank", "stage", "part", "layers", "memory", "node", "a layer there", "round trip"]);
     for (rank, place) in ranks.iter().enumerate() {
         let (from, to) = place.layers;
+        let node = on(rank).unwrap_or(place.node);
+        // Of the node that it was meant for.
+        let measured = |words: String| if node == place.node { words } else { "-".to_owned() };
         table.row([
             rank.to_string(),
             place.stage.to_string(),
             place.part.to_string(),
             format!("{from}-{}", to.saturating_sub(1)),
             Bytes(place.memory_bytes).to_string(),
-            on(rank).unwrap_or(place.node).to_string(),
-            milliseconds(place.layer_ns),
-            format!("{:.2} ms", f64::from(place.rtt_us) / 1e3),
+            node.to_string(),
+            measured(milliseconds(place.layer_ns)),
+            measured(format!("{:.2} ms", f64::from(place.rtt_us) / 1e3)),
         ]);
     }
     text.push_str(&table.render());

@@ -5,6 +5,7 @@
 //!   its spec as one that serves gets the same cut.
 //! V2: a node has one question about a model at a time, and is asked again only when its answer is old, or was a problem that may be mended.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use stoke_protocol::ids::{JobId, NodeId};
@@ -32,11 +33,15 @@ const AGAIN_MS: u64 = 5_000;
 const FRESH_MS: u64 = 600_000;
 /// Nodes that are asked about a model, those with most processors free: more would make a plan slow.
 const NODES_MAX: usize = 256;
-/// Jobs, and clients, whose cut is looked for at the same time: each asks all nodes.
-const JOBS_MAX: usize = 64;
+/// Jobs whose cut is looked for at a time; the next ones have their turn with the next look.
+const JOBS_MAX: usize = 256;
+/// A cut that was not found is looked for again when nodes or room have changed, and at most so often.
+const LOOK_MS: u64 = 1_000;
 const CLIENTS_MAX: usize = 64;
-/// Models whose answers are kept.
+/// Models that are asked for at the same time, and whose answers are kept: each is a question to all nodes.
 const MODELS_MAX: usize = 64;
+/// As in `jobs/src/lm/config.rs`.
+const LAYERS_MAX: u32 = 1 << 10;
 /// A node's words about a model are cut here: a line for each stands in one reply.
 const WORDS_CHARS_MAX: usize = 300;
 
@@ -44,10 +49,24 @@ const WORDS_CHARS_MAX: usize = 300;
 pub(super) struct Surveys {
     models: BTreeMap<Survey, BTreeMap<NodeId, Asked>>,
     clients: Vec<Client>,
-    /// Jobs in the queue without a cut, and why.
-    uncut: BTreeMap<JobId, String>,
+    /// Jobs in the queue without a cut.
+    uncut: BTreeMap<JobId, Uncut>,
+    /// Whose turn it is.
+    next: JobId,
     /// Something was said or asked since the last look.
     stirred: bool,
+    /// Nodes or room have changed since.
+    changed: bool,
+    looked: Mono,
+    /// It is time to see who has to be asked again.
+    due: bool,
+}
+
+#[derive(Debug)]
+struct Uncut {
+    /// None: it is one of another release.
+    spec: Option<Box<JobSpec>>,
+    why: String,
 }
 
 #[derive(Debug)]
@@ -83,10 +102,13 @@ impl Surveys {
     /// A job looks different now.
     pub fn note(&mut self, id: JobId, job: Option<&Job>) {
         if job.is_some_and(Job::awaits_cut) {
-            self.uncut.entry(id).or_insert_with(|| {
-                self.stirred = true;
-                "its model is being surveyed".into()
-            });
+            let (Some(job), Entry::Vacant(entry)) = (job, self.uncut.entry(id)) else { return };
+            let (spec, why) = match JobSpec::parse(&job.spec) {
+                Ok(spec) => (Some(Box::new(spec)), "its model is being surveyed".to_owned()),
+                Err(error) => (None, format!("its spec is one of another release: {error}")),
+            };
+            entry.insert(Uncut { spec, why });
+            self.stirred = true;
         } else {
             self.uncut.remove(&id);
         }
@@ -97,7 +119,17 @@ impl Surveys {
     }
 
     pub fn why(&self, job: JobId) -> Option<&str> {
-        self.uncut.get(&job).map(String::as_str)
+        self.uncut.get(&job).map(|uncut| uncut.why.as_str())
+    }
+
+    pub fn tick(&mut self) {
+        self.due = true;
+    }
+
+    /// Jobs whose turn it is.
+    fn turn(&self) -> impl Iterator<Item = (JobId, &JobSpec)> {
+        let jobs = self.uncut.range(self.next..).chain(self.uncut.range(..self.next)).take(JOBS_MAX);
+        jobs.filter_map(|(id, uncut)| Some((*id, uncut.spec.as_deref()?)))
     }
 
     fn answer(&self, survey: &Survey, node: NodeId) -> Option<&Answer> {
@@ -122,6 +154,10 @@ impl Control {
         self.replan |= self.liveness.heard(now, session, None);
         let Some((node, _)) = self.liveness.node(session) else { return };
         let Some(asked) = self.surveys.models.get_mut(&survey).and_then(|nodes| nodes.get_mut(&node)) else { return };
+        let found = match found {
+            Ok(found) if !is_possible(&found) => Err(format!("says what no model has: {found:?}")),
+            found => found,
+        };
         let found = found.map_err(|words| words.chars().take(WORDS_CHARS_MAX).collect());
         asked.answer = Some(Answer { at: now, rtt_us, found });
         self.surveys.stirred = true;
@@ -158,11 +194,17 @@ impl Control {
         if !waited_for {
             return;
         }
+        self.surveys.changed |= self.replan | self.cluster.replan;
+        if !std::mem::take(&mut self.surveys.due) && !self.surveys.stirred && !self.surveys.changed {
+            return;
+        }
         self.ask_nodes(step);
-        let changed = self.replan | self.cluster.replan;
-        if std::mem::take(&mut self.surveys.stirred) | changed {
-            let jobs: Vec<JobId> = self.surveys.uncut.keys().copied().take(JOBS_MAX).collect();
-            jobs.into_iter().for_each(|job| self.cut_job(step, job));
+        let rested = self.now.mono.since_ms(self.surveys.looked) >= LOOK_MS;
+        if std::mem::take(&mut self.surveys.stirred) || self.surveys.changed && rested {
+            (self.surveys.changed, self.surveys.looked) = (false, self.now.mono);
+            let jobs: Vec<(JobId, JobSpec)> = self.surveys.turn().map(|(id, spec)| (id, spec.clone())).collect();
+            self.surveys.next = jobs.last().map_or(JobId(0), |(id, _)| id.next());
+            jobs.into_iter().for_each(|(id, spec)| self.cut_job(step, id, spec));
         }
         self.answer_clients(step);
     }
@@ -170,8 +212,11 @@ impl Control {
     /// V2.
     fn ask_nodes(&mut self, step: &mut Step) {
         let now = self.now.mono;
-        for (spec, ask, since) in self.wanted() {
-            let Some(survey) = survey_of(&spec) else { continue };
+        let wanted = self.wanted();
+        if self.surveys.models.len() > MODELS_MAX {
+            self.surveys.models.retain(|survey, _| wanted.iter().any(|(wanted, ..)| wanted == survey));
+        }
+        for (survey, ask, since) in wanted {
             let nodes = self.may_carry(&ask);
             let models = &mut self.surveys.models;
             let book = models.entry(survey.clone()).or_default();
@@ -201,18 +246,23 @@ impl Control {
                 step.effects.push(Effect::Send { session, message: ToNode::Survey(survey.clone()) });
             }
         }
-        if self.surveys.models.len() > MODELS_MAX {
-            let wanted: BTreeSet<Survey> = self.wanted().iter().filter_map(|(spec, ..)| survey_of(spec)).collect();
-            self.surveys.models.retain(|survey, _| wanted.contains(survey));
-        }
     }
 
-    /// Specs whose models are asked for, and since when. Of jobs, whoever has answered has answered.
-    fn wanted(&self) -> Vec<(JobSpec, Ask, Mono)> {
-        let jobs = self.surveys.uncut.keys().take(JOBS_MAX).filter_map(|id| self.cluster.jobs().get(*id));
-        let jobs = jobs.filter_map(|job| Some((JobSpec::parse(&job.spec).ok()?, job.ask.clone(), Mono(0))));
+    /// Models that are asked for, of which nodes, and since when. Of jobs, whoever has answered has answered.
+    fn wanted(&self) -> Vec<(Survey, Ask, Mono)> {
         let clients = self.surveys.clients.iter();
-        jobs.chain(clients.map(|client| ((*client.spec).clone(), client.ask.clone(), client.since))).collect()
+        let clients = clients.filter_map(|client| Some((survey_of(&client.spec)?, client.ask.clone(), client.since)));
+        let job = |(id, spec)| Some((survey_of(spec)?, self.cluster.jobs().get(id)?.ask.clone(), Mono(0)));
+        let mut found: Vec<(Survey, Ask, Mono)> = Vec::new();
+        for (survey, ask, since) in clients.chain(self.surveys.turn().filter_map(job)) {
+            let same = |(other, theirs, _): &(Survey, Ask, Mono)| *other == survey && theirs.labels == ask.labels;
+            match found.iter().position(same) {
+                Some(at) => found[at].2 = since.max(found[at].2),
+                None if found.len() < MODELS_MAX => found.push((survey, ask, since)),
+                None => {}
+            }
+        }
+        found
     }
 
     /// Nodes that could have ranks of this kind, whatever is free there.
@@ -224,24 +274,21 @@ impl Control {
     }
 
     /// V1.
-    fn cut_job(&mut self, step: &mut Step, id: JobId) {
+    fn cut_job(&mut self, step: &mut Step, id: JobId, spec: JobSpec) {
         let Some(job) = self.cluster.jobs().get(id) else { return };
-        let cut = JobSpec::parse(&job.spec)
-            .map_err(|error| format!("its spec is one of another release: {error}"))
-            .and_then(|spec| {
-                let split = match self.cut_alike(job, &spec) {
-                    Some(split) => split,
-                    None => self.plan_split(&spec, &job.ask)?,
-                };
-                complete(spec, split)
-            });
+        let split = match self.cut_alike(job, &spec) {
+            Some(split) => Ok(split),
+            None => self.plan_split(&spec, &job.ask),
+        };
+        let cut = split.and_then(|split| complete(spec, split));
         match cut {
             Ok(chosen) => {
                 let committed = self.commit(step, Event::SplitChosen { job: id, chosen: Box::new(chosen) });
                 assert!(committed.is_ok(), "V1: {id} waits for its cut: {committed:?}");
             }
             Err(why) => {
-                if self.surveys.uncut.insert(id, why.clone()).is_none_or(|before| before != why) {
+                if let Some(uncut) = self.surveys.uncut.get_mut(&id).filter(|uncut| uncut.why != why) {
+                    uncut.why = why;
                     step.effects.push(Effect::Changed { job: id });
                 }
             }
@@ -380,6 +427,19 @@ fn complete(mut spec: JobSpec, split: Split) -> Result<Chosen, String> {
 /// Without how fast it is.
 fn shape(found: &Surveyed) -> Surveyed {
     Surveyed { layer_ns: 0, ..*found }
+}
+
+/// No model of this class is larger, and no sum of these overflows.
+fn is_possible(found: &Surveyed) -> bool {
+    let bytes = [found.layer_bytes, found.embedding_bytes, found.output_bytes];
+    (1..=LAYERS_MAX).contains(&found.layers)
+        && bytes.iter().all(|bytes| *bytes < 1 << 50)
+        && (1..1 << 20).contains(&found.kv_heads)
+        && (1..=found.kv_heads).contains(&found.parts_max)
+        && found.token_bytes < 1 << 24
+        && found.vocabulary < 1 << 24
+        && (1..1 << 28).contains(&found.context)
+        && (1..1 << 40).contains(&found.layer_ns)
 }
 
 /// Most nodes have this one under the model's name.
