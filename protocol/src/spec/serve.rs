@@ -24,7 +24,7 @@ pub struct Serve {
     pub name: Option<String>,
     #[serde(default)]
     pub task: Task,
-    /// Ranks that have the layers one after the other. Of a decoder left out: chosen from what its nodes have.
+    /// Ranks that have the layers one after the other. Left out, of a decoder: chosen from what its nodes have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stages: Option<u32>,
     /// Ranks that share each layer. Left out: the same.
@@ -204,7 +204,7 @@ impl Serve {
                 format!("stages = {stages} with tensor = {tensor}: a gang has at most {RANKS_MAX} ranks"),
             );
         }
-        if self.task != Task::Generate && self.ranks() > 1 {
+        if self.task != Task::Generate && (self.ranks() > 1 || self.layers.is_some()) {
             return fail(
                 "stages",
                 "stages and tensor cut decoders only: an encoder or a classifier has one rank".into(),
@@ -216,6 +216,36 @@ impl Serve {
         match self.context {
             Some(0 | 1) => fail("context", "context: a request and its answer have at least 2 tokens".into()),
             Some(_) | None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::spec::JobSpec;
+
+    fn spec(serve: &str, resources: &str) -> Result<JobSpec, String> {
+        let text = format!("name = \"m\"\n[serve]\nmodel = \"m\"\n{serve}\n[resources]\n{resources}");
+        JobSpec::parse(&text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_decoder_waits_for_its_cut_unless_its_spec_says_all_of_it() {
+        let awaits = |serve: &str, resources: &str| spec(serve, resources).unwrap().awaits_split();
+        let memory = "memory = \"1GiB\"";
+        assert!(awaits("", "") && awaits("stages = 2\ntensor = 1", "") && awaits("stages = 2", memory));
+        assert!(!awaits("stages = 2\ntensor = 1", memory) && !awaits("layers = [3, 4]\ntensor = 1", memory));
+        assert!(!awaits("task = \"embed\"", ""), "an encoder is not cut");
+        let written = spec("layers = [3, 4]", "").unwrap();
+        assert_eq!((written.serve.as_ref().unwrap().ranks(), written.resources.memory().0), (2, 1 << 30));
+        assert_eq!(JobSpec::parse(&written.to_toml()).unwrap(), written, "what is left out stays left out");
+    }
+
+    #[test]
+    fn layers_are_as_many_numbers_as_there_are_stages() {
+        for wrong in ["layers = []", "layers = [3, 0]", "stages = 3\nlayers = [3, 4]"] {
+            let error = spec(wrong, "").unwrap_err();
+            assert!(error.contains("layers") || error.contains("stages"), "{error}");
         }
     }
 }

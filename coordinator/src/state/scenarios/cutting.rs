@@ -7,7 +7,7 @@ use stoke_protocol::spec::Precision;
 use super::*;
 use crate::state::split::Cut;
 
-const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"m\"\ncache = 1024\n";
+const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"m\"\ncache = \"50MiB\"\n";
 
 /// Of 1.2 GiB, where a node has 1 GiB.
 fn found() -> Result<Surveyed, String> {
