@@ -276,9 +276,14 @@ impl Need<'_> {
         let output = if last { output_bytes + ROWS_MAX * u64::from(vocabulary) * 4 } else { 0 };
         let token = u64::from(self.model.token_bytes) * u64::from(kv_heads).div_ceil(parts) * layers;
         let context = u64::from(self.serve.context.unwrap_or(self.model.context));
-        let running = token.saturating_mul(context).saturating_mul(self.serve.running.into());
-        let cache = running.min(self.serve.cache.0);
-        [weights, embedding, output, cache].into_iter().fold(PROCESS_BYTES, u64::saturating_add)
+        let running = |layer: u64| layer.saturating_mul(context).saturating_mul(self.serve.running.into());
+        let cache = running(token).min(self.serve.cache.0);
+        // What the rank before it has in its cache, of as many layers as that may have.
+        let alone = first && last && parts == 1;
+        let all =
+            u64::from(self.model.token_bytes) * u64::from(kv_heads).div_ceil(parts) * u64::from(self.model.layers);
+        let kept = if self.serve.keep && !alone { running(all).min(self.serve.cache.0) } else { 0 };
+        [weights, embedding, output, cache, kept].into_iter().fold(PROCESS_BYTES, u64::saturating_add)
     }
 
     /// Keys and values of the longest request, where the spec says how long it may be; otherwise as long as there is room.
@@ -438,8 +443,9 @@ mod tests {
     }
 
     fn spec(serve: &str, resources: &str) -> JobSpec {
-        let text =
-            format!("name = \"m\"\n[serve]\nmodel = \"m\"\ncache = \"20MiB\"\n{serve}\n[resources]\n{resources}");
+        let text = format!(
+            "name = \"m\"\n[serve]\nmodel = \"m\"\ncache = \"20MiB\"\nkeep = false\n{serve}\n[resources]\n{resources}"
+        );
         JobSpec::parse(&text).unwrap()
     }
 
@@ -509,6 +515,21 @@ mod tests {
         assert_eq!(split(&spec("tensor = 2", ""), &model(), &far).unwrap().tensor, 2, "a spec is obeyed");
         let quick = split(&spec("", ""), &model(), &[offer(1, 4, 4096, 300, 100)]).unwrap();
         assert_eq!(quick.tensor, 1, "exchanges would take longer than they save");
+    }
+
+    #[test]
+    fn ranks_that_keep_the_cache_of_another_need_as_much_again_but_one_by_itself() {
+        let keeps = |nodes: &[Offer]| {
+            let mut spec = spec("", "");
+            spec.serve.as_mut().unwrap().keep = true;
+            let split = split(&spec, &model(), nodes).unwrap();
+            split.ranks.iter().map(|rank| rank.memory_bytes / MIB).collect::<Vec<_>>()
+        };
+        assert_eq!(keeps(&[offer(1, 1, 4096, 1_000, 100)]), [549]);
+        assert_eq!(
+            keeps(&[offer(1, 1, 500, 1_000, 100), offer(2, 1, 500, 1_000, 100)]),
+            [248 + 200 + 20, 249 + 100 + 20]
+        );
     }
 
     #[test]

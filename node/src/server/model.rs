@@ -39,12 +39,7 @@ pub struct Words {
 impl Model {
     /// The error is for people: what is wrong, and what to do.
     pub fn open(serve: &Serve) -> Result<Self, String> {
-        let words = |error: ModelError| text_of(&error);
-        let weights = Weights::open(&folder(&serve.model)?).map_err(words)?;
-        let config = weights.config().map_err(|error| match Encoder::open(&weights) {
-            Ok(_) => format!("{}: it is an embedding model: serve it with task = \"embed\"", weights.path().display()),
-            Err(_) => words(error),
-        })?;
+        let (weights, config) = decoder(&serve.model)?;
         let context = match serve.context {
             Some(context) if context as usize > config.context => {
                 let trained = config.context;
@@ -91,6 +86,17 @@ fn fingerprint(weights: &Weights) -> Fingerprint {
     let mut first = [0; 8];
     hasher.finalize_xof().fill(&mut first);
     Fingerprint(u64::from_le_bytes(first))
+}
+
+/// What a spec names, and the shape of it.
+pub fn decoder(model: &str) -> Result<(Weights, DecoderConfig), String> {
+    let words = |error: ModelError| text_of(&error);
+    let weights = Weights::open(&folder(model)?).map_err(words)?;
+    let config = weights.config().map_err(|error| match Encoder::open(&weights) {
+        Ok(_) => format!("{}: it is an embedding model: serve it with task = \"embed\"", weights.path().display()),
+        Err(_) => words(error),
+    })?;
+    Ok((weights, config))
 }
 
 pub fn precision(said: spec::Precision) -> Precision {

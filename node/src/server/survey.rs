@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use stoke_jobs::lm::kernels::{Cache, Place};
-use stoke_jobs::lm::{Alone, Decoder, DecoderConfig, ModelError, Share, Weights};
+use stoke_jobs::lm::{Alone, Decoder, DecoderConfig, Share, Weights};
 use stoke_protocol::message::split::{Survey, Surveyed};
 
-use super::model::{folder, precision};
+use super::model::{decoder, precision};
 use crate::worker::text_of;
 
 /// Layers are measured one behind the other until their weights are so many bytes: more than caches hold, as when a whole model is computed.
@@ -18,16 +18,15 @@ const ROUNDS_MIN: u32 = 3;
 
 /// Blocks for as long as a part of the weights takes to be read, and a little more. The error is for people: what is wrong, and what to do.
 pub fn survey(asked: &Survey) -> Result<Surveyed, String> {
-    let words = |error: ModelError| text_of(&error);
-    let weights = Weights::open(&folder(&asked.model)?).map_err(words)?;
-    let config = weights.config().map_err(words)?;
+    let (weights, config) = decoder(&asked.model)?;
     let (layers, embedding_bytes, output_bytes) = sizes(&weights, &config);
     let layer_bytes = layers.iter().copied().max().unwrap_or(1).max(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.threads as usize).build();
     let pool = pool.map_err(|error| format!("start compute threads: {error}"))?;
     let span = SPAN_BYTES.div_ceil(layer_bytes).clamp(1, config.layers as u64) as usize;
     let precision = precision(asked.precision);
-    let decoder = Decoder::new(&weights, 0..span, Cache::PAGE, precision, Share::WHOLE).map_err(words)?;
+    let decoder = Decoder::new(&weights, 0..span, Cache::PAGE, precision, Share::WHOLE);
+    let decoder = decoder.map_err(|error| text_of(&error))?;
     let round = pool.install(|| fastest(&decoder));
     Ok(Surveyed {
         layers: config.layers as u32,
