@@ -320,10 +320,7 @@ impl Control {
         let answers = nodes
             .iter()
             .filter_map(|node| Some((self.cluster.members().node(*node)?, self.surveys.answer(&survey, *node)?)));
-        let has: Vec<(&Node, u32, Surveyed)> = answers
-            .clone()
-            .filter_map(|(node, answer)| Some((node, answer.rtt_us, answer.found.clone().ok()?)))
-            .collect();
+        let has = self.having(&survey, &nodes);
         let Some(model) = commonest(&has) else {
             let said = answers.filter_map(|(node, answer)| Some((node.id, answer.found.clone().err()?)));
             return Err(nowhere(&survey.model, said.collect()));
@@ -340,6 +337,15 @@ impl Control {
         };
         split::split(spec, &model, &offers(&Node::free))
             .or_else(|short| split::split(spec, &model, &offers(&|node| Room::of(&node.capacity))).map_err(|_| short))
+    }
+
+    /// Nodes that have a model under this name, and how it is there.
+    fn having(&self, survey: &Survey, nodes: &[NodeId]) -> Vec<(&Node, u32, Surveyed)> {
+        let answer = |node: &NodeId| {
+            let answer = self.surveys.answer(survey, *node)?;
+            Some((self.cluster.members().node(*node)?, answer.rtt_us, answer.found.clone().ok()?))
+        };
+        nodes.iter().filter_map(answer).collect()
     }
 
     fn answer_clients(&mut self, step: &mut Step) {
@@ -372,22 +378,27 @@ impl Control {
     /// A line for each node: what it has of the model, or why it is not asked.
     pub(super) fn survey_lines(&self, spec: &JobSpec, ask: &Ask) -> Vec<(NodeId, String)> {
         let Some(survey) = survey_of(spec) else { return Vec::new() };
-        let asked: BTreeSet<NodeId> = self.may_carry(ask).into_iter().collect();
+        let asked = self.may_carry(ask);
+        let model = commonest(&self.having(&survey, &asked));
+        let asked: BTreeSet<NodeId> = asked.into_iter().collect();
         let lines = explain::explain(&self.view(), ask).into_iter();
         lines
             .map(
                 |(node, line)| {
-                    if asked.contains(&node) { (node, self.survey_line(&survey, node)) } else { (node, line) }
+                    if asked.contains(&node) { (node, self.survey_line((&survey, model), node)) } else { (node, line) }
                 },
             )
             .collect()
     }
 
-    fn survey_line(&self, survey: &Survey, node: NodeId) -> String {
+    fn survey_line(&self, (survey, model): (&Survey, Option<Surveyed>), node: NodeId) -> String {
         let free = self.cluster.members().node(node).map(Node::free).unwrap_or_default();
         match self.surveys.answer(survey, node) {
             None => SURVEYING.into(),
             Some(Answer { found: Err(words), .. }) => words.clone(),
+            Some(Answer { found: Ok(found), .. }) if Some(shape(found)) != model => {
+                "has another model under this name than most nodes, and gets no rank of it".into()
+            }
             Some(Answer { found: Ok(found), rtt_us, .. }) => format!(
                 "has the model: a layer takes {:.3} ms, {:.2} ms to the coordinator and back; {} of memory and {} cpus are free",
                 found.layer_ns as f64 / 1e6,

@@ -141,6 +141,33 @@ fn what_no_node_has_is_said_node_by_node_and_asked_for_again() {
     assert_eq!(world.state(job), JobState::Starting);
 }
 
+#[test]
+fn a_node_with_another_model_under_the_same_name_gets_no_rank() {
+    let mut world = World::new();
+    let sessions = [(); 3].map(|()| world.node(1).1);
+    let job = world.submit("k", SPEC);
+    let other = found().map(|found| Surveyed { layers: 31, layer_ns: 1, ..found });
+    world.surveyed(sessions[0], other);
+    assert_eq!(
+        world.nodes_of(job)[0],
+        "has the model: a layer takes 0.000 ms, 0.40 ms to the coordinator and back; 1GiB of memory and 1 cpus are free"
+    );
+    world.surveyed(sessions[1], found());
+    world.surveyed(sessions[2], found());
+    assert_eq!(world.state(job), JobState::Starting);
+    assert!(world.asked(sessions[0]).1.is_empty());
+}
+
+#[test]
+fn what_a_node_says_that_cannot_be_is_not_counted_with() {
+    let mut world = World::new();
+    let (_, first) = world.node(1);
+    let job = world.submit("k", SPEC);
+    let wrong = found().map(|found| Surveyed { layers: u32::MAX, layer_bytes: u64::MAX, ..found });
+    world.surveyed(first, wrong);
+    assert!(world.reason(job).contains("says what no model has"), "{}", world.reason(job));
+}
+
 /// V1: a node that hangs holds nobody up for ever.
 #[test]
 fn a_node_that_says_nothing_is_left_out() {
