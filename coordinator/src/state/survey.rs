@@ -270,7 +270,8 @@ impl Control {
         let left = Left::new(self.cluster.members(), self.liveness.live(), self.cluster.planted_bug());
         let nodes = self.cluster.members().by_cpus().iter().rev();
         let nodes = nodes.filter_map(|(_, id)| self.cluster.members().node(*id));
-        nodes.filter(|node| left.is_usable(node) && carries(node, ask)).map(|node| node.id).take(NODES_MAX).collect()
+        let nodes = nodes.filter(|node| left.is_usable(node) && carries(node, ask)).map(|node| node.id);
+        nodes.take(NODES_MAX).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// V1.
@@ -380,7 +381,6 @@ impl Control {
         let Some(survey) = survey_of(spec) else { return Vec::new() };
         let asked = self.may_carry(ask);
         let model = commonest(&self.having(&survey, &asked));
-        let asked: BTreeSet<NodeId> = asked.into_iter().collect();
         let lines = explain::explain(&self.view(), ask).into_iter();
         lines
             .map(
