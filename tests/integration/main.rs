@@ -24,6 +24,7 @@ mod recovery;
 mod scaling;
 mod serving;
 mod slow_disk;
+mod splitting;
 mod stores;
 mod training;
 mod urgent;

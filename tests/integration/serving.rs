@@ -25,7 +25,7 @@ pub struct Served {
     pub job: String,
     /// `http://ADDRESS` of each node's gateway.
     pub gateways: Vec<String>,
-    name: String,
+    pub name: String,
 }
 
 impl Cluster {

@@ -253,6 +253,7 @@ fn start() -> StartRank {
         spec: SPEC.into(),
         checkpoints: "file:///c".into(),
         from: StartFrom::Checkpoint(Origin { uri: "file:///c/step-1".into(), manifest_blake3: Some(Digest([7; 32])) }),
+        memory_bytes: 1 << 30,
     }
 }
 
@@ -301,6 +302,7 @@ fn from_node() -> Vec<FromNode> {
         FromNode::Load { id: id(), load: load() },
         FromNode::Demand(vec![demand; 3].into()),
     ];
+    messages.extend(serving::surveyed().map(|found| FromNode::Surveyed { survey: serving::survey(), found }));
     messages.extend(events().into_iter().map(|event| FromNode::Report(Report { sequence: 4, id: id(), event })));
     messages
 }
@@ -324,6 +326,7 @@ fn to_node() -> Vec<ToNode> {
         },
         ToNode::Abandon { id: id(), generation: Generation(4), step: Step(9) },
         ToNode::Routes(serving::routes()),
+        ToNode::Survey(serving::survey()),
     ]
 }
 
@@ -401,6 +404,7 @@ fn requests() -> Vec<Request> {
         Request::Promote { job: JobId(1) },
         Request::Rollback { model: "m".into() },
         Request::Replicas { model: "m".into(), replicas: 3 },
+        Request::Plan { spec: SPEC.into() },
     ]
 }
 
@@ -415,6 +419,7 @@ fn replies() -> Vec<Reply> {
             added: vec![JobId(2)].into(),
             leaving: vec![JobId(3)].into(),
         },
+        Reply::Planned(Box::new(serving::planned())),
         Reply::Token { token: TokenId(4), text: "stoke1.x".into() },
         Reply::Refused(Refusal { code: RefusalCode::Invalid, message: "no such key".into(), mend: "remove it".into() }),
     ]

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
+use stoke_protocol::message::split::SURVEYING;
 use stoke_protocol::spec::JobSpec;
 
 use super::{chaos, checkpoint, explain, serve, stop_signal, submit, up};
@@ -239,7 +240,15 @@ pub(super) async fn hear(cluster: &mut LocalCluster, progress: &RefCell<Progress
 /// Resolves when the job waits for something that this cluster, which is all its own, will never have.
 pub(super) async fn never_placed(admin: &Path, job: JobId) -> Failure {
     tokio::time::sleep(PLACED_MAX).await;
-    match explain_job(admin, job).await {
+    let explained = loop {
+        let explained = explain_job(admin, job).await;
+        let surveyed = |explained: &Explanation| explained.nodes.iter().all(|(_, line)| line != SURVEYING);
+        if explained.as_ref().map_or(true, surveyed) {
+            break explained;
+        }
+        tokio::time::sleep(PLACED_MAX).await;
+    };
+    match explained {
         Ok(explanation) if explanation.job.state == JobState::Queued && explanation.job.world_sizes.is_empty() => {
             let text = explain::render(&explanation);
             Failure::new(Exit::Negative, format!("{job} can never be placed here\n{text}"))

@@ -283,6 +283,7 @@ impl State {
             Words::Load { id, load } => Input::Load { session, id, load },
             Words::Demand(demands) => Input::Demand { session, demands },
             Words::Swept(sweep) => Input::Swept { session, sweep },
+            Words::Surveyed { rtt_us, survey, found } => Input::Surveyed { session, rtt_us, survey, found },
             Words::Heartbeat(heartbeat) => {
                 self.settings.metrics.heartbeats.inc();
                 Input::Heartbeat { session, heartbeat }

@@ -7,6 +7,7 @@ use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
+use stoke_protocol::message::split::{Survey, Surveyed};
 use stoke_protocol::transport::Connection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -46,6 +47,7 @@ pub(crate) enum Words {
     Load { id: RankId, load: Load },
     Demand(Vec<Demand>),
     Swept(Sweep),
+    Surveyed { rtt_us: u32, survey: Survey, found: Result<Surveyed, String> },
     Heartbeat(Heartbeat),
 }
 

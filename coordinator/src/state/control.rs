@@ -14,6 +14,7 @@ use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
 use stoke_protocol::message::serve::Routes;
+use stoke_protocol::message::split::{Survey, Surveyed};
 
 use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
@@ -28,6 +29,7 @@ use super::pruning::Sweep;
 use super::quarantine::PROBATION_AFTER_MS;
 use super::scaling::Scaling;
 use super::stragglers::Stragglers;
+use super::survey::Surveys;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
@@ -84,6 +86,13 @@ pub enum Input {
     Swept {
         session: SessionId,
         sweep: Sweep,
+    },
+    /// A node has looked at a model; the round trip to it as the transport has measured it.
+    Surveyed {
+        session: SessionId,
+        rtt_us: u32,
+        survey: Survey,
+        found: Result<Surveyed, String>,
     },
     Heartbeat {
         session: SessionId,
@@ -150,6 +159,7 @@ pub struct Control {
     pub(super) waits: BTreeMap<JobId, Wait>,
     pub(super) progress: BTreeMap<JobId, Progress>,
     cancels: BTreeMap<JobId, Vec<Ticket>>,
+    pub(super) surveys: Surveys,
     pub(super) storage_low: Option<String>,
     /// Ranks that were placed, and since when they come up.
     pub(super) starting: BTreeMap<RankId, Mono>,
@@ -200,6 +210,7 @@ impl Control {
         let yielding = leaving.filter(|job| job.yields.is_some()).map(until(yield_max_ms)).collect();
         let active = cluster.jobs().iter().filter(|job| job.is_active() && job.preemptions > 0);
         let spared = active.map(until(spared_ms)).collect();
+        let surveys = Surveys::new(cluster.jobs().queue());
         let starting = placed.map(|id| (*id, now.mono)).collect();
         Self {
             cluster,
@@ -208,6 +219,7 @@ impl Control {
             waits: BTreeMap::new(),
             progress: BTreeMap::new(),
             cancels: BTreeMap::new(),
+            surveys,
             storage_low: None,
             starting,
             held_off: BTreeMap::new(),
@@ -272,6 +284,7 @@ impl Control {
             Input::Load { session, id, load } => self.take_load(&mut step, session, (id, load)),
             Input::Demand { session, demands } => self.take_demand(session, demands),
             Input::Swept { session, sweep } => self.take_sweep(&mut step, session, sweep),
+            Input::Surveyed { session, rtt_us, survey, found } => self.take_surveyed(session, rtt_us, (survey, found)),
             Input::Heartbeat { session, heartbeat } => {
                 self.replan |= self.liveness.heard(self.now.mono, session, Some(heartbeat));
             }
@@ -286,11 +299,13 @@ impl Control {
                 self.join(&mut step, ticket, (token, secret_hash), wants)
             }
             Input::Dropped { ticket } => {
+                self.surveys.forget(ticket);
                 self.cancels.values_mut().for_each(|waiting| waiting.retain(|other| *other != ticket));
             }
             Input::Storage { low } => self.storage_low = low,
             Input::Tick => self.tick(&mut step),
         }
+        self.cut_models(&mut step);
         self.place(&mut step);
         self.tell_routes(&mut step);
         step
@@ -325,6 +340,7 @@ impl Control {
                     if self.cluster.jobs().get(job).is_none_or(|job| job.state.is_terminal()) {
                         self.waits.remove(&job);
                     }
+                    self.surveys.note(job, self.cluster.jobs().get(job));
                     step.effects.push(Effect::Changed { job });
                     self.reroute |= self.cluster.jobs().get(job).is_none_or(|job| job.serves.is_some());
                 }

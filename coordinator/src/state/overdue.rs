@@ -31,6 +31,7 @@ impl Control {
         let (held_off, now) = (self.held_off.len(), self.now.mono);
         self.held_off.retain(|_, until| now < *until);
         self.replan |= self.held_off.len() != held_off;
+        self.surveys.tick();
         self.end_yields(step);
         self.end_drains(step);
         self.end_leaves(step);

@@ -7,6 +7,7 @@ use stoke_protocol::ids::{NodeId, Rank};
 use stoke_protocol::list::List;
 use stoke_protocol::message::client::{ClusterView, Explanation, JobState, JobView, NodeState, NodeView, ServesView};
 use stoke_protocol::message::rank::RankId;
+use stoke_protocol::spec::JobSpec;
 
 use super::control::{Control, SessionId};
 use super::explain::explain;
@@ -16,6 +17,7 @@ use super::members::{Drain, Node};
 use super::run::Run;
 use super::scaling::Regulars;
 use super::serving::Serves;
+use super::split::Cut;
 
 /// Jobs in one answer, the newest: the rest is asked for by id.
 const JOBS_SHOWN_MAX: usize = 1_000;
@@ -92,6 +94,7 @@ impl Control {
             run.ranks.iter().filter(|(_, rank)| !rank.leaving).map(|(id, rank)| (id.rank, rank.node)).collect()
         };
         let reason = match (job.state, self.waits.get(&job.id)) {
+            (JobState::Queued, _) if job.awaits_cut() => self.surveys.why(job.id).unwrap_or_default().to_owned(),
             (JobState::Queued, Some(wait)) if job.reason.is_empty() => wait.to_string(),
             (JobState::Queued, Some(wait)) => format!("{wait}; before that: {}", job.reason),
             _ => job.reason.clone(),
@@ -178,10 +181,18 @@ impl Control {
 
     pub(super) fn explanation(&self, job: &Job) -> Explanation {
         let nodes = match job.state {
+            JobState::Queued if job.awaits_cut() => {
+                JobSpec::parse(&job.spec).map(|spec| self.survey_lines(&spec, &job.ask)).unwrap_or_default()
+            }
             JobState::Queued => explain(&self.view(), &job.ask),
             _ => self.silent_nodes(job),
         };
-        Explanation { job: Box::new(self.job_view(job)), nodes: nodes.into(), events: job.timeline.lines().into() }
+        let split = match &job.cut {
+            Cut::Chosen(chosen) => Some(Box::new(chosen.split.clone())),
+            Cut::Written | Cut::Awaited => None,
+        };
+        let (job, events) = (Box::new(self.job_view(job)), job.timeline.lines().into());
+        Explanation { job, nodes: nodes.into(), events, split }
     }
 
     /// Nodes of a job's ranks that are not heard of.

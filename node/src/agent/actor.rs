@@ -19,6 +19,7 @@ use super::session::{Session, SessionArguments, SessionMessage};
 use super::shards::ShardFolder;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::state::{AgentState, Effect, Event};
+use super::surveys::Surveyor;
 use super::sweeps::Sweep;
 use crate::checkpoint;
 use crate::config::Config;
@@ -99,6 +100,7 @@ pub struct Acting {
     looked: Instant,
     leaving: bool,
     gateway: Option<Gateway>,
+    surveyor: Surveyor,
     /// Of an end that nobody here has asked for.
     reason: Option<String>,
     ended: Option<oneshot::Sender<Option<String>>>,
@@ -136,6 +138,7 @@ impl Actor for AgentActor {
             looked: now,
             leaving: false,
             gateway: given.gateway,
+            surveyor: Surveyor::default(),
             reason: None,
             ended: Some(given.ended),
         })
@@ -276,6 +279,7 @@ impl Acting {
                 Effect::Forget { id } => self.spawner.forget(id),
                 Effect::Sweep { job, sweep } => start_sweep(job, sweep, myself.clone()),
                 Effect::Routes(routes) => self.gateway.iter().for_each(|gateway| gateway.routes(routes.clone())),
+                Effect::Survey(survey) => self.surveyor.begin(survey, myself.clone()),
                 Effect::Warn(text) => tracing::warn!("{text}"),
                 Effect::AllGone => {
                     self.leaving = true;

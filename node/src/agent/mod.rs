@@ -23,6 +23,7 @@ mod spawn;
 pub mod state;
 #[cfg(test)]
 mod state_tests;
+mod surveys;
 mod sweeps;
 #[cfg(test)]
 mod tests;

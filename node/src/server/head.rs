@@ -57,7 +57,7 @@ impl Head {
             rows_max: ROWS_MAX as usize,
             // The proof's place, and those of the door.
             waiting_max: 1 + (serve.running + serve.waiting) as usize,
-            batches_max: serve.stages as usize,
+            batches_max: serve.stages() as usize,
             context: model.context,
         };
         let (requests, ends) = (engine::Head::new(model.pages, limits), words.tokenizer.end_of_sequence().to_vec());
@@ -65,7 +65,7 @@ impl Head {
             requests,
             open: BTreeMap::new(),
             ends,
-            stages: serve.stages as usize,
+            stages: serve.stages() as usize,
             unproven: None,
             led: None,
             at_risk: Vec::new(),

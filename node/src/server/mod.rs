@@ -7,6 +7,7 @@
 //! - `meter`: what a head has under way and has done.
 //! - `resume`: how a generation begins with what is left of the one before; `kept`: which pages those are.
 //! - `links`: the streams between ranks; `lines`: what has come by them; `split`: who has which layers; `model`: the files.
+//! - `survey`: what a machine has of a model before anybody serves it, for the agent.
 //!
 //! B4 (I28): batches are computed only by a whole gang, in one generation; what was under way when it ended is computed again from its tokens.
 
@@ -22,6 +23,7 @@ mod resume;
 mod single;
 mod split;
 mod stage;
+mod survey;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -40,6 +42,7 @@ use self::model::Model;
 use self::single::{Given, Single};
 use self::split::Spot;
 use self::stage::Worker;
+pub use self::survey::survey;
 use crate::exchange::{ExchangeError, Mesh};
 use crate::worker::{Assignment, Beat, Failure, Orders, Outside, Told, text_of};
 

@@ -360,7 +360,13 @@ fn start(spec: &str, base: &str, resume: Option<String>) -> impl Fn(RankId) -> S
     let (spec, checkpoints) = (spec.to_owned(), base.to_owned());
     let origin = |uri| StartFrom::Checkpoint(Origin { uri, manifest_blake3: None });
     let from = resume.map_or(StartFrom::Seed, origin);
-    move |id| StartRank { id, spec: spec.clone(), checkpoints: checkpoints.clone(), from: from.clone() }
+    move |id| StartRank {
+        id,
+        spec: spec.clone(),
+        checkpoints: checkpoints.clone(),
+        from: from.clone(),
+        memory_bytes: 1 << 20,
+    }
 }
 
 async fn train(world: u32, spec: &str, base: &str, resume: Option<String>) -> (Vec<Outcome>, Vec<u64>) {

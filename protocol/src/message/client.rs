@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::node::{Capacity, LogChunk};
 use super::rank::Progress;
 use super::serve::Traffic;
+use super::split::{Planned, Split};
 use crate::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
 use crate::ledger::Ledger;
 use crate::list::List;
@@ -70,6 +71,8 @@ pub enum Request {
     /// So many jobs are to serve a model, besides those with a share or a shadow: copies of the newest are submitted, or the newest leave.
     /// Answered by `Serving`. Role: submitter.
     Replicas { model: String, replicas: u32 },
+    /// How this spec of a model that is served would be cut, were it submitted now. Answered by `Planned` when its nodes have been asked.
+    Plan { spec: String },
 }
 
 /// Coordinator → client.
@@ -127,6 +130,7 @@ pub enum Reply {
         /// They take no new requests, and are cancelled when their answers are over.
         leaving: List<JobId>,
     },
+    Planned(Box<Planned>),
 }
 
 /// Why a request was not done. `code` is stable for programs; `message` says what, `mend` what to do.
@@ -364,6 +368,8 @@ pub struct Explanation {
     /// For a job that waits: a line for each node, why it does not fit there.
     pub nodes: List<(NodeId, String)>,
     pub events: List<TimelineEvent>,
+    /// Of a job that serves, where it was chosen.
+    pub split: Option<Box<Split>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

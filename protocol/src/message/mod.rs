@@ -8,3 +8,4 @@ pub mod node;
 pub mod peer;
 pub mod rank;
 pub mod serve;
+pub mod split;

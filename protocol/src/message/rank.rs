@@ -36,6 +36,8 @@ pub struct StartRank {
     /// URI of the folder that holds this job's checkpoints.
     pub checkpoints: String,
     pub from: StartFrom,
+    /// What the coordinator has kept for it on its machine.
+    pub memory_bytes: u64,
 }
 
 /// Where a rank's first state comes from.

@@ -241,6 +241,7 @@ impl World {
             FromNode::Swept { job, index, removed, error } => {
                 Input::Swept { session: conn, sweep: Sweep { job, index, removed, error } }
             }
+            FromNode::Surveyed { survey, found } => Input::Surveyed { session: conn, rtt_us: 1_000, survey, found },
         };
         self.input(input);
     }

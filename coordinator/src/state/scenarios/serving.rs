@@ -4,7 +4,8 @@ use stoke_protocol::message::serve::{Route, Routes, Traffic};
 
 use super::*;
 
-const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ncache = 1024\n[resources]\nmemory = 2048\n";
+const SPEC: &str =
+    "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ntensor = 1\ncache = 1024\n[resources]\nmemory = 2048\n";
 
 impl World {
     /// The newest routes that a session was told.
@@ -106,7 +107,8 @@ fn a_model_is_one_owners_and_a_split_has_its_size() {
     assert!(matches!(scaled, Reply::Refused(Refusal { code: RefusalCode::Invalid, .. })), "{scaled:?}");
 }
 
-const SOLO: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\ncache = 1024\n[resources]\nmemory = 2048\n";
+const SOLO: &str =
+    "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 1\ntensor = 1\ncache = 1024\n[resources]\nmemory = 2048\n";
 
 /// What another revision of the model is submitted with.
 fn other(key: &str) -> String {
