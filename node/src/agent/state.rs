@@ -280,17 +280,10 @@ impl AgentState {
             Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
             Event::Noted { fence } => out.extend(self.fences.noted(fence).map(Effect::Note)),
             Event::Surveyed { survey, found } => {
-                // Without a session nobody waits for it.
-                if self.connected {
-                    out.push(Effect::Send(FromNode::Surveyed { survey, found: found.map_err(shortened) }));
-                }
+                self.say(FromNode::Surveyed { survey, found: found.map_err(shortened) }, &mut out);
             }
             Event::Swept { job, index, removed, error } => {
-                // Without a session nothing is lost: the order comes again with the next one.
-                if self.connected {
-                    let error = error.map(shortened);
-                    out.push(Effect::Send(FromNode::Swept { job, index, removed, error }));
-                }
+                self.say(FromNode::Swept { job, index, removed, error: error.map(shortened) }, &mut out);
                 out.extend(self.sweeps.ended().map(|(job, sweep)| Effect::Sweep { job, sweep }));
             }
         }
@@ -464,15 +457,9 @@ impl AgentState {
             }
             FromRank::Progress(progress) => {
                 rank.progress = Some(progress);
-                if self.connected {
-                    out.push(Effect::Send(FromNode::Progress { id, progress }));
-                }
+                self.say(FromNode::Progress { id, progress }, out);
             }
-            FromRank::Load(load) => {
-                if self.connected {
-                    out.push(Effect::Send(FromNode::Load { id, load }));
-                }
-            }
+            FromRank::Load(load) => self.say(FromNode::Load { id, load }, out),
             FromRank::Event(event) => {
                 rank.heard += 1;
                 let heard = rank.heard;
@@ -480,6 +467,13 @@ impl AgentState {
                     self.report(id, event, heard, out);
                 }
             }
+        }
+    }
+
+    /// What nobody misses without a session: it is asked for again, or the next one tells more.
+    fn say(&self, message: FromNode, out: &mut Vec<Effect>) {
+        if self.connected {
+            out.push(Effect::Send(message));
         }
     }
 

@@ -4,7 +4,7 @@ use stoke_protocol::message::load::{Demand, Load};
 
 use super::*;
 
-const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\ncache = 1024\n[serve.replicas]\nmax = 3\nrequests = 4\ngrow_after = \"3s\"\n\
+const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 1\ntensor = 1\ncache = 1024\n[serve.replicas]\nmax = 3\nrequests = 4\ngrow_after = \"3s\"\n\
                     shrink_after = \"10s\"\n[resources]\nmemory = 2048\n";
 
 fn ada() -> Subject {
