@@ -12,7 +12,7 @@ use stoke_protocol::ids::{JobId, NodeId};
 use stoke_protocol::message::client::Reply;
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::split::{Planned, SURVEYING, Split, Survey, Surveyed};
-use stoke_protocol::spec::{Bytes, JobSpec};
+use stoke_protocol::spec::{Bytes, JobSpec, Serve};
 
 use super::control::{Control, SessionId, Step, Ticket};
 use super::effect::Effect;
@@ -410,13 +410,10 @@ impl Control {
     }
 }
 
-/// What a cut follows from: a canary may be cut as what it tries is, and replicas are.
-fn asks(spec: &JobSpec) -> JobSpec {
-    let mut spec = spec.clone();
-    if let Some(serve) = &mut spec.serve {
-        (serve.name, serve.share, serve.shadow, serve.waiting) = (None, None, false, 1);
-    }
-    JobSpec { name: String::new(), priority: 0, restart: Default::default(), ..spec }
+/// What a cut follows from. Whatever else a spec says, of replicas, shares or priorities, changes none.
+fn asks(spec: &JobSpec) -> Option<impl PartialEq> {
+    let Serve { stages, tensor, layers, context, cache, keep, running, .. } = spec.serve.clone()?;
+    Some((survey_of(spec)?, (stages, tensor, layers), (context, cache, keep, running), spec.resources.clone()))
 }
 
 /// The spec as the ranks get it.

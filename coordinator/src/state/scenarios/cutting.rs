@@ -192,7 +192,7 @@ fn a_replica_is_cut_as_the_first_one_and_waits_for_room() {
     let job = world.submit("k", SPEC);
     world.surveyed(first, found());
     world.surveyed(second, found());
-    let replica = world.submit("k-2", SPEC);
+    let replica = world.submit("k-2", &SPEC.replace("name = \"chat\"\n", "name = \"chat\"\npriority = -1\n"));
     let (Cut::Chosen(theirs), Cut::Chosen(own)) = (world.cut(job), world.cut(replica)) else { panic!("not cut") };
     assert_eq!(theirs.split, own.split);
     assert_eq!(world.state(replica), JobState::Queued);
