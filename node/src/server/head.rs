@@ -15,6 +15,7 @@ use stoke_protocol::spec::Serve;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::generating::{Asked, Said};
+use super::kept::Worth;
 use super::links::Frame;
 use super::model::{Model, Words};
 use super::stage::{ROWS_MAX, Worker};
@@ -80,7 +81,9 @@ impl Head {
             // Somebody was lost in between.
             self.strike();
         }
-        let kept = match worker.resume(post) {
+        // Its own requests, as far as it has had any.
+        let worth = if before.is_some() { Worth::Names(self.requests.names()) } else { worker.newest() };
+        let kept = match worker.resume(post, Some(worth)) {
             Ok(kept) => kept,
             Err(gone) => return gone,
         };

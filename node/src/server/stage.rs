@@ -53,7 +53,7 @@ impl<'w> Worker<'w> {
 
     /// Computes what the head plans, until the generation is over.
     pub fn follow(&mut self, post: &Post<'_>) -> Gone {
-        if let Err(gone) = self.resume(post) {
+        if let Err(gone) = self.resume(post, None) {
             return gone;
         }
         let mut before = None;

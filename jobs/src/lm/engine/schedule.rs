@@ -20,9 +20,9 @@
 //!
 //! H5: a token is taken once, by the request that asked for it, if that still lacks it: a plan under way knows how many tokens the request had.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-use super::pages::{Named, Pages, Table};
+use super::pages::{Name, Named, Pages, Table, names};
 
 /// How much is computed at once, and how much waits.
 #[derive(Clone, Copy, Debug)]
@@ -321,6 +321,12 @@ impl Schedule {
             Some(Made { id, token: *token, over })
         });
         Ok(taken.collect())
+    }
+
+    /// Names of the pages that requests have, or would have when all of their tokens were computed.
+    pub fn names(&self) -> BTreeSet<Name> {
+        let sequences = self.running.iter().chain(&self.waiting);
+        sequences.flat_map(|sequence| names(&sequence.tokens, self.pages.size())).collect()
     }
 
     /// Of what was planned, nothing but these pages is in the caches, or will be: all that runs is computed again from its tokens, as far as it is
