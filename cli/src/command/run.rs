@@ -99,8 +99,10 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     if job_spec.serve.is_some() {
         let training = [("--chaos", args.chaos.is_some()), ("--out", args.out.is_some())];
         if let Some((name, _)) = training.iter().find(|(_, given)| *given) {
-            return Err(Failure::usage(format!("{name} is for jobs that train"))
-                .help("`stoke up`, `stoke serve SPEC` and `stoke chaos SCHEDULE` strike a model that is served"));
+            return Err(Failure::usage(format!("{name} is for jobs that train")).help(match *name {
+                "--chaos" => "`stoke up`, `stoke serve SPEC` and `stoke chaos SCHEDULE` strike a model that is served",
+                _ => "a model that is served writes nothing: leave it out",
+            }));
         }
         return serve::here(&job_spec, args.nodes, args.keep, global).await;
     }

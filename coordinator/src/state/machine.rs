@@ -34,7 +34,8 @@
 //!
 //! J1 (I2): only ranks of the run change a job, and only what the newest generation stored may be committed. J2 (I3): a gang starts when every
 //! rank of the run before is gone; a rank that is replaced is no member from the entry on that says so, alive or not.
-//! J3 (I8): terminal states absorb. J4 (I11): a job that fails `attempts_max` times without getting further fails for good.
+//! J3 (I8): terminal states absorb. J4 (I11): a job that fails `attempts_max` times without getting further fails for good;
+//! one that serves and has answered does not.
 //! J5 (I14): a run starts with all its ranks. J6 (I10): no Start and no certificate for a job that is being cancelled.
 //! J7 (I19, I20): success needs equal digests on all members, and ledgers that reach to the last sample; what differs before is `replicas.rs`'s.
 //! J8 (I21): Commit is ordered when every member's shard is stored and all are of one state, and a manifest counts only after that.
@@ -479,7 +480,8 @@ impl Job {
                     self.state = JobState::Queued;
                     let words = match self.yields.take() {
                         Some(_) => "queued again, goes on when there is room".to_owned(),
-                        None => format!("queued again, attempt {} of {most}", failures + 1),
+                        None if self.is_bounded() => format!("queued again, attempt {} of {most}", failures + 1),
+                        None => "queued again".to_owned(),
                     };
                     self.note(scene, words);
                     self.changed(scene);

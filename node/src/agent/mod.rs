@@ -23,7 +23,7 @@ mod spawn;
 pub mod state;
 #[cfg(test)]
 mod state_tests;
-mod surveys;
+pub mod surveys;
 mod sweeps;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,11 @@
-//! Surveys of models, off the agent's thread: one at a time, because they measure. Owns how many wait; what is looked at is `server::survey`'s.
+//! Surveys of models: one at a time, because they measure, and each in a process of its own: files are mapped, and one that somebody shortens meanwhile
+//! ends whoever reads it (SIGBUS). Owns how many wait and these processes; what is looked at is `server::survey`'s.
 
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use ractor::ActorRef;
-use stoke_protocol::message::split::Survey;
+use stoke_protocol::message::split::{Survey, Surveyed};
 use tokio::sync::Semaphore;
 
 use super::actor::Message;
@@ -12,6 +14,11 @@ use crate::server;
 
 /// More are not begun: the coordinator asks again.
 const SURVEYS_MAX: usize = 16;
+
+/// This very program, also when its file was replaced.
+const OWN: &str = "/proc/self/exe";
+/// Of what a process that failed has said.
+const SAID_MAX: usize = 1_000;
 
 #[derive(Debug)]
 pub(super) struct Surveyor {
@@ -34,7 +41,7 @@ impl Surveyor {
         tokio::spawn(async move {
             let Ok(turn) = measuring.acquire_owned().await else { return };
             let surveyed = tokio::task::spawn_blocking(move || {
-                let found = server::survey(&survey);
+                let found = look(&survey);
                 tracing::info!(model = survey.model, ?found, "model surveyed");
                 (survey, found)
             });
@@ -44,4 +51,32 @@ impl Surveyor {
             let _ = agent.cast(Message::Event(Event::Surveyed { survey, found }, None));
         });
     }
+}
+
+/// Blocks until the process has ended.
+fn look(survey: &Survey) -> Result<Surveyed, String> {
+    let asked = serde_json::to_string(survey).expect("a survey has names for keys");
+    let command = Command::new(OWN).args(["survey", &asked]).stdin(Stdio::null()).output();
+    let ended = command.map_err(|error| format!("start a process that looks at the model: {error}"))?;
+    if ended.status.success() {
+        let found = serde_json::from_slice::<Result<Surveyed, String>>(&ended.stdout);
+        return found.unwrap_or_else(|error| Err(format!("the process that looked at the model: {error}")));
+    }
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let said: String = said.trim().chars().take(SAID_MAX).collect();
+    let model = &survey.model;
+    Err(format!(
+        "the process that looked at {model:?} ended with {}: its files were changed while they were read, or are damaged. {said}",
+        ended.status
+    ))
+}
+
+/// This process as one that looks at a model. For the hidden command `stoke survey`.
+pub fn main(asked: &str) -> ExitCode {
+    let found = match serde_json::from_str::<Survey>(asked) {
+        Ok(survey) => server::survey(&survey),
+        Err(error) => Err(format!("stoke survey is started by a node agent, not by hand: {error}")),
+    };
+    println!("{}", serde_json::to_string(&found).expect("what was found has names for keys"));
+    ExitCode::SUCCESS
 }

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Counts;
 use super::asking::Desk;
 use super::auth;
-use super::body::Bodies;
+use super::body::{self, Bodies};
 use super::error::{Kind, Problem};
 use super::inference;
 use super::metrics;
@@ -77,16 +77,20 @@ impl Service {
     /// The response to a request, whatever it is.
     pub(super) async fn serve(&self, request: Request<Incoming>) -> (Response<Body>, Room) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         let id = request_id(&parts.headers);
         let shape = Shape::of(parts.uri.path());
         let begun = Instant::now();
         let mut room = None;
-        let mut response = match self.answer(&parts, body, &mut room).await {
+        let mut response = match self.answer(&parts, &mut body, &mut room).await {
             Ok(response) => response,
             Err(problem) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(id = ?id, path = parts.uri.path(), kind = ?problem.kind, problem = problem.message, "refused a request");
+                // A client of HTTP/2 sees a stream that is reset in the middle of its body as broken, and no status.
+                if parts.version == Version::HTTP_2 {
+                    body::drain(&mut body).await;
+                }
                 refused(shape, &problem)
             }
         };
@@ -96,7 +100,7 @@ impl Service {
         (response, room)
     }
 
-    async fn answer(&self, parts: &Parts, body: Incoming, room: &mut Room) -> Result<Response<Body>, Problem> {
+    async fn answer(&self, parts: &Parts, body: &mut Incoming, room: &mut Room) -> Result<Response<Body>, Problem> {
         let place = Place::find(parts.uri.path())?;
         if parts.method == Method::OPTIONS {
             return Ok(allowed(place.method()));
@@ -119,7 +123,7 @@ impl Service {
         self.dispatch(place, parts, body).await
     }
 
-    async fn dispatch(&self, place: Place<'_>, parts: &Parts, body: Incoming) -> Result<Response<Body>, Problem> {
+    async fn dispatch(&self, place: Place<'_>, parts: &Parts, body: &mut Incoming) -> Result<Response<Body>, Problem> {
         let headers = &parts.headers;
         match place {
             Place::Live => Ok(text(StatusCode::OK, "ok\n")),
@@ -161,7 +165,7 @@ impl Service {
         }
     }
 
-    async fn json_body(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
+    async fn json_body(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Problem> {
         if let Some(found) = headers.get(CONTENT_TYPE) {
             let found = found.to_str().unwrap_or_default();
             let media = found.split(';').next().unwrap_or_default().trim();
@@ -173,7 +177,7 @@ impl Service {
         self.plain_body(headers, body).await
     }
 
-    async fn grpc_body(&self, parts: &Parts, body: Incoming) -> Result<Bytes, Problem> {
+    async fn grpc_body(&self, parts: &Parts, body: &mut Incoming) -> Result<Bytes, Problem> {
         let media = parts.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if parts.version != Version::HTTP_2 || !media.starts_with(b"application/grpc") {
             return Err(Problem::new(Kind::MediaType, "a call is HTTP/2 with \"Content-Type: application/grpc\""));
@@ -182,7 +186,7 @@ impl Service {
     }
 
     /// A body that is not compressed.
-    async fn plain_body(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
+    async fn plain_body(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Problem> {
         let encoding = headers.get(CONTENT_ENCODING).filter(|encoding| encoding.as_bytes() != b"identity");
         if encoding.is_some() {
             return Err(Problem::new(Kind::MediaType, "compressed bodies are not supported: send it as it is"));

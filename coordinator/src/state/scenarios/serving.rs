@@ -70,6 +70,27 @@ fn a_gang_that_lacks_a_rank_has_no_head_until_the_rank_is_replaced() {
     assert_eq!([first, second].map(|session| world.head(session)), [Some(Some((1, generation + 1))); 2]);
 }
 
+/// J4.
+#[test]
+fn a_gang_that_has_answered_comes_back_however_often_it_dies() {
+    let (mut world, job, sessions) = serving();
+    world.report(sessions[0], id(job, 1, 0), resumed(1, 1));
+    let mut alive = vec![(sessions[0], id(job, 1, 0)), (sessions[1], id(job, 1, 1))];
+    let mut died = 0;
+    for _ in 0..200 {
+        died += alive.len();
+        alive.drain(..).for_each(|(session, rank)| world.report(session, rank, exited(137)));
+        world.wait(2_000, &sessions);
+        let started = |message: &ToNode| if let ToNode::Start(start) = message { Some(start.id) } else { None };
+        for session in sessions {
+            let ranks = world.told(session).into_iter().filter_map(|message| started(&message));
+            alive.extend(ranks.filter(|rank| rank.generation.0 > 1).map(|rank| (session, rank)));
+        }
+        assert!(!world.state(job).is_terminal(), "after {died}");
+    }
+    assert!(died > 10, "{died}");
+}
+
 /// R3: also when a coordinator comes back that has forgotten whom it told what.
 #[test]
 fn a_gateway_that_connects_is_told_and_newer_routes_have_a_higher_index() {
