@@ -248,6 +248,7 @@ pub(super) async fn never_placed(admin: &Path, job: JobId) -> Failure {
         if explained.as_ref().map_or(true, surveyed) {
             break explained;
         }
+        // The coordinator ends a survey after half a minute; the job's own end ends this wait, too.
         tokio::time::sleep(PLACED_MAX).await;
     };
     match explained {
