@@ -2,6 +2,7 @@
 //! follow the wire; ids are the strings that people type (`job-7`), moments are milliseconds since the Unix epoch.
 
 use serde_json::{Value, json};
+use stoke_protocol::ids::NodeId;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{
     CheckpointView, ClusterView, DrainView, Explanation, JobState, JobView, NodeState, NodeView, OutcomeView,
@@ -155,17 +156,21 @@ pub fn explanation(view: &Explanation) -> Value {
         .iter()
         .map(|event| json!({ "at_ms": event.at_ms, "index": event.index.0, "text": event.text }))
         .collect();
-    json!({ "job": job(&view.job), "nodes": nodes, "events": events, "split": view.split.as_deref().map(split) })
+    let on = |rank: usize| view.job.placement.iter().find(|(id, _)| id.0 as usize == rank).map(|(_, node)| *node);
+    let split = view.split.as_deref().map(|view| split(view, on));
+    json!({ "job": job(&view.job), "nodes": nodes, "events": events, "split": split })
 }
 
 pub fn planned(view: &Planned) -> Value {
     let nodes: Vec<Value> =
         view.nodes.iter().map(|(node, reason)| json!({ "node": node.to_string(), "reason": reason })).collect();
-    json!({ "model": view.model, "split": view.split.as_ref().map(split), "reason": view.reason, "nodes": nodes })
+    let fits_now = view.split.is_some() && view.reason.is_empty();
+    let split = view.split.as_ref().map(|view| split(view, |_| None));
+    json!({ "model": view.model, "split": split, "fits_now": fits_now, "reason": view.reason, "nodes": nodes })
 }
 
-/// Layers from the first to the last.
-fn split(view: &Split) -> Value {
+/// Layers from the first to the last. `on`: where a rank is, if it has been placed.
+fn split(view: &Split, on: impl Fn(usize) -> Option<NodeId>) -> Value {
     let rank = |(number, rank): (usize, &SplitRank)| {
         json!({
             "rank": number,
@@ -173,7 +178,8 @@ fn split(view: &Split) -> Value {
             "part": rank.part,
             "layers": [rank.layers.0, rank.layers.1.saturating_sub(1)],
             "memory_bytes": rank.memory_bytes,
-            "node": rank.node.to_string(),
+            "node": on(number).unwrap_or(rank.node).to_string(),
+            "planned_node": rank.node.to_string(),
             "layer_ms": rank.layer_ns as f64 / 1e6,
             "rtt_ms": f64::from(rank.rtt_us) / 1e3,
         })
@@ -217,6 +223,16 @@ fn traffic(traffic: Traffic) -> &'static str {
         Traffic::Share { .. } => "share",
         Traffic::Shadow => "shadow",
         Traffic::Leaving => "leaving",
+    }
+}
+
+/// The same for people.
+pub fn traffic_words(traffic: Traffic) -> String {
+    match traffic {
+        Traffic::Rest => "all new ones that no share takes".into(),
+        Traffic::Share { millionths } => format!("a share of {} of the new ones", f64::from(millionths) / 1e6),
+        Traffic::Shadow => "a copy of each new one; nobody gets its answers".into(),
+        Traffic::Leaving => "no new ones: it leaves".into(),
     }
 }
 

@@ -188,12 +188,9 @@ impl JobSpec {
         }
     }
 
-    /// Whether ranks, layers or memory of a decoder that is served are left to be chosen.
+    /// Whether the layers of a model are cut over ranks: by what its nodes have, as far as the spec does not say how.
     pub fn awaits_split(&self) -> bool {
-        let serve = self.serve.as_ref().filter(|serve| serve.task == Task::Generate);
-        let is_written =
-            |serve: &Serve| serve.said_stages().is_some() && serve.tensor.is_some() && self.resources.memory.is_some();
-        serve.is_some_and(|serve| !is_written(serve))
+        self.serve.as_ref().is_some_and(|serve| serve.task == Task::Generate)
     }
 
     fn check(&self, text: &str) -> Result<(), SpecError> {
