@@ -192,7 +192,7 @@ impl Need<'_> {
         let own = if fewest == 1 { "1 layer".to_owned() } else { format!("{fewest} layers") };
         match self.memory_bytes {
             _ if request > self.serve.cache.0 => format!(
-                "cache = \"{}\": keys and values of one request may need {} in a rank with {own}: write a larger cache, or a smaller context",
+                "cache = \"{}\": keys and values of one request may need {} in a rank with {own}: use at least that, or a smaller context",
                 self.serve.cache,
                 whole_words(request)
             ),

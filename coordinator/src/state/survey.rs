@@ -23,6 +23,7 @@ use super::machine::{Ask, Job};
 use super::members::{Node, Room};
 use super::requests::{self, invalid, unavailable};
 use super::room::{Left, carries};
+use super::serving::Serves;
 use super::split::{self, Chosen, Cut, Offer, Unfit};
 use super::time::Mono;
 
@@ -293,7 +294,7 @@ impl Control {
         let Some(job) = self.cluster.jobs().get(id) else { return };
         let asked = asked(&spec);
         let split = match self.cut_alike(job, asked) {
-            Some(split) => Ok(split),
+            Some(other) => self.place_alike(job, &spec, other),
             None => self.plan_split(&spec, &job.ask).map(|plan| plan.split),
         };
         let cut = split.and_then(|split| complete(spec, split, asked).map_err(Unfit::Wrong));
@@ -313,15 +314,45 @@ impl Control {
     }
 
     /// The cut of another job of the same model that has not ended, where both specs leave it in the same way.
-    fn cut_alike(&self, job: &Job, asked: Digest) -> Option<Split> {
+    fn cut_alike(&self, job: &Job, asked: Digest) -> Option<(JobId, Split)> {
         let model = &job.serves.as_ref()?.model;
         self.cluster.serving(model).filter(|(other, _)| other.owner == job.owner).find_map(|(other, _)| {
             let Cut::Chosen(chosen) = &other.cut else { return None };
-            (chosen.asked == asked).then(|| chosen.split.clone())
+            (chosen.asked == asked).then(|| (other.id, chosen.split.clone()))
         })
     }
 
-    /// By what is free now; or, where that is too little, by what would be if nothing else ran: then the job waits for room.
+    /// The same layers, on nodes of its own where there are some: on those of the other job where nothing better is known.
+    fn place_alike(&self, job: &Job, spec: &JobSpec, (other, theirs): (JobId, Split)) -> Result<Split, Unfit> {
+        match self.plan_split(&cut_as(spec.clone(), &theirs), &job.ask) {
+            Ok(Plan { split, .. }) => Ok(Split { why: format!("as {other} is"), ..split }),
+            Err(Unfit::Short(words)) if !self.silent(spec, &job.ask).is_empty() => Err(Unfit::Short(words)),
+            Err(_) => Ok(theirs),
+        }
+    }
+
+    /// Nodes that have not answered yet.
+    fn silent(&self, spec: &JobSpec, ask: &Ask) -> Vec<NodeId> {
+        let Some(survey) = survey_of(spec) else { return Vec::new() };
+        let mut nodes = self.may_carry(ask);
+        nodes.retain(|node| self.surveys.answer(&survey, *node).is_none());
+        nodes
+    }
+
+    /// Nodes that have ranks of a model, or are to get some: another job of it is safer elsewhere, and does not compete with them.
+    fn carrying(&self, spec: &JobSpec) -> BTreeSet<NodeId> {
+        let Some(serves) = Serves::of(spec) else { return BTreeSet::new() };
+        let jobs = self.cluster.serving(&serves.model).map(|(job, _)| job);
+        let nodes = jobs.flat_map(|job| match (&job.run, &job.cut) {
+            (Some(run), _) => run.ranks.values().filter(|rank| rank.is_wanted()).map(|rank| rank.node).collect(),
+            (None, Cut::Chosen(chosen)) => chosen.split.ranks.iter().map(|rank| rank.node).collect(),
+            (None, Cut::Awaited | Cut::Written) => Vec::new(),
+        });
+        nodes.collect()
+    }
+
+    /// By what is free now, on nodes without other jobs of the model if they will do; or, where that is too little, by what would be if nothing else
+    /// ran: then the job waits for room.
     fn plan_split(&self, spec: &JobSpec, ask: &Ask) -> Result<Plan, Unfit> {
         let short = |words: String| Err(Unfit::Short(words));
         let Some(survey) = survey_of(spec) else { return short("the spec has no section [serve]".into()) };
@@ -329,27 +360,29 @@ impl Control {
         if nodes.is_empty() {
             return short("no node is up that may have its ranks: `stoke explain` says why not".into());
         }
-        let silent: Vec<NodeId> =
-            nodes.iter().copied().filter(|node| self.surveys.answer(&survey, *node).is_none()).collect();
+        let silent = self.silent(spec, ask);
         if !silent.is_empty() {
             return short(format!("its model is being surveyed on {}", listed(&silent)));
         }
         let has = self.having(&survey, &nodes);
         let Some(model) = commonest(&has) else { return Err(self.nowhere(&survey, ask, &nodes)) };
         let alike = || has.iter().filter(|(.., found)| shape(found) == model);
-        let offers = |room: &dyn Fn(&Node) -> Room| -> Vec<Offer> {
+        let carrying = self.carrying(spec);
+        let offers = |room: &dyn Fn(&Node) -> Room, shunned: &BTreeSet<NodeId>| -> Vec<Offer> {
             let offer = |(node, rtt_us, found): &(&Node, u32, Surveyed)| Offer {
                 node: node.id,
                 free: room(node),
                 layer_ns: found.layer_ns,
                 rtt_us: *rtt_us,
             };
-            alike().map(offer).collect()
+            alike().map(offer).filter(|offer| !shunned.contains(&offer.node)).collect()
         };
-        match split::split(spec, &model, &offers(&Node::free)) {
+        let plan = |offers: Vec<Offer>| split::split(spec, &model, &offers);
+        let none = BTreeSet::new();
+        match plan(offers(&Node::free, &carrying)).or_else(|_| plan(offers(&Node::free, &none))) {
             Ok(split) => Ok(Plan { split, waits: None }),
             Err(Unfit::Wrong(words)) => Err(Unfit::Wrong(words)),
-            Err(Unfit::Short(words)) => match split::split(spec, &model, &offers(&|node| Room::of(&node.capacity))) {
+            Err(Unfit::Short(words)) => match plan(offers(&|node| Room::of(&node.capacity), &none)) {
                 Ok(split) => Ok(Plan { split, waits: Some(words) }),
                 Err(_) => Err(Unfit::Short(words)),
             },
@@ -448,8 +481,8 @@ fn asked(spec: &JobSpec) -> Digest {
     Digest(*blake3::hash(&bytes).as_bytes())
 }
 
-/// The spec as the ranks get it.
-fn complete(mut spec: JobSpec, split: Split, asked: Digest) -> Result<Chosen, String> {
+/// With the same layers in the same ranks.
+fn cut_as(mut spec: JobSpec, split: &Split) -> JobSpec {
     if let Some(serve) = &mut spec.serve {
         let of = |stage: u32| {
             split.ranks.iter().find(|rank| rank.stage == stage).map_or(0, |rank| rank.layers.1 - rank.layers.0)
@@ -457,7 +490,12 @@ fn complete(mut spec: JobSpec, split: Split, asked: Digest) -> Result<Chosen, St
         serve.layers = Some((0..split.stages).map(of).collect());
         (serve.stages, serve.tensor) = (Some(split.stages), Some(split.tensor));
     }
-    let text = spec.to_toml();
+    spec
+}
+
+/// The spec as the ranks get it.
+fn complete(spec: JobSpec, split: Split, asked: Digest) -> Result<Chosen, String> {
+    let text = cut_as(spec, &split).to_toml();
     match JobSpec::parse(&text) {
         Ok(_) => Ok(Chosen { split, spec: text, asked }),
         Err(error) => Err(format!("its spec with the cut into {} ranks: {error}", split.ranks.len())),

@@ -1,7 +1,7 @@
 //! Models whose cut is left to the cluster: who is asked, when the cut is chosen, and that it stays.
 
 use stoke_protocol::message::rank::StartRank;
-use stoke_protocol::message::split::{Planned, Survey, Surveyed};
+use stoke_protocol::message::split::{Planned, Split, Survey, Surveyed};
 use stoke_protocol::spec::Precision;
 
 use super::*;
@@ -231,9 +231,28 @@ fn a_replica_is_cut_as_the_first_one_and_waits_for_room() {
     world.surveyed(second, found());
     let replica = world.submit("k-2", &SPEC.replace("name = \"chat\"\n", "name = \"chat\"\npriority = -1\n"));
     let (Cut::Chosen(theirs), Cut::Chosen(own)) = (world.cut(job), world.cut(replica)) else { panic!("not cut") };
-    assert_eq!(theirs.split, own.split);
+    assert_eq!(own.split, Split { why: "as job-1 is".into(), ..theirs.split });
     assert_eq!(world.state(replica), JobState::Queued);
     assert_eq!(world.reason(replica), "needs room for 2 ranks; there is room for 0 now");
+}
+
+/// One node that dies takes one of them along.
+#[test]
+fn a_replica_goes_to_a_node_without_the_model_where_there_is_one() {
+    let mut world = World::new();
+    let sessions = [(); 3].map(|()| world.node(2).1);
+    let small = found().map(|found| Surveyed { layers: 4, ..found });
+    let spec = SPEC.replace("[serve]\n", "[serve]\nstages = 1\ntensor = 1\n");
+    let jobs = ["a", "b", "c", "d"].map(|key| world.submit(key, &spec));
+    for session in sessions {
+        world.surveyed(session, small.clone());
+    }
+    let mut nodes = jobs.map(|job| {
+        let run = world.control.cluster().jobs().get(job).unwrap().run.clone().unwrap();
+        run.ranks.values().map(|rank| rank.node.0).collect::<Vec<_>>()
+    });
+    nodes.sort();
+    assert_eq!(nodes, [[1], [1], [2], [3]]);
 }
 
 #[test]
