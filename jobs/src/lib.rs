@@ -7,6 +7,7 @@ mod device;
 mod error;
 pub mod lm;
 mod order;
+pub mod rl;
 mod train;
 
 pub use config::absolute_paths;
