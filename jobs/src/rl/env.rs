@@ -8,6 +8,7 @@ use std::io;
 
 use super::Space;
 use super::classic;
+use super::scan_budget::{ScanBudget, WorldConfig};
 
 /// What does not change of an environment.
 #[derive(Debug, Clone, PartialEq)]
@@ -169,12 +170,15 @@ impl EnvError {
 }
 
 /// Environments that need no Python. The first five have gymnasium's names and are gymnasium's, number for number.
-pub const NATIVE: [&str; 5] =
-    ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"];
+pub const NATIVE: [&str; 6] =
+    ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "scan-budget"];
 
 /// A native environment by its name, with its default options.
 pub fn make(name: &str, lanes: usize) -> Result<Box<dyn VecEnv>, EnvError> {
-    classic::make(name, lanes).ok_or_else(|| EnvError::Unknown { name: name.to_owned() })
+    match name {
+        "scan-budget" => Ok(Box::new(ScanBudget::new(WorldConfig::default(), lanes)?)),
+        _ => classic::make(name, lanes).ok_or_else(|| EnvError::Unknown { name: name.to_owned() }),
+    }
 }
 
 /// The checks that every environment begins with.

@@ -1,9 +1,15 @@
+//! Wiring of reinforcement learning: environments now. Pure compute, deterministic in its seeds; no network, no clock but a bridge's deadlines.
+
+mod bridge;
+mod bridge_process;
 mod classic;
 mod env;
 mod pcg64;
+pub mod scan_budget;
 mod space;
 mod trig;
 
+pub use bridge::{Bridge, BridgeConfig};
 pub use env::{Actions, EnvError, EnvSpec, NATIVE, Step, StepBuffer, VecEnv, make};
 pub use pcg64::Pcg64;
 pub use space::Space;
