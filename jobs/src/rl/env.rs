@@ -1,7 +1,7 @@
 //! What an environment is: gymnasium 1.4's semantics over lanes (`core.py`, `vector/sync_vector_env.py`). Owns the interface, its errors and
 //! the list of native environments; computes nothing.
 //!
-//! A lane is one course of episodes. It has a seed and a generator of its own, so that what it does depends on its seed and its actions alone,
+//! A lane is one course of episodes. E1: it has a seed and a generator of its own, so that what it does depends on its seed and its actions alone,
 //! whatever other lanes there are and whichever process they run in.
 
 use std::io;

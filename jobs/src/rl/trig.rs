@@ -7,13 +7,13 @@
 
 /// How far from 0 the reduction is exact: the multiple of pi/2 has to be a number of 20 bits.
 #[cfg(test)]
-const REACH: f64 = 1.0e6;
+const REACH: f64 = 1_000_000.0;
 
 /// 1.5 * 2^52: added to a number below 2^51, it leaves the nearest whole number in the low bits.
 const ROUND: f64 = 6_755_399_441_055_744.0;
-const PI_2_HIGH: f64 = 1.570_796_326_734_125_614_17;
-const PI_2_MIDDLE: f64 = 6.077_100_506_303_965_976_60e-11;
-const PI_2_LOW: f64 = 2.022_266_248_795_950_631_54e-21;
+const PI_2_HIGH: f64 = 1.570_796_326_734_125_6;
+const PI_2_MIDDLE: f64 = 6.077_100_506_303_966e-11;
+const PI_2_LOW: f64 = 2.022_266_248_795_950_6e-21;
 
 /// The sine and the cosine of `x` radians.
 #[inline(always)]
@@ -45,12 +45,12 @@ pub(crate) fn cos(x: f64) -> f64 {
 /// Sine of `x + rest` for |x| <= pi/4.
 #[inline(always)]
 fn sin_near(x: f64, rest: f64) -> f64 {
-    const S1: f64 = -1.666_666_666_666_663_243_48e-01;
-    const S2: f64 = 8.333_333_333_322_489_461_24e-03;
-    const S3: f64 = -1.984_126_982_985_794_931_34e-04;
-    const S4: f64 = 2.755_731_370_707_006_767_89e-06;
-    const S5: f64 = -2.505_076_025_340_686_341_95e-08;
-    const S6: f64 = 1.589_690_995_211_550_102_21e-10;
+    const S1: f64 = -0.166_666_666_666_666_32;
+    const S2: f64 = 0.008_333_333_333_322_49;
+    const S3: f64 = -0.000_198_412_698_298_579_5;
+    const S4: f64 = 2.755_731_370_707_006_8e-6;
+    const S5: f64 = -2.505_076_025_340_686_3e-8;
+    const S6: f64 = 1.589_690_995_211_55e-10;
     let z = x * x;
     let w = z * z;
     let r = S2 + z * (S3 + z * S4) + z * w * (S5 + z * S6);
@@ -61,12 +61,12 @@ fn sin_near(x: f64, rest: f64) -> f64 {
 /// Cosine of `x + rest` for |x| <= pi/4.
 #[inline(always)]
 fn cos_near(x: f64, rest: f64) -> f64 {
-    const C1: f64 = 4.166_666_666_666_660_190_37e-02;
-    const C2: f64 = -1.388_888_888_887_410_957_49e-03;
-    const C3: f64 = 2.480_158_728_947_672_941_78e-05;
-    const C4: f64 = -2.755_731_435_139_066_330_35e-07;
-    const C5: f64 = 2.087_572_321_298_174_827_90e-09;
-    const C6: f64 = -1.135_964_755_778_819_482_65e-11;
+    const C1: f64 = 0.041_666_666_666_666_6;
+    const C2: f64 = -0.001_388_888_888_887_411;
+    const C3: f64 = 2.480_158_728_947_673e-5;
+    const C4: f64 = -2.755_731_435_139_066_3e-7;
+    const C5: f64 = 2.087_572_321_298_175e-9;
+    const C6: f64 = -1.135_964_755_778_819_5e-11;
     let z = x * x;
     let w = z * z;
     let r = z * (C1 + z * (C2 + z * C3)) + w * w * (C4 + z * (C5 + z * C6));

@@ -111,10 +111,11 @@ fn environments_that_are_not_native_run_with_flattened_observations() {
             let actions: [u32; 4] = std::array::from_fn(|_| rng.below(choices.into()) as u32);
             env.step(Actions::Discrete(&actions), buffer.step()).expect("a step");
             assert!(buffer.observations.chunks(len).all(|row| row.iter().sum::<f32>() == ones), "{name}");
-            for lane in 0..4 {
-                assert!(!ended[lane] || (buffer.rewards[lane] == 0.0 && !buffer.terminated[lane]), "{name}");
-                ended[lane] = buffer.terminated[lane] || buffer.truncated[lane];
-                ends += u32::from(ended[lane]);
+            for (lane, ended) in ended.iter_mut().enumerate() {
+                let end = buffer.terminated[lane] || buffer.truncated[lane];
+                assert!(!*ended || (buffer.rewards[lane] == 0.0 && !end), "{name}");
+                *ended = end;
+                ends += u32::from(end);
             }
         }
         assert!(ends >= 8, "{name}: {ends} ends");

@@ -1,4 +1,4 @@
-//! The contract of `VecEnv`, on every native environment.
+//! The contract of `VecEnv` (E1: a lane depends on its seed and actions alone), on every native environment.
 
 use stoke_jobs::rl::{Actions, EnvError, NATIVE, Pcg64, Space, StepBuffer, VecEnv, make};
 

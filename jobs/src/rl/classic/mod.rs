@@ -19,6 +19,8 @@ use crate::lm::kernels::Isa;
 const WIDTH: usize = 32;
 /// Numbers of a lane's state at most.
 const COMPONENTS: usize = 4;
+/// Of a number of any state, with room: a pendulum turns by less than 90 in an episode. Far beyond it sines are wrong and angles take for ever to wrap.
+const STATE_MAX: f64 = 1_000.0;
 /// The state of `WIDTH` lanes, component by component; environments with fewer components leave the others at 0.
 type Block = [[f64; WIDTH]; COMPONENTS];
 
@@ -248,8 +250,8 @@ fn read<D: Dynamics>(bytes: &[u8]) -> Result<(Lane, [f64; COMPONENTS]), &'static
     for (value, bytes) in state.iter_mut().zip(numbers.chunks_exact(8)) {
         *value = f64::from_le_bytes(bytes.try_into().expect("chunks of eight"));
     }
-    if !state.iter().all(|value| value.is_finite()) {
-        return Err("a number of its state is not finite");
+    if !state.iter().all(|value| value.abs() <= STATE_MAX) {
+        return Err("a number of its state is out of range");
     }
     Ok((Lane { rng, steps, course }, state))
 }

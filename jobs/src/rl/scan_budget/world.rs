@@ -62,6 +62,8 @@ impl WorldConfig {
             Err("groups, systems, hosts, ports, batch and budget are at least 1".to_owned())
         } else if services.is_none_or(|services| services > SERVICES_MAX) {
             Err(format!("groups x ports x hosts is {SERVICES_MAX} at most"))
+        } else if (self.budget as usize).checked_mul(self.batch).is_none_or(|probes| probes > u32::MAX as usize) {
+            Err(format!("budget x batch is {} probes at most", u32::MAX))
         } else if self.systems > self.groups {
             Err(format!("{} systems have more than {} groups to share", self.systems, self.groups))
         } else if self.batch > self.hosts {
@@ -343,7 +345,9 @@ impl World {
         (world.key, world.existed) = (long(0), long(1));
         let word = |index: usize| u32::from_le_bytes(words[index * 4..][..4].try_into().expect("four bytes"));
         world.batches = word(0);
-        if world.batches > config.budget || world.cells.iter().any(|cell| cell.last > world.batches) {
+        let probes_max = u64::from(config.budget) * config.batch as u64;
+        let possible = |cell: &Cell| cell.last <= world.batches && u64::from(cell.probes) <= probes_max;
+        if world.batches > config.budget || !world.cells.iter().all(possible) {
             return Err("more batches were done than the budget has");
         }
         let cell = word(1) as usize;
