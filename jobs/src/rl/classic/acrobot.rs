@@ -94,11 +94,16 @@ fn derivative([a, b, a_dot, b_dot]: [f64; 4], torque: f64) -> [f64; 4] {
     [a_dot, b_dot, a_acc, b_acc]
 }
 
-/// As numpy squares a number with `**`: by the C library's power, which rounds one square in a thousand to the other side.
+/// As numpy squares a number with `**`: by the C library's power, which rounds one square in a thousand to the other side. It is within 0.54 units in
+/// the last place of the truth (glibc, `sysdeps/ieee754/dbl-64/e_pow.c`), so where the product is within 0.45, both are the same, and a
+/// product costs nothing.
 #[inline(always)]
 fn square(x: f64) -> f64 {
-    // Hidden from the compiler, which would multiply.
-    x.powf(std::hint::black_box(2.0))
+    let product = x * x;
+    let rest = x.mul_add(x, -product);
+    let unit = f64::from_bits(product.to_bits() & f64::INFINITY.to_bits()) * f64::EPSILON;
+    // The exponent is hidden from the compiler, which would multiply.
+    if rest.abs() < 0.45 * unit { product } else { x.powf(std::hint::black_box(2.0)) }
 }
 
 /// Between -pi and pi. A step turns a link a few times at most.

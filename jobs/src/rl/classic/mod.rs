@@ -255,3 +255,64 @@ fn read<D: Dynamics>(bytes: &[u8]) -> Result<(Lane, [f64; COMPONENTS]), &'static
     }
     Ok((Lane { rng, steps, course }, state))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::acrobot::Acrobot;
+    use super::cart_pole::CartPole;
+    use super::mountain_car::MountainCar;
+    use super::mountain_car_continuous::MountainCarContinuous;
+    use super::pendulum::Pendulum;
+    use super::{Actions, Classic, Dynamics, Isa, Pcg64, Space, VecEnv};
+    use crate::rl::{EnvError, StepBuffer};
+
+    /// All that 40 lanes do in 600 steps.
+    fn course<D: Dynamics>(isa: Isa) -> Vec<StepBuffer> {
+        let mut env = Classic::<D>::new(40);
+        env.isa = isa;
+        let mut buffer = StepBuffer::new(&env);
+        env.reset(&std::array::from_fn::<u64, 40, _>(|lane| lane as u64), &mut buffer.observations).expect("a reset");
+        let mut rng = Pcg64::new(1);
+        let mut seen = vec![buffer.clone()];
+        for _ in 0..600 {
+            let choices: [u32; 40] = std::array::from_fn(|_| rng.below(2) as u32);
+            let values = choices.map(|choice| choice as f32 * 5.0 - 2.5);
+            let discrete = matches!(env.spec.action, Space::Discrete { .. });
+            let actions = if discrete { Actions::Discrete(&choices) } else { Actions::Box(&values) };
+            env.step(actions, buffer.step()).expect("a step");
+            seen.push(buffer.clone());
+        }
+        seen
+    }
+
+    #[test]
+    fn steps_have_the_same_bits_on_every_instruction_set() {
+        let courses: [fn(Isa) -> Vec<StepBuffer>; 5] = [
+            course::<CartPole>,
+            course::<Acrobot>,
+            course::<MountainCar>,
+            course::<MountainCarContinuous>,
+            course::<Pendulum>,
+        ];
+        for course in courses {
+            let plain = course(*Isa::available().last().expect("the plain one"));
+            for isa in Isa::available() {
+                assert!(course(isa) == plain, "{isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn state_that_no_lane_has_is_refused() {
+        let mut env = Classic::<Acrobot>::new(1);
+        let mut seen = [0.0; 6];
+        env.reset(&[1], &mut seen).expect("a reset");
+        let saved = env.save(0).expect("a saved lane");
+        for number in [1e300f64, f64::NAN, f64::NEG_INFINITY] {
+            let mut damaged = saved.clone();
+            let at = saved.len() - Acrobot::NAME.len() - 8;
+            damaged[at..at + 8].copy_from_slice(&number.to_le_bytes());
+            assert!(matches!(env.restore(0, &damaged, &mut seen), Err(EnvError::State { .. })), "{number}");
+        }
+    }
+}
