@@ -1,8 +1,8 @@
 //! Environment steps a second, one thread: every native environment against gymnasium's `SyncVectorEnv`, and CartPole also against gymnasium's own
-//! vectorised one, taking turns in the same run with the same actions. Prints medians of the turns and ratios.
+//! vectorised one, taking turns in the same run. Prints medians of the turns, and the median of the ratios of turns that followed each other.
 //!
 //! `cargo bench -p stoke-cli -p stoke-tests --bench rl_env`; gymnasium needs the Python that the tests of the bridge make (`~/.cache/stoke-tests`), or
-//! STOKE_GYMNASIUM_PYTHON. STOKE_BENCH_LANES (64) and STOKE_BENCH_TURNS (5) replace the defaults.
+//! STOKE_GYMNASIUM_PYTHON. STOKE_BENCH_LANES (64) and STOKE_BENCH_TURNS (11) replace the defaults.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const NAMES: [&str; 5] = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"];
 /// How long a turn lasts at least.
-const TURN: Duration = Duration::from_millis(700);
+const TURN: Duration = Duration::from_millis(250);
 /// Steps of actions that are drawn before the clock starts, and used again and again.
 const DRAWN: usize = 256;
 
 fn main() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
-    let (lanes, turns) = (number("STOKE_BENCH_LANES", 64), number("STOKE_BENCH_TURNS", 5));
+    let (lanes, turns) = (number("STOKE_BENCH_LANES", 64), number("STOKE_BENCH_TURNS", 11));
     let mut peer = Peer::start(lanes);
     println!(
         "environment steps a second, {lanes} lanes, one thread, medians of {turns} turns of {} ms",
@@ -43,12 +43,12 @@ fn compare(name: &str, theirs: &str, peer: &mut Option<Peer>, (lanes, turns): (u
         ours.push(rate(name, lanes));
         others.extend(peer.as_mut().map(|peer| peer.rate(theirs)));
     }
+    let mut ratios: Vec<f64> = ours.iter().zip(&others).map(|(ours, theirs)| ours / theirs).collect();
     let ours = median(&mut ours);
-    if others.is_empty() {
+    if ratios.is_empty() {
         return println!("{theirs:<26}{ours:>14.0}");
     }
-    let others = median(&mut others);
-    println!("{theirs:<26}{ours:>14.0}{others:>14.0}{:>8.0}", ours / others);
+    println!("{theirs:<26}{ours:>14.0}{:>14.0}{:>8.0}", median(&mut others), median(&mut ratios));
 }
 
 /// Steps a second of all lanes together.
