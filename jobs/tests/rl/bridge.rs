@@ -203,6 +203,25 @@ fn process_ends_with_its_bridge() {
     assert!(!lives(process));
 }
 
+#[test]
+fn killed_process_is_an_error_and_another_one_plays_the_same_lanes() {
+    let Some(python) = python() else { return };
+    let begin = || {
+        let mut env = Bridge::start(&config(python, "Taxi-v4", 2)).expect("gymnasium starts");
+        let mut buffer = StepBuffer::new(&env);
+        env.reset(&[8, 9], &mut buffer.observations).expect("a reset");
+        env.step(Actions::Discrete(&[0, 1]), buffer.step()).expect("a step");
+        (env, buffer)
+    };
+    let (mut env, mut buffer) = begin();
+    let seen = buffer.clone();
+    let process = env.process_id().expect("a process").to_string();
+    assert!(Command::new("kill").args(["-9", &process]).status().expect("kill runs").success());
+    let error = env.step(Actions::Discrete(&[2, 3]), buffer.step()).expect_err("it was killed");
+    assert!(matches!(&error, EnvError::Ended { status, .. } if status.contains('9')), "{error}");
+    assert!(error.is_fatal() && seen == begin().1, "{error}");
+}
+
 /// Not a test by itself: the next one runs it in a process of its own, and kills that.
 #[test]
 fn an_owner_that_is_killed() {

@@ -24,7 +24,7 @@ const STATE_MAX: f64 = 1_000.0;
 /// The state of `WIDTH` lanes, component by component; environments with fewer components leave the others at 0.
 type Block = [[f64; WIDTH]; COMPONENTS];
 
-/// The physics of one environment: stateless, over a block of lanes. Lanes that nobody owns hold a sound state and are stepped too.
+/// The physics of one environment: stateless, over a block of lanes. Lanes that nobody owns hold zeros and are stepped too.
 trait Dynamics: Send + 'static {
     const NAME: &'static str;
     const STEPS_MAX: u32;
@@ -136,6 +136,8 @@ impl<D: Dynamics> Classic<D> {
                     }
                     let (mut rewards, mut terminated) = ([0.0; WIDTH], [false; WIDTH]);
                     D::step(block, &chosen, &mut rewards, &mut terminated);
+                    // Lanes that nobody owns begin no episodes: they would step out of the numbers in the end.
+                    block.iter_mut().for_each(|component| component[here.len()..].fill(0.0));
                     step.rewards[here.clone()].copy_from_slice(&rewards[..here.len()]);
                     step.terminated[here.clone()].copy_from_slice(&terminated[..here.len()]);
                 }

@@ -94,6 +94,9 @@ const BUILT_IN: [(u16, Class, u32); 60] = [
 ];
 
 impl PortTable {
+    /// Where nmap's package puts its table. Who reads it gives the table on as a part of the options, so that every node has the same one.
+    pub const NMAP_SERVICES: &str = "/usr/share/nmap/nmap-services";
+
     pub fn built_in() -> Self {
         let port = |&(number, class, thousandths): &(u16, Class, u32)| Port {
             number,
@@ -103,8 +106,7 @@ impl PortTable {
         Self::sorted(BUILT_IN.iter().map(port).collect())
     }
 
-    /// The TCP ports of nmap's `nmap-services` (name, number/protocol, frequency; often in /usr/share/nmap) that the table of ours has a class for. Lanes
-    /// are the same on machines that read the same file.
+    /// The TCP ports of nmap's `nmap-services` (name, number/protocol, frequency) that the table of ours has a class for.
     pub fn read_nmap(path: &Path) -> io::Result<Self> {
         let mut ports = Vec::new();
         for line in BufReader::new(std::fs::File::open(path)?).lines() {

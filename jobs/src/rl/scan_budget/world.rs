@@ -70,6 +70,8 @@ impl WorldConfig {
             Err(format!("a batch of {} is more than the {} hosts of a group", self.batch, self.hosts))
         } else if self.ports > self.table.ports().len() {
             Err(format!("the table has {} ports, {} are asked for", self.table.ports().len(), self.ports))
+        } else if !self.table.ports().iter().all(|port| (0.0..=1.0).contains(&port.frequency)) {
+            Err("the frequency of a port is from 0 to 1".to_owned())
         } else if ![self.renumbered / 1_000.0, self.updates, self.outbreaks].iter().all(|x| (0.0..=1.0).contains(x)) {
             Err("renumbered is from 0 to 1000, updates and outbreaks are from 0 to 1".to_owned())
         } else {
