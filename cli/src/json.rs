@@ -10,6 +10,9 @@ use stoke_protocol::message::client::{
 use stoke_protocol::message::node::LogChunk;
 use stoke_protocol::message::rank::Progress;
 use stoke_protocol::message::serve::Traffic;
+use stoke_protocol::message::split::{Planned, Split, SplitRank};
+
+use crate::served;
 
 pub fn cluster(view: &ClusterView) -> Value {
     json!({
@@ -74,7 +77,7 @@ pub fn job(view: &JobView) -> Value {
         "job": view.job.to_string(),
         "name": view.name,
         "trainer": view.trainer,
-        "serves": view.serves.as_ref().map(|serves| json!({ "model": serves.model, "ready": serves.ready })),
+        "serves": view.serves.as_ref().map(served::document),
         "traffic": view.traffic.map(traffic),
         "share": view.traffic.and_then(share),
         "owner": view.owner,
@@ -152,7 +155,37 @@ pub fn explanation(view: &Explanation) -> Value {
         .iter()
         .map(|event| json!({ "at_ms": event.at_ms, "index": event.index.0, "text": event.text }))
         .collect();
-    json!({ "job": job(&view.job), "nodes": nodes, "events": events })
+    json!({ "job": job(&view.job), "nodes": nodes, "events": events, "split": view.split.as_deref().map(split) })
+}
+
+pub fn planned(view: &Planned) -> Value {
+    let nodes: Vec<Value> =
+        view.nodes.iter().map(|(node, reason)| json!({ "node": node.to_string(), "reason": reason })).collect();
+    json!({ "model": view.model, "split": view.split.as_ref().map(split), "reason": view.reason, "nodes": nodes })
+}
+
+/// Layers from the first to the last.
+fn split(view: &Split) -> Value {
+    let rank = |(number, rank): (usize, &SplitRank)| {
+        json!({
+            "rank": number,
+            "stage": rank.stage,
+            "part": rank.part,
+            "layers": [rank.layers.0, rank.layers.1.saturating_sub(1)],
+            "memory_bytes": rank.memory_bytes,
+            "node": rank.node.to_string(),
+            "layer_ms": rank.layer_ns as f64 / 1e6,
+            "rtt_ms": f64::from(rank.rtt_us) / 1e3,
+        })
+    };
+    json!({
+        "stages": view.stages,
+        "tensor": view.tensor,
+        "ranks": view.ranks.iter().enumerate().map(rank).collect::<Vec<_>>(),
+        "token_ms": view.token_ns as f64 / 1e6,
+        "slowest_stage_ms": view.stage_ns as f64 / 1e6,
+        "why": view.why,
+    })
 }
 
 pub fn token(view: &TokenView) -> Value {

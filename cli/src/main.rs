@@ -13,6 +13,7 @@ mod output;
 mod place;
 mod progress;
 mod report;
+mod served;
 mod spec;
 
 use std::path::PathBuf;

@@ -1,8 +1,42 @@
 //! Every number that the coordinator tells, name and help side by side. Actors touch them; `state/` never does.
 
+use std::sync::{Mutex, PoisonError};
+
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use stoke_protocol::exposition::{Exposition, Kind};
+
+use crate::state::view::ModelFigures;
+
+/// A number's kind, its name, its help, and where it is.
+type Figure<T> = (Kind, &'static str, &'static str, fn(&T) -> u64);
+
+/// What is told of each model that is served: of all its replicas, without those with a share or a shadow.
+const MODELS: [Figure<ModelFigures>; 8] = [
+    (Kind::Gauge, "stoke_model_replicas", "Jobs that serve the model", |model| model.replicas.into()),
+    (Kind::Gauge, "stoke_model_answering", "Jobs that serve the model and answer", |model| model.answering.into()),
+    (Kind::Gauge, "stoke_model_running", "Requests that are computed", |model| model.running),
+    (Kind::Gauge, "stoke_model_waiting", "Requests that wait at heads", |model| model.waiting),
+    (Kind::Gauge, "stoke_model_held", "Requests that wait at gateways for a head", |model| model.held.into()),
+    (
+        Kind::Counter,
+        "stoke_model_answers_total",
+        "Answers that came to their end, those of shares and shadows too",
+        |model| model.total.answers,
+    ),
+    (Kind::Counter, "stoke_model_tokens_total", "Tokens of answers, or of texts with vectors", |model| {
+        model.total.tokens
+    }),
+    (
+        Kind::Counter,
+        "stoke_model_refused_total",
+        "Requests that gateways refused: no head had room or came up in time",
+        |model| model.total.refused,
+    ),
+];
+const FIRST_TOKEN: (&str, &str) =
+    ("stoke_model_first_token_seconds", "From a question's arrival at the head to the first token of its answer");
 
 /// Buckets from 10 µs to 10 s, in seconds: a plan of a small cluster, an fsync, a slow disk.
 const SECONDS: [f64; 13] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0];
@@ -37,6 +71,8 @@ pub(crate) struct Metrics {
     pub ranks_miscomputed: IntGauge,
     pub steps_skipped: IntGauge,
     pub ranks_slow: IntGauge,
+    /// Of models that are served, as text.
+    models: Mutex<String>,
 }
 
 impl Metrics {
@@ -85,15 +121,30 @@ impl Metrics {
             ranks_miscomputed: gauge("stoke_ranks_miscomputed", "Ranks with wrong numbers, on nodes that serve"),
             steps_skipped: gauge("stoke_steps_skipped", "Steps of running jobs that were not finite and left out"),
             ranks_slow: gauge("stoke_ranks_slow", "Ranks that compute more slowly than their peers"),
+            models: Mutex::default(),
             registry,
         }
+    }
+
+    /// The figures of all models, in place of the last ones.
+    pub fn served(&self, models: &[ModelFigures]) {
+        let mut text = Exposition::default();
+        for (kind, name, help, figure) in MODELS {
+            text.family(kind, name, help);
+            models.iter().for_each(|model| text.value(name, &model.model, figure(model)));
+        }
+        let (name, help) = FIRST_TOKEN;
+        text.family(Kind::Histogram, name, help);
+        models.iter().for_each(|model| text.times(name, &model.model, &model.total.first_tokens));
+        *self.models.lock().unwrap_or_else(PoisonError::into_inner) = text.text();
     }
 
     /// The text that Prometheus reads.
     pub fn text(&self) -> String {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("metrics encode into memory");
-        String::from_utf8(text).expect("the text format is UTF-8")
+        let text = String::from_utf8(text).expect("the text format is UTF-8");
+        text + &self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

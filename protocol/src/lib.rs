@@ -1,6 +1,7 @@
 //! What is said on the wire and how it is carried. Wiring only.
 
 pub mod codec;
+pub mod exposition;
 pub mod identity;
 pub mod ids;
 pub mod label;

@@ -1,7 +1,9 @@
 //! The job spec: one TOML document that people write. Owns its keys, their defaults and their checks; errors name the key, the line and the
 //! mend. The sections `[data]`, `[model]`, `[optimizer]` and `[schedule]` belong to the trainer and are checked by `stoke-jobs`.
 
+mod replicas;
 mod serve;
+mod span;
 mod train;
 
 use std::collections::BTreeMap;
@@ -12,7 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::label::{check_labels, is_plain};
 
+pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
+pub use span::Span;
 pub use train::{OnNan, Straggler, Train};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
@@ -24,6 +28,8 @@ pub const KEEP_MAX: u32 = 1_000;
 const NAME_CHARS_MAX: usize = 63;
 /// More than the processors of any machine: a rank starts so many threads at once.
 const THREADS_MAX: u32 = 256;
+/// Of a rank, where nobody has said or measured how much it needs.
+const MEMORY: Bytes = Bytes(1 << 30);
 /// A folder's path is shorter on Linux; two of them travel beside the spec.
 const URI_BYTES_MAX: usize = 4096;
 
@@ -70,7 +76,9 @@ pub struct Resources {
     /// A job that has lost ranks goes on with no fewer than this, while replacements come up.
     pub ranks_min: u32,
     pub cpus: u32,
-    pub memory: Bytes,
+    /// Left out: 1 GiB; of a decoder that is served, what its part of the model needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
     pub gpus: u32,
     /// A rank is only placed on nodes that carry all of these.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -118,7 +126,13 @@ fn one() -> u32 {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { ranks: None, ranks_min: 1, cpus: 1, memory: Bytes(1 << 30), gpus: 0, labels: BTreeMap::new() }
+        Self { ranks: None, ranks_min: 1, cpus: 1, memory: None, gpus: 0, labels: BTreeMap::new() }
+    }
+}
+
+impl Resources {
+    pub fn memory(&self) -> Bytes {
+        self.memory.unwrap_or(MEMORY)
     }
 }
 
@@ -172,6 +186,14 @@ impl JobSpec {
             (Some(train), None) => RANKS_MAX.min(train.lanes),
             (None, None) => RANKS_MAX,
         }
+    }
+
+    /// Whether ranks, layers or memory of a decoder that is served are left to be chosen.
+    pub fn awaits_split(&self) -> bool {
+        let serve = self.serve.as_ref().filter(|serve| serve.task == Task::Generate);
+        let is_written =
+            |serve: &Serve| serve.said_stages().is_some() && serve.tensor.is_some() && self.resources.memory.is_some();
+        serve.is_some_and(|serve| !is_written(serve))
     }
 
     fn check(&self, text: &str) -> Result<(), SpecError> {
@@ -236,9 +258,9 @@ impl JobSpec {
             }
         }
         if let Some(Serve { cache, .. }) = &self.serve
-            && cache.0 >= resources.memory.0
+            && let Some(memory) = resources.memory
+            && cache.0 >= memory.0
         {
-            let memory = resources.memory;
             return fail(
                 "cache",
                 format!("cache = \"{cache}\" of memory = \"{memory}\": a rank needs some for the model too"),
@@ -440,7 +462,7 @@ mod tests {
     #[test]
     fn defaults_are_filled_and_the_canonical_text_parses_to_the_same_spec() {
         let spec = JobSpec::parse(GOOD).unwrap();
-        assert_eq!((spec.training().lanes, spec.resources.cpus, spec.resources.memory), (8, 1, Bytes(512 << 20)));
+        assert_eq!((spec.training().lanes, spec.resources.cpus, spec.resources.memory()), (8, 1, Bytes(512 << 20)));
         assert_eq!(JobSpec::parse(&spec.to_toml()).unwrap(), spec);
     }
 

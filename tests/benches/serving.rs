@@ -266,23 +266,35 @@ impl Load {
     }
 }
 
-/// The status of a response with a length.
+/// The status of a response, whose body has a length or comes in chunks.
 async fn read_response(connection: &mut BufReader<TcpStream>) -> u16 {
-    let (mut line, mut status, mut length) = (String::new(), 0, 0);
+    let (mut line, mut status, mut length, mut is_chunked) = (String::new(), 0, 0, false);
     while connection.read_line(&mut line).await.expect("an answer") > 2 {
         if status == 0 {
             status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
         }
-        if let Some((name, value)) = line.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().expect("a length");
+        if let Some((name, value)) = line.split_once(':') {
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().expect("a length");
+            }
+            is_chunked |= name.eq_ignore_ascii_case("transfer-encoding");
         }
         line.clear();
     }
-    let mut body = vec![0; length];
-    connection.read_exact(&mut body).await.expect("a body");
-    status
+    let mut body = Vec::new();
+    loop {
+        if is_chunked {
+            line.clear();
+            connection.read_line(&mut line).await.expect("a chunk");
+            // And the end of its line.
+            length = usize::from_str_radix(line.trim(), 16).expect("a length") + 2;
+        }
+        body.resize(length, 0);
+        connection.read_exact(&mut body).await.expect("a body");
+        if !is_chunked || length == 2 {
+            return status;
+        }
+    }
 }
 
 impl Done {

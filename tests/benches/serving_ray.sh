@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 venv=~/.cache/stoke-ray
 if ! "$venv/bin/python" -c 'import ray.serve' 2>/dev/null; then
     echo "== ray[serve] 2.51.1 from PyPI into $venv, once"
-    python3 -m venv "$venv" && "$venv/bin/pip" install -q "ray[serve]==2.51.1"
+    python3 -m venv "$venv" && "$venv/bin/pip" install -q "ray[serve]==2.51.1" "protobuf==6.33.5"
 fi
 cargo bench --locked -p stoke-cli -p stoke-tests --bench serving --no-run 2> /tmp/serving-ray-build.log
 load=$(grep -o '[^ (]*/serving-[0-9a-f]*' /tmp/serving-ray-build.log | tail -1)

@@ -18,18 +18,18 @@ use crate::recovery::rank_of;
 
 const NAME: &str = "smollm2-135m-instruct";
 
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
+pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
 
 /// A model that answers on a cluster.
-struct Served {
-    job: String,
+pub struct Served {
+    pub job: String,
     /// `http://ADDRESS` of each node's gateway.
-    gateways: Vec<String>,
-    name: String,
+    pub gateways: Vec<String>,
+    pub name: String,
 }
 
 impl Cluster {
-    fn serve(&self, name: &str, sets: &[&str]) -> Served {
+    pub fn serve(&self, name: &str, sets: &[&str]) -> Served {
         let spec = spec("serve-smollm2.toml");
         let spec = spec.to_str().expect("UTF-8");
         let (model, name_key) = (format!("serve.model={}", model(NAME)), format!("serve.name={name}"));
@@ -53,7 +53,7 @@ fn chat(model: &str, number: usize, tokens: usize) -> Value {
     })
 }
 
-fn client() -> reqwest::Client {
+pub fn client() -> reqwest::Client {
     // It wants one even where nothing is encrypted.
     let _there_already = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().expect("an HTTP client")
@@ -89,12 +89,12 @@ async fn stream(url: String, body: Value, each: impl Fn(usize)) -> (String, Stri
 }
 
 impl Served {
-    fn url(&self, number: usize, path: &str) -> String {
+    pub fn url(&self, number: usize, path: &str) -> String {
         format!("{}{path}", self.gateways[number % self.gateways.len()])
     }
 
     /// Chats side by side, over all gateways. `each`: of the first, as its pieces come.
-    fn chats(
+    pub fn chats(
         &self,
         count: usize,
         tokens: usize,
@@ -176,7 +176,13 @@ fn answers_go_on_with_the_same_tokens_when_stages_die() {
     let told = cluster.run(&["explain", &served.job]).expect(0).stdout;
     assert!(told.matches("was killed by signal 9; the others go on").count() >= 4, "{told}");
     // Pages that a dead rank had come back from the other one.
-    let logs = ["0", "1"].map(|rank| cluster.run(&["logs", &served.job, "--rank", rank]).expect(0).stdout);
+    let log = |rank| {
+        poll("a rank in the place of the last one", || {
+            let read = cluster.run(&["logs", &served.job, "--rank", rank]);
+            (read.code() == 0).then_some(read.stdout)
+        })
+    };
+    let logs = ["0", "1"].map(log);
     let restored = logs.iter().flat_map(|log| log.split("restored=").skip(1)).any(|text| !text.starts_with('0'));
     assert!(restored, "{logs:?}");
 }
@@ -250,10 +256,10 @@ fn a_drained_node_gives_its_stage_to_another_one_and_no_answer_is_lost() {
 }
 
 /// The phase in which a chat began, its number, and its answer.
-type Answered = (usize, usize, (String, String));
+pub type Answered = (usize, usize, (String, String));
 
 /// Chats that follow each other until they are told to stop, some at a time.
-struct Stream {
+pub struct Stream {
     phase: Arc<AtomicUsize>,
     whole: Arc<AtomicUsize>,
     tasks: Vec<tokio::task::JoinHandle<Vec<Answered>>>,
@@ -263,6 +269,11 @@ const OVER: usize = usize::MAX;
 
 impl Stream {
     fn start(served: &Served, tokens: usize) -> Self {
+        Self::start_with(served, CHATS, tokens)
+    }
+
+    /// So many at a time.
+    pub fn start_with(served: &Served, chats: usize, tokens: usize) -> Self {
         let (phase, whole) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let follow = |number: usize| {
             let (url, body) = (served.url(number, "/v1/chat/completions"), chat(&served.name, number, tokens));
@@ -279,19 +290,19 @@ impl Stream {
                 }
             })
         };
-        let tasks = (0..CHATS).map(follow).collect();
+        let tasks = (0..chats).map(follow).collect();
         Self { phase, whole, tasks }
     }
 
     /// The next phase, when so many more answers are whole.
-    fn next(&self, more: usize) {
+    pub fn next(&self, more: usize) {
         let due = self.whole.load(Ordering::Relaxed) + more;
         poll("more answers", || (self.whole.load(Ordering::Relaxed) >= due).then_some(()));
         self.phase.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Panics where a request has failed.
-    fn end(self) -> Vec<Answered> {
+    pub fn end(self) -> Vec<Answered> {
         self.phase.store(OVER, Ordering::Relaxed);
         self.tasks.into_iter().flat_map(|task| RUNTIME.block_on(task).expect("every request has its answer")).collect()
     }
@@ -406,6 +417,8 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     refused(&[&good, "serve.cache=1MiB"], &["has room for", "a request may have 2048", "use at least"]);
     refused(&["serve.stages=0"], &["stages = 0: use 1 to 256"]);
     refused(&["serve.task=embed"], &["an encoder or a classifier has one rank"]);
+    refused(&[&good, "serve.task=embed", "serve.stages=1"], &["task = \"generate\""]);
+    refused(&[&format!("serve.model={}", model("all-minilm-l6-v2"))], &["task = \"embed\""]);
     refused(&["train.steps=5", "train.batch=8"], &["both [train] and [serve]"]);
     cluster
         .run(&["serve", crate::harness::spec("domains.toml").to_str().expect("UTF-8")])

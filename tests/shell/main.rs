@@ -122,6 +122,7 @@ async fn follow(number: u64, stage: Stage) -> turmoil::Result {
         capacity: Capacity { cpus: 2, memory_bytes: 4 << 30, ..Capacity::default() },
         shards: None,
         measure: false,
+        has_threads: false,
         gateway: None,
     };
     let mut config = stoke_node::Config::new(&dir, vec![address.to_string()]);

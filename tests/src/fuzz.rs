@@ -19,6 +19,7 @@ use stoke_protocol::lanes::Subtree;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request, TokenScope};
 use stoke_protocol::message::join::{JoinReply, JoinRequest, Wants};
+use stoke_protocol::message::load::{Demand, FirstTokens, Load};
 use stoke_protocol::message::node::{
     Capacity, FromNode, Gpu, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, RankInventory, ReadLog, Report,
     ToNode,
@@ -252,6 +253,7 @@ fn start() -> StartRank {
         spec: SPEC.into(),
         checkpoints: "file:///c".into(),
         from: StartFrom::Checkpoint(Origin { uri: "file:///c/step-1".into(), manifest_blake3: Some(Digest([7; 32])) }),
+        memory_bytes: 1 << 30,
     }
 }
 
@@ -292,7 +294,15 @@ fn from_node() -> Vec<FromNode> {
         ranks: vec![RankInventory { id: id(), alive: true, step: Step(4) }].into(),
     };
     let swept = FromNode::Swept { job: JobId(3), index: LogIndex(8), removed: 2, error: Some("denied".into()) };
-    let mut messages = vec![FromNode::Hello(hello), FromNode::Progress { id: id(), progress: progress() }, swept];
+    let demand = Demand { model: "chat".into(), held: 3, refused: 1 };
+    let mut messages = vec![
+        FromNode::Hello(hello),
+        FromNode::Progress { id: id(), progress: progress() },
+        swept,
+        FromNode::Load { id: id(), load: load() },
+        FromNode::Demand(vec![demand; 3].into()),
+    ];
+    messages.extend(serving::surveyed().map(|found| FromNode::Surveyed { survey: serving::survey(), found }));
     messages.extend(events().into_iter().map(|event| FromNode::Report(Report { sequence: 4, id: id(), event })));
     messages
 }
@@ -316,7 +326,14 @@ fn to_node() -> Vec<ToNode> {
         },
         ToNode::Abandon { id: id(), generation: Generation(4), step: Step(9) },
         ToNode::Routes(serving::routes()),
+        ToNode::Survey(serving::survey()),
     ]
+}
+
+fn load() -> Load {
+    let mut first_tokens = FirstTokens::default();
+    [3, 150, 4_000, 90_000].into_iter().for_each(|ms| first_tokens.add(ms));
+    Load { running: 4, waiting: 2, answers: 400, tokens: 70_000, first_tokens }
 }
 
 fn heartbeat() -> Heartbeat {
@@ -363,8 +380,12 @@ fn to_rank() -> Vec<ToRank> {
 }
 
 fn from_rank() -> Vec<FromRank> {
-    let mut messages =
-        vec![FromRank::Hello { csr: vec![48; 300].into() }, FromRank::Progress(progress()), FromRank::Alive];
+    let mut messages = vec![
+        FromRank::Hello { csr: vec![48; 300].into() },
+        FromRank::Progress(progress()),
+        FromRank::Alive,
+        FromRank::Load(load()),
+    ];
     messages.extend(events().into_iter().map(FromRank::Event));
     messages
 }
@@ -383,6 +404,7 @@ fn requests() -> Vec<Request> {
         Request::Promote { job: JobId(1) },
         Request::Rollback { model: "m".into() },
         Request::Replicas { model: "m".into(), replicas: 3 },
+        Request::Plan { spec: SPEC.into() },
     ]
 }
 
@@ -397,6 +419,7 @@ fn replies() -> Vec<Reply> {
             added: vec![JobId(2)].into(),
             leaving: vec![JobId(3)].into(),
         },
+        Reply::Planned(Box::new(serving::planned())),
         Reply::Token { token: TokenId(4), text: "stoke1.x".into() },
         Reply::Refused(Refusal { code: RefusalCode::Invalid, message: "no such key".into(), mend: "remove it".into() }),
     ]

@@ -295,7 +295,12 @@ mod tests {
             started_ms: None,
             ended_ms: None,
         };
-        Explanation { job: Box::new(job), nodes: Vec::new().into(), events: events.collect::<Vec<_>>().into() }
+        Explanation {
+            job: Box::new(job),
+            nodes: Vec::new().into(),
+            events: events.collect::<Vec<_>>().into(),
+            split: None,
+        }
     }
 
     #[test]

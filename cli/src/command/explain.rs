@@ -1,30 +1,52 @@
-//! `stoke explain`: why a job waits, and what has happened to it.
+//! `stoke explain`: why a job waits, and what has happened to it; of a model that is to be served, how it would be cut over the nodes.
 
-use stoke_protocol::ids::JobId;
+use std::path::PathBuf;
+
+use stoke_protocol::ids::{JobId, NodeId};
 use stoke_protocol::message::client::{Explanation, Reply, Request};
+use stoke_protocol::message::split::{Planned, Split};
+use stoke_protocol::spec::Bytes;
 
 use super::connect;
 use crate::Global;
-use crate::client::{Repeat, unexpected};
+use crate::client::{PATIENCE_WATCHING, Repeat, unexpected};
 use crate::failure::{Exit, Failure};
-use crate::{json, output};
+use crate::spec::{self, SpecArgs};
+use crate::{json, output, served};
 
 const EXAMPLES: &str = "\
 Examples:
   stoke explain job-3
-  stoke explain job-3 --json | jq '.nodes[].reason'";
+  stoke explain job-3 --json | jq '.nodes[].reason'
+  stoke explain jobs/specs/serve-smollm2.toml             how its model would be cut over the nodes; nothing is started
+  stoke explain SPEC --set serve.tensor=2                 the same with one more thing said
 
-/// Tell why a job waits or ended, node by node, with its timeline
+Ends with 1 where no node has the model, or it fits nowhere.";
+
+/// Tell why a job waits or ended, node by node, with its timeline; or how a model would be cut over nodes
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The job, e.g. job-3
-    job: JobId,
+    /// The job, e.g. job-3; or the spec (TOML) of a model that is to be served
+    #[arg(value_name = "JOB|SPEC")]
+    what: String,
+
+    /// Change a key of the spec, e.g. `--set serve.stages=2`; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
+    match args.what.parse::<JobId>() {
+        Ok(_) if !args.sets.is_empty() => Err(Failure::usage("--set is for a SPEC: a job's does not change")),
+        Ok(job) => explain_job(job, global).await,
+        Err(_) => plan(args, global).await,
+    }
+}
+
+async fn explain_job(job: JobId, global: &Global) -> Result<Exit, Failure> {
     let mut client = connect(global).await?;
-    let reply = client.ask(&Request::Explain { job: args.job }, Repeat::Safe).await?;
+    let reply = client.ask(&Request::Explain { job }, Repeat::Safe).await?;
     let Reply::Explained(explanation) = reply else { return Err(unexpected()) };
     if global.json {
         output::print_json(&json::explanation(&explanation))?;
@@ -32,6 +54,21 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         output::print(&render(&explanation))?;
     }
     Ok(Exit::Ok)
+}
+
+async fn plan(Args { what, sets }: Args, global: &Global) -> Result<Exit, Failure> {
+    let prepared = spec::prepare(&SpecArgs { spec: PathBuf::from(&what), ranks: None, sets, resume: None });
+    let spec =
+        prepared.map_err(|failure| failure.help("name a job (`stoke jobs` lists them) or the file of a spec"))?;
+    let mut client = connect(global).await?.with_patience(PATIENCE_WATCHING);
+    let reply = client.ask(&Request::Plan { spec: spec.to_toml() }, Repeat::Safe).await?;
+    let Reply::Planned(planned) = reply else { return Err(unexpected()) };
+    if global.json {
+        output::print_json(&json::planned(&planned))?;
+    } else {
+        output::print(&render_plan(&planned))?;
+    }
+    Ok(if planned.split.is_some() { Exit::Ok } else { Exit::Negative })
 }
 
 pub fn render(explanation: &Explanation) -> String {
@@ -42,14 +79,13 @@ pub fn render(explanation: &Explanation) -> String {
     } else {
         text.push_str(&format!(", {}\n", job.reason));
     }
-    if !explanation.nodes.is_empty() {
-        text.push_str("\nnodes\n");
-        let mut table = output::Table::bare();
-        for (node, reason) in explanation.nodes.iter() {
-            table.row([format!("  {node}"), reason.clone()]);
-        }
-        text.push_str(&table.render());
+    text.push_str(&served::lines(job));
+    if let Some(split) = &explanation.split {
+        let on = |rank: usize| job.placement.iter().find(|(id, _)| id.0 as usize == rank).map(|(_, node)| *node);
+        text.push('\n');
+        text.push_str(&render_split(split, on));
     }
+    text.push_str(&render_nodes(&explanation.nodes));
     text.push_str("\ntimeline\n");
     let mut table = output::Table::bare();
     for event in explanation.events.iter() {
@@ -57,4 +93,57 @@ pub fn render(explanation: &Explanation) -> String {
     }
     text.push_str(&table.render());
     text
+}
+
+fn render_plan(planned: &Planned) -> String {
+    let mut text = match &planned.split {
+        Some(split) => format!("{}: {}", planned.model, render_split(split, |_| None)),
+        None => format!("{}: cannot be served now: {}\n", planned.model, planned.reason),
+    };
+    text.push_str(&render_nodes(&planned.nodes));
+    text
+}
+
+fn render_nodes(nodes: &[(NodeId, String)]) -> String {
+    if nodes.is_empty() {
+        return String::new();
+    }
+    let mut table = output::Table::bare();
+    for (node, reason) in nodes {
+        table.row([format!("  {node}"), reason.clone()]);
+    }
+    format!("\nnodes\n{}", table.render())
+}
+
+/// `on`: where a rank is, if it has been placed.
+fn render_split(split: &Split, on: impl Fn(usize) -> Option<NodeId>) -> String {
+    let Split { stages, tensor, why, token_ns, stage_ns, ranks } = split;
+    let (token, stage) = (milliseconds(*token_ns), milliseconds(*stage_ns));
+    let mut text = format!(
+        "{stages} x {tensor} ranks (stages x parts): {why}\na token of one answer takes about {token}, the slowest stage {stage}\n\n"
+    );
+    let mut table =
+        output::Table::new(&["rank", "stage", "part", "layers", "memory", "node", "a layer there", "round trip"]);
+    for (rank, place) in ranks.iter().enumerate() {
+        let (from, to) = place.layers;
+        let node = on(rank).unwrap_or(place.node);
+        // Of the node that it was meant for.
+        let measured = |words: String| if node == place.node { words } else { "-".to_owned() };
+        table.row([
+            rank.to_string(),
+            place.stage.to_string(),
+            place.part.to_string(),
+            format!("{from}-{}", to.saturating_sub(1)),
+            Bytes(place.memory_bytes).to_string(),
+            node.to_string(),
+            measured(milliseconds(place.layer_ns)),
+            measured(format!("{:.2} ms", f64::from(place.rtt_us) / 1e3)),
+        ]);
+    }
+    text.push_str(&table.render());
+    text
+}
+
+fn milliseconds(ns: u64) -> String {
+    format!("{:.3} ms", ns as f64 / 1e6)
 }

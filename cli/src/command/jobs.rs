@@ -61,7 +61,7 @@ fn reason(job: &JobView) -> String {
         job.slow.iter().map(|(rank, times)| format!("{rank} is {times:.1} times as slow as the others")).collect();
     match &job.serves {
         _ if !job.reason.is_empty() => job.reason.clone(),
-        Some(ServesView { model, ready }) if job.state == JobState::Running => {
+        Some(ServesView { model, ready, .. }) if job.state == JobState::Running => {
             let what = match job.traffic {
                 Some(traffic @ Traffic::Share { .. }) => {
                     format!("serves {model}, a share of {}", json::share(traffic).unwrap_or_default())

@@ -75,6 +75,11 @@ pub enum Command {
     /// One rank of a job; started by the agent
     #[command(hide = true)]
     Worker,
+    /// A look at a model's files; started by the agent
+    #[command(hide = true)]
+    Survey {
+        asked: String,
+    },
     #[command(hide = true)]
     Supervise(supervise::Args),
 }
@@ -84,7 +89,7 @@ impl Command {
     pub fn is_service(&self) -> bool {
         match self {
             Self::Node(args) => args.is_service(),
-            other => matches!(other, Self::Coordinator(_) | Self::Worker | Self::Supervise(_)),
+            other => matches!(other, Self::Coordinator(_) | Self::Worker | Self::Survey { .. } | Self::Supervise(_)),
         }
     }
 
@@ -115,6 +120,7 @@ impl Command {
             Self::Coordinator(args) => shared(coordinator::run(args, global)),
             Self::Node(args) => shared(node::run(args, global)),
             Self::Worker => return Ok(stoke_node::worker::main()),
+            Self::Survey { asked } => return Ok(stoke_node::agent::surveys::main(&asked)),
         };
         ended.map(|exit| ExitCode::from(exit.code()))
     }

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
+use stoke_protocol::message::split::SURVEYING;
 use stoke_protocol::spec::JobSpec;
 
 use super::{chaos, checkpoint, explain, serve, stop_signal, submit, up};
@@ -98,8 +99,10 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     if job_spec.serve.is_some() {
         let training = [("--chaos", args.chaos.is_some()), ("--out", args.out.is_some())];
         if let Some((name, _)) = training.iter().find(|(_, given)| *given) {
-            return Err(Failure::usage(format!("{name} is for jobs that train"))
-                .help("`stoke up`, `stoke serve SPEC` and `stoke chaos SCHEDULE` strike a model that is served"));
+            return Err(Failure::usage(format!("{name} is for jobs that train")).help(match *name {
+                "--chaos" => "`stoke up`, `stoke serve SPEC` and `stoke chaos SCHEDULE` strike a model that is served",
+                _ => "a model that is served writes nothing: leave it out",
+            }));
         }
         return serve::here(&job_spec, args.nodes, args.keep, global).await;
     }
@@ -239,7 +242,16 @@ pub(super) async fn hear(cluster: &mut LocalCluster, progress: &RefCell<Progress
 /// Resolves when the job waits for something that this cluster, which is all its own, will never have.
 pub(super) async fn never_placed(admin: &Path, job: JobId) -> Failure {
     tokio::time::sleep(PLACED_MAX).await;
-    match explain_job(admin, job).await {
+    let explained = loop {
+        let explained = explain_job(admin, job).await;
+        let surveyed = |explained: &Explanation| explained.nodes.iter().all(|(_, line)| line != SURVEYING);
+        if explained.as_ref().map_or(true, surveyed) {
+            break explained;
+        }
+        // The coordinator ends a survey after half a minute; the job's own end ends this wait, too.
+        tokio::time::sleep(PLACED_MAX).await;
+    };
+    match explained {
         Ok(explanation) if explanation.job.state == JobState::Queued && explanation.job.world_sizes.is_empty() => {
             let text = explain::render(&explanation);
             Failure::new(Exit::Negative, format!("{job} can never be placed here\n{text}"))

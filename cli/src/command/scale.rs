@@ -21,7 +21,8 @@ Examples:
 /// is room, receive the state from the others while these train, and join between two steps.
 ///
 /// Replicas: those that are missing are copies of the model's newest job. Of those that are too many the newest leave: they take no new requests, and
-/// are cancelled when their answers are over. Jobs with a share or a shadow are not counted.
+/// are cancelled when their answers are over. Jobs with a share or a shadow are not counted. A model whose spec has [serve.replicas] scales itself, and
+/// is not scaled by this.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

@@ -33,11 +33,13 @@ Examples:
   python3 jobs/models/fetch.py smollm2-135m-instruct     once, on every node
   stoke serve jobs/specs/serve-smollm2.toml
   stoke serve SPEC --replicas 2                             two jobs that share the requests
+  stoke serve SPEC --set serve.replicas.max=4               as many jobs as the requests need, up to four
   stoke serve NEW --set serve.share=0.1                     a tenth of the new requests, to try another revision
   stoke serve promote job-2                                 it is good: all requests, and the others leave
   stoke serve rollback smollm2-135m-instruct                it is not
-  curl -s http://GATEWAY/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{\"model\": \"smollm2-135m-instruct\", \"messages\": [{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}]}'
+  curl -s http://GATEWAY/v1/chat/completions -H 'content-type: application/json' -d '
+    {\"model\": \"smollm2-135m-instruct\", \"max_tokens\": 100, \"temperature\": 0,
+     \"messages\": [{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}]}'
 
 Ends with 0 when the model answers; it goes on serving until `stoke cancel JOB`.";
 
@@ -272,7 +274,7 @@ fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Re
     let example = match task {
         Task::Generate => format!(
             "curl -s {first}/v1/chat/completions -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \
-             \"messages\": [{{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}}]}}'"
+             \"max_tokens\": 100, \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}}]}}'"
         ),
         Task::Embed => format!(
             "curl -s {first}/v1/embeddings -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \

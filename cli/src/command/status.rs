@@ -1,25 +1,39 @@
-//! `stoke status`: the cluster at a glance.
+//! `stoke status`: the cluster at a glance, or one job.
 
-use stoke_protocol::message::client::{Reply, Request};
+use stoke_protocol::ids::JobId;
+use stoke_protocol::message::client::{JobView, Reply, Request};
 
 use super::connect;
 use crate::Global;
 use crate::client::{Repeat, unexpected};
 use crate::failure::{Exit, Failure};
-use crate::{json, output};
+use crate::{json, output, report, served};
 
 const EXAMPLES: &str = "\
 Examples:
   stoke status
-  stoke status --json | jq .nodes_up";
+  stoke status --json | jq .nodes_up
+  stoke status job-3           # of one that serves: replicas, requests, tokens a second
+  stoke status job-3 --json | jq .serves.load";
 
-/// Show the cluster: coordinator, nodes, jobs, and who you are to it
+/// Show the cluster: coordinator, nodes, jobs, and who you are to it; or how one job stands
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
-pub struct Args {}
+pub struct Args {
+    /// A job, e.g. job-3
+    job: Option<JobId>,
+}
 
-pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
+pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut client = connect(global).await?;
+    if let Some(job) = args.job {
+        let Reply::Job(view) = client.ask(&Request::Job { job }, Repeat::Safe).await? else { return Err(unexpected()) };
+        match global.json {
+            true => output::print_json(&json::job(&view))?,
+            false => output::print(&job_lines(&view))?,
+        }
+        return Ok(Exit::Ok);
+    }
     let Reply::Cluster(view) = client.ask(&Request::Cluster, Repeat::Safe).await? else { return Err(unexpected()) };
     if global.json {
         output::print_json(&json::cluster(&view))?;
@@ -37,4 +51,15 @@ pub async fn run(_args: Args, global: &Global) -> Result<Exit, Failure> {
     table.row(["you".into(), view.you]);
     output::print(&table.render())?;
     Ok(Exit::Ok)
+}
+
+fn job_lines(view: &JobView) -> String {
+    match view.serves.is_some() {
+        true => {
+            let reason = if view.reason.is_empty() { String::new() } else { format!(", {}", view.reason) };
+            let head = format!("{} ({}): {}{reason}\n", view.job, view.name, json::job_state(view.state));
+            head + &served::lines(view)
+        }
+        false => report::summary(view),
+    }
 }

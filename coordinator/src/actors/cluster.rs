@@ -280,7 +280,10 @@ impl State {
                 Input::Report { session, report }
             }
             Words::Progress { id, progress } => Input::Progress { session, id, progress },
+            Words::Load { id, load } => Input::Load { session, id, load },
+            Words::Demand(demands) => Input::Demand { session, demands },
             Words::Swept(sweep) => Input::Swept { session, sweep },
+            Words::Surveyed { rtt_us, survey, found } => Input::Surveyed { session, rtt_us, survey, found },
             Words::Heartbeat(heartbeat) => {
                 self.settings.metrics.heartbeats.inc();
                 Input::Heartbeat { session, heartbeat }
@@ -391,6 +394,7 @@ impl State {
         metrics.ranks_miscomputed.set(cluster.miscomputed().values().map(|count| i64::from(*count)).sum());
         metrics.ranks_slow.set(self.control.slow_ranks() as i64);
         metrics.steps_skipped.set(self.control.skipped_steps() as i64);
+        metrics.served(&self.control.models());
     }
 
     /// Everything that was taken in becomes durable; what waits for it is still answered.

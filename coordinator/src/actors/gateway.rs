@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use stoke_protocol::codec::{FrameCap, encode_record};
+use stoke_protocol::codec::{FrameCap, decode, encode, encode_record};
 use stoke_protocol::identity::{JoinToken, Subject};
 use stoke_protocol::ids::{Digest, JobId};
 use stoke_protocol::list::List;
@@ -156,20 +156,33 @@ fn split(reply: Reply) -> Vec<Reply> {
     }
 }
 
-fn pieces<T: Serialize>(list: List<T>, wrap: fn(List<T>) -> Reply) -> Vec<Reply> {
+fn pieces<T: Serialize + Clone>(list: List<T>, wrap: fn(List<T>) -> Reply) -> Vec<Reply> {
     let mut replies = Vec::new();
     let (mut piece, mut bytes) = (Vec::new(), 0);
     for entry in list {
         let more = encode_record(&entry).map_or(0, |record| record.len());
         if bytes + more > LIST_BYTES {
-            replies.push(wrap(std::mem::take(&mut piece).into()));
+            readable(std::mem::take(&mut piece), wrap, &mut replies);
             bytes = 0;
         }
         bytes += more;
         piece.push(entry);
     }
-    replies.push(wrap(piece.into()));
+    readable(piece, wrap, &mut replies);
     replies
+}
+
+/// In pieces that a client decodes within its budget: small entries take more memory than bytes.
+fn readable<T: Clone>(mut piece: Vec<T>, wrap: fn(List<T>) -> Reply, replies: &mut Vec<Reply>) {
+    let reply = wrap(piece.clone().into());
+    let is_readable =
+        encode(&reply, FrameCap::Request).is_ok_and(|frame| decode::<Reply>(&frame, FrameCap::Request).is_ok());
+    if is_readable || piece.len() < 2 {
+        return replies.push(reply);
+    }
+    let rest = piece.split_off(piece.len() / 2);
+    readable(piece, wrap, replies);
+    readable(rest, wrap, replies);
 }
 
 fn going_down() -> Refusal {
@@ -182,7 +195,6 @@ fn going_down() -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use stoke_protocol::codec::encode;
     use stoke_protocol::ids::TokenId;
     use stoke_protocol::message::client::{TokenScope, TokenState, TokenView};
 
@@ -194,7 +206,8 @@ mod tests {
             let tokens: List<_> = std::iter::repeat_n((), entries).map(|()| token(bytes)).collect();
             let count = |reply: &Reply| match reply {
                 Reply::Tokens(tokens) => {
-                    encode(reply, FrameCap::Request).expect("each piece fits into a frame");
+                    let frame = encode(reply, FrameCap::Request).expect("each piece fits into a frame");
+                    assert_eq!(decode::<Reply>(&frame, FrameCap::Request).as_ref().ok(), Some(reply));
                     tokens.len()
                 }
                 other => panic!("{other:?}"),
@@ -202,8 +215,11 @@ mod tests {
             split(Reply::Tokens(tokens)).iter().map(count).collect()
         };
         assert_eq!(counts(0, 0), [0]);
-        assert_eq!(counts(1_000, 100), [1_000]);
+        assert_eq!(counts(100, 100), [100]);
         assert_eq!(counts(25, 60_000), [8, 8, 8, 1]);
+        // Which take more memory than bytes.
+        let small = counts(5_000, 0);
+        assert!(small.len() > 1 && small.iter().sum::<usize>() == 5_000, "{small:?}");
     }
 
     fn token(bytes: usize) -> TokenView {

@@ -4,8 +4,10 @@ use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{Digest, JobId, NodeId, Rank, TokenId};
 use stoke_protocol::message::client::{JobView, Refusal, Reply, Request};
 use stoke_protocol::message::join::Wants;
+use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
+use stoke_protocol::message::split::{Survey, Surveyed};
 use stoke_protocol::transport::Connection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -42,7 +44,10 @@ pub(crate) enum Message {
 pub(crate) enum Words {
     Report(Report),
     Progress { id: RankId, progress: Progress },
+    Load { id: RankId, load: Load },
+    Demand(Vec<Demand>),
     Swept(Sweep),
+    Surveyed { rtt_us: u32, survey: Survey, found: Result<Surveyed, String> },
     Heartbeat(Heartbeat),
 }
 

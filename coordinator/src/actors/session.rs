@@ -184,7 +184,13 @@ impl Talk {
             let words = match frame {
                 FromNode::Report(report) => Words::Report(report),
                 FromNode::Progress { id, progress } => Words::Progress { id, progress },
+                FromNode::Load { id, load } => Words::Load { id, load },
+                FromNode::Demand(demands) => Words::Demand(demands.0),
                 FromNode::Swept { job, index, removed, error } => Words::Swept(Sweep { job, index, removed, error }),
+                FromNode::Surveyed { survey, found } => {
+                    let rtt_us = u32::try_from(self.arguments.connection.rtt().as_micros()).unwrap_or(u32::MAX);
+                    Words::Surveyed { rtt_us, survey, found }
+                }
                 FromNode::Hello(_) => {
                     self.arguments.connection.close(CloseCode::Malformed, "a session has one Hello");
                     return Ok(());

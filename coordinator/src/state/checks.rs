@@ -88,6 +88,11 @@ impl Cluster {
             Event::Promoted { job, .. } => self.check_promoted(*job),
             Event::RolledBack { model, .. } => self.check_rolled_back(model),
             Event::LeaveAsked { job, .. } => self.check_leave(*job),
+            Event::ScaleNoted { jobs, .. } => match jobs.iter().any(|job| self.jobs.get(*job).is_some()) {
+                true => Ok(()),
+                false => Err(Refused::NotFound("none of these jobs is known".into())),
+            },
+            Event::SplitChosen { job, .. } => self.ask_job(*job, Job::check_split),
         }
     }
 
@@ -135,7 +140,7 @@ impl Cluster {
         if placement.len() != job.ask.ranks as usize && self.bug != Some(PlantedBug::GangPlacedPartially) {
             return refused(format!("{} ranks are placed of {}", placement.len(), job.ask.ranks));
         }
-        self.check_room(job, placement.iter().copied()).or_else(refused)
+        self.check_room(job, (0..).map(Rank).zip(placement.iter().copied())).or_else(refused)
     }
 
     /// K3 for ranks that are added: the slots are empty, and every node has the room.
@@ -153,15 +158,15 @@ impl Cluster {
         if let Some((slot, node)) = places.iter().find(|(slot, node)| job.moves_from(*slot) == Some(*node)) {
             return refused(format!("{slot} is to move away from {node}"));
         }
-        self.check_room(job, places.iter().map(|(_, node)| *node)).or_else(refused)
+        self.check_room(job, places.iter().copied()).or_else(refused)
     }
 
-    fn check_room(&self, job: &Job, nodes: impl Iterator<Item = NodeId>) -> Result<(), String> {
+    fn check_room(&self, job: &Job, places: impl Iterator<Item = (Rank, NodeId)>) -> Result<(), String> {
         let mut asked: BTreeMap<NodeId, (u32, Room)> = BTreeMap::new();
-        for node in nodes {
+        for (rank, node) in places {
             let (ranks, room) = asked.entry(node).or_default();
             *ranks += 1;
-            room.add(&job.ask.room);
+            room.add(&job.ask.room_of(rank));
         }
         for (node, (ranks, mut room)) in asked {
             if self.bug == Some(PlantedBug::MemoryOvercommitted) {

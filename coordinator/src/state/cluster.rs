@@ -234,6 +234,12 @@ impl Cluster {
             Event::Promoted { job, by } => self.promote(&mut scene, *job, by),
             Event::RolledBack { model, by } => self.roll_back(&mut scene, model, by),
             Event::LeaveAsked { job, by } => self.let_go(&mut scene, *job, by),
+            Event::ScaleNoted { jobs, words } => {
+                for job in jobs {
+                    self.jobs.drive(*job, self.placements, |job| job.scale_noted(&mut scene, words));
+                }
+            }
+            Event::SplitChosen { job, chosen } => self.drive(*job, |job| job.take_split(&mut scene, chosen)),
         }
         self.free_early(&mut orders);
         orders
@@ -265,9 +271,9 @@ impl Cluster {
         let named = || job.resume.clone().map(|uri| (uri.clone(), self.catalogue.manifest_at(&uri)));
         let resume = own.or_else(named).map(|(uri, manifest_blake3)| Origin { uri, manifest_blake3 });
         let begun = if resume.is_none() { Some(Step(0)) } else { last.map(|last| last.step) };
-        let (room, generation) = (job.ask.room, job.generation.next());
+        let (ask, generation) = (job.ask.clone(), job.generation.next());
         for (rank, node) in (0..).map(Rank).zip(placement) {
-            self.hold(*node, RankId { job: id, generation, rank }, room);
+            self.hold(*node, RankId { job: id, generation, rank }, ask.room_of(rank));
         }
         self.placements += 1;
         self.jobs.drive(id, self.placements, |job| job.start(scene, placement, (resume, begun)));
@@ -275,9 +281,9 @@ impl Cluster {
 
     fn add(&mut self, scene: &mut Scene<'_>, id: JobId, places: &[(Rank, NodeId)]) {
         let Some(job) = self.jobs.get(id) else { return };
-        let (room, generation) = (job.ask.room, job.generation.next());
+        let (ask, generation) = (job.ask.clone(), job.generation.next());
         for (rank, node) in places {
-            self.hold(*node, RankId { job: id, generation, rank: *rank }, room);
+            self.hold(*node, RankId { job: id, generation, rank: *rank }, ask.room_of(*rank));
         }
         self.jobs.drive(id, self.placements, |job| job.add(scene, places));
     }

@@ -10,21 +10,26 @@ use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{ClusterId, Digest, JobId, NodeId, TokenId};
 use stoke_protocol::message::client::{Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
+use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
 use stoke_protocol::message::serve::Routes;
+use stoke_protocol::message::split::{Survey, Surveyed};
 
 use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
 use super::liveness::{Liveness, Timings};
+use super::load::Loads;
 use super::machine::Job;
 use super::members::Stale;
 use super::placement::{self, Stuck, Wait};
 use super::planted::PlantedBug;
 use super::pruning::Sweep;
 use super::quarantine::PROBATION_AFTER_MS;
+use super::scaling::Scaling;
 use super::stragglers::Stragglers;
+use super::survey::Surveys;
 use super::suspicion::Hearings;
 use super::time::{Mono, Now};
 
@@ -68,9 +73,26 @@ pub enum Input {
         id: RankId,
         progress: Progress,
     },
+    Load {
+        session: SessionId,
+        id: RankId,
+        load: Load,
+    },
+    /// Of a node's gateway.
+    Demand {
+        session: SessionId,
+        demands: Vec<Demand>,
+    },
     Swept {
         session: SessionId,
         sweep: Sweep,
+    },
+    /// A node has looked at a model; the round trip to it as the transport has measured it.
+    Surveyed {
+        session: SessionId,
+        rtt_us: u32,
+        survey: Survey,
+        found: Result<Surveyed, String>,
     },
     Heartbeat {
         session: SessionId,
@@ -137,6 +159,7 @@ pub struct Control {
     pub(super) waits: BTreeMap<JobId, Wait>,
     pub(super) progress: BTreeMap<JobId, Progress>,
     cancels: BTreeMap<JobId, Vec<Ticket>>,
+    pub(super) surveys: Surveys,
     pub(super) storage_low: Option<String>,
     /// Ranks that were placed, and since when they come up.
     pub(super) starting: BTreeMap<RankId, Mono>,
@@ -154,6 +177,8 @@ pub struct Control {
     /// Why ranks that are to move stay, as of the newest plan.
     pub(super) stuck: BTreeMap<RankId, Stuck>,
     pub(super) stragglers: Stragglers,
+    pub(super) loads: Loads,
+    pub(super) scaling: Scaling,
     /// When ranks that nobody wants any more were last told to stop, and which were there then.
     pub(super) nagged: Mono,
     pub(super) unwanted: BTreeSet<RankId>,
@@ -185,6 +210,7 @@ impl Control {
         let yielding = leaving.filter(|job| job.yields.is_some()).map(until(yield_max_ms)).collect();
         let active = cluster.jobs().iter().filter(|job| job.is_active() && job.preemptions > 0);
         let spared = active.map(until(spared_ms)).collect();
+        let surveys = Surveys::new(cluster.jobs().queue());
         let starting = placed.map(|id| (*id, now.mono)).collect();
         Self {
             cluster,
@@ -193,6 +219,7 @@ impl Control {
             waits: BTreeMap::new(),
             progress: BTreeMap::new(),
             cancels: BTreeMap::new(),
+            surveys,
             storage_low: None,
             starting,
             held_off: BTreeMap::new(),
@@ -203,6 +230,8 @@ impl Control {
             probations,
             stuck: BTreeMap::new(),
             stragglers: Stragglers::default(),
+            loads: Loads::default(),
+            scaling: Scaling::default(),
             nagged: now.mono,
             unwanted: BTreeSet::new(),
             routes: None,
@@ -252,7 +281,10 @@ impl Control {
             Input::Hello { session, node, address, hello } => self.hello(&mut step, (session, node), address, hello),
             Input::Report { session, report } => self.report(&mut step, session, report),
             Input::Progress { session, id, progress } => self.take_progress(&mut step, session, id, progress),
+            Input::Load { session, id, load } => self.take_load(&mut step, session, (id, load)),
+            Input::Demand { session, demands } => self.take_demand(session, demands),
             Input::Swept { session, sweep } => self.take_sweep(&mut step, session, sweep),
+            Input::Surveyed { session, rtt_us, survey, found } => self.take_surveyed(session, rtt_us, (survey, found)),
             Input::Heartbeat { session, heartbeat } => {
                 self.replan |= self.liveness.heard(self.now.mono, session, Some(heartbeat));
             }
@@ -267,11 +299,13 @@ impl Control {
                 self.join(&mut step, ticket, (token, secret_hash), wants)
             }
             Input::Dropped { ticket } => {
+                self.surveys.forget(ticket);
                 self.cancels.values_mut().for_each(|waiting| waiting.retain(|other| *other != ticket));
             }
             Input::Storage { low } => self.storage_low = low,
             Input::Tick => self.tick(&mut step),
         }
+        self.cut_models(&mut step);
         self.place(&mut step);
         self.tell_routes(&mut step);
         step
@@ -306,6 +340,7 @@ impl Control {
                     if self.cluster.jobs().get(job).is_none_or(|job| job.state.is_terminal()) {
                         self.waits.remove(&job);
                     }
+                    self.surveys.note(job, self.cluster.jobs().get(job));
                     step.effects.push(Effect::Changed { job });
                     self.reroute |= self.cluster.jobs().get(job).is_none_or(|job| job.serves.is_some());
                 }

@@ -299,7 +299,12 @@ impl Job {
     }
 
     pub(super) fn is_spent(&self, bug: Option<PlantedBug>) -> bool {
-        self.failures >= self.attempts_max && bug != Some(PlantedBug::AttemptsUnbounded)
+        self.is_bounded() && self.failures >= self.attempts_max && bug != Some(PlantedBug::AttemptsUnbounded)
+    }
+
+    /// J4. One that has answered is needed: its ranks come back later and later instead.
+    pub fn is_bounded(&self) -> bool {
+        self.serves.is_none() || self.proven.is_none()
     }
 
     /// Those who live go on, if there are any.

@@ -11,6 +11,7 @@ use stoke_protocol::spec::{OnNan, Straggler};
 
 use super::machine::Ask;
 use super::serving::Serves;
+use super::split::{Chosen, Cut};
 use super::time::Time;
 
 /// A journal entry: an event and when the coordinator took it in.
@@ -207,6 +208,16 @@ pub enum Event {
         job: JobId,
         by: String,
     },
+    /// Why a model that scales itself has other replicas now, or has not, for the timelines of these jobs.
+    ScaleNoted {
+        jobs: Vec<JobId>,
+        words: String,
+    },
+    /// How the model of a job that waits is cut, for as long as the job lives: what is replaced or starts again has the same layers.
+    SplitChosen {
+        job: JobId,
+        chosen: Box<Chosen>,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release
@@ -233,5 +244,7 @@ pub struct Submission {
     pub straggler: Straggler,
     /// Of a job that serves.
     pub serves: Option<Serves>,
+    /// Awaited: what `ask` says of ranks and memory is not known yet.
+    pub cut: Cut,
     pub ask: Ask,
 }

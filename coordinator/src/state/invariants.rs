@@ -28,7 +28,7 @@ impl Cluster {
     }
 
     fn check_job(&self, job: &Job) -> Result<(), String> {
-        if job.failures > job.attempts_max {
+        if job.is_bounded() && job.failures > job.attempts_max {
             return Err(format!("I11: {} has failed {} times of {}", job.id, job.failures, job.attempts_max));
         }
         let Some(run) = &job.run else {

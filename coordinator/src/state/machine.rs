@@ -34,7 +34,8 @@
 //!
 //! J1 (I2): only ranks of the run change a job, and only what the newest generation stored may be committed. J2 (I3): a gang starts when every
 //! rank of the run before is gone; a rank that is replaced is no member from the entry on that says so, alive or not.
-//! J3 (I8): terminal states absorb. J4 (I11): a job that fails `attempts_max` times without getting further fails for good.
+//! J3 (I8): terminal states absorb. J4 (I11): a job that fails `attempts_max` times without getting further fails for good;
+//! one that serves and has answered does not.
 //! J5 (I14): a run starts with all its ranks. J6 (I10): no Start and no certificate for a job that is being cancelled.
 //! J7 (I19, I20): success needs equal digests on all members, and ledgers that reach to the last sample; what differs before is `replicas.rs`'s.
 //! J8 (I21): Commit is ordered when every member's shard is stored and all are of one state, and a manifest counts only after that.
@@ -55,6 +56,7 @@ use super::members::Room;
 use super::planted::PlantedBug;
 use super::run::{RankRun, Run, complete, rank_is_known};
 use super::serving::Serves;
+use super::split::Cut;
 use super::time::Time;
 use super::timeline::Timeline;
 use super::words::{differing, state_word, unaccounted};
@@ -65,12 +67,34 @@ pub(super) const REASON_CHARS_MAX: usize = 2_000;
 pub const STOP_GRACE_MS: u64 = 5_000;
 
 /// What a gang needs.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct Ask {
     pub ranks: u32,
-    /// Of each rank.
+    /// Of each rank; where they are unequal, of the one that needs most.
     pub room: Room,
     pub labels: BTreeMap<String, String>,
+    /// Rank by rank, where they are unequal: of a model that was cut.
+    pub seats: Vec<Seat>,
+}
+
+/// What one rank of a cut model needs, and the node that it was meant for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Seat {
+    pub node: NodeId,
+    pub memory_bytes: u64,
+}
+
+impl Ask {
+    pub fn room_of(&self, rank: Rank) -> Room {
+        let seat = self.seats.get(rank.0 as usize);
+        Room { memory_bytes: seat.map_or(self.room.memory_bytes, |seat| seat.memory_bytes), ..self.room }
+    }
+
+    /// Of one rank by itself.
+    pub fn of(&self, rank: Rank) -> Self {
+        let seats = self.seats.get(rank.0 as usize).copied().into_iter().collect();
+        Self { ranks: 1, room: self.room_of(rank), labels: self.labels.clone(), seats }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -97,6 +121,7 @@ pub struct Job {
     pub straggler: Straggler,
     /// Of a job that serves.
     pub serves: Option<Serves>,
+    pub cut: Cut,
     /// The generation that has shown that it computes.
     pub proven: Option<Generation>,
     pub attempts_max: u32,
@@ -165,6 +190,7 @@ impl Job {
             on_nan: submission.on_nan,
             straggler: submission.straggler,
             serves: submission.serves,
+            cut: submission.cut,
             proven: None,
             attempts_max: submission.attempts_max,
             state: JobState::Queued,
@@ -295,7 +321,12 @@ impl Job {
             (Some(origin), true) => StartFrom::Checkpoint(origin.clone()),
             (None, true) => StartFrom::Seed,
         };
-        StartRank { id, spec: self.spec.clone(), checkpoints: self.checkpoints.clone(), from }
+        let spec = match &self.cut {
+            Cut::Chosen(chosen) => &chosen.spec,
+            Cut::Written | Cut::Awaited => &self.spec,
+        };
+        let memory_bytes = self.ask.room_of(id.rank).memory_bytes;
+        StartRank { id, spec: spec.clone(), checkpoints: self.checkpoints.clone(), from, memory_bytes }
     }
 
     /// A rank has trained to the last step.
@@ -449,7 +480,8 @@ impl Job {
                     self.state = JobState::Queued;
                     let words = match self.yields.take() {
                         Some(_) => "queued again, goes on when there is room".to_owned(),
-                        None => format!("queued again, attempt {} of {most}", failures + 1),
+                        None if self.is_bounded() => format!("queued again, attempt {} of {most}", failures + 1),
+                        None => "queued again".to_owned(),
                     };
                     self.note(scene, words);
                     self.changed(scene);

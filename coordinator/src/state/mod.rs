@@ -5,6 +5,7 @@
 //! durable.
 
 pub mod authorise;
+pub mod autoscale;
 pub mod checkpoints;
 mod checks;
 pub mod cluster;
@@ -19,6 +20,7 @@ pub mod invariants;
 mod inventory;
 pub mod jobs;
 pub mod liveness;
+pub mod load;
 pub mod machine;
 pub mod members;
 mod moves;
@@ -37,11 +39,14 @@ pub mod requests;
 mod revisions;
 pub mod room;
 pub mod run;
+pub mod scaling;
 #[cfg(test)]
 mod scenarios;
 mod serving;
 mod sessions;
+pub mod split;
 pub mod stragglers;
+pub mod survey;
 pub mod suspicion;
 pub mod time;
 pub mod timeline;

@@ -34,6 +34,15 @@ impl Job {
         !self.missing().is_empty() || !self.moving().is_empty()
     }
 
+    /// The node on which the last two ranks of this slot have ended, of a job that serves: another one is better, if there is room. Which nodes jobs that
+    /// train are to keep away from is found out by comparing them (`quarantine.rs`).
+    pub fn unlucky_on(&self, slot: Rank) -> Option<NodeId> {
+        self.serves.as_ref()?;
+        let mut past = self.past.iter().rev().filter(|(id, _)| id.rank == slot).map(|(_, node)| *node);
+        let last = past.next()?;
+        past.next().filter(|before| *before == last)
+    }
+
     /// Where the rank is that a successor in this slot may not be beside.
     pub fn moves_from(&self, slot: Rank) -> Option<NodeId> {
         let run = self.run.as_ref()?;

@@ -31,9 +31,11 @@ impl Control {
         let (held_off, now) = (self.held_off.len(), self.now.mono);
         self.held_off.retain(|_, until| now < *until);
         self.replan |= self.held_off.len() != held_off;
+        self.surveys.tick();
         self.end_yields(step);
         self.end_drains(step);
         self.end_leaves(step);
+        self.autoscale(step);
         self.begin_probations(step);
         self.end_stalled(step);
         self.evict(step);
@@ -43,6 +45,9 @@ impl Control {
             self.progress.retain(|job, _| self.cluster.jobs().get(*job).is_some());
             let jobs = self.cluster.jobs();
             self.stragglers.retain(|job| jobs.get(job).is_some_and(|job| !job.state.is_terminal()));
+            let runs = |job| jobs.get(job).is_some_and(|job| !job.state.is_terminal());
+            let is_served = |model: &str| self.cluster.serving(model).next().is_some();
+            self.loads.retain(runs, is_served);
             self.held_off.retain(|job, _| self.cluster.jobs().get(*job).is_some_and(|job| !job.state.is_terminal()));
         }
     }

@@ -90,6 +90,8 @@ pub struct Plan {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Wait {
     NoNodes,
+    /// How its model is cut is not known yet; why, the surveys know.
+    Uncut,
     /// It would not fit into the empty cluster.
     Impossible {
         room: u32,
@@ -154,8 +156,12 @@ pub fn plan(view: &View<'_>, options: &Options) -> Plan {
             plan.waits.insert(job.id, Wait::HeldOff);
             continue;
         }
+        if job.awaits_cut() {
+            plan.waits.insert(job.id, Wait::Uncut);
+            continue;
+        }
         let ask = &job.ask;
-        let shape = (ask.room, &ask.labels);
+        let shape = (ask.room, &ask.labels, ask.seats.as_slice());
         let before = tried.get(&shape).copied();
         let known = before.filter(|found| found.room < ask.ranks);
         let found = match known {
@@ -235,10 +241,14 @@ fn add(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan, (next, least): (&m
         let Some(job) = found.filter(|job| !plan.preempted.iter().any(|(victim, _)| *victim == job.id)) else {
             continue;
         };
-        let ask = Ask { ranks: 1, ..job.ask.clone() };
         let mut places = Vec::new();
         for slot in missing {
-            let Ok(node) = left.find(&ask) else { break };
+            let ask = job.ask.of(*slot);
+            let beside = job.unlucky_on(*slot).and_then(|node| left.find_beside(&ask, node).ok());
+            let Some(node) = beside.or_else(|| left.find(&ask).ok()) else {
+                // The others need as much, but where ranks are unequal.
+                if job.ask.seats.is_empty() { break } else { continue }
+            };
             left.give(&node, &ask);
             places.extend(node.first().map(|node| (*slot, *node)));
         }
@@ -253,11 +263,11 @@ fn add(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan, (next, least): (&m
 fn relocate(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan) {
     for (id, moving) in &view.moving {
         let Some((job, run)) = view.jobs.get(*id).and_then(|job| Some((job, job.run.as_ref()?))) else { continue };
-        let ask = Ask { ranks: 1, ..job.ask.clone() };
         let ranks_min = job.ranks_min.max(1);
         let (mut places, mut members) = (Vec::new(), run.members.len() as u32);
         for rank in moving {
             let Some(from) = run.ranks.get(rank) else { continue };
+            let ask = job.ask.of(rank.rank);
             if let Ok(node) = left.find_beside(&ask, from.node) {
                 left.give(&node, &ask);
                 places.extend(node.first().map(|node| (rank.rank, *node)));
@@ -276,7 +286,7 @@ fn relocate(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan) {
     }
 }
 
-type Shape<'a> = (super::members::Room, &'a BTreeMap<String, String>);
+type Shape<'a> = (super::members::Room, &'a BTreeMap<String, String>, &'a [super::machine::Seat]);
 
 /// What was found for a shape: ranks that fit now, and that would fit into the empty cluster.
 #[derive(Clone, Copy)]
@@ -320,6 +330,7 @@ impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoNodes => f.write_str("no node is up: start one with `stoke node --join TOKEN`"),
+            Self::Uncut => f.write_str("its model is being surveyed"),
             Self::Impossible { room, ranks, ask, withheld } => {
                 let which = if *withheld > 0 { "all nodes that take ranks" } else { "all nodes together" };
                 write!(
@@ -391,7 +402,8 @@ mod tests {
         }
 
         fn job(&mut self, priority: i32, ranks: u32, cpus: u32) -> JobId {
-            self.ask(priority, Ask { ranks, room: Room { cpus, memory_bytes: 1, gpus: 0 }, labels: BTreeMap::new() })
+            let room = Room { cpus, memory_bytes: 1, gpus: 0 };
+            self.ask(priority, Ask { ranks, room, ..Ask::default() })
         }
 
         fn ask(&mut self, priority: i32, ask: Ask) -> JobId {
@@ -411,6 +423,7 @@ mod tests {
                 on_nan: stoke_protocol::spec::OnNan::Fail,
                 straggler: stoke_protocol::spec::Straggler::Report,
                 serves: None,
+                cut: Default::default(),
                 ask,
             };
             self.jobs.submit(Time(0), self.placements, submission)
@@ -455,8 +468,8 @@ mod tests {
             world.node(Capacity { cpus: 64, memory_bytes: 1 << 30, gpus, ..Capacity::default() });
         }
         let room = Room { cpus: 1, memory_bytes: 1, gpus: 1 };
-        let job = world.ask(0, Ask { ranks: 4, room, labels: BTreeMap::new() });
-        let larger = world.ask(0, Ask { ranks: 10, room, labels: BTreeMap::new() });
+        let job = world.ask(0, Ask { ranks: 4, room, ..Ask::default() });
+        let larger = world.ask(0, Ask { ranks: 10, room, ..Ask::default() });
         let plan = world.plan();
         assert_eq!(plan.placed[0], (job, nodes(&[3, 3, 3, 3])));
         assert_eq!(plan.placed[1], (larger, nodes(&[2, 2, 2, 2, 2, 2, 2, 2, 4, 4])));
@@ -535,13 +548,13 @@ mod tests {
         let labelled = world.node(Capacity { cpus: 1, memory_bytes: 10, labels, ..Capacity::default() });
         let wanted: BTreeMap<String, String> = [("disk".into(), "ssd".into())].into();
         let small = Room { cpus: 1, memory_bytes: 10, gpus: 0 };
-        let job = world.ask(0, Ask { ranks: 1, room: small, labels: wanted.clone() });
+        let job = world.ask(0, Ask { ranks: 1, room: small, labels: wanted.clone(), ..Ask::default() });
         assert_eq!(world.plan().placed, [(job, vec![labelled])]);
         world.live.remove(&labelled);
         assert!(world.plan().placed.is_empty());
         world.live.insert(labelled);
         let large = Room { memory_bytes: 11, ..small };
-        let job = world.ask(9, Ask { ranks: 1, room: large, labels: wanted });
+        let job = world.ask(9, Ask { ranks: 1, room: large, labels: wanted, ..Ask::default() });
         assert!(world.plan().waits.contains_key(&job));
     }
 

@@ -48,10 +48,10 @@ pub fn sacrifice(view: &View<'_>, left: &Left<'_>, urgent: &Job, grows: &BTreeSe
     }
     let mut base = left.clone();
     for job in view.jobs.leaving() {
-        job.given_back().for_each(|node| base.give_back(node, &job.ask.room));
+        job.given_back().for_each(|(rank, node)| base.give_back(node, &job.ask.room_of(rank)));
     }
     if let Ok(nodes) = base.find(&urgent.ask) {
-        let there = |job: &&Job| job.given_back().any(|node| nodes.contains(&node));
+        let there = |job: &&Job| job.given_back().any(|(_, node)| nodes.contains(&node));
         let leaving = view.jobs.leaving().filter(there).map(|job| job.id).collect();
         return Some(Sacrifice { leaving, nodes, ..Sacrifice::default() });
     }

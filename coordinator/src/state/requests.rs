@@ -15,6 +15,7 @@ use super::machine::{Ask, Job};
 use super::members::Room;
 use super::pruning::Mode;
 use super::serving::Serves;
+use super::split::Cut;
 use super::tokens::{TOKENS_OPEN_MAX, TTL_SECONDS_MAX};
 use super::words::{rank_count, state_word};
 
@@ -32,6 +33,7 @@ impl Control {
         }
         let answer = match request {
             Request::Submit { key, spec } => self.submit(step, caller, key, &spec),
+            Request::Plan { spec } => return self.ask_plan(step, ticket, &spec),
             Request::Cancel { job } => return self.cancel(step, ticket, caller, job),
             Request::Scale { job, ranks } => self.scale(step, caller, job, ranks),
             Request::Promote { job } => self.promote(step, caller, job),
@@ -139,14 +141,16 @@ impl Control {
             on_nan: spec.train.as_ref().map(|train| train.on_nan).unwrap_or_default(),
             straggler: spec.train.as_ref().map(|train| train.straggler).unwrap_or_default(),
             serves: Serves::of(spec),
+            cut: if spec.awaits_split() { Cut::Awaited } else { Cut::Written },
             ask: Ask {
                 // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
                 ranks: resources.ranks.unwrap_or_else(|| match &spec.serve {
                     Some(serve) => serve.ranks(),
                     None => self.cluster.members().up().clamp(resources.ranks_min, spec.ranks_max()),
                 }),
-                room: Room { cpus: resources.cpus, memory_bytes: resources.memory.0, gpus: resources.gpus },
+                room: Room { cpus: resources.cpus, memory_bytes: resources.memory().0, gpus: resources.gpus },
                 labels: resources.labels.clone(),
+                seats: Vec::new(),
             },
         }
     }
@@ -236,6 +240,10 @@ pub(super) fn owner(caller: &Subject) -> String {
 fn reply(step: &mut Step, ticket: Ticket, answer: Answer) {
     let reply = Box::new(answer.unwrap_or_else(Reply::Refused));
     step.effects.push(Effect::Reply { ticket, reply });
+}
+
+pub(super) fn refuse(step: &mut Step, ticket: Ticket, refusal: Refusal) {
+    reply(step, ticket, Err(refusal));
 }
 
 pub(super) fn refuse_busy(step: &mut Step, ticket: Ticket, message: &str) {

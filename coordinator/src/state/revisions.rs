@@ -17,8 +17,9 @@ use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{JobId, LogIndex};
 use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply};
 use stoke_protocol::message::serve::Traffic;
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{JobSpec, REPLICAS_MAX};
 
+use super::autoscale::Policy;
 use super::cluster::{Cluster, Refused};
 use super::control::{Control, Step};
 use super::event::Event;
@@ -29,8 +30,6 @@ use super::serving::{Leave, Serves};
 
 /// Answers that take longer are cut off: a revision that was taken back must end some time.
 pub const LEAVE_MAX_MS: u64 = 600_000;
-/// Of a model: more would be more than a cluster has places for.
-const REPLICAS_MAX: u32 = 1_000;
 
 impl Job {
     /// Takes no new requests from now on (R4).
@@ -124,7 +123,7 @@ impl Cluster {
         self.serving(model).filter(|(_, serves)| serves.leave.is_none())
     }
 
-    fn regular<'a>(&'a self, model: &'a str) -> impl DoubleEndedIterator<Item = &'a Job> {
+    pub(super) fn regular<'a>(&'a self, model: &'a str) -> impl DoubleEndedIterator<Item = &'a Job> {
         self.staying(model).filter(|(_, serves)| serves.part == Traffic::Rest).map(|(job, _)| job)
     }
 
@@ -180,6 +179,13 @@ impl Control {
             let mend = format!("use 1 to {REPLICAS_MAX}; `stoke cancel JOB` ends the last one");
             return Err(invalid(format!("{replicas} replicas of {model}"), &mend));
         }
+        if let Some((ruling, Policy { min, max, .. })) = self.scales(&model) {
+            let message =
+                format!("{model} has as many replicas as its requests need, {min} to {max}, as {ruling} says");
+            let mend = "submit its spec with other bounds, those of the newest job rule: `stoke serve SPEC --set serve.replicas.min=N`; \
+                        one without [serve.replicas] leaves the number to you";
+            return Err(Refusal { code: RefusalCode::Conflict, message, mend: mend.to_owned() });
+        }
         let jobs: Vec<JobId> = self.cluster.regular(&model).map(|job| job.id).collect();
         let Some(newest) = jobs.last() else {
             let message = format!("only jobs with a share or a shadow serve {model}");
@@ -196,7 +202,7 @@ impl Control {
     }
 
     /// All of them, or none and an error.
-    fn add_replicas(&mut self, step: &mut Step, of: JobId, count: usize) -> Result<Vec<JobId>, Refusal> {
+    pub(super) fn add_replicas(&mut self, step: &mut Step, of: JobId, count: usize) -> Result<Vec<JobId>, Refusal> {
         if count == 0 {
             return Ok(Vec::new());
         }

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stoke_protocol::ids::NodeId;
+use stoke_protocol::ids::{NodeId, Rank};
 
-use super::machine::Ask;
+use super::machine::{Ask, Seat};
 use super::members::{Members, Node, Room};
 use super::planted::PlantedBug;
 
@@ -50,6 +50,9 @@ impl<'a> Left<'a> {
     /// Ranks with accelerators are packed: links inside a machine are many times faster than between machines, and whole machines stay
     /// free for large gangs.
     pub fn find(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
+        if !ask.seats.is_empty() {
+            return self.seat(ask);
+        }
         if ask.room.gpus > 0 { self.pack(ask) } else { self.spread(ask) }
     }
 
@@ -59,6 +62,25 @@ impl<'a> Left<'a> {
         let found = self.find(ask);
         self.shunned = None;
         found
+    }
+
+    /// Unequal ranks: the largest first, each on the node that it was meant for if there is room, else on the one with the most free processors.
+    fn seat(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
+        let mut left = self.clone();
+        let mut order: Vec<(Rank, Seat)> = (0..).map(Rank).zip(ask.seats.iter().copied()).collect();
+        order.sort_by_key(|(rank, seat)| (std::cmp::Reverse(seat.memory_bytes), *rank));
+        let mut found = BTreeMap::new();
+        for (rank, seat) in order {
+            let one = Ask { seats: Vec::new(), ..ask.of(rank) };
+            let meant = Some(seat.node).filter(|node| left.slots(*node, &one) > 0);
+            let other = || left.most_free().map(|(_, node)| node).find(|node| left.slots(*node, &one) > 0);
+            if let Some(node) = meant.or_else(other) {
+                left.give(&[node], &one);
+                found.insert(rank, node);
+            }
+        }
+        let placed = u32::try_from(found.len()).unwrap_or(u32::MAX);
+        if placed < ask.ranks { Err(placed) } else { Ok(found.into_values().collect()) }
     }
 
     fn spread(&self, ask: &Ask) -> Result<Vec<NodeId>, u32> {
@@ -140,11 +162,11 @@ impl<'a> Left<'a> {
 
     /// Gives room away.
     pub fn give(&mut self, placement: &[NodeId], ask: &Ask) {
-        for id in placement {
+        for (rank, id) in (0..).map(Rank).zip(placement) {
             let Some(node) = self.members.node(*id) else { continue };
             let before = self.given.get(id).copied().unwrap_or_else(|| node.free());
             let mut after = before;
-            after.take(&ask.room);
+            after.take(&ask.room_of(rank));
             self.set(*id, before, after);
         }
         if self.touched.len() > TOUCHED_MAX {
@@ -183,6 +205,11 @@ impl<'a> Left<'a> {
     /// How many ranks would fit if no other job were there: on usable nodes, whole machines.
     pub fn when_empty(&self, ask: &Ask) -> u32 {
         let nodes = self.members.nodes().filter(|node| self.is_usable(node) && carries(node, ask));
+        if !ask.seats.is_empty() {
+            let mut empty = Self::new(self.members, self.live, self.bug);
+            nodes.for_each(|node| empty.set(node.id, node.free(), Room::of(&node.capacity)));
+            return empty.seat(ask).map_or_else(|placed| placed, |_| ask.ranks);
+        }
         nodes.fold(0, |sum, node| sum.saturating_add(Room::of(&node.capacity).slots(&ask.room)))
     }
 

@@ -1,8 +1,10 @@
 //! Golden scenarios: the control machine from the outside, a few nodes, and what must come of it. Tests only.
 
 mod blame;
+mod cutting;
 mod draining;
 mod pruning;
+mod scaling;
 mod serving;
 mod training;
 mod urgent;

@@ -11,8 +11,9 @@ use stoke_protocol::ids::LogIndex;
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::serve::{Head, Route, Routes, Traffic};
-use stoke_protocol::spec::{JobSpec, Precision, Task};
+use stoke_protocol::spec::{Bytes, JobSpec, Precision, Task};
 
+use super::autoscale::Policy;
 use super::cluster::{Cluster, Refused};
 use super::control::{Control, SessionId, Step};
 use super::effect::Effect;
@@ -37,6 +38,8 @@ pub struct Serves {
     pub cache: Option<u64>,
     /// What it gets unless it leaves.
     pub part: Traffic,
+    /// Where the model has as many jobs as its requests need.
+    pub policy: Option<Policy>,
     pub leave: Option<Leave>,
 }
 
@@ -64,6 +67,7 @@ impl Serves {
             context: serve.context,
             cache: serve.context.is_none().then_some(serve.cache.0),
             part,
+            policy: serve.replicas.as_ref().map(Policy::of),
             leave: None,
         })
     }
@@ -77,6 +81,15 @@ impl Serves {
         };
         let hash = blake3::hash(&[model.as_bytes(), &[0, precision]].concat());
         u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+    }
+
+    /// What decides how long a request may be.
+    fn context_words(&self) -> String {
+        match (self.context, self.cache) {
+            (Some(tokens), _) => format!("a context of {tokens} tokens"),
+            (None, Some(bytes)) => format!("a context that follows from a cache of {}", Bytes(bytes)),
+            (None, None) => "a context of its model's".to_owned(),
+        }
     }
 
     pub fn traffic(&self) -> Traffic {
@@ -136,8 +149,10 @@ impl Cluster {
             }
             if (other.context, other.cache) != (serves.context, serves.cache) {
                 return Err(Refused::Conflict(format!(
-                    "{id} serves {model} with another context, and a request that one of them takes must be one for all: use the same, \
-                     or name this one otherwise with serve.name"
+                    "{id} serves {model} with {}, and this one has {}: a request that one of them takes must be one for all. Use the same, \
+                     or name this one otherwise with serve.name",
+                    other.context_words(),
+                    serves.context_words()
                 )));
             }
             match other.traffic() {
@@ -148,9 +163,10 @@ impl Cluster {
         }
         match (serves.part, regular) {
             (Traffic::Rest, Some((id, weights))) if *weights != serves.weights => Err(Refused::Conflict(format!(
-                "{model} is served by {id} from {}, and replicas serve the same: give this one another name, or try it beside that one \
-                 with `[serve] share = 0.1` or `shadow = true`",
-                said(weights)
+                "{model} is served by {id} from {}, this one is {}, and replicas serve the same: give this one another name, or try it \
+                 beside that one with `[serve] share = 0.1` or `shadow = true`",
+                said(weights),
+                said(&serves.weights)
             ))),
             (Traffic::Share { millionths }, Some(_)) if shares + u64::from(millionths) > WHOLE_MILLIONTHS => {
                 let taken = shares as f64 / WHOLE_MILLIONTHS as f64;
@@ -178,7 +194,7 @@ impl Cluster {
 
 fn said((model, precision): &(String, Precision)) -> String {
     match precision {
-        Precision::Rounded => model.clone(),
+        Precision::Rounded => format!("{model} in rounded precision"),
         Precision::Full => format!("{model} in full precision"),
     }
 }

@@ -7,16 +7,31 @@ use stoke_protocol::ids::{NodeId, Rank};
 use stoke_protocol::list::List;
 use stoke_protocol::message::client::{ClusterView, Explanation, JobState, JobView, NodeState, NodeView, ServesView};
 use stoke_protocol::message::rank::RankId;
+use stoke_protocol::spec::JobSpec;
 
 use super::control::{Control, SessionId};
 use super::explain::explain;
+use super::load::Total;
 use super::machine::Job;
 use super::members::{Drain, Node};
 use super::run::Run;
+use super::scaling::Regulars;
 use super::serving::Serves;
+use super::split::Cut;
 
 /// Jobs in one answer, the newest: the rest is asked for by id.
 const JOBS_SHOWN_MAX: usize = 1_000;
+
+/// A model in numbers: of its replicas together.
+pub struct ModelFigures {
+    pub model: String,
+    pub replicas: u32,
+    pub answering: u32,
+    pub running: u64,
+    pub waiting: u64,
+    pub held: u32,
+    pub total: Total,
+}
 
 impl Control {
     pub(super) fn cluster_view(&self, caller: &Subject) -> ClusterView {
@@ -41,15 +56,45 @@ impl Control {
 
     /// Newest first.
     pub(super) fn job_views(&self) -> Vec<JobView> {
-        self.cluster.jobs().iter().rev().take(JOBS_SHOWN_MAX).map(|job| self.job_view(job)).collect()
+        let models = self.regulars();
+        self.cluster.jobs().iter().rev().take(JOBS_SHOWN_MAX).map(|job| self.shown(job, &models)).collect()
     }
 
     pub fn job_view(&self, job: &Job) -> JobView {
+        let models = if job.serves.is_some() { self.regulars() } else { BTreeMap::new() };
+        self.shown(job, &models)
+    }
+
+    fn serves_view(&self, job: &Job, models: &BTreeMap<String, Regulars>) -> Option<ServesView> {
+        let model = job.serves.as_ref()?.model.clone();
+        let (replicas, answering, scale) = models.get(&model).map(Regulars::view).unwrap_or_default();
+        let (held, _refused) = self.loads.unplaced(self.now.mono, &model);
+        let load = job.serving().and_then(|_| self.loads.view(self.now.mono, job.id));
+        Some(ServesView { model, ready: job.answers(), load, replicas, answering, held, scale })
+    }
+
+    /// Of every model that is served, for metrics.
+    pub fn models(&self) -> Vec<ModelFigures> {
+        let figures = |(model, regulars): (String, Regulars)| {
+            let loads = regulars.jobs().filter_map(|job| self.loads.of(self.now.mono, job));
+            let (running, waiting) = loads.fold((0, 0), |(running, waiting), load| {
+                (running + u64::from(load.running), waiting + u64::from(load.waiting))
+            });
+            let (replicas, answering, _) = regulars.view();
+            let (held, _refused) = self.loads.unplaced(self.now.mono, &model);
+            let total = self.loads.total(&model);
+            ModelFigures { model, replicas, answering, running, waiting, held, total }
+        };
+        self.regulars().into_iter().map(figures).collect()
+    }
+
+    fn shown(&self, job: &Job, models: &BTreeMap<String, Regulars>) -> JobView {
         let run = job.run.as_ref();
         let placed = |run: &Run| {
             run.ranks.iter().filter(|(_, rank)| !rank.leaving).map(|(id, rank)| (id.rank, rank.node)).collect()
         };
         let reason = match (job.state, self.waits.get(&job.id)) {
+            (JobState::Queued, _) if job.awaits_cut() => self.surveys.why(job.id).unwrap_or_default().to_owned(),
             (JobState::Queued, Some(wait)) if job.reason.is_empty() => wait.to_string(),
             (JobState::Queued, Some(wait)) => format!("{wait}; before that: {}", job.reason),
             _ => job.reason.clone(),
@@ -58,7 +103,7 @@ impl Control {
             job: job.id,
             name: job.name.clone(),
             trainer: job.trainer.clone(),
-            serves: job.serves.as_ref().map(|serves| ServesView { model: serves.model.clone(), ready: job.answers() }),
+            serves: self.serves_view(job, models),
             traffic: job.serves.as_ref().map(Serves::traffic),
             owner: job.owner.clone(),
             state: job.state,
@@ -136,10 +181,18 @@ impl Control {
 
     pub(super) fn explanation(&self, job: &Job) -> Explanation {
         let nodes = match job.state {
+            JobState::Queued if job.awaits_cut() => {
+                JobSpec::parse(&job.spec).map(|spec| self.survey_lines(&spec, &job.ask)).unwrap_or_default()
+            }
             JobState::Queued => explain(&self.view(), &job.ask),
             _ => self.silent_nodes(job),
         };
-        Explanation { job: Box::new(self.job_view(job)), nodes: nodes.into(), events: job.timeline.lines().into() }
+        let split = match &job.cut {
+            Cut::Chosen(chosen) => Some(Box::new(chosen.split.clone())),
+            Cut::Written | Cut::Awaited => None,
+        };
+        let (job, events) = (Box::new(self.job_view(job)), job.timeline.lines().into());
+        Explanation { job, nodes: nodes.into(), events, split }
     }
 
     /// Nodes of a job's ranks that are not heard of.

@@ -5,7 +5,7 @@
 //! Y1: it takes at most `yield_max_ms`; after that, or when the checkpoint cannot be stored, it stops anyway, and begins at its last one. Y2: no
 //! attempt is counted. Y3: while it makes room nothing is placed for it.
 
-use stoke_protocol::ids::{JobId, NodeId, Step};
+use stoke_protocol::ids::{JobId, NodeId, Rank, Step};
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::rank::{Purpose, RankId};
 
@@ -31,9 +31,9 @@ impl Job {
     }
 
     /// Where the room is that is on its way back: of ranks that end, or whose job makes room.
-    pub fn given_back(&self) -> impl Iterator<Item = NodeId> {
-        let ranks = self.run.iter().flat_map(|run| run.ranks.values());
-        ranks.filter(|rank| self.gives_back(rank)).map(|rank| rank.node)
+    pub fn given_back(&self) -> impl Iterator<Item = (Rank, NodeId)> {
+        let ranks = self.run.iter().flat_map(|run| &run.ranks);
+        ranks.filter(|(_, rank)| self.gives_back(rank)).map(|(id, rank)| (id.rank, rank.node))
     }
 
     fn gives_back(&self, rank: &RankRun) -> bool {

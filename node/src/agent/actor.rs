@@ -19,6 +19,7 @@ use super::session::{Session, SessionArguments, SessionMessage};
 use super::shards::ShardFolder;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::state::{AgentState, Effect, Event};
+use super::surveys::Surveyor;
 use super::sweeps::Sweep;
 use crate::checkpoint;
 use crate::config::Config;
@@ -71,6 +72,7 @@ pub struct Arguments {
     pub state: AgentState,
     pub spawner: Arc<dyn Spawner>,
     pub shards: Option<ShardFolder>,
+    pub has_threads: bool,
     /// Ranks of the agents before this one.
     pub kept: Vec<Kept>,
     pub session: SessionArguments,
@@ -88,6 +90,7 @@ pub struct Acting {
     state: AgentState,
     spawner: Arc<dyn Spawner>,
     shards: Option<ShardFolder>,
+    has_threads: bool,
     session: ActorRef<SessionMessage>,
     /// The number of the session that is up, and the address that ranks listen on.
     live: Option<u64>,
@@ -99,6 +102,7 @@ pub struct Acting {
     looked: Instant,
     leaving: bool,
     gateway: Option<Gateway>,
+    surveyor: Surveyor,
     /// Of an end that nobody here has asked for.
     reason: Option<String>,
     ended: Option<oneshot::Sender<Option<String>>>,
@@ -128,6 +132,7 @@ impl Actor for AgentActor {
             state,
             spawner: given.spawner,
             shards: given.shards,
+            has_threads: given.has_threads,
             session,
             live: None,
             rank_ip: None,
@@ -136,6 +141,7 @@ impl Actor for AgentActor {
             looked: now,
             leaving: false,
             gateway: given.gateway,
+            surveyor: Surveyor::default(),
             reason: None,
             ended: Some(given.ended),
         })
@@ -235,7 +241,7 @@ impl Acting {
                         effects.extend(self.state.apply(Event::Disconnected));
                     }
                 },
-                Effect::Note(fence) => start_note(fence, self.home.state().clone(), myself.clone()),
+                Effect::Note(fence) => self.aside(note(fence, self.home.state().clone()), myself),
                 Effect::Send(frame) => {
                     if let Some(session) = self.live {
                         let _ = self.session.cast(SessionMessage::Send { session, frame });
@@ -274,8 +280,9 @@ impl Acting {
                     myself.send_after(Duration::from_millis(grace_ms), move || Message::Kill(id));
                 }
                 Effect::Forget { id } => self.spawner.forget(id),
-                Effect::Sweep { job, sweep } => start_sweep(job, sweep, myself.clone()),
+                Effect::Sweep { job, sweep } => self.aside(sweep_job(job, sweep), myself),
                 Effect::Routes(routes) => self.gateway.iter().for_each(|gateway| gateway.routes(routes.clone())),
+                Effect::Survey(survey) => self.surveyor.begin(survey, myself.clone()),
                 Effect::Warn(text) => tracing::warn!("{text}"),
                 Effect::AllGone => {
                     self.leaving = true;
@@ -283,6 +290,19 @@ impl Acting {
                     myself.send_after(patience, || Message::Leave);
                 }
             }
+        }
+    }
+
+    /// Does what takes long without holding anybody up, and takes what it gives.
+    fn aside(&self, work: impl FnOnce() -> Event + Send + 'static, myself: &ActorRef<Message>) {
+        let agent = myself.clone();
+        let work = move || {
+            // An agent that is gone needs no answer.
+            let _ = agent.cast(Message::Event(work(), None));
+        };
+        match self.has_threads {
+            true => drop(tokio::task::spawn_blocking(work)),
+            false => work(),
         }
     }
 
@@ -326,24 +346,22 @@ impl Acting {
 }
 
 /// A process that ends does not wait for it: what it leaves is swept when the order comes again.
-fn start_sweep(job: JobId, Sweep { index, checkpoints, newest, keep }: Sweep, agent: ActorRef<Message>) {
-    tokio::task::spawn_blocking(move || {
+fn sweep_job(job: JobId, Sweep { index, checkpoints, newest, keep }: Sweep) -> impl FnOnce() -> Event + Send + 'static {
+    move || {
         let (removed, error) = match checkpoint::patiently(|| checkpoint::sweep(&checkpoints, newest, &keep)) {
             Ok(removed) => (removed.len() as u32, None),
             Err(error) => (0, Some(text_of(&error))),
         };
         tracing::info!(%job, removed, error, "pruned checkpoints swept");
-        // An agent that is gone needs no answer.
-        let _ = agent.cast(Message::Event(Event::Swept { job, index, removed, error }, None));
-    });
+        Event::Swept { job, index, removed, error }
+    }
 }
 
 /// A disk that is slow holds nobody up.
-fn start_note(fence: Fence, state: Arc<StateFile>, agent: ActorRef<Message>) {
-    tokio::task::spawn_blocking(move || {
+fn note(fence: Fence, state: Arc<StateFile>) -> impl FnOnce() -> Event + Send + 'static {
+    move || {
         let noted =
             state.persist(fence).inspect_err(|error| tracing::warn!(%error, "the journal's index is not stored"));
-        // An agent that is gone needs no answer.
-        let _ = agent.cast(Message::Event(Event::Noted { fence: noted.ok().map(|()| fence) }, None));
-    });
+        Event::Noted { fence: noted.ok().map(|()| fence) }
+    }
 }

@@ -1,6 +1,7 @@
 //! What a rank takes of its machine. Owns the sum; what a machine has is the agent's to compare with.
 
 use serde::{Deserialize, Serialize};
+use stoke_protocol::message::rank::StartRank;
 use stoke_protocol::spec::JobSpec;
 
 /// Of one rank, or of several together.
@@ -13,9 +14,9 @@ pub struct Claim {
 
 impl Claim {
     /// Of one rank of a job.
-    pub fn of(spec: &JobSpec) -> Self {
+    pub fn of(spec: &JobSpec, start: &StartRank) -> Self {
         let ask = &spec.resources;
-        Self { cpus: ask.cpus.into(), memory_bytes: ask.memory.0, gpus: ask.gpus.into() }
+        Self { cpus: ask.cpus.into(), memory_bytes: start.memory_bytes, gpus: ask.gpus.into() }
     }
 
     pub fn plus(self, other: Self) -> Self {

@@ -23,6 +23,8 @@ use crate::probe::Usage;
 
 /// Frames of the coordinator that may wait in the agent's mailbox.
 const FRAMES_MAX: usize = 256;
+/// Between two words of what the gateway could not bring to a head.
+const DEMAND_EVERY: Duration = Duration::from_secs(1);
 /// Log reads at a time; each followed log holds a thread.
 const LOG_READS_MAX: usize = 32;
 /// A signature takes a millisecond; a coordinator that needs longer is going away.
@@ -78,7 +80,7 @@ pub async fn keep_up(
     let ended = tokio::select! {
         biased;
         ended = read(&talk, receiver) => ended,
-        ended = write(sender, queue) => ended,
+        ended = write(&talk, sender, queue) => ended,
         ended = beat(&talk) => ended,
         ended = serve(&talk) => ended,
         () = renew(&talk) => return "renewal ended".to_owned(),
@@ -101,11 +103,33 @@ async fn read(talk: &Conversation, mut receiver: FrameReceiver) -> Result<(), Tr
     Ok(())
 }
 
-async fn write(mut sender: FrameSender, mut queue: mpsc::Receiver<FromNode>) -> Result<(), TransportError> {
-    while let Some(frame) = queue.recv().await {
+async fn write(
+    talk: &Conversation,
+    mut sender: FrameSender,
+    mut queue: mpsc::Receiver<FromNode>,
+) -> Result<(), TransportError> {
+    let mut ticks = interval(DEMAND_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = false;
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = queue.recv() => match frame {
+                Some(frame) => frame,
+                None => return sender.finish(),
+            },
+            _ = ticks.tick() => {
+                let demand = talk.arguments.gateway.as_ref().map(Watch::demand).unwrap_or_default();
+                // That there is none any more is news once.
+                if std::mem::replace(&mut told, !demand.is_empty()) || told {
+                    FromNode::Demand(demand.into())
+                } else {
+                    continue;
+                }
+            }
+        };
         sender.send(&frame).await?;
     }
-    sender.finish()
 }
 
 async fn beat(talk: &Conversation) -> Result<(), TransportError> {

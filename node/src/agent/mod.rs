@@ -23,6 +23,7 @@ mod spawn;
 pub mod state;
 #[cfg(test)]
 mod state_tests;
+pub mod surveys;
 mod sweeps;
 #[cfg(test)]
 mod tests;
@@ -71,6 +72,8 @@ pub struct Environment {
     pub shards: Option<ShardFolder>,
     /// Whether heartbeats carry the load of this machine.
     pub measure: bool,
+    /// Whether work on files has threads of its own. Not where time is simulated: theirs would be the real one.
+    pub has_threads: bool,
     /// Where clients reach what is served.
     pub gateway: Option<Gateway>,
 }
@@ -133,6 +136,7 @@ impl Agent {
             capacity,
             shards,
             measure: true,
+            has_threads: true,
         };
         Self::begin(config, environment, (home, fence), (logs, kept)).await
     }
@@ -164,7 +168,7 @@ impl Agent {
                 .as_ref()
                 .map(|gateway| GatewayAt { address: gateway.address(), tls: config.gateway_key.is_some() }),
         };
-        let Environment { io, bind, spawner, shards, measure, gateway, .. } = environment;
+        let Environment { io, bind, spawner, shards, measure, has_threads, gateway, .. } = environment;
         let endpoint = Endpoint::client(&io, bind, Settings::control(), credentials.clone())?;
         let session = session::SessionArguments {
             endpoint,
@@ -179,7 +183,8 @@ impl Agent {
         };
         let (ended, end) = oneshot::channel();
         let state = state::AgentState::new(own, fence);
-        let arguments = actor::Arguments { config, home, state, spawner, kept, shards, session, gateway, ended };
+        let arguments =
+            actor::Arguments { config, home, state, spawner, kept, shards, has_threads, session, gateway, ended };
         let (actor, task) = actor::AgentActor::spawn(None, actor::AgentActor, arguments)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;

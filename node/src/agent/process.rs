@@ -128,7 +128,7 @@ impl Processes {
     fn keep(&self, start: &StartRank, pid: u32, cookie: &Cookie) -> io::Result<Watched> {
         let watched = Watched::new(pid)?;
         let spec = JobSpec::parse(&start.spec).map_err(io::Error::other)?;
-        self.inventory.keep(&Kept::new(start.id, pid, cookie, Claim::of(&spec))?)?;
+        self.inventory.keep(&Kept::new(start.id, pid, cookie, Claim::of(&spec, start))?)?;
         Ok(watched)
     }
 

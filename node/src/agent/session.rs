@@ -199,7 +199,7 @@ impl Standing {
 
     fn send(&mut self, session: u64, frame: FromNode, myself: &ActorRef<SessionMessage>) {
         let Some(live) = self.live.as_ref().filter(|_| session == self.number) else { return };
-        let droppable = matches!(frame, FromNode::Progress { .. });
+        let droppable = matches!(frame, FromNode::Progress { .. } | FromNode::Load { .. } | FromNode::Demand(_));
         if live.frames.try_send(frame).is_err() && !droppable {
             // A report must not be lost on a session that lives: a new one sends it again.
             live.connection.close(CloseCode::TooSlow, "reports are not being read");

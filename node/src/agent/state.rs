@@ -27,6 +27,7 @@ use stoke_protocol::ids::{ClusterId, Generation, Incarnation, JobId, LogIndex, N
 use stoke_protocol::message::node::{Capacity, FromNode, GatewayAt, NodeHello, RankInventory, ToNode};
 use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
 use stoke_protocol::message::serve::Routes;
+use stoke_protocol::message::split::{Survey, Surveyed};
 use stoke_protocol::spec::JobSpec;
 
 use super::claim::Claim;
@@ -79,6 +80,8 @@ pub enum Event {
     ShutDown { grace_ms: u64 },
     /// [`Effect::Sweep`] is done, or failed.
     Swept { job: JobId, index: LogIndex, removed: u32, error: Option<String> },
+    /// [`Effect::Survey`] is done, or failed.
+    Surveyed { survey: Survey, found: Result<Surveyed, String> },
     /// [`Effect::Note`] is done, or failed.
     Noted { fence: Option<Fence> },
 }
@@ -136,6 +139,8 @@ pub enum Effect {
     },
     /// For the gateway.
     Routes(Routes),
+    /// Look at a model's files, off this thread; answered by [`Event::Surveyed`].
+    Survey(Survey),
     /// For the log: a person should know.
     Warn(String),
     /// The last rank is gone after [`Event::ShutDown`].
@@ -274,12 +279,11 @@ impl AgentState {
             Event::Exited { id, exit } => self.ended(id, exit, &mut out),
             Event::ShutDown { grace_ms } => self.shut_down(grace_ms, &mut out),
             Event::Noted { fence } => out.extend(self.fences.noted(fence).map(Effect::Note)),
+            Event::Surveyed { survey, found } => {
+                self.say(FromNode::Surveyed { survey, found: found.map_err(shortened) }, &mut out);
+            }
             Event::Swept { job, index, removed, error } => {
-                // Without a session nothing is lost: the order comes again with the next one.
-                if self.connected {
-                    let error = error.map(shortened);
-                    out.push(Effect::Send(FromNode::Swept { job, index, removed, error }));
-                }
+                self.say(FromNode::Swept { job, index, removed, error: error.map(shortened) }, &mut out);
                 out.extend(self.sweeps.ended().map(|(job, sweep)| Effect::Sweep { job, sweep }));
             }
         }
@@ -316,6 +320,7 @@ impl AgentState {
                 out.extend(begun.map(|(job, sweep)| Effect::Sweep { job, sweep }));
             }
             ToNode::Routes(routes) => out.push(Effect::Routes(routes)),
+            ToNode::Survey(survey) => out.push(Effect::Survey(survey)),
         }
     }
 
@@ -386,7 +391,7 @@ impl AgentState {
             return Err(format!("generation {newest} of {} was started here already", start.id.job));
         }
         let spec = JobSpec::parse(&start.spec).map_err(|error| format!("spec of {}: {error}", start.id.job))?;
-        let (claim, has) = (Claim::of(&spec), &self.own.capacity);
+        let (claim, has) = (Claim::of(&spec, start), &self.own.capacity);
         let used = self.ranks.values().fold(Claim::default(), |sum, rank| sum.plus(rank.claim));
         for (what, used, asked, has) in [
             ("cpus", used.cpus, claim.cpus, u64::from(has.cpus)),
@@ -452,10 +457,9 @@ impl AgentState {
             }
             FromRank::Progress(progress) => {
                 rank.progress = Some(progress);
-                if self.connected {
-                    out.push(Effect::Send(FromNode::Progress { id, progress }));
-                }
+                self.say(FromNode::Progress { id, progress }, out);
             }
+            FromRank::Load(load) => self.say(FromNode::Load { id, load }, out),
             FromRank::Event(event) => {
                 rank.heard += 1;
                 let heard = rank.heard;
@@ -463,6 +467,13 @@ impl AgentState {
                     self.report(id, event, heard, out);
                 }
             }
+        }
+    }
+
+    /// What nobody misses without a session: it is asked for again, or the next one tells more.
+    fn say(&self, message: FromNode, out: &mut Vec<Effect>) {
+        if self.connected {
+            out.push(Effect::Send(message));
         }
     }
 

@@ -9,6 +9,8 @@ use stoke_protocol::message::node::{Capacity, FromNode, Report, ToNode};
 use stoke_protocol::message::rank::{
     Cookie, Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
+use stoke_protocol::message::split::Survey;
+use stoke_protocol::spec::Precision;
 
 use super::claim::Claim;
 use super::fence::Fence;
@@ -35,7 +37,7 @@ fn start(id: RankId, cpus: u32) -> ToNode {
     let spec = format!(
         "name = \"t\"\ntrainer = \"digits\"\n[train]\nsteps = 1\nbatch = 8\n[resources]\ncpus = {cpus}\nmemory = \"1GiB\"\n"
     );
-    ToNode::Start(StartRank { id, spec, checkpoints: "file:///c".into(), from: StartFrom::Seed })
+    ToNode::Start(StartRank { id, spec, checkpoints: "file:///c".into(), from: StartFrom::Seed, memory_bytes: 1 << 30 })
 }
 
 fn welcome(epoch: u64, index: u64) -> ToNode {
@@ -367,4 +369,17 @@ fn sweeps_run_one_at_a_time_and_the_newest_order_of_a_job_counts() {
     assert_eq!(begun(effects), [(2, 50)]);
     assert_eq!(begun(agent.apply(swept(2, 50))), [(3, 53)]);
     assert_eq!(begun(agent.apply(swept(3, 53))), []);
+}
+
+#[test]
+fn a_survey_is_begun_and_its_answer_goes_to_whoever_is_there() {
+    let mut agent = connected();
+    let survey = || Survey { model: "m".into(), precision: Precision::Rounded, threads: 1 };
+    assert_eq!(agent.told(ToNode::Survey(survey())), [Effect::Survey(survey())]);
+    let surveyed = || Event::Surveyed { survey: survey(), found: Err("x".repeat(100_000)) };
+    let sent = agent.apply(surveyed());
+    let [Effect::Send(FromNode::Surveyed { found: Err(words), .. })] = &sent[..] else { panic!("{sent:?}") };
+    assert!(words.len() < 10_000, "it fits into a frame");
+    agent.apply(Event::Disconnected);
+    assert_eq!(agent.apply(surveyed()), []);
 }

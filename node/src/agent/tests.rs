@@ -118,9 +118,10 @@ impl Session {
         loop {
             match timeout(PATIENCE, self.receiver.expect()).await.expect("the agent is silent").unwrap() {
                 FromNode::Report(report) => return report,
-                FromNode::Progress { .. } => {}
+                FromNode::Progress { .. } | FromNode::Load { .. } | FromNode::Demand(_) => {}
                 FromNode::Hello(hello) => panic!("a second {hello:?}"),
                 FromNode::Swept { job, .. } => panic!("nobody asked for a sweep of {job}"),
+                FromNode::Surveyed { survey, .. } => panic!("nobody asked for {survey:?}"),
             }
         }
     }
@@ -199,7 +200,7 @@ impl Node {
         );
         let spec = JobSpec::parse(&text).unwrap().to_toml();
         let checkpoints = format!("file://{}/checkpoints", self.dir.path().display());
-        ToNode::Start(StartRank { id, spec, checkpoints, from: StartFrom::Seed })
+        ToNode::Start(StartRank { id, spec, checkpoints, from: StartFrom::Seed, memory_bytes: 1 << 20 })
     }
 }
 

@@ -25,6 +25,7 @@ use super::heads::{Heads, Stream, Unreached};
 use super::received::{Event, Received, Taken};
 use super::routes::{Aim, Pick, Standing, Table};
 use super::shadow::Copies;
+use super::tally::{Place, Tallies};
 
 /// A question that a head has not taken in after this long is asked elsewhere: its connection carries nothing more.
 pub(super) const SEND_MAX: Duration = Duration::from_secs(5);
@@ -52,6 +53,7 @@ pub(super) struct Desk {
     pub(super) heads: Heads,
     pub(super) patience: Patience,
     pub(super) counters: Counters,
+    pub(super) tallies: Tallies,
 }
 
 /// Since the start.
@@ -89,6 +91,9 @@ pub(super) struct Asking {
     /// Where the answer was, until another head has it (G9).
     left: Option<Running>,
     copies: Copies,
+    asked: Instant,
+    /// Of a new question of a model that is served, until it is over.
+    place: Option<Place>,
     tries: u64,
     /// Since when it does not get on.
     troubled: Option<Instant>,
@@ -122,8 +127,8 @@ enum Read {
 
 impl Desk {
     pub(super) fn new(endpoint: Endpoint, patience: Patience) -> Self {
-        let (table, counters) = (Mutex::default(), Counters::default());
-        Self { table, changed: watch::Sender::new(0), heads: Heads::new(endpoint), patience, counters }
+        let (table, counters, tallies) = (Mutex::default(), Counters::default(), Tallies::default());
+        Self { table, changed: watch::Sender::new(0), heads: Heads::new(endpoint), patience, counters, tallies }
     }
 
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
@@ -135,6 +140,7 @@ impl Desk {
         let mut table = self.table();
         if table.renew(routes) {
             self.heads.keep(table.heads());
+            self.tallies.keep(|model| table.serves(model));
             drop(table);
             self.changed.send_modify(|count| *count += 1);
         }
@@ -162,6 +168,8 @@ impl Desk {
             current: None,
             left: None,
             copies: Copies::default(),
+            asked: Instant::now(),
+            place: None,
             tries: 0,
             troubled: None,
             losses: 0,
@@ -190,10 +198,16 @@ impl Asking {
             }
             None => self.advance().await,
         };
-        match event {
-            Ok(Event::Ended { .. }) => self.copies.let_go(),
+        match &event {
+            Ok(Event::Ended { .. }) => {
+                self.copies.let_go();
+                self.place = None;
+            }
             Ok(_) => {}
-            Err(_) => (self.current, self.left, self.copies) = (None, None, Copies::default()),
+            Err(problem) => {
+                self.place.take().inspect(|place| place.refused(problem));
+                (self.current, self.left, self.copies) = (None, None, Copies::default());
+            }
         }
         event
     }
@@ -231,8 +245,11 @@ impl Asking {
             };
             match taken {
                 Taken::Event(event) => {
-                    let more = self.received.tokens() - before;
-                    self.desk.counters.tokens.fetch_add(more as u64, Ordering::Relaxed);
+                    let more = (self.received.tokens() - before) as u64;
+                    self.desk.counters.tokens.fetch_add(more, Ordering::Relaxed);
+                    if let Some(place) = &mut self.place {
+                        place.heard(&event, more);
+                    }
                     self.troubled = None;
                     self.revision.get_or_insert(current.revision);
                     if !matches!(event, Event::Begun { .. }) {
@@ -336,6 +353,9 @@ impl Asking {
             true => table.draw(&self.model),
             false => None,
         });
+        if self.draw.is_some() && self.place.is_none() {
+            self.place = Some(self.desk.tallies.enter(&self.model, self.asked));
+        }
         let aim = match (self.only, self.revision) {
             (Some(job), _) => Aim::Job(job),
             (None, Some(revision)) => Aim::Revision(revision),
@@ -357,6 +377,7 @@ impl Asking {
             return Err(Problem::no_head(&self.model, now - since));
         }
         let next = now.checked_add(after).map_or(until, |next| next.min(until));
+        let _held = self.place.as_ref().map(Place::hold);
         tokio::select! {
             // The desk, which this holds, has the sender.
             _ = self.changed.changed() => {}
@@ -368,6 +389,7 @@ impl Asking {
     async fn send(&mut self, head: Head) -> Result<Option<Stream>, Problem> {
         if self.tries > 0 {
             self.desk.counters.replays.fetch_add(1, Ordering::Relaxed);
+            self.place.as_ref().inspect(|place| place.replayed());
         }
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_millis());
         let deadline_ms = left.map_or(0, |left| u32::try_from(left).unwrap_or(u32::MAX).max(1));

@@ -15,6 +15,9 @@ use super::error::{Kind, Problem};
 pub(super) const BODY_BYTES_MAX: usize = 4 << 20;
 /// From the head of a request to the end of its body.
 const BODY_MAX: Duration = Duration::from_secs(30);
+/// Of a body that was refused: four of the largest that are taken.
+const DRAIN_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
+const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// What all bodies that are being read may take, in units of 64 KiB: 256 MiB.
 const UNITS_MAX: usize = 4096;
 const UNIT_BYTES: u64 = 64 * 1024;
@@ -28,7 +31,7 @@ impl Bodies {
     }
 
     /// The bytes of a body. One that does not say how long it is takes the room of the longest.
-    pub(super) async fn read(&self, body: Incoming) -> Result<Bytes, Problem> {
+    pub(super) async fn read(&self, body: &mut Incoming) -> Result<Bytes, Problem> {
         let most = body.size_hint().upper().unwrap_or(BODY_BYTES_MAX as u64);
         if most > BODY_BYTES_MAX as u64 {
             return Err(too_large());
@@ -50,6 +53,18 @@ impl Bodies {
             }
         }
     }
+}
+
+/// Reads what is left of a body that nobody wants, as far as that does not take long.
+pub(super) async fn drain(body: &mut Incoming) {
+    let mut left = DRAIN_BYTES_MAX;
+    let drained = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+            left = rest;
+        }
+    };
+    let _late = timeout(DRAIN_MAX, drained).await;
 }
 
 fn too_large() -> Problem {

@@ -8,6 +8,7 @@ mod door;
 mod error;
 mod heads;
 mod inference;
+mod metrics;
 mod openai;
 mod place;
 mod ready;
@@ -16,6 +17,7 @@ mod routes;
 mod secrets;
 mod service;
 mod shadow;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -23,10 +25,10 @@ pub mod untrusted;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use stoke_protocol::ids::LogIndex;
+use stoke_protocol::message::load::Demand;
 use stoke_protocol::message::serve::Routes;
 use stoke_protocol::transport::Endpoint;
 use tokio::net::{TcpListener, TcpSocket};
@@ -162,18 +164,7 @@ impl Gateway {
     }
 
     pub fn counts(&self) -> Counts {
-        let counters = &self.service.desk.counters;
-        Counts {
-            requests: self.service.requests.load(Ordering::Relaxed),
-            refused: self.service.refused.load(Ordering::Relaxed),
-            questions: counters.questions.load(Ordering::Relaxed),
-            replays: counters.replays.load(Ordering::Relaxed),
-            tokens: counters.tokens.load(Ordering::Relaxed),
-            broken: counters.broken.load(Ordering::Relaxed),
-            copies: counters.copies.load(Ordering::Relaxed),
-            copies_failed: counters.copies_failed.load(Ordering::Relaxed),
-            running: self.service.desk.table().running(),
-        }
+        self.service.counts()
     }
 
     /// For heartbeats.
@@ -196,6 +187,11 @@ impl Watch {
     /// The newest routes that it goes by, and its questions at jobs that leave.
     pub fn leaving(&self) -> (LogIndex, u32) {
         self.0.table().leaving()
+    }
+
+    /// Models with questions that no head has now, or that were refused since the last call.
+    pub fn demand(&self) -> Vec<Demand> {
+        self.0.tallies.demand()
     }
 }
 

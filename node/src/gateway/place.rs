@@ -9,6 +9,8 @@ const GRPC_SERVICE: &str = "inference.GRPCInferenceService";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place<'a> {
     Live,
+    /// Prometheus's.
+    Metrics,
     Models,
     Model(&'a str),
     Chat,
@@ -48,6 +50,7 @@ impl<'a> Place<'a> {
         let segments: Vec<&str> = path.trim_matches('/').splitn(8, '/').collect();
         match segments[..] {
             ["health"] => Ok(Self::Live),
+            ["metrics"] => Ok(Self::Metrics),
             ["v1", "models"] => Ok(Self::Models),
             ["v1", "models", name] => Ok(Self::Model(name)),
             ["v1", "chat", "completions"] => Ok(Self::Chat),
@@ -76,7 +79,7 @@ impl<'a> Place<'a> {
     /// The one method that it takes, besides those that every place takes.
     pub(super) fn method(self) -> &'static str {
         match self {
-            Self::Live | Self::Models | Self::Model(_) => "GET",
+            Self::Live | Self::Metrics | Self::Models | Self::Model(_) => "GET",
             Self::Server | Self::ServerLive | Self::ServerReady | Self::Metadata { .. } | Self::Ready { .. } => "GET",
             Self::Chat | Self::Completions | Self::Embeddings | Self::Infer { .. } | Self::Grpc(_) => "POST",
         }
@@ -87,7 +90,8 @@ impl<'a> Place<'a> {
         match self {
             Self::Live | Self::ServerLive | Self::ServerReady => true,
             Self::Grpc(Method::ServerLive | Method::ServerReady) => true,
-            Self::Models | Self::Model(_) | Self::Chat | Self::Completions | Self::Embeddings => false,
+            Self::Metrics | Self::Models | Self::Model(_) => false,
+            Self::Chat | Self::Completions | Self::Embeddings => false,
             Self::Server | Self::Metadata { .. } | Self::Ready { .. } | Self::Infer { .. } | Self::Grpc(_) => false,
         }
     }

@@ -130,7 +130,7 @@ impl Table {
 
     /// A place for a new question among all of its model (G7). None: nobody serves it.
     pub(super) fn draw(&mut self, model: &str) -> Option<u64> {
-        self.list().iter().find(|route| route.model == model)?;
+        self.serves(model).then_some(())?;
         let draw = self.draws.entry(model.to_owned()).or_default();
         *draw = draw.wrapping_add(GOLDEN);
         Some(*draw)
@@ -218,6 +218,11 @@ impl Table {
         let leaves =
             |id: &RankId| self.list().iter().any(|route| route.job == id.job && route.traffic == Traffic::Leaving);
         (index, self.loads.iter().filter(|(id, _)| leaves(id)).map(|(_, load)| load.running).sum())
+    }
+
+    /// Whether any job serves it.
+    pub(super) fn serves(&self, model: &str) -> bool {
+        self.list().iter().any(|route| route.model == model)
     }
 
     /// Whether a job serves this model, as a shadow too.

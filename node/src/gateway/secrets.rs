@@ -5,7 +5,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -35,10 +35,17 @@ pub(super) struct Secrets {
 }
 
 /// As it was read last.
-#[derive(Clone)]
 struct Known {
     tokens: Arc<[Token]>,
     tls: Option<Acceptor>,
+}
+
+/// What was read last. Nothing at first: the files may have changed since the start.
+#[derive(Default)]
+struct Look {
+    read: Stamp,
+    /// What was wrong since then.
+    told: String,
 }
 
 /// Of each file: where it lies, when it was written, and its length.
@@ -52,56 +59,53 @@ impl Secrets {
 
     /// Empty: no token is asked for.
     pub(super) fn tokens(&self) -> Arc<[Token]> {
-        self.known().tokens
+        self.known().tokens.clone()
     }
 
     /// None: plain HTTP.
     pub(super) fn tls(&self) -> Option<Acceptor> {
-        self.known().tls
+        self.known().tls.clone()
     }
 
-    fn known(&self) -> Known {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads files when they have changed, for as long as it is polled. `every`: how often it looks.
-    async fn keep_up(&self, every: Duration) {
-        // What was read at the start may have changed before this looks for the first time.
-        let (mut read_at, mut told) = (Stamp::new(), String::new());
-        let mut ticks = interval(every);
+    /// Reads files when they have changed, for as long as it is polled.
+    pub(super) async fn watch(self: Arc<Self>) {
+        if self.files().next().is_none() {
+            return;
+        }
+        let (mut last, mut ticks) = (Look::default(), interval(LOOK_EVERY));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let found = self.stamp();
-            if found == read_at {
-                continue;
-            }
-            match read(&self.who, self.tls.as_ref()) {
-                Ok(known) => {
-                    if !read_at.is_empty() || !told.is_empty() {
-                        tracing::info!(tokens = known.tokens.len(), "read the gateway's tokens and certificate again");
-                    }
-                    *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
-                    (read_at, told) = (found, String::new());
-                }
-                // Both files of a pair may not be there yet: it is tried again.
-                Err(error) => {
-                    let error = text_of(&error);
-                    if error != told {
-                        tracing::warn!(
-                            error,
-                            "cannot use what has changed of the gateway's tokens and certificate: the last ones count"
-                        );
-                        told = error;
-                    }
-                }
-            }
+            self.look(&mut last);
         }
     }
 
-    pub(super) async fn watch(self: Arc<Self>) {
-        if self.files().next().is_some() {
-            self.keep_up(LOOK_EVERY).await;
+    fn look(&self, last: &mut Look) {
+        let found = self.stamp();
+        if found == last.read {
+            return;
+        }
+        match read(&self.who, self.tls.as_ref()) {
+            Ok(known) => {
+                tracing::info!(tokens = known.tokens.len(), "read the gateway's tokens and certificate");
+                *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+                *last = Look { read: found, told: String::new() };
+            }
+            // Both files of a pair may not be there yet: it is tried again.
+            Err(error) => {
+                let error = text_of(&error);
+                if error != last.told {
+                    tracing::warn!(
+                        error,
+                        "cannot use what has changed of the gateway's tokens and certificate: the last ones count"
+                    );
+                    last.told = error;
+                }
+            }
         }
     }
 
@@ -135,8 +139,8 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn files_that_change_are_read_again_and_one_that_cannot_be_used_changes_nothing() {
+    #[test]
+    fn files_that_change_are_read_again_and_one_that_cannot_be_used_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens");
         let write = |text: &str| {
@@ -146,26 +150,22 @@ mod tests {
             std::fs::rename(&beside, &file).unwrap();
         };
         write("anna 0123456789abcdef\n");
-        let secrets = Arc::new(Secrets::open(Who::File(file.clone()), None).unwrap());
-        let users = || secrets.tokens().iter().map(|token| token.user.clone()).collect::<Vec<_>>();
-        let keeping = tokio::spawn({
-            let secrets = secrets.clone();
-            async move { secrets.keep_up(Duration::from_millis(1)).await }
-        });
-        let becomes = async |wanted: &[&str]| {
-            let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-            while users() != wanted {
-                assert!(tokio::time::Instant::now() < deadline, "{:?} for {wanted:?}", users());
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        let secrets = Secrets::open(Who::File(file.clone()), None).unwrap();
+        let mut last = Look::default();
+        let mut users = || {
+            secrets.look(&mut last);
+            let users = secrets.tokens().iter().map(|token| token.user.clone()).collect::<Vec<_>>();
+            (users.join(" "), last.told.clone())
         };
+        assert_eq!(users(), ("anna".into(), String::new()));
         write("ben 0123456789abcdef\ncora fedcba9876543210\n");
-        becomes(&["ben", "cora"]).await;
+        assert_eq!(users(), ("ben cora".into(), String::new()));
         write("dora short\n");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert_eq!(users(), ["ben", "cora"]);
+        let (still, told) = users();
+        assert!(still == "ben cora" && told.contains("the token of dora is too short"), "{still}: {told}");
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(users().0, "ben cora");
         write("dora 0123456789abcdef\n");
-        becomes(&["dora"]).await;
-        keeping.abort();
+        assert_eq!(users(), ("dora".into(), String::new()));
     }
 }

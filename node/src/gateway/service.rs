@@ -15,11 +15,13 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::Counts;
 use super::asking::Desk;
 use super::auth;
-use super::body::Bodies;
+use super::body::{self, Bodies};
 use super::error::{Kind, Problem};
 use super::inference;
+use super::metrics;
 use super::openai::{self, Form};
 use super::place::{Place, Shape};
 use super::ready::Readiness;
@@ -45,9 +47,9 @@ pub(super) struct Service {
     pub(super) secrets: Arc<Secrets>,
     bodies: Bodies,
     places: Arc<Semaphore>,
-    pub(super) requests: AtomicU64,
+    requests: AtomicU64,
     /// Requests that were told of a problem, before any of the answer.
-    pub(super) refused: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Service {
@@ -57,19 +59,38 @@ impl Service {
         Self { desk, ready, secrets, bodies, places: Arc::new(Semaphore::new(REQUESTS_MAX)), requests, refused }
     }
 
+    pub(super) fn counts(&self) -> Counts {
+        let counters = &self.desk.counters;
+        Counts {
+            requests: self.requests.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            questions: counters.questions.load(Ordering::Relaxed),
+            replays: counters.replays.load(Ordering::Relaxed),
+            tokens: counters.tokens.load(Ordering::Relaxed),
+            broken: counters.broken.load(Ordering::Relaxed),
+            copies: counters.copies.load(Ordering::Relaxed),
+            copies_failed: counters.copies_failed.load(Ordering::Relaxed),
+            running: self.desk.table().running(),
+        }
+    }
+
     /// The response to a request, whatever it is.
     pub(super) async fn serve(&self, request: Request<Incoming>) -> (Response<Body>, Room) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         let id = request_id(&parts.headers);
         let shape = Shape::of(parts.uri.path());
         let begun = Instant::now();
         let mut room = None;
-        let mut response = match self.answer(&parts, body, &mut room).await {
+        let mut response = match self.answer(&parts, &mut body, &mut room).await {
             Ok(response) => response,
             Err(problem) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(id = ?id, path = parts.uri.path(), kind = ?problem.kind, problem = problem.message, "refused a request");
+                // A client of HTTP/2 sees a stream that is reset in the middle of its body as broken, and no status.
+                if parts.version == Version::HTTP_2 {
+                    body::drain(&mut body).await;
+                }
                 refused(shape, &problem)
             }
         };
@@ -79,7 +100,7 @@ impl Service {
         (response, room)
     }
 
-    async fn answer(&self, parts: &Parts, body: Incoming, room: &mut Room) -> Result<Response<Body>, Problem> {
+    async fn answer(&self, parts: &Parts, body: &mut Incoming, room: &mut Room) -> Result<Response<Body>, Problem> {
         let place = Place::find(parts.uri.path())?;
         if parts.method == Method::OPTIONS {
             return Ok(allowed(place.method()));
@@ -102,10 +123,14 @@ impl Service {
         self.dispatch(place, parts, body).await
     }
 
-    async fn dispatch(&self, place: Place<'_>, parts: &Parts, body: Incoming) -> Result<Response<Body>, Problem> {
+    async fn dispatch(&self, place: Place<'_>, parts: &Parts, body: &mut Incoming) -> Result<Response<Body>, Problem> {
         let headers = &parts.headers;
         match place {
             Place::Live => Ok(text(StatusCode::OK, "ok\n")),
+            Place::Metrics => {
+                let text = metrics::text(&self.counts(), &self.desk.tallies);
+                Ok(typed(StatusCode::OK, "text/plain; version=0.0.4", whole(text)))
+            }
             Place::Models => Ok(openai::models(&self.desk)),
             Place::Model(name) => openai::model(&self.desk, name),
             Place::Chat => {
@@ -140,7 +165,7 @@ impl Service {
         }
     }
 
-    async fn json_body(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
+    async fn json_body(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Problem> {
         if let Some(found) = headers.get(CONTENT_TYPE) {
             let found = found.to_str().unwrap_or_default();
             let media = found.split(';').next().unwrap_or_default().trim();
@@ -152,7 +177,7 @@ impl Service {
         self.plain_body(headers, body).await
     }
 
-    async fn grpc_body(&self, parts: &Parts, body: Incoming) -> Result<Bytes, Problem> {
+    async fn grpc_body(&self, parts: &Parts, body: &mut Incoming) -> Result<Bytes, Problem> {
         let media = parts.headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         if parts.version != Version::HTTP_2 || !media.starts_with(b"application/grpc") {
             return Err(Problem::new(Kind::MediaType, "a call is HTTP/2 with \"Content-Type: application/grpc\""));
@@ -161,7 +186,7 @@ impl Service {
     }
 
     /// A body that is not compressed.
-    async fn plain_body(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
+    async fn plain_body(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Problem> {
         let encoding = headers.get(CONTENT_ENCODING).filter(|encoding| encoding.as_bytes() != b"identity");
         if encoding.is_some() {
             return Err(Problem::new(Kind::MediaType, "compressed bodies are not supported: send it as it is"));

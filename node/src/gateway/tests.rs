@@ -3,6 +3,7 @@
 mod head;
 mod inference;
 mod limits;
+mod metrics;
 mod revisions;
 
 use std::time::Duration;

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use stoke_protocol::message::serve::{Answer, Ask, Question, Refusal};
 use stoke_protocol::spec::Serve;
-use stoke_protocol::transport::{Connection, FrameSender, Request, TransportError};
+use stoke_protocol::transport::{Connection, Request, TransportError};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::generating::Generating;
+use super::meter::{Meter, Voice};
 use super::single::Asking;
 use crate::exchange::Mesh;
 
@@ -34,12 +35,13 @@ pub enum Desk {
 struct Door {
     desk: Desk,
     places: Arc<Semaphore>,
+    meter: Arc<Meter>,
 }
 
 /// Lets gateways in, for as long as the rank's mesh is open.
-pub fn open(mesh: &Mesh, serve: &Serve, desk: Desk) {
+pub fn open(mesh: &Mesh, (serve, meter): (&Serve, &Arc<Meter>), desk: Desk) {
     let places = Arc::new(Semaphore::new((serve.running + serve.waiting) as usize));
-    let (mut entered, door) = (mesh.open_door(), Arc::new(Door { desk, places }));
+    let (mut entered, door) = (mesh.open_door(), Arc::new(Door { desk, places, meter: meter.clone() }));
     mesh.io().spawn(async move {
         while let Some(connection) = entered.recv().await {
             tokio::spawn(door.clone().receive(connection));
@@ -60,20 +62,23 @@ impl Door {
 
     async fn answer(self: Arc<Self>, request: Request) {
         let Ok(Ok((question, reply))) = timeout(QUESTION_MAX, request.read::<Question>()).await else { return };
-        let mut frames = reply.into_frames();
+        let mut voice = Voice::new(reply.into_frames());
         let last = match self.places.clone().try_acquire_owned() {
-            Ok(_place) => self.take(question, &mut frames).await,
+            Ok(_place) => {
+                voice.count(&self.meter, &question.ask);
+                self.take(question, &mut voice).await
+            }
             Err(_) => Ok(Answer::Refused(Refusal::Busy { retry_after_ms: RETRY_AFTER_MS })),
         };
         // Whoever is gone needs no last word.
         let Ok(last) = last else { return };
-        if frames.send(&last).await.is_ok() {
-            let _ = frames.finish();
+        if voice.send(&last).await.is_ok() {
+            let _ = voice.finish();
         }
     }
 
     /// The last frame of the answer. An error: nobody listens any more.
-    async fn take(&self, question: Question, frames: &mut FrameSender) -> Result<Answer, TransportError> {
+    async fn take(&self, question: Question, voice: &mut Voice) -> Result<Answer, TransportError> {
         let Question { deadline_ms, ask, .. } = question;
         let within = match deadline_ms {
             0 => FOR_EVER,
@@ -81,13 +86,13 @@ impl Door {
         };
         let deadline = Instant::now() + within;
         match (&self.desk, ask) {
-            (Desk::Text(desk), Ask::Generate(generate)) => desk.clone().answer(generate, deadline, frames).await,
+            (Desk::Text(desk), Ask::Generate(generate)) => desk.clone().answer(generate, deadline, voice).await,
             (Desk::Text(desk), Ask::Probe) => desk.clone().probe(deadline).await,
             (Desk::Text(_), Ask::Embed { .. } | Ask::Infer { .. } | Ask::Describe) => {
                 let problem = "this model answers chats and continues texts, and gives no vectors or tensors";
                 Ok(Answer::Refused(invalid(problem.into())))
             }
-            (Desk::Single(desk), ask) => desk.clone().answer(ask, deadline, frames).await,
+            (Desk::Single(desk), ask) => desk.clone().answer(ask, deadline, voice).await,
         }
     }
 }

@@ -9,12 +9,13 @@ use stoke_jobs::lm::engine::{Answer as Text, Piece, Why};
 use stoke_jobs::lm::prompt::chat;
 use stoke_jobs::lm::{Message, Sampling};
 use stoke_protocol::message::serve::{self as wire, Answer, Finish, Generate, Prompt, Refusal};
-use stoke_protocol::transport::{FrameSender, TransportError};
+use stoke_protocol::transport::TransportError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
 use super::Event;
 use super::door::invalid;
+use super::meter::Voice;
 use super::model::{Model, Words};
 use crate::worker::text_of;
 
@@ -66,7 +67,7 @@ impl Generating {
         self: Arc<Self>,
         generate: Generate,
         deadline: Instant,
-        frames: &mut FrameSender,
+        frames: &mut Voice,
     ) -> Result<Answer, TransportError> {
         let shared = self.clone();
         let read = tokio::task::spawn_blocking(move || shared.read(generate));
@@ -87,12 +88,7 @@ impl Generating {
         }
     }
 
-    async fn speak(
-        &self,
-        asked: Asked,
-        mut open: Open,
-        frames: Option<&mut FrameSender>,
-    ) -> Result<Answer, TransportError> {
+    async fn speak(&self, asked: Asked, mut open: Open, frames: Option<&mut Voice>) -> Result<Answer, TransportError> {
         let number = asked.number;
         if let Some(why) = open.text.over() {
             // Only its last frame was lost.
@@ -181,7 +177,7 @@ impl Open {
     }
 
     /// Sends tokens as they come, to whoever wants them; gives the last frame.
-    async fn speak(&mut self, mut frames: Option<&mut FrameSender>) -> Result<Answer, TransportError> {
+    async fn speak(&mut self, mut frames: Option<&mut Voice>) -> Result<Answer, TransportError> {
         loop {
             let stopped = async {
                 match &mut frames {

@@ -2,7 +2,7 @@
 //! one generation to the next; what is in a batch is the engine's, and how it is computed the worker's.
 //!
 //! B8: as many batches are under way as there are stages, so that all of them compute. B9: a request that was being computed when a rank was
-//! lost, three times without a token in between, is given up: it may be what they die of.
+//! lost, five times without a token in between, is given up: it may be what they die of.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use stoke_protocol::spec::Serve;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::generating::{Asked, Said};
+use super::kept::Worth;
 use super::links::Frame;
 use super::model::{Model, Words};
 use super::stage::{ROWS_MAX, Worker};
@@ -22,7 +23,7 @@ use super::{Event, Gone, Post};
 use crate::worker::{Told, text_of};
 
 /// B9.
-const LOSSES_MAX: u32 = 3;
+const LOSSES_MAX: u32 = 5;
 /// The number of the request that shows that all ranks of a generation compute; no question has it.
 const PROOF: u64 = 0;
 /// What who is refused is told to wait.
@@ -57,7 +58,7 @@ impl Head {
             rows_max: ROWS_MAX as usize,
             // The proof's place, and those of the door.
             waiting_max: 1 + (serve.running + serve.waiting) as usize,
-            batches_max: serve.stages as usize,
+            batches_max: serve.stages() as usize,
             context: model.context,
         };
         let (requests, ends) = (engine::Head::new(model.pages, limits), words.tokenizer.end_of_sequence().to_vec());
@@ -65,7 +66,7 @@ impl Head {
             requests,
             open: BTreeMap::new(),
             ends,
-            stages: serve.stages as usize,
+            stages: serve.stages() as usize,
             unproven: None,
             led: None,
             at_risk: Vec::new(),
@@ -80,7 +81,9 @@ impl Head {
             // Somebody was lost in between.
             self.strike();
         }
-        let kept = match worker.resume(post) {
+        // Its own requests, as far as it has had any.
+        let worth = if before.is_some() { Worth::Names(self.requests.names()) } else { worker.newest() };
+        let kept = match worker.resume(post, Some(worth)) {
             Ok(kept) => kept,
             Err(gone) => return gone,
         };
@@ -107,6 +110,8 @@ impl Head {
         while let Some(event) = worker.event(post, false)? {
             self.take(post, event)?;
         }
+        let (_waiting, running) = self.requests.load();
+        post.meter.computes(running);
         if self.requests.under_way() < self.stages
             && let Some(batch) = self.requests.plan()
         {

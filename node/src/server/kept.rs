@@ -73,8 +73,16 @@ impl Copies {
     }
 }
 
+/// Which pages are moved to ranks that lack them: others are not worth the time that everybody waits.
+pub enum Worth {
+    /// Those that requests have use of.
+    Names(BTreeSet<Name>),
+    /// So many: the newest, where the head is new and has no requests yet.
+    Newest(usize),
+}
+
 /// What each rank begins with, from what each has told; in the order of the ranks.
-pub fn plan(told: &[Held]) -> Vec<Resume> {
+pub fn plan(told: &[Held], worth: &Worth) -> Vec<Resume> {
     let set = |pages: &[PageName]| pages.iter().copied().collect::<BTreeSet<PageName>>();
     let own: Vec<BTreeSet<PageName>> = told.iter().map(|held| set(&held.own)).collect();
     // Of each rank's own pages.
@@ -83,11 +91,25 @@ pub fn plan(told: &[Held]) -> Vec<Resume> {
     let lacks = |page: &PageName| own.iter().filter(|own| !own.contains(page)).count();
     let is_whole =
         |page: &&PageName| own.iter().zip(&copies).all(|(own, copies)| own.contains(*page) || copies.contains(*page));
-    let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
+    let mut ages = BTreeMap::<PageName, usize>::new();
+    for (age, page) in told.iter().flat_map(|held| held.own.iter().enumerate()) {
+        ages.entry(*page).and_modify(|least| *least = age.min(*least)).or_insert(age);
+    }
+    let (mut numbers, mut names, mut moved) = (BTreeSet::new(), BTreeSet::new(), 0);
     // Where a number or a name is there twice, the one that more ranks have.
     let mut whole: Vec<PageName> = own[0].union(&copies[0]).filter(is_whole).copied().collect();
-    whole.sort_by_key(|page| (lacks(page), page.page));
-    whole.retain(|page| !numbers.contains(&page.page) && names.insert(page.name) && numbers.insert(page.page));
+    whole.sort_by_key(|page| (lacks(page), ages.get(page).copied().unwrap_or(usize::MAX), page.page));
+    whole.retain(|page| {
+        moved += usize::from(lacks(page) > 0);
+        let is_worth = match worth {
+            Worth::Names(names) => names.contains(&page.name),
+            Worth::Newest(most) => moved <= *most,
+        };
+        (lacks(page) == 0 || is_worth)
+            && !numbers.contains(&page.page)
+            && names.insert(page.name)
+            && numbers.insert(page.page)
+    });
     whole.sort_unstable();
     let numbers = |pages: &mut dyn Iterator<Item = &PageName>| pages.map(|page| page.page).collect::<Vec<_>>();
     let lacking = |rank: usize| numbers(&mut whole.iter().filter(|page| !own[rank].contains(*page)));
@@ -101,9 +123,9 @@ pub fn plan(told: &[Held]) -> Vec<Resume> {
 }
 
 /// What a rank tells.
-pub fn held(own: impl Iterator<Item = Named>, kept: impl Iterator<Item = Named>) -> Held {
+pub fn held(own: Vec<Named>, kept: impl Iterator<Item = Named>) -> Held {
     let told = |named: Named| PageName { page: named.page, name: named.name };
-    Held { own: own.take(TOLD_MAX).map(told).collect(), kept: kept.take(TOLD_MAX).map(told).collect() }
+    Held { own: own.into_iter().take(TOLD_MAX).map(told).collect(), kept: kept.take(TOLD_MAX).map(told).collect() }
 }
 
 /// A page as it travels.
@@ -140,7 +162,7 @@ mod tests {
             let pages = resume.pages.iter().map(|page| page.page).collect();
             [pages, resume.lacking.0, resume.give.0, resume.copy.0]
         };
-        plan(told).into_iter().map(numbers).collect()
+        plan(told, &Worth::Newest(2)).into_iter().map(numbers).collect()
     }
 
     #[test]
@@ -160,6 +182,20 @@ mod tests {
         assert_eq!(numbers(&told), [[vec![0, 1, 2], vec![], vec![], vec![]], [vec![0, 1, 2], vec![], vec![], vec![]]]);
         // Both ranks of two.
         assert_eq!(numbers(&[held(&[], &[]), held(&[], &[])]), <[[Vec<u32>; 4]; 2]>::default());
+    }
+
+    #[test]
+    fn pages_that_nobody_has_use_of_are_not_moved() {
+        let pages = [page(2, 3), page(1, 2), page(0, 1)];
+        // The newest first; the other rank is new.
+        let told = [held(&pages, &pages), held(&[], &[])];
+        assert_eq!(numbers(&told)[1][1], [1, 2]);
+        let names = |worth: &[PageName]| Worth::Names(worth.iter().map(|page| page.name).collect());
+        let pages_of = |worth| plan(&told, &worth)[0].pages.iter().map(|page| page.page).collect::<Vec<_>>();
+        assert_eq!((pages_of(names(&pages[1..2])), pages_of(names(&[]))), (vec![1], vec![]));
+        // What all have costs nothing.
+        let told = [held(&pages, &[]), held(&pages, &[])];
+        assert_eq!(plan(&told, &names(&[]))[0].pages.len(), 3);
     }
 
     #[test]

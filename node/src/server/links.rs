@@ -73,9 +73,14 @@ impl Links {
         };
         let pairs = try_join_all(spot.peers().into_iter().map(meet)).await?;
         let (mut to, mut tasks) = (BTreeMap::new(), Vec::new());
-        for (rank, Pair { peer, standing, sender, receiver }) in pairs {
+        for (rank, Pair { peer, standing, sender, mut receiver }) in pairs {
             if standing.files != Some(files) {
-                return Err(differ(mesh.own(), peer));
+                let gone = differ(mesh.own(), peer);
+                if matches!(gone, Gone::Left) {
+                    // It must hear what this rank has before the stream ends.
+                    let _ended = receiver.read_header::<StageHeader>().await;
+                }
+                return Err(gone);
             }
             let ((queue, taken), queued) = (unbounded_channel(), Arc::default());
             let side = Side { peer, rank, term, inbox: inbox.clone() };

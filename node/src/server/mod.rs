@@ -4,8 +4,10 @@
 //! - `door` (async): questions of gateways in, answers out; `generating`: text to tokens and back; `single`: models that need one rank.
 //! - `head`: the first rank's compute thread: which requests are computed, and what becomes of their tokens.
 //! - `stage`: what every rank computes of a batch, alone or with the other parts of its stage.
+//! - `meter`: what a head has under way and has done.
 //! - `resume`: how a generation begins with what is left of the one before; `kept`: which pages those are.
 //! - `links`: the streams between ranks; `lines`: what has come by them; `split`: who has which layers; `model`: the files.
+//! - `survey`: what a machine has of a model before anybody serves it, for the agent.
 //!
 //! B4 (I28): batches are computed only by a whole gang, in one generation; what was under way when it ended is computed again from its tokens.
 
@@ -15,11 +17,13 @@ mod head;
 mod kept;
 mod lines;
 mod links;
+mod meter;
 mod model;
 mod resume;
 mod single;
 mod split;
 mod stage;
+mod survey;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -33,10 +37,12 @@ use self::door::Desk;
 use self::generating::{Asked, Generating};
 use self::head::Head;
 use self::links::{Frame, Links};
+pub use self::meter::Meter;
 use self::model::Model;
 use self::single::{Given, Single};
 use self::split::Spot;
 use self::stage::Worker;
+pub use self::survey::survey;
 use crate::exchange::{ExchangeError, Mesh};
 use crate::worker::{Assignment, Beat, Failure, Orders, Outside, Told, text_of};
 
@@ -84,6 +90,7 @@ pub struct Post<'a> {
     pub runtime: Handle,
     pub mesh: Arc<Mesh>,
     pub beat: Beat,
+    pub meter: Arc<Meter>,
     pub inbox: Receiver<Event>,
     pub notify: Sender<Event>,
     pub tell: &'a dyn Fn(Told),
@@ -110,7 +117,7 @@ fn run_decoder(given: Assignment, serve: Serve, tell: &dyn Fn(Told)) -> Result<(
     let mut head = words.map(|words| {
         let head = Head::new(&post.serve, &model, &words);
         let desk = Desk::Text(Arc::new(Generating::new(words, &model, post.notify.clone())));
-        door::open(&post.mesh, &post.serve, desk);
+        door::open(&post.mesh, (&post.serve, &post.meter), desk);
         head
     });
     post.serve(&mut |membership| {
@@ -133,7 +140,7 @@ fn run_single(given: Assignment, serve: Serve, tell: &dyn Fn(Told)) -> Result<()
     let single = given.beat.reading(|| Single::open(&serve, weights.as_ref()));
     let mut single = single.map_err(Failure::Permanent)?;
     let post = Post::take(given, serve, tell)?;
-    door::open(&post.mesh, &post.serve, single.desk(post.notify.clone()));
+    door::open(&post.mesh, (&post.serve, &post.meter), single.desk(post.notify.clone()));
     post.serve(&mut |membership| {
         let generation = membership.generation;
         tell(Told::Event(RankEvent::Resumed { generation, step: Step(generation.0) }));
@@ -154,8 +161,11 @@ impl<'a> Post<'a> {
         let Assignment { start, orders, beat, outside, runtime, .. } = given;
         let Ok(Outside { mesh, .. }) = outside.recv() else { return Err(Failure::Stopped) };
         let (notify, inbox) = channel();
-        let spot = Spot::of(start.id.rank.0, &serve);
-        Ok(Self { start, serve, spot, orders, runtime, mesh: Arc::new(mesh), beat, inbox, notify, tell })
+        let (spot, meter) = (Spot::of(start.id.rank.0, &serve), Arc::new(Meter::default()));
+        if spot.is_head() {
+            tell(Told::Serving(meter.clone()));
+        }
+        Ok(Self { start, serve, spot, orders, runtime, mesh: Arc::new(mesh), beat, meter, inbox, notify, tell })
     }
 
     /// Through one generation after the other; `lead` stays in one until it is over.

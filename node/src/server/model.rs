@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stoke_jobs::lm::{ChatTemplate, DecoderConfig, ModelError, Precision, Tokenizer, Weights};
+use stoke_jobs::lm::{ChatTemplate, DecoderConfig, Encoder, ModelError, Precision, Tokenizer, Weights};
 use stoke_protocol::ids::Fingerprint;
 use stoke_protocol::spec::{self, Serve};
 
@@ -39,9 +39,7 @@ pub struct Words {
 impl Model {
     /// The error is for people: what is wrong, and what to do.
     pub fn open(serve: &Serve) -> Result<Self, String> {
-        let words = |error: ModelError| text_of(&error);
-        let weights = Weights::open(&folder(&serve.model)?).map_err(words)?;
-        let config = weights.config().map_err(words)?;
+        let (weights, config) = decoder(&serve.model)?;
         let context = match serve.context {
             Some(context) if context as usize > config.context => {
                 let trained = config.context;
@@ -53,12 +51,8 @@ impl Model {
             None => config.context.min(split::room(&config, serve)?).max(2),
         };
         let pages = split::pages(&config, serve, context)?;
-        let precision = match serve.precision {
-            spec::Precision::Rounded => Precision::Rounded,
-            spec::Precision::Full => Precision::Full,
-        };
         let files = fingerprint(&weights);
-        Ok(Self { weights, config, context, pages, precision, files })
+        Ok(Self { weights, config, context, pages, precision: precision(serve.precision), files })
     }
 
     /// For the head.
@@ -92,6 +86,24 @@ fn fingerprint(weights: &Weights) -> Fingerprint {
     let mut first = [0; 8];
     hasher.finalize_xof().fill(&mut first);
     Fingerprint(u64::from_le_bytes(first))
+}
+
+/// What a spec names, and the shape of it.
+pub fn decoder(model: &str) -> Result<(Weights, DecoderConfig), String> {
+    let words = |error: ModelError| text_of(&error);
+    let weights = Weights::open(&folder(model)?).map_err(words)?;
+    let config = weights.config().map_err(|error| match Encoder::open(&weights) {
+        Ok(_) => format!("{}: it is an embedding model: serve it with task = \"embed\"", weights.path().display()),
+        Err(_) => words(error),
+    })?;
+    Ok((weights, config))
+}
+
+pub fn precision(said: spec::Precision) -> Precision {
+    match said {
+        spec::Precision::Rounded => Precision::Rounded,
+        spec::Precision::Full => Precision::Full,
+    }
 }
 
 /// An absolute path, or a folder of this machine's models.

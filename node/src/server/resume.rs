@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use stoke_jobs::lm::engine::{Batch, Named};
 use stoke_protocol::message::serve::{Held, PageName, Resume, StagePart};
 
-use super::kept::{self, COPY_BYTES_MAX};
+use super::kept::{self, COPY_BYTES_MAX, Worth};
 use super::lines::{disagree, expect};
 use super::links::fill;
 use super::stage::Worker;
 use super::{Gone, Post};
+
+/// Of a rank's cache, moved to it for a head that is new: a second over a slow network.
+const RESTORE_BYTES_MAX: usize = 128 << 20;
 
 impl Worker<'_> {
     /// Pages that are whole now go to whoever keeps them, and what the link had no room for before (B12).
@@ -28,16 +31,16 @@ impl Worker<'_> {
         }
     }
 
-    /// Brings every rank to the same pages (B11), which it gives.
-    pub fn resume(&mut self, post: &Post<'_>) -> Result<Vec<Named>, Gone> {
+    /// Brings every rank to the same pages (B11), which it gives. `worth` is the head's to say.
+    pub fn resume(&mut self, post: &Post<'_>, worth: Option<Worth>) -> Result<Vec<Named>, Gone> {
         if !self.spot.keeps {
             return Ok(Vec::new());
         }
         self.lines.take_late(post)?;
         let held = kept::held(self.stage.named(), self.lines.copies.kept());
-        let resume = match self.spot.is_head() {
-            true => self.agree(post, held)?,
-            false => {
+        let resume = match worth {
+            Some(worth) => self.agree(post, held, &worth)?,
+            None => {
                 self.lines.send_message(0, StagePart::Held, &held)?;
                 self.lines.take_message(post, 0, StagePart::Resume)?
             }
@@ -69,13 +72,18 @@ impl Worker<'_> {
         Ok(pages)
     }
 
+    /// What a head that is new lets be moved.
+    pub fn newest(&self) -> Worth {
+        Worth::Newest(RESTORE_BYTES_MAX / size_of_val(self.stage.page(0)))
+    }
+
     /// For the head: what all begin with, from what each has.
-    fn agree(&mut self, post: &Post<'_>, own: Held) -> Result<Resume, Gone> {
+    fn agree(&mut self, post: &Post<'_>, own: Held, worth: &Worth) -> Result<Resume, Gone> {
         let mut told = vec![own];
         for rank in 1..self.spot.ranks() {
             told.push(self.lines.take_message(post, rank, StagePart::Held)?);
         }
-        let mut plan = kept::plan(&told).into_iter();
+        let mut plan = kept::plan(&told, worth).into_iter();
         let own = plan.next().expect("a plan has every rank's part");
         (1..).zip(plan).try_for_each(|(rank, resume)| self.lines.send_message(rank, StagePart::Resume, &resume))?;
         Ok(own)

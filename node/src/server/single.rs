@@ -12,11 +12,12 @@ use stoke_protocol::ids::Generation;
 use stoke_protocol::list::List;
 use stoke_protocol::message::serve::{Answer, Ask, Datatype, Finish, Refusal, Tensor, TensorKind};
 use stoke_protocol::spec::{IDENTITY, Serve, Task};
-use stoke_protocol::transport::{FrameSender, TransportError};
+use stoke_protocol::transport::TransportError;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::door::{Desk, invalid};
+use super::meter::Voice;
 use super::model::folder;
 use super::{Event, Gone, Post};
 use crate::checkpoint;
@@ -77,7 +78,14 @@ impl<'w> Single<'w> {
     /// The error is for people.
     pub fn open(serve: &Serve, weights: Option<&'w Weights>) -> Result<Self, String> {
         let model = match weights {
-            Some(weights) => Model::Encoder(Box::new(Encoder::open(weights).map_err(|error| text_of(&error))?)),
+            Some(weights) => {
+                Model::Encoder(Box::new(Encoder::open(weights).map_err(|error| match weights.config() {
+                    Ok(_) => {
+                        format!("{}: it generates text: serve it with task = \"generate\"", weights.path().display())
+                    }
+                    Err(_) => text_of(&error),
+                })?))
+            }
             None if serve.model == IDENTITY => Model::Identity,
             None => {
                 let (manifest, tensors) = checkpoint::load(&serve.model, None).map_err(|error| text_of(&error))?;
@@ -113,7 +121,9 @@ impl<'w> Single<'w> {
                 }
             }
             self.open.retain(|question| !question.given.reply.is_closed());
+            post.meter.computes(self.open.len());
             post.beat.piece(|| self.model.piece(&mut self.open));
+            post.meter.computes(self.open.len());
         }
     }
 }
@@ -246,7 +256,7 @@ impl Asking {
         self: Arc<Self>,
         ask: Ask,
         deadline: Instant,
-        frames: &mut FrameSender,
+        frames: &mut Voice,
     ) -> Result<Answer, TransportError> {
         let over = Answer::Ended { why: Finish::Stop, text: String::new() };
         if matches!(ask, Ask::Describe) {

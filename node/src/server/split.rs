@@ -20,8 +20,9 @@ pub struct Spot {
 
 impl Spot {
     pub fn of(rank: u32, serve: &Serve) -> Self {
-        let Serve { stages, tensor, keep, .. } = *serve;
-        Self { stage: rank / tensor, part: rank % tensor, stages, tensor, keeps: keep && serve.ranks() > 1 }
+        let (stages, tensor) = (serve.stages(), serve.tensor());
+        let keeps = serve.keep && serve.ranks() > 1;
+        Self { stage: rank / tensor, part: rank % tensor, stages, tensor, keeps }
     }
 
     pub fn ranks(self) -> u32 {
@@ -51,9 +52,22 @@ impl Spot {
     }
 }
 
-/// The layers of each stage, as equal in work as they can be.
-pub fn layers(config: &DecoderConfig, stages: u32) -> Result<Vec<Range<usize>>, String> {
-    let layers = config.layers;
+/// The layers of each stage: those that the spec says or the coordinator has chosen, else as equal in work as they can be.
+pub fn layers(config: &DecoderConfig, serve: &Serve) -> Result<Vec<Range<usize>>, String> {
+    let (layers, stages) = (config.layers, serve.stages());
+    if let Some(written) = &serve.layers {
+        let sum: usize = written.iter().map(|own| *own as usize).sum();
+        if sum != layers {
+            return Err(format!("layers = {written:?} are {sum} together: the model has {layers}"));
+        }
+        let mut from = 0;
+        let cut = |own: &u32| {
+            let range = from..from + *own as usize;
+            from = range.end;
+            range
+        };
+        return Ok(written.iter().map(cut).collect());
+    }
     config
         .stages(stages as usize)
         .ok_or_else(|| format!("stages = {stages}: the model has {layers} layers, use at most {layers}"))
@@ -82,9 +96,9 @@ pub fn pages(config: &DecoderConfig, serve: &Serve, context: usize) -> Result<u3
 
 /// Of the rank that has most layers and heads.
 fn page_bytes(config: &DecoderConfig, serve: &Serve) -> Result<u64, String> {
-    let stages = layers(config, serve.stages)?;
+    let stages = layers(config, serve)?;
     let most = stages.iter().map(Range::len).max().unwrap_or(1);
-    let heads = config.kv_heads.div_ceil(serve.tensor as usize);
+    let heads = config.kv_heads.div_ceil(serve.tensor() as usize);
     Ok(Cache::page_bytes(most, (heads, config.head_size)) as u64)
 }
 

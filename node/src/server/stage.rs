@@ -33,7 +33,7 @@ pub struct Worker<'w> {
 
 impl<'w> Worker<'w> {
     pub fn new(model: &'w Model, serve: &Serve, spot: Spot) -> Result<Self, String> {
-        let layers = split::layers(&model.config, serve.stages)?.swap_remove(spot.stage as usize);
+        let layers = split::layers(&model.config, serve)?.swap_remove(spot.stage as usize);
         let share = Share { part: spot.part as usize, parts: spot.tensor as usize };
         tracing::info!(from = layers.start, to = layers.end, part = spot.part, of = spot.tensor, "layers of this rank");
         let decoder = Decoder::new(&model.weights, layers, model.context, model.precision, share);
@@ -53,7 +53,7 @@ impl<'w> Worker<'w> {
 
     /// Computes what the head plans, until the generation is over.
     pub fn follow(&mut self, post: &Post<'_>) -> Gone {
-        if let Err(gone) = self.resume(post) {
+        if let Err(gone) = self.resume(post, None) {
             return gone;
         }
         let mut before = None;

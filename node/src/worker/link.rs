@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -25,7 +25,7 @@ use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
 use crate::checkpoint::{self, ShardMemory};
 use crate::exchange::Mesh;
-use crate::server;
+use crate::server::{self, Meter};
 
 /// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
@@ -92,6 +92,9 @@ pub struct Linked {
     ready: bool,
     outcome: Option<(Generation, Outcome)>,
     finished: bool,
+    /// Of the head of a gang that serves, and whether the next tick tells of it: every second one does.
+    meter: Option<Arc<Meter>>,
+    tells: bool,
     end: Option<oneshot::Sender<End>>,
 }
 
@@ -120,6 +123,8 @@ impl Actor for Link {
             ready: false,
             outcome: None,
             finished: false,
+            meter: None,
+            tells: false,
             end: Some(end),
         })
     }
@@ -227,9 +232,13 @@ impl Linked {
         thread.map(drop).map_err(|error| Stop::Fail(format!("start the compute thread: {error}")))
     }
 
-    fn tick(&self) -> Result<(), Stop> {
+    fn tick(&mut self) -> Result<(), Stop> {
         // The next one makes up for it.
         let _ = self.say.try_send(FromRank::Alive);
+        self.tells = !self.tells;
+        if let Some(meter) = self.meter.as_ref().filter(|_| self.tells) {
+            let _ = self.say.try_send(FromRank::Load(meter.load()));
+        }
         if let Some(draw) = damage::asked() {
             self.orders.damage(draw);
         }
@@ -265,6 +274,10 @@ impl Linked {
             trainer::Told::Progress(progress) => {
                 // The next one makes up for it.
                 let _ = self.say.try_send(FromRank::Progress(progress));
+                Ok(())
+            }
+            trainer::Told::Serving(meter) => {
+                self.meter = Some(meter);
                 Ok(())
             }
             trainer::Told::Event(event) => self.say(FromRank::Event(event)),

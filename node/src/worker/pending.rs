@@ -1,11 +1,12 @@
 //! What a rank has to tell its agent. Pure. Owns the order, the numbers and the bound of it; sends nothing.
 //!
 //! Q1: an event stays until its number, or a higher one, is acknowledged, and is told again to each new agent; numbers grow and are never
-//!     given twice. Q2: of progress and signs of life only the newest is told, and none twice.
+//!     given twice. Q2: of progress, load and signs of life only the newest is told, and none twice.
 //! Q3: at most [`EVENTS_MAX`] events stay. Beyond, the oldest about a checkpoint or a lost connection goes; others are a few in a rank's life.
 
 use std::collections::VecDeque;
 
+use stoke_protocol::message::load::Load;
 use stoke_protocol::message::rank::{FromRank, Progress, RankEvent};
 
 use crate::agent::is_droppable;
@@ -24,6 +25,7 @@ pub struct Pending {
     /// The highest number that was given.
     last: u64,
     progress: Option<Progress>,
+    load: Option<Load>,
     alive: bool,
     leaving: Option<u8>,
 }
@@ -39,6 +41,7 @@ impl Pending {
                 self.untold.push_back(event);
             }
             FromRank::Progress(progress) => self.progress = Some(progress),
+            FromRank::Load(load) => self.load = Some(load),
             FromRank::Alive => self.alive = true,
             FromRank::Leaving { code } => self.leaving = Some(code),
             // Said by whoever holds the link, not by the rank.
@@ -50,6 +53,7 @@ impl Pending {
         (self.hello.is_none() || self.hello_told)
             && self.untold.is_empty()
             && self.progress.is_none()
+            && self.load.is_none()
             && !self.alive
             && self.leaving.is_none()
     }
@@ -67,6 +71,9 @@ impl Pending {
         }
         if let Some(progress) = self.progress.take() {
             return Some(FromRank::Progress(progress));
+        }
+        if let Some(load) = self.load.take() {
+            return Some(FromRank::Load(load));
         }
         if std::mem::take(&mut self.alive) {
             return Some(FromRank::Alive);

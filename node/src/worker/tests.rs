@@ -190,6 +190,7 @@ impl Stage {
             assert!(begun.elapsed() < PLAY_MAX, "ranks go on, and what was waited for does not happen");
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             let event = match frame {
+                FromRank::Load(load) => panic!("nobody serves here: {load:?}"),
                 FromRank::Progress(progress) => {
                     self.progress += 1;
                     self.step = self.step.max(progress.step.0);
@@ -310,6 +311,7 @@ impl Stage {
         while self.step < step && self.outcomes.is_empty() {
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             match frame {
+                FromRank::Load(_) => {}
                 FromRank::Progress(progress) => self.step = self.step.max(progress.step.0),
                 FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => {}
                 FromRank::Hello { csr } => self.certify(rank, &csr).await,
@@ -358,7 +360,13 @@ fn start(spec: &str, base: &str, resume: Option<String>) -> impl Fn(RankId) -> S
     let (spec, checkpoints) = (spec.to_owned(), base.to_owned());
     let origin = |uri| StartFrom::Checkpoint(Origin { uri, manifest_blake3: None });
     let from = resume.map_or(StartFrom::Seed, origin);
-    move |id| StartRank { id, spec: spec.clone(), checkpoints: checkpoints.clone(), from: from.clone() }
+    move |id| StartRank {
+        id,
+        spec: spec.clone(),
+        checkpoints: checkpoints.clone(),
+        from: from.clone(),
+        memory_bytes: 1 << 20,
+    }
 }
 
 async fn train(world: u32, spec: &str, base: &str, resume: Option<String>) -> (Vec<Outcome>, Vec<u64>) {

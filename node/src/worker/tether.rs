@@ -285,9 +285,12 @@ mod tests {
         let id = RankId { job: JobId(1), generation: Generation(1), rank: Rank(0) };
         let (spec, checkpoints) = (bench.spec("steps = 1", ""), bench.base("c"));
         frames::send(&mut ours, &ToRank::Settle(settle.clone())).await.unwrap();
-        frames::send(&mut ours, &ToRank::Start(StartRank { id, spec, checkpoints, from: StartFrom::Seed }))
-            .await
-            .unwrap();
+        frames::send(
+            &mut ours,
+            &ToRank::Start(StartRank { id, spec, checkpoints, from: StartFrom::Seed, memory_bytes: 1 << 20 }),
+        )
+        .await
+        .unwrap();
         let hello = frames::receive::<FromRank>(&mut ours).await.unwrap().unwrap();
         assert!(matches!(hello, FromRank::Hello { .. }), "{hello:?}");
         drop(ours);

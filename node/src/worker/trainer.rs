@@ -35,6 +35,7 @@ use super::vault::{Copy, Order, Vault};
 use super::work::Work;
 use crate::checkpoint::{Manifest, ShardMemory};
 use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
+use crate::server;
 
 /// What the trainer says to the rest of the process.
 pub enum Told {
@@ -49,6 +50,8 @@ pub enum Told {
     },
     /// This rank is not in the newest generation.
     Left,
+    /// It takes questions, and counts them there.
+    Serving(Arc<server::Meter>),
 }
 
 /// What it is given when its certificate is there.

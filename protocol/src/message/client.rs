@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::node::{Capacity, LogChunk};
 use super::rank::Progress;
 use super::serve::Traffic;
+use super::split::{Planned, Split};
 use crate::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
 use crate::ledger::Ledger;
 use crate::list::List;
@@ -70,6 +71,8 @@ pub enum Request {
     /// So many jobs are to serve a model, besides those with a share or a shadow: copies of the newest are submitted, or the newest leave.
     /// Answered by `Serving`. Role: submitter.
     Replicas { model: String, replicas: u32 },
+    /// How this spec of a model that is served would be cut, were it submitted now. Answered by `Planned` when its nodes have been asked.
+    Plan { spec: String },
 }
 
 /// Coordinator → client.
@@ -127,6 +130,7 @@ pub enum Reply {
         /// They take no new requests, and are cancelled when their answers are over.
         leaving: List<JobId>,
     },
+    Planned(Box<Planned>),
 }
 
 /// Why a request was not done. `code` is stable for programs; `message` says what, `mend` what to do.
@@ -265,12 +269,45 @@ pub struct JobView {
 }
 
 /// What a job serves.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ServesView {
     /// As clients name it.
     pub model: String,
     /// The gang is whole, and a token has gone through all of it.
     pub ready: bool,
+    /// What its head said last; none where it has not been heard for a few seconds.
+    pub load: Option<LoadView>,
+    /// Jobs that serve the model, besides those with a share or a shadow and those that leave; and those of them that answer.
+    pub replicas: u32,
+    pub answering: u32,
+    /// Questions for the model that wait at gateways for a head.
+    pub held: u32,
+    /// Where the model has as many replicas as its requests need.
+    pub scale: Option<ScaleView>,
+}
+
+/// What a head has under way, and how fast it was over the last ten seconds.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LoadView {
+    pub running: u32,
+    pub waiting: u32,
+    /// Since its process began.
+    pub answers: u64,
+    pub tokens: u64,
+    pub tokens_per_second: f32,
+    /// From a question's arrival; none where there was none.
+    pub first_token_p50_ms: Option<u32>,
+    pub first_token_p99_ms: Option<u32>,
+}
+
+/// Bounds of a model's replicas, as its newest job says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ScaleView {
+    pub min: u32,
+    pub max: u32,
+    /// That one replica is to have.
+    pub requests: u32,
+    pub first_token_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -331,6 +368,8 @@ pub struct Explanation {
     /// For a job that waits: a line for each node, why it does not fit there.
     pub nodes: List<(NodeId, String)>,
     pub events: List<TimelineEvent>,
+    /// Of a job that serves, where it was chosen.
+    pub split: Option<Box<Split>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -3,7 +3,9 @@
 
 pub mod client;
 pub mod join;
+pub mod load;
 pub mod node;
 pub mod peer;
 pub mod rank;
 pub mod serve;
+pub mod split;

@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::load::{Demand, Load};
 use super::rank::{Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
 use super::serve::Routes;
+use super::split::{Survey, Surveyed};
 use crate::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
 use crate::list::List;
 
@@ -23,6 +25,13 @@ pub enum FromNode {
     Progress { id: RankId, progress: Progress },
     /// Answers `Sweep`. May be lost; the order comes again then. An error is for people.
     Swept { job: JobId, index: LogIndex, removed: u32, error: Option<String> },
+    /// Of a head on this node. Not acknowledged, may be dropped; the newest replaces older ones.
+    Load { id: RankId, load: Load },
+    /// Of this node's gateway: models with questions that no head has. About once a second while there are any, and once with none after that. Not
+    /// acknowledged, may be dropped; the newest replaces older ones.
+    Demand(List<Demand>),
+    /// Answers `Survey`. May be lost: the question comes again then. An error is for people.
+    Surveyed { survey: Survey, found: Result<Surveyed, String> },
 }
 
 /// A rank event with the number that orders and acknowledges it.
@@ -138,6 +147,8 @@ pub enum ToNode {
     Abandon { id: RankId, generation: Generation, step: Step },
     /// For the node's gateway: where jobs serve. After `Welcome`, and whenever it changes; each replaces the one before.
     Routes(Routes),
+    /// What this node has of a model that is to be served. Answered by `Surveyed`.
+    Survey(Survey),
 }
 
 /// Agent → coordinator, request stream.

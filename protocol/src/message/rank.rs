@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::load::Load;
 use crate::ids::{Digest, Fingerprint, Generation, JobId, Rank, Step, Term};
 use crate::ledger::Ledger;
 use crate::list::List;
@@ -35,6 +36,8 @@ pub struct StartRank {
     /// URI of the folder that holds this job's checkpoints.
     pub checkpoints: String,
     pub from: StartFrom,
+    /// What the coordinator has kept for it on its machine.
+    pub memory_bytes: u64,
 }
 
 /// Where a rank's first state comes from.
@@ -315,4 +318,6 @@ pub enum FromRank {
     Leaving {
         code: u8,
     },
+    /// Of the first rank of a gang that serves, about once a second. Passed on to the coordinator as it is; may be lost.
+    Load(Load),
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, RANKS_MAX, THREADS_MAX, check_uri, is_name};
+use super::{Bytes, RANKS_MAX, Replicas, THREADS_MAX, check_uri, is_name};
 use crate::label::is_plain;
 
 /// The model that gives back what it gets: what serving costs without a model.
@@ -24,12 +24,15 @@ pub struct Serve {
     pub name: Option<String>,
     #[serde(default)]
     pub task: Task,
-    /// Ranks that have the layers one after the other, as equal in work as they can be cut.
-    #[serde(default = "super::one")]
-    pub stages: u32,
-    /// Ranks that share each layer.
-    #[serde(default = "super::one")]
-    pub tensor: u32,
+    /// Ranks that have the layers one after the other. Left out, of a decoder: chosen from what its nodes have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<u32>,
+    /// Ranks that share each layer. Left out: the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<u32>,
+    /// How many layers each stage has. Left out: chosen with the rest, or as equal in work as they can be cut where nothing else is left to choose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<u32>>,
     /// Compute threads a rank.
     #[serde(default = "super::one")]
     pub threads: u32,
@@ -56,6 +59,9 @@ pub struct Serve {
     /// It gets copies of the model's new requests, and nobody gets its answers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shadow: bool,
+    /// The model has more or fewer jobs as its requests need them. Left out: those that people ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Replicas>,
 }
 
 /// A part of a whole, above 0 and up to 1; written as a number.
@@ -103,7 +109,7 @@ pub enum Task {
 }
 
 /// What quantised weights are multiplied with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Activations rounded to 8 bits: fast.
@@ -130,9 +136,23 @@ fn default_waiting() -> u32 {
 }
 
 impl Serve {
-    /// The ranks of a gang. Rank `stage * tensor + part` has the part of the stage.
+    /// The ranks of a gang, as far as the spec says. Rank `stage * tensor + part` has the part of the stage.
     pub fn ranks(&self) -> u32 {
-        self.stages * self.tensor
+        self.stages() * self.tensor()
+    }
+
+    /// 1 where nobody has said or chosen more.
+    pub fn stages(&self) -> u32 {
+        self.said_stages().unwrap_or(1)
+    }
+
+    /// The same.
+    pub fn tensor(&self) -> u32 {
+        self.tensor.unwrap_or(1)
+    }
+
+    pub fn said_stages(&self) -> Option<u32> {
+        self.stages.or_else(|| self.layers.as_ref().and_then(|layers| u32::try_from(layers.len()).ok()))
     }
 
     /// The key that is wrong, and what to write instead.
@@ -172,16 +192,22 @@ impl Serve {
                 "share and shadow: use one of them, a shadow gets a copy of every new request".into(),
             );
         }
-        within("stages", self.stages, RANKS_MAX)?;
-        within("tensor", self.tensor, RANKS_MAX)?;
+        within("stages", self.stages(), RANKS_MAX)?;
+        within("tensor", self.tensor(), RANKS_MAX)?;
+        if let Some(layers) = &self.layers
+            && (layers.len() != self.stages() as usize || layers.contains(&0))
+        {
+            let stages = self.stages();
+            return fail("layers", format!("layers = {layers:?}: write a number above 0 for each of {stages} stages"));
+        }
         if self.ranks() > RANKS_MAX {
-            let (stages, tensor) = (self.stages, self.tensor);
+            let (stages, tensor) = (self.stages(), self.tensor());
             return fail(
                 "stages",
                 format!("stages = {stages} with tensor = {tensor}: a gang has at most {RANKS_MAX} ranks"),
             );
         }
-        if self.task != Task::Generate && self.ranks() > 1 {
+        if self.task != Task::Generate && (self.ranks() > 1 || self.layers.is_some()) {
             return fail(
                 "stages",
                 "stages and tensor cut decoders only: an encoder or a classifier has one rank".into(),
@@ -190,9 +216,42 @@ impl Serve {
         within("threads", self.threads, THREADS_MAX)?;
         within("running", self.running, REQUESTS_MAX)?;
         within("waiting", self.waiting, REQUESTS_MAX)?;
+        if let Some(replicas) = &self.replicas {
+            replicas.check(self.running + self.waiting)?;
+        }
         match self.context {
             Some(0 | 1) => fail("context", "context: a request and its answer have at least 2 tokens".into()),
             Some(_) | None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::spec::JobSpec;
+
+    fn spec(serve: &str, resources: &str) -> Result<JobSpec, String> {
+        let text = format!("name = \"m\"\n[serve]\nmodel = \"m\"\n{serve}\n[resources]\n{resources}");
+        JobSpec::parse(&text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_decoder_waits_for_its_cut_unless_its_spec_says_all_of_it() {
+        let awaits = |serve: &str, resources: &str| spec(serve, resources).unwrap().awaits_split();
+        let memory = "memory = \"1GiB\"";
+        assert!(awaits("", "") && awaits("stages = 2\ntensor = 1", "") && awaits("stages = 2", memory));
+        assert!(!awaits("stages = 2\ntensor = 1", memory) && !awaits("layers = [3, 4]\ntensor = 1", memory));
+        assert!(!awaits("task = \"embed\"", ""), "an encoder is not cut");
+        let written = spec("layers = [3, 4]", "").unwrap();
+        assert_eq!((written.serve.as_ref().unwrap().ranks(), written.resources.memory().0), (2, 1 << 30));
+        assert_eq!(JobSpec::parse(&written.to_toml()).unwrap(), written, "what is left out stays left out");
+    }
+
+    #[test]
+    fn layers_are_as_many_numbers_as_there_are_stages() {
+        for wrong in ["layers = []", "layers = [3, 0]", "stages = 3\nlayers = [3, 4]"] {
+            let error = spec(wrong, "").unwrap_err();
+            assert!(error.contains("layers") || error.contains("stages"), "{error}");
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The corpus of what gateways, heads and stages say to each other.
 
-use stoke_protocol::ids::{Generation, JobId, LogIndex, Term};
+use stoke_protocol::ids::{Generation, JobId, LogIndex, NodeId, Term};
 use stoke_protocol::message::serve::{
     Answer, Ask, Batch, BatchAsk, BatchRow, Datatype, Finish, Generate, Head, Held, Message, PageName, Prompt,
     Question, Refusal, Resume, Route, Routes, Sampling, StageHeader, StagePart, Tensor, TensorKind, Traffic,
 };
-use stoke_protocol::spec::Task;
+use stoke_protocol::message::split::{Planned, Split, SplitRank, Survey, Surveyed};
+use stoke_protocol::spec::{Precision, Task};
 
 const SAMPLING: Sampling =
     Sampling { temperature: 0.8, top_k: 40, top_p: 0.9, min_p: 0.05, repetition_penalty: 1.1, seed: 7 };
@@ -94,4 +95,40 @@ pub fn held() -> Held {
 pub fn resume() -> Resume {
     let pages = vec![PageName { page: 3, name: [3; 32] }].into();
     Resume { pages, lacking: vec![3].into(), give: Vec::new().into(), copy: vec![3].into() }
+}
+
+pub fn survey() -> Survey {
+    Survey { model: "m".into(), precision: Precision::Rounded, threads: 2 }
+}
+
+pub fn surveyed() -> [Result<Surveyed, String>; 2] {
+    let found = Surveyed {
+        layers: 30,
+        layer_bytes: 3 << 20,
+        embedding_bytes: 28 << 20,
+        output_bytes: 0,
+        kv_heads: 3,
+        parts_max: 3,
+        token_bytes: 512,
+        context: 2048,
+        vocabulary: 49_152,
+        layer_ns: 200_000,
+    };
+    [Ok(found), Err("there is no folder /m on this machine".into())]
+}
+
+pub fn planned() -> Planned {
+    let rank = SplitRank {
+        stage: 1,
+        part: 0,
+        layers: (19, 30),
+        memory_bytes: 300 << 20,
+        node: NodeId(2),
+        layer_ns: 200_000,
+        rtt_us: 400,
+    };
+    let (ranks, why) = (vec![rank].into(), "it does not fit on fewer ranks".into());
+    let split = Split { stages: 2, tensor: 1, ranks, token_ns: 8_000_000, stage_ns: 4_000_000, why };
+    let nodes = vec![(NodeId(2), "has the model".into())].into();
+    Planned { model: "m".into(), split: Some(split), reason: String::new(), nodes }
 }

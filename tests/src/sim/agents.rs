@@ -305,7 +305,7 @@ impl World {
                 if self.streams.ranks.chance("spawn-fails", rates.spawn_fails) {
                     return Some(Event::NotStarted { id: start.id, error: "out of processes".into() });
                 }
-                let claim = JobSpec::parse(&start.spec).map(|spec| Claim::of(&spec)).unwrap_or_default();
+                let claim = JobSpec::parse(&start.spec).map(|spec| Claim::of(&spec, &start)).unwrap_or_default();
                 self.machines[machine].kept.insert(start.id, claim);
                 self.spawn(machine, life, start);
             }
@@ -335,6 +335,8 @@ impl World {
                 let wait = self.streams.ranks.between("sweep", 1, 3_000);
                 self.after(wait, Happening::Sweep { machine, life, sweep: Box::new((job, sweep)) });
             }
+            // No job of the simulation serves.
+            Effect::Survey(_) => {}
             // No gateway is modelled.
             Effect::Routes(_) => {}
             Effect::Warn(text) => self.say(|_| format!("{node:?} warns: {text}")),

@@ -29,7 +29,7 @@ const KINDS: [Kinds; 14] = [
 const CHANCE: &str = "chance";
 
 /// What no run has, and why.
-const NOT_SIMULATED: [(&str, &str, &str); 19] = [
+const NOT_SIMULATED: [(&str, &str, &str); 31] = [
     (INPUT, "RenewNode", "certificates do not end here: the agent's tests"),
     ("coordinator event", "ProbationBegun", "a run is shorter than a quarantine: scenarios/blame.rs"),
     ("coordinator event", "QuarantineLifted", "a run is shorter than a quarantine: scenarios/blame.rs"),
@@ -44,6 +44,18 @@ const NOT_SIMULATED: [(&str, &str, &str); 19] = [
     ("rank event", "NotFinite", "modelled ranks compute nothing that is not finite: scenarios/wrong_numbers.rs"),
     ("to rank", "Stores", "modelled stores need no credentials: the integration tests of stores"),
     ("coordinator event", "MoveAsked", "nobody here watches how ranks do"),
+    (INPUT, "Load", "modelled jobs train: scenarios/scaling.rs"),
+    (INPUT, "Demand", "modelled jobs train: scenarios/scaling.rs"),
+    ("coordinator event", "Promoted", "modelled jobs train: scenarios/serving.rs"),
+    ("coordinator event", "RolledBack", "modelled jobs train: scenarios/serving.rs"),
+    ("coordinator event", "LeaveAsked", "modelled jobs train: scenarios/serving.rs"),
+    ("coordinator event", "ScaleNoted", "modelled jobs train: scenarios/scaling.rs"),
+    ("from node", "Load", "modelled jobs train: scenarios/scaling.rs"),
+    ("from node", "Demand", "modelled jobs train: scenarios/scaling.rs"),
+    ("from rank", "Load", "modelled jobs train: scenarios/scaling.rs"),
+    ("request", "Promote", "modelled jobs train: scenarios/serving.rs"),
+    ("request", "Rollback", "modelled jobs train: scenarios/serving.rs"),
+    ("request", "Replicas", "modelled jobs train: scenarios/serving.rs"),
     ("agent effect", "Disconnect", "a coordinator that is behind turns the nodes away before they do"),
     ("agent effect", "Warn", "said of what no coordinator of ours sends"),
     ("from rank", "Alive", "of silence only its end is modelled: the agent's event"),

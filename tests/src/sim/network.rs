@@ -236,9 +236,12 @@ impl World {
             }
             FromNode::Report(report) => Input::Report { session: conn, report },
             FromNode::Progress { id, progress } => Input::Progress { session: conn, id, progress },
+            FromNode::Load { id, load } => Input::Load { session: conn, id, load },
+            FromNode::Demand(demands) => Input::Demand { session: conn, demands: demands.0 },
             FromNode::Swept { job, index, removed, error } => {
                 Input::Swept { session: conn, sweep: Sweep { job, index, removed, error } }
             }
+            FromNode::Surveyed { survey, found } => Input::Surveyed { session: conn, rtt_us: 1_000, survey, found },
         };
         self.input(input);
     }

@@ -30,7 +30,7 @@ impl Plan {
             steps: Step(steps),
             every: spec.checkpoint.every.unwrap_or(steps),
             cpus: spec.resources.cpus.into(),
-            memory_bytes: spec.resources.memory.0,
+            memory_bytes: spec.resources.memory().0,
             gpus: spec.resources.gpus.into(),
             poison: spec.name == POISON,
             ranks_min: spec.resources.ranks_min as usize,

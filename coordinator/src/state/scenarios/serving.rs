@@ -4,7 +4,8 @@ use stoke_protocol::message::serve::{Route, Routes, Traffic};
 
 use super::*;
 
-const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ncache = 1024\n[resources]\nmemory = 2048\n";
+const SPEC: &str =
+    "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ntensor = 1\ncache = 1024\n[resources]\nmemory = 2048\n";
 
 impl World {
     /// The newest routes that a session was told.
@@ -69,6 +70,27 @@ fn a_gang_that_lacks_a_rank_has_no_head_until_the_rank_is_replaced() {
     assert_eq!([first, second].map(|session| world.head(session)), [Some(Some((1, generation + 1))); 2]);
 }
 
+/// J4.
+#[test]
+fn a_gang_that_has_answered_comes_back_however_often_it_dies() {
+    let (mut world, job, sessions) = serving();
+    world.report(sessions[0], id(job, 1, 0), resumed(1, 1));
+    let mut alive = vec![(sessions[0], id(job, 1, 0)), (sessions[1], id(job, 1, 1))];
+    let mut died = 0;
+    for _ in 0..200 {
+        died += alive.len();
+        alive.drain(..).for_each(|(session, rank)| world.report(session, rank, exited(137)));
+        world.wait(2_000, &sessions);
+        let started = |message: &ToNode| if let ToNode::Start(start) = message { Some(start.id) } else { None };
+        for session in sessions {
+            let ranks = world.told(session).into_iter().filter_map(|message| started(&message));
+            alive.extend(ranks.filter(|rank| rank.generation.0 > 1).map(|rank| (session, rank)));
+        }
+        assert!(!world.state(job).is_terminal(), "after {died}");
+    }
+    assert!(died > 10, "{died}");
+}
+
 /// R3: also when a coordinator comes back that has forgotten whom it told what.
 #[test]
 fn a_gateway_that_connects_is_told_and_newer_routes_have_a_higher_index() {
@@ -106,7 +128,8 @@ fn a_model_is_one_owners_and_a_split_has_its_size() {
     assert!(matches!(scaled, Reply::Refused(Refusal { code: RefusalCode::Invalid, .. })), "{scaled:?}");
 }
 
-const SOLO: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\ncache = 1024\n[resources]\nmemory = 2048\n";
+const SOLO: &str =
+    "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 1\ntensor = 1\ncache = 1024\n[resources]\nmemory = 2048\n";
 
 /// What another revision of the model is submitted with.
 fn other(key: &str) -> String {

@@ -1,10 +1,10 @@
 //! The first rank of the layers: requests in, batches out, tokens back. Owns how the tokens of each request are chosen; decides no order
 //! (`schedule.rs`), computes nothing and sends nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::batch::{AskRow, Batch, BatchRow};
-use super::pages::{Named, Pages};
+use super::pages::{Name, Named, Pages};
 use super::schedule::{Limits, Made, Plan, Refused, Request, Schedule, Unexpected};
 use crate::lm::Sampling;
 use crate::lm::kernels::Cache;
@@ -110,6 +110,11 @@ impl Head {
             self.choices.remove(&made.id);
         }
         Ok(made)
+    }
+
+    /// Pages that requests have use of.
+    pub fn names(&self) -> BTreeSet<Name> {
+        self.schedule.names()
     }
 
     /// The ranks begin anew: batches under way are lost, and the caches of all of them hold these pages and nothing else. Every request goes on from

@@ -104,8 +104,7 @@ impl Pages {
     pub fn begin(&mut self, tokens: &[u32]) -> (Table, usize) {
         let mut table = Table::default();
         let whole = tokens.len().saturating_sub(1) / self.size;
-        for tokens in tokens.chunks_exact(self.size).take(whole) {
-            let name = name(table.last, tokens);
+        for name in names(tokens, self.size).take(whole) {
             let Some(page) = self.named.get(&name).copied() else { break };
             self.hold(page);
             table.pages.push(page);
@@ -206,6 +205,14 @@ impl Pages {
         assert_eq!(self.named.len(), self.states.iter().filter(|state| state.name.is_some()).count(), "G2");
         assert!(self.free.iter().all(|page| self.states[*page as usize].name.is_none()), "G1: free pages have no name");
     }
+}
+
+/// The names of the whole pages of a sequence, from its first one on.
+pub(super) fn names(tokens: &[u32], size: usize) -> impl Iterator<Item = Name> {
+    tokens.chunks_exact(size).scan(None, |before, tokens| {
+        *before = Some(name(*before, tokens));
+        *before
+    })
 }
 
 fn name(before: Option<Name>, tokens: &[u32]) -> Name {

@@ -16,8 +16,9 @@ pub struct Stage<'w> {
     decoder: Decoder<'w>,
     memory: Memory,
     room: Room,
-    /// Of each page of the cache.
-    names: Vec<Option<Name>>,
+    /// Of each page of the cache, with how many had been named before.
+    names: Vec<Option<(Name, u64)>>,
+    named: u64,
     /// What is asked of the last stage; kept for its room.
     asking: Rows,
 }
@@ -28,7 +29,7 @@ impl<'w> Stage<'w> {
         let (vocab, hidden) = (decoder.config().vocab, decoder.config().hidden);
         let room = Room { pages, context: decoder.context() as u32, vocabulary: vocab as u32, rows_max };
         let (names, asking) = (vec![None; pages as usize], Rows::new(hidden));
-        Self { memory: decoder.memory(pages as usize), asking, names, decoder, room }
+        Self { memory: decoder.memory(pages as usize), asking, names, named: 0, decoder, room }
     }
 
     /// What [`Batch::check`] is to look at, where a batch comes from a peer.
@@ -55,18 +56,26 @@ impl<'w> Stage<'w> {
             self.names[place.pages[place.position / Cache::PAGE] as usize] = None;
         }
         self.decoder.forward(rows, &places, &mut self.memory, sum)?;
-        batch.filled.iter().for_each(|filled| self.names[filled.page as usize] = Some(filled.name));
+        batch.filled.iter().for_each(|filled| self.give_name(*filled));
         Ok(())
     }
 
-    /// The pages that have names.
-    pub fn named(&self) -> impl Iterator<Item = Named> + '_ {
-        (0..).zip(&self.names).filter_map(|(page, name)| Some(Named { page, name: (*name)? }))
+    fn give_name(&mut self, named: Named) {
+        self.names[named.page as usize] = Some((named.name, self.named));
+        self.named += 1;
+    }
+
+    /// The pages that have names, the newest first.
+    pub fn named(&self) -> Vec<Named> {
+        let named = |(page, name): (u32, &Option<(Name, u64)>)| name.map(|(name, at)| (at, Named { page, name }));
+        let mut found: Vec<(u64, Named)> = (0..).zip(&self.names).filter_map(named).collect();
+        found.sort_unstable_by(|left, right| right.cmp(left));
+        found.into_iter().map(|(_, named)| named).collect()
     }
 
     /// Whether a page has this name.
     pub fn has(&self, named: Named) -> bool {
-        self.names.get(named.page as usize) == Some(&Some(named.name))
+        self.names.get(named.page as usize).copied().flatten().is_some_and(|(name, _)| name == named.name)
     }
 
     /// The keys and values of a page in this stage's layers.
@@ -76,7 +85,7 @@ impl<'w> Stage<'w> {
 
     /// Where the keys and values of a page are to be put that another rank has kept for this one: they are those of its name.
     pub fn restore(&mut self, named: Named) -> &mut [f32] {
-        self.names[named.page as usize] = Some(named.name);
+        self.give_name(named);
         self.memory.page_mut(named.page)
     }
 
@@ -84,7 +93,7 @@ impl<'w> Stage<'w> {
     pub fn retain(&mut self, kept: &[Named]) {
         let names = std::mem::replace(&mut self.names, vec![None; self.room.pages as usize]);
         for Named { page, name } in kept {
-            self.names[*page as usize] = names[*page as usize].filter(|found| found == name);
+            self.names[*page as usize] = names[*page as usize].filter(|(found, _)| found == name);
         }
     }
 

@@ -354,6 +354,9 @@ impl ChatMessage {
 
 /// Reads JSON of a client's; the error names the field.
 pub(in crate::gateway) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    if body.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
+        return Err(Problem::new(Kind::Invalid, "the body is no JSON object: {\"model\": ...}"));
+    }
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

@@ -1,5 +1,8 @@
 //! The Open Inference Protocol through a gateway.
 
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
 use super::*;
 
 #[tokio::test]
@@ -129,14 +132,36 @@ async fn what_is_wrong_with_tensors_is_said() {
     assert_eq!((response.status, response.json()), (404, json!({"error": "no model \"z\": there is e, m, t"})));
 }
 
-/// One gRPC call, as any client makes it: the status and the message that came.
-async fn call(gateway: &Gateway, method: &str, message: &[u8]) -> (String, Vec<u8>) {
-    use http_body_util::{BodyExt, Full};
-    use hyper_util::rt::{TokioExecutor, TokioIo};
+/// A connection of HTTP/2.
+async fn http2(gateway: &Gateway) -> hyper::client::conn::http2::SendRequest<Full<bytes::Bytes>> {
     let stream = TcpStream::connect(gateway.address()).await.unwrap();
-    let (mut sender, connection) =
+    let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
+    sender
+}
+
+/// A stream is not reset in the middle of a body that nobody wants.
+#[tokio::test]
+async fn a_request_that_is_refused_before_its_body_has_its_status_over_http2() {
+    let (_cluster, _head, gateway) = with_each_task().await;
+    let mut sender = http2(&gateway).await;
+    for _ in 0..20 {
+        for (path, media, bytes, status) in [
+            ("/v1/nope", "application/json", 300_000, 404),
+            ("/v1/chat/completions", "text/plain", 300_000, 415),
+            ("/v1/chat/completions", "application/json", 5 << 20, 413),
+        ] {
+            let request = hyper::Request::post(format!("http://{}{path}", gateway.address()));
+            let request = request.header("content-type", media).body(vec![b' '; bytes].into()).unwrap();
+            assert_eq!(sender.send_request(request).await.unwrap().status(), status, "{path}");
+        }
+    }
+}
+
+/// One gRPC call, as any client makes it: the status and the message that came.
+async fn call(gateway: &Gateway, method: &str, message: &[u8]) -> (String, Vec<u8>) {
+    let mut sender = http2(gateway).await;
     let body = [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat();
     let request = hyper::Request::post(format!("http://{}/inference.GRPCInferenceService/{method}", gateway.address()))
         .header("content-type", "application/grpc")

@@ -39,9 +39,10 @@ async fn what_is_wrong_with_a_request_is_said() {
         ("{\"model\": \"m\", \"temperature\": 1e999}".into(), 400, "number out of range"),
         ("{\"model\": \"m\"".into(), 400, "the body is not JSON"),
         ("{\"model\": \"m\"} {}".into(), 400, "the body is not JSON"),
-        ("[1]".into(), 400, "invalid type"),
+        ("[1]".into(), 400, "no JSON object"),
         (String::new(), 400, "the body is not JSON"),
-        ("[".repeat(100_000), 400, ""),
+        ("[".repeat(100_000), 400, "no JSON object"),
+        (format!("{{\"model\": {}", "[".repeat(100_000)), 400, ""),
     ];
     for (body, status, message) in cases {
         let response = post(&gateway, CHAT, &body).await;
