@@ -1,14 +1,14 @@
-"""Gymnasium's classic control as it really runs, for jobs/tests/rl/golden.rs: ten lanes of each environment, 10,000 steps each.
+"""Gymnasium's classic control as it really runs, for jobs/tests/rl/golden.rs: ten envs of each environment, 10,000 steps each.
 
 usage: environments.py FOLDER [STRIDE]     with gymnasium==1.4.0 and numpy==2.4.6 from PyPI
 
-Writes FOLDER/NAME.bin, little-endian: u32 stride, steps, lanes, numbers of an observation; then each lane: its first observation (f32); of every
+Writes FOLDER/NAME.bin, little-endian: u32 stride, steps, envs, numbers of an observation; then each env: its first observation (f32); of every
 STRIDE-th step the observation and the reward (f32); of every STRIDE steps the weighted sum of all observations (f64); the FNV-1a hash of the bits of
 all rewards (f32) as u64; the number of ends as u32, and each as u32: the step times 2, plus 1 when it was truncated and not terminated.
 
 STRIDE is 50 for the golden files. With 1 the test compares every number: STOKE_RL_WHOLE=FOLDER cargo test ... (16 MB).
 
-Even lanes act at random; odd ones mostly as a simple rule says, so that goals and limits of steps are reached. Both draw from numpy's PCG64.
+Even envs act at random; odd ones mostly as a simple rule says, so that goals and limits of steps are reached. Both draw from numpy's PCG64.
 """
 
 import pathlib
@@ -51,9 +51,9 @@ ENVIRONMENTS = {
 }
 
 
-def choose(space, rule, lane, observation, draw):
+def choose(space, rule, env, observation, draw):
     """`draw` is one random number in [0, 1)."""
-    ruled = lane % 2 == 1 and draw >= 0.1
+    ruled = env % 2 == 1 and draw >= 0.1
     observation = [float(value) for value in observation]
     if isinstance(space, gymnasium.spaces.Discrete):
         return rule(observation) if ruled else int(draw * 7919 % 1 * int(space.n))
@@ -69,37 +69,37 @@ def fnv(hash, bytes):
 
 
 def record(name, rule, stride):
-    lanes = gymnasium.make_vec(name, num_envs=len(SEEDS), vectorization_mode="sync")
-    space = lanes.single_action_space
+    envs = gymnasium.make_vec(name, num_envs=len(SEEDS), vectorization_mode="sync")
+    space = envs.single_action_space
     draws = [numpy.random.Generator(numpy.random.PCG64(seed ^ 1)) for seed in SEEDS]
-    seen, _ = lanes.reset(seed=SEEDS)
+    seen, _ = envs.reset(seed=SEEDS)
     length = seen.shape[1]
     weights = numpy.arange(1, length + 1) / length
-    out = [seen[lane].astype("<f4").tobytes() for lane in range(len(SEEDS))]
+    out = [seen[env].astype("<f4").tobytes() for env in range(len(SEEDS))]
     sums = [[] for _ in SEEDS]
     running = numpy.zeros(len(SEEDS))
     hashes = [0xCBF29CE484222325] * len(SEEDS)
     ends = [[] for _ in SEEDS]
     for step in range(STEPS):
-        actions = [choose(space, rule, lane, seen[lane], draws[lane].random()) for lane in range(len(SEEDS))]
+        actions = [choose(space, rule, env, seen[env], draws[env].random()) for env in range(len(SEEDS))]
         actions = numpy.array(actions) if isinstance(space, gymnasium.spaces.Discrete) else numpy.array(actions)[:, None]
-        seen, rewards, terminated, truncated, _ = lanes.step(actions)
+        seen, rewards, terminated, truncated, _ = envs.step(actions)
         rewards = rewards.astype("<f4")
         running += seen.astype(numpy.float64) @ weights
-        for lane in range(len(SEEDS)):
-            hashes[lane] = fnv(hashes[lane], rewards[lane].tobytes())
-            if terminated[lane] or truncated[lane]:
-                ends[lane].append(step * 2 + int(not terminated[lane]))
+        for env in range(len(SEEDS)):
+            hashes[env] = fnv(hashes[env], rewards[env].tobytes())
+            if terminated[env] or truncated[env]:
+                ends[env].append(step * 2 + int(not terminated[env]))
             if (step + 1) % stride == 0:
-                out[lane] += seen[lane].astype("<f4").tobytes() + rewards[lane].tobytes()
-                sums[lane].append(running[lane])
-                running[lane] = 0.0
-    lanes.close()
+                out[env] += seen[env].astype("<f4").tobytes() + rewards[env].tobytes()
+                sums[env].append(running[env])
+                running[env] = 0.0
+    envs.close()
     whole = struct.pack("<4I", stride, STEPS, len(SEEDS), length)
-    for lane in range(len(SEEDS)):
-        whole += out[lane] + struct.pack(f"<{len(sums[lane])}d", *sums[lane])
-        whole += struct.pack(f"<QI{len(ends[lane])}I", hashes[lane], len(ends[lane]), *ends[lane])
-    truncations = sum(end & 1 for lane in ends for end in lane)
+    for env in range(len(SEEDS)):
+        whole += out[env] + struct.pack(f"<{len(sums[env])}d", *sums[env])
+        whole += struct.pack(f"<QI{len(ends[env])}I", hashes[env], len(ends[env]), *ends[env])
+    truncations = sum(end & 1 for env in ends for end in env)
     print(f"{name}: {len(whole)} bytes, {sum(map(len, ends)) - truncations} terminated, {truncations} truncated", flush=True)
     return whole
 

@@ -1,15 +1,19 @@
-"""Runs lanes of one gymnasium environment for bridge.rs, which starts it: python -c SOURCE OPTIONS. Needs gymnasium 1.x and numpy.
+"""Runs envs of one gymnasium environment for bridge.rs, which starts it: python -c SOURCE OPTIONS. Needs gymnasium 1.x and numpy.
 
-OPTIONS is JSON: {"name": ..., "options": {...}, "lanes": ..., "owner": process id, "bytes_max": ...}. Frames on standard input and output,
+OPTIONS is JSON: {"name": ..., "options": {...}, "envs": ..., "owner": process id, "bytes_max": ...}. Frames on standard input and output,
 little-endian: u32 length of the rest, one byte that says what it is, the rest.
 
     out H   at the start: u32 action kind (0 choices, 1 box), u32 choices or numbers, u32 limit of steps (0: none), u32 numbers of an
             observation; f32 its low and high bounds; of a box f32 low and high bounds of an action
-    in  S   u64 seed of each lane              out O   f32 observations
-    in  A   u32 choice or f32 numbers a lane   out T   f32 observations, f32 rewards, u8 terminated, u8 truncated
+    in  S   u64 seed of each env              out O   f32 observations
+    in  A   u64 seed for the next episode of   out T   f32 observations, f32 rewards, u8 terminated, u8 truncated
+            each env; u32 choice or f32 numbers an env
+    in  R   u32 env, u64 seed, u8 1 to begin   out P   f32 observation of that env
+            an episode with the seed; actions
+            that it takes one after the other
     out E   UTF-8: the exception that ended it
 
-Lanes begin again by themselves in gymnasium's next-step mode. Observations of any space are flattened as gymnasium.spaces.flatten does.
+Envs begin again by themselves in gymnasium's next-step mode, each episode with the seed that came with the step. Observations of any space are flattened as gymnasium.spaces.flatten does.
 """
 
 import ctypes
@@ -38,7 +42,7 @@ def claim_output():
     return frames
 
 
-class Lanes:
+class Envs:
     def __init__(self, name, options, count):
         import gymnasium
         import numpy
@@ -76,23 +80,38 @@ class Lanes:
         rows = [self.seen(env.reset(seed=seed)[0]) for env, seed in zip(self.envs, seeds)]
         return b"O" + self.numpy.concatenate(rows).tobytes()
 
-    def step(self, body):
+    def actions(self, body):
         if self.choices:
-            actions = self.numpy.frombuffer(body, "<u4").astype(self.numpy.int64) + int(self.action.start)
-        else:
-            actions = self.numpy.frombuffer(body, "<f4").reshape((-1, *self.action.shape)).astype(self.action.dtype)
+            return self.numpy.frombuffer(body, "<u4").astype(self.numpy.int64) + int(self.action.start)
+        return self.numpy.frombuffer(body, "<f4").reshape((-1, *self.action.shape)).astype(self.action.dtype)
+
+    def step(self, body):
+        seeds = struct.unpack_from(f"<{len(self.envs)}Q", body)
+        actions = self.actions(body[8 * len(seeds) :])
         rows, rewards, terminated, truncated = [], [], [], []
-        for lane, env in enumerate(self.envs):
-            if self.ended[lane]:
-                observation, reward, end, cut = env.reset()[0], 0.0, False, False
+        for index, env in enumerate(self.envs):
+            if self.ended[index]:
+                observation, reward, end, cut = env.reset(seed=seeds[index])[0], 0.0, False, False
             else:
-                observation, reward, end, cut, _ = env.step(actions[lane])
-            self.ended[lane] = bool(end or cut)
+                observation, reward, end, cut, _ = env.step(actions[index])
+            self.ended[index] = bool(end or cut)
             rows.append(self.seen(observation))
             rewards.append(float(reward))
             terminated.append(bool(end))
             truncated.append(bool(cut))
         return b"T" + self.numpy.concatenate([*rows, self.floats(rewards)]).tobytes() + bytes(terminated) + bytes(truncated)
+
+    def replay(self, body):
+        index, seed, begins = struct.unpack_from("<IQB", body)
+        env = self.envs[index]
+        if begins:
+            self.last = self.seen(env.reset(seed=seed)[0])
+            self.ended[index] = False
+        for action in self.actions(body[13:]):
+            observation, _, end, cut, _ = env.step(action)
+            self.ended[index] = bool(end or cut)
+            self.last = self.seen(observation)
+        return b"P" + self.last.tobytes()
 
 
 def main():
@@ -105,12 +124,12 @@ def main():
         answers.flush()
 
     try:
-        lanes = Lanes(options["name"], options["options"], options["lanes"])
-        answer(b"H" + lanes.hello)
+        envs = Envs(options["name"], options["options"], options["envs"])
+        answer(b"H" + envs.hello)
         while len(head := requests.read(5)) == 5:
             length, kind = struct.unpack("<Ic", head)
             body = requests.read(length - 1)
-            answer(lanes.reset(body) if kind == b"S" else lanes.step(body))
+            answer({b"S": envs.reset, b"A": envs.step, b"R": envs.replay}[kind](body))
     except Exception:
         said = traceback.format_exc().strip()
         answer(b"E" + said.encode("utf-8", "replace")[-options["bytes_max"] :])

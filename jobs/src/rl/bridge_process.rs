@@ -15,7 +15,7 @@ use super::env::EnvError;
 
 /// What is kept of a traceback or of standard error: its end, where Python says what it was.
 pub(super) const SAID_BYTES_MAX: usize = 4 << 10;
-/// Of an answer: a broken process must not take all memory. 64 lanes of colour frames of 210 x 160 are 26 MB.
+/// Of an answer: a broken process must not take all memory. 64 envs of colour frames of 210 x 160 are 26 MB.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// How long the end of standard error may come after the end of the process: a grandchild may hold the pipe.
 const SAID_WAIT: Duration = Duration::from_millis(500);

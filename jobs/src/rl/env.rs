@@ -1,8 +1,8 @@
-//! What an environment is: gymnasium 1.4's semantics over lanes (`core.py`, `vector/sync_vector_env.py`). Owns the interface, its errors and
+//! What an environment is: gymnasium 1.4's semantics over envs (`core.py`, `vector/sync_vector_env.py`). Owns the interface, its errors and
 //! the list of native environments; computes nothing.
 //!
-//! A lane is one course of episodes. E1: it has a seed and a generator of its own, so that what it does depends on its seed and its actions alone,
-//! whatever other lanes there are and whichever process they run in.
+//! An env is one course of episodes. E1: it has a seed and a generator of its own, so that what it does depends on its seed and its actions alone,
+//! whatever other envs there are and whichever process they run in.
 
 use std::io;
 
@@ -14,44 +14,44 @@ use super::scan_budget::{ScanBudget, WorldConfig};
 #[derive(Debug, Clone, PartialEq)]
 pub struct EnvSpec {
     pub name: String,
-    /// Of one lane. Always a box: other spaces are flattened (one-hot where they are choices).
+    /// Of one env. Always a box: other spaces are flattened (one-hot where they are choices).
     pub observation: Space,
-    /// Of one lane.
+    /// Of one env.
     pub action: Space,
     /// Steps after which an episode is truncated. None: the environment has no such limit, or keeps it to itself.
     pub steps_max: Option<u32>,
 }
 
 impl EnvSpec {
-    /// Numbers of one lane's observation.
+    /// Numbers of one env's observation.
     pub fn observation_len(&self) -> usize {
         self.observation.len()
     }
 }
 
-/// One action for each lane.
+/// One action for each env.
 #[derive(Debug, Clone, Copy)]
 pub enum Actions<'a> {
-    /// [lanes], each below `n`.
+    /// [envs], each below `n`.
     Discrete(&'a [u32]),
-    /// [lanes x numbers of the box], lane after lane. Values beyond the bounds are cut by the environment, as gymnasium's are.
+    /// [envs x numbers of the box], env after env. Values beyond the bounds are cut by the environment, as gymnasium's are.
     Box(&'a [f32]),
 }
 
 /// Where a step puts what came of it.
 #[derive(Debug)]
 pub struct Step<'a> {
-    /// [lanes x numbers of an observation], lane after lane.
+    /// [envs x numbers of an observation], env after env.
     pub observations: &'a mut [f32],
-    /// [lanes].
+    /// [envs].
     pub rewards: &'a mut [f32],
-    /// [lanes]: the episode ended, as the task says: nothing comes after it.
+    /// [envs]: the episode ended, as the task says: nothing comes after it.
     pub terminated: &'a mut [bool],
-    /// [lanes]: the episode was cut off, by a limit of steps: more would have come after it.
+    /// [envs]: the episode was cut off, by a limit of steps: more would have come after it.
     pub truncated: &'a mut [bool],
 }
 
-/// Memory for the steps of some lanes.
+/// Memory for the steps of some envs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepBuffer {
     pub observations: Vec<f32>,
@@ -62,12 +62,12 @@ pub struct StepBuffer {
 
 impl StepBuffer {
     pub fn new(env: &dyn VecEnv) -> Self {
-        let lanes = env.lanes();
+        let envs = env.num_envs();
         Self {
-            observations: vec![0.0; lanes * env.spec().observation_len()],
-            rewards: vec![0.0; lanes],
-            terminated: vec![false; lanes],
-            truncated: vec![false; lanes],
+            observations: vec![0.0; envs * env.spec().observation_len()],
+            rewards: vec![0.0; envs],
+            terminated: vec![false; envs],
+            truncated: vec![false; envs],
         }
     }
 
@@ -81,28 +81,28 @@ impl StepBuffer {
     }
 }
 
-/// Lanes of one environment that step together.
+/// Envs of one environment that step together.
 ///
-/// Lanes begin again by themselves in gymnasium's next-step mode: the step that ends an episode gives the episode's last observation; the step
-/// after it ignores the lane's action, begins an episode with the lane's generator as it stands, and gives its first observation with reward 0,
+/// Envs begin again by themselves in gymnasium's next-step mode: the step that ends an episode gives the episode's last observation; the step
+/// after it ignores the env's action, begins an episode with the env's generator as it stands, and gives its first observation with reward 0,
 /// neither terminated nor truncated. That step is no transition: whoever learns leaves it out.
 pub trait VecEnv: Send {
     fn spec(&self) -> &EnvSpec;
 
-    fn lanes(&self) -> usize;
+    fn num_envs(&self) -> usize;
 
-    /// Seeds every lane and begins an episode in each; `observations` are [lanes x numbers of an observation].
+    /// Seeds every env and begins an episode in each; `observations` are [envs x numbers of an observation].
     fn reset(&mut self, seeds: &[u64], observations: &mut [f32]) -> Result<(), EnvError>;
 
-    /// One step of every lane. After an error nothing in `step` counts and no lane has stepped, or the environment is of no use any more
+    /// One step of every env. After an error nothing in `step` counts and no env has stepped, or the environment is of no use any more
     /// ([`EnvError::is_fatal`]).
     fn step(&mut self, actions: Actions<'_>, step: Step<'_>) -> Result<(), EnvError>;
 
-    /// A lane as it stands, generator included. Restored anywhere it goes on with the same bits.
-    fn save(&mut self, lane: usize) -> Result<Vec<u8>, EnvError>;
+    /// An env as it stands, generator included. Restored anywhere it goes on with the same bits.
+    fn save(&mut self, env: usize) -> Result<Vec<u8>, EnvError>;
 
-    /// Takes over a saved lane of the same environment; `observation` is what the lane saw last.
-    fn restore(&mut self, lane: usize, state: &[u8], observation: &mut [f32]) -> Result<(), EnvError>;
+    /// Takes over a saved env of the same environment; `observation` is what the env saw last.
+    fn restore(&mut self, env: usize, state: &[u8], observation: &mut [f32]) -> Result<(), EnvError>;
 }
 
 /// Why an environment could not be made or could not step. Never hidden in a reward.
@@ -113,18 +113,18 @@ pub enum EnvError {
     #[error("options of environment {name}: {problem}")]
     Options { name: String, problem: String },
     /// The caller's actions are not of the environment's action space.
-    #[error("action of lane {lane}: {problem}")]
-    Action { lane: usize, problem: String },
-    /// The caller broke the contract of [`VecEnv`]: a buffer of another length, a lane that is not there.
+    #[error("action of env {env}: {problem}")]
+    Action { env: usize, problem: String },
+    /// The caller broke the contract of [`VecEnv`]: a buffer of another length, an env that is not there.
     #[error("{what}: got {got}, expected {expected}")]
     Contract { what: &'static str, got: usize, expected: usize },
     #[error("environment {name} was not reset before its first step")]
     NotReset { name: String },
-    /// Bytes that are no saved lane of this environment.
-    #[error("restore a lane of {name}: {problem}")]
+    /// Bytes that are no saved env of this environment.
+    #[error("restore an env of {name}: {problem}")]
     State { name: String, problem: String },
-    /// Gymnasium has no way to save an environment: its lanes can only be played again from their seeds.
-    #[error("a lane of {name} cannot be saved: gymnasium keeps its state to itself")]
+    /// An env of a bridge, whose episode has more actions than are kept to play it again.
+    #[error("an env of {name} cannot be saved: its episode is too long to be played again")]
     Unsaved { name: String },
     /// The process of a bridge could not be started.
     #[error("start {program} for environment {name}: {source}")]
@@ -140,8 +140,8 @@ pub enum EnvError {
     /// The process of a bridge wrote something that is no answer.
     #[error("environment {name} gave an answer that cannot be read: {problem}")]
     Answer { name: String, problem: String },
-    #[error("environment {name} gave {what} that is not a finite number in lane {lane}")]
-    NonFinite { name: String, what: &'static str, lane: usize },
+    #[error("environment {name} gave {what} that is not a finite number in env {env}")]
+    NonFinite { name: String, what: &'static str, env: usize },
     /// A call after an error that ended the environment.
     #[error("environment {name} is closed since an earlier error")]
     Closed { name: String },
@@ -174,10 +174,10 @@ pub const NATIVE: [&str; 6] =
     ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "scan-budget"];
 
 /// A native environment by its name, with its default options.
-pub fn make(name: &str, lanes: usize) -> Result<Box<dyn VecEnv>, EnvError> {
+pub fn make(name: &str, envs: usize) -> Result<Box<dyn VecEnv>, EnvError> {
     match name {
-        "scan-budget" => Ok(Box::new(ScanBudget::new(WorldConfig::default(), lanes)?)),
-        _ => classic::make(name, lanes).ok_or_else(|| EnvError::Unknown { name: name.to_owned() }),
+        "scan-budget" => Ok(Box::new(ScanBudget::new(WorldConfig::default(), envs)?)),
+        _ => classic::make(name, envs).ok_or_else(|| EnvError::Unknown { name: name.to_owned() }),
     }
 }
 
@@ -186,40 +186,40 @@ pub(crate) fn check_len(what: &'static str, got: usize, expected: usize) -> Resu
     if got == expected { Ok(()) } else { Err(EnvError::Contract { what, got, expected }) }
 }
 
-pub(crate) fn check_step(spec: &EnvSpec, lanes: usize, step: &Step<'_>) -> Result<(), EnvError> {
-    check_len("observations of a step", step.observations.len(), lanes * spec.observation_len())?;
-    check_len("rewards of a step", step.rewards.len(), lanes)?;
-    check_len("terminated of a step", step.terminated.len(), lanes)?;
-    check_len("truncated of a step", step.truncated.len(), lanes)
+pub(crate) fn check_step(spec: &EnvSpec, envs: usize, step: &Step<'_>) -> Result<(), EnvError> {
+    check_len("observations of a step", step.observations.len(), envs * spec.observation_len())?;
+    check_len("rewards of a step", step.rewards.len(), envs)?;
+    check_len("terminated of a step", step.terminated.len(), envs)?;
+    check_len("truncated of a step", step.truncated.len(), envs)
 }
 
-pub(crate) fn check_actions(spec: &EnvSpec, lanes: usize, actions: Actions<'_>) -> Result<(), EnvError> {
+pub(crate) fn check_actions(spec: &EnvSpec, envs: usize, actions: Actions<'_>) -> Result<(), EnvError> {
     match (actions, &spec.action) {
         (Actions::Discrete(actions), Space::Discrete { n }) => {
-            check_len("actions", actions.len(), lanes)?;
+            check_len("actions", actions.len(), envs)?;
             match actions.iter().position(|action| action >= n) {
                 None => Ok(()),
-                Some(lane) => {
-                    let problem = format!("expected a number below {n}, got {}", actions[lane]);
-                    Err(EnvError::Action { lane, problem })
+                Some(env) => {
+                    let problem = format!("expected a number below {n}, got {}", actions[env]);
+                    Err(EnvError::Action { env, problem })
                 }
             }
         }
         (Actions::Box(values), Space::Box { low, .. }) => {
-            check_len("numbers of actions", values.len(), lanes * low.len())?;
+            check_len("numbers of actions", values.len(), envs * low.len())?;
             match values.iter().position(|value| !value.is_finite()) {
                 None => Ok(()),
                 Some(at) => {
                     let problem = format!("expected finite numbers, got {}", values[at]);
-                    Err(EnvError::Action { lane: at / low.len(), problem })
+                    Err(EnvError::Action { env: at / low.len(), problem })
                 }
             }
         }
         (Actions::Discrete(_), Space::Box { .. }) => {
-            Err(EnvError::Action { lane: 0, problem: "expected a vector of numbers, got a choice".to_owned() })
+            Err(EnvError::Action { env: 0, problem: "expected a vector of numbers, got a choice".to_owned() })
         }
         (Actions::Box(_), Space::Discrete { .. }) => {
-            Err(EnvError::Action { lane: 0, problem: "expected a choice, got a vector of numbers".to_owned() })
+            Err(EnvError::Action { env: 0, problem: "expected a choice, got a vector of numbers".to_owned() })
         }
     }
 }

@@ -3,7 +3,9 @@
 mod bridge;
 mod bridge_process;
 mod classic;
+mod draws;
 mod env;
+mod math;
 mod pcg64;
 pub mod scan_budget;
 mod space;

@@ -1,6 +1,6 @@
 //! numpy's random numbers, bit for bit: `SeedSequence` (numpy 2.4, `random/bit_generator.pyx`, after O'Neill, "Developing a seed_seq
 //! alternative", 2015) seeds `PCG64` (`random/src/pcg64`, PCG XSL-RR 128/64, O'Neill 2014). Gymnasium draws every initial state with them,
-//! so a lane that has the same seed here begins where gymnasium's does. One generator a lane; it is no cipher.
+//! so an env that has the same seed here begins where gymnasium's does. One generator an env; it is no cipher.
 
 const MULTIPLIER: u128 = 0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645;
 /// Bytes of [`Pcg64::to_bytes`].

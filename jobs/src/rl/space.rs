@@ -1,7 +1,7 @@
 //! Which values an observation or an action can have: gymnasium's `Discrete` and `Box` (gymnasium 1.4.0, `spaces/discrete.py`, `spaces/box.py`).
 //! Observations of other kinds are flattened before they come here; actions of other kinds are refused where an environment is made.
 
-/// The set of values of one lane.
+/// The set of values of one env.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase", tag = "kind", deny_unknown_fields)]
 pub enum Space {

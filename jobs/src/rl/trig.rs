@@ -1,6 +1,6 @@
-//! Sine and cosine that have the same bits on every processor and C library, without a branch, so that loops over lanes become vector code.
+//! Sine and cosine that have the same bits on every processor and C library, without a branch, so that loops over envs become vector code.
 //!
-//! The C library's differ between its versions and between processors with and without fused multiply-add; a lane that moves to another
+//! The C library's differ between its versions and between processors with and without fused multiply-add; an env that moves to another
 //! machine must go on as it would have. Method and constants of fdlibm (Sun Microsystems, 1993: `k_sin.c`, `k_cos.c`, `e_rem_pio2.c`):
 //! reduce by multiples of pi/2 in three parts, then a polynomial with the rest of the reduction carried along. Below one unit in the last
 //! place from the true value while |x| < [`REACH`].

@@ -43,19 +43,19 @@ fn python() -> Option<&'static Path> {
         .as_deref()
 }
 
-fn config(python: &Path, name: &str, lanes: usize) -> BridgeConfig {
+fn config(python: &Path, name: &str, num_envs: usize) -> BridgeConfig {
     BridgeConfig {
         python: python.into(),
         name: name.to_owned(),
         options: Map::new(),
         folders: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rl")],
-        lanes,
+        num_envs,
         start_max: PATIENCE,
         step_max: PATIENCE,
     }
 }
 
-/// The environment of environments.py that fails so at its fifth step, in two lanes.
+/// The environment of environments.py that fails so at its fifth step, in two envs.
 fn failing(python: &Path, how: &str) -> BridgeConfig {
     let mut config = config(python, "environments:Failing-v0", 2);
     config.options.insert("how".to_owned(), json!(how));
@@ -63,7 +63,7 @@ fn failing(python: &Path, how: &str) -> BridgeConfig {
 }
 
 #[test]
-fn lanes_of_gymnasium_are_those_of_the_native_environment() {
+fn envs_of_gymnasium_are_those_of_the_native_environment() {
     let Some(python) = python() else { return };
     for name in ["CartPole-v1", "MountainCarContinuous-v0"] {
         let seeds = [3, 1 << 33, 8];
@@ -73,9 +73,18 @@ fn lanes_of_gymnasium_are_those_of_the_native_environment() {
         let (mut here, mut there) = (StepBuffer::new(&*native), StepBuffer::new(&bridge));
         native.reset(&seeds, &mut here.observations).expect("a reset");
         bridge.reset(&seeds, &mut there.observations).expect("a reset");
-        let mut rng = Pcg64::new(5);
-        for step in 0..1_100 {
-            assert_eq!(here, there, "{name}, step {step}");
+        let (mut rng, mut over) = (Pcg64::new(5), [false; 3]);
+        let len = native.spec().observation_len();
+        for step in 0..1_000 {
+            for (index, over) in over.iter_mut().enumerate() {
+                let row = |buffer: &StepBuffer| {
+                    let seen = buffer.observations[index * len..][..len].to_vec();
+                    (seen, buffer.rewards[index], buffer.terminated[index], buffer.truncated[index])
+                };
+                // Later episodes have seeds of their own there.
+                assert!(*over || row(&here) == row(&there), "{name}, env {index}, step {step}");
+                *over |= here.terminated[index] || here.truncated[index];
+            }
             let choices: [u32; 3] = std::array::from_fn(|_| rng.below(2) as u32);
             let forces = choices.map(|choice| choice as f32 * 3.0 - 1.5);
             let actions = match native.spec().action {
@@ -85,6 +94,7 @@ fn lanes_of_gymnasium_are_those_of_the_native_environment() {
             native.step(actions, here.step()).expect("a step");
             bridge.step(actions, there.step()).expect("a step");
         }
+        assert_eq!(over, [true; 3], "{name}");
     }
 }
 
@@ -111,15 +121,14 @@ fn environments_that_are_not_native_run_with_flattened_observations() {
             let actions: [u32; 4] = std::array::from_fn(|_| rng.below(choices.into()) as u32);
             env.step(Actions::Discrete(&actions), buffer.step()).expect("a step");
             assert!(buffer.observations.chunks(len).all(|row| row.iter().sum::<f32>() == ones), "{name}");
-            for (lane, ended) in ended.iter_mut().enumerate() {
-                let end = buffer.terminated[lane] || buffer.truncated[lane];
-                assert!(!*ended || (buffer.rewards[lane] == 0.0 && !end), "{name}");
+            for (index, ended) in ended.iter_mut().enumerate() {
+                let end = buffer.terminated[index] || buffer.truncated[index];
+                assert!(!*ended || (buffer.rewards[index] == 0.0 && !end), "{name}");
                 *ended = end;
                 ends += u32::from(end);
             }
         }
         assert!(ends >= 8, "{name}: {ends} ends");
-        assert!(matches!(env.save(0), Err(EnvError::Unsaved { .. })));
     }
 }
 
@@ -154,8 +163,8 @@ fn failures_are_errors_that_tell_what_python_said() {
                 assert!(said.contains("about to leave") && status.contains('3'), "{said}, {status}");
                 assert!(said.contains("printed by an environment"), "standard output is no frame: {said}");
             }
-            ("nan", EnvError::NonFinite { what, lane, .. }) => assert_eq!((*what, *lane), ("an observation", 0)),
-            ("inf", EnvError::NonFinite { what, lane, .. }) => assert_eq!((*what, *lane), ("a reward", 0)),
+            ("nan", EnvError::NonFinite { what, env, .. }) => assert_eq!((*what, *env), ("an observation", 0)),
+            ("inf", EnvError::NonFinite { what, env, .. }) => assert_eq!((*what, *env), ("a reward", 0)),
             _ => panic!("{how}: {error}"),
         }
         assert!(!lives(process), "{how}");
@@ -189,7 +198,7 @@ fn what_cannot_be_made_is_an_error_at_the_start() {
     assert!(said(&config(python, "Nothing-v0", 1)).contains("Nothing"));
     assert!(said(&config(Path::new("/nowhere/python"), "Taxi-v4", 1)).contains("/nowhere/python"));
     assert!(said(&config(Path::new("/bin/cat"), "Taxi-v4", 1)).contains("ended"), "no Python");
-    assert!(said(&config(python, "Taxi-v4", 0)).contains("lanes"));
+    assert!(said(&config(python, "Taxi-v4", 0)).contains("envs"));
     assert!(said(&BridgeConfig { start_max: Duration::ZERO, ..config(python, "Taxi-v4", 1) }).contains("no answer"));
 }
 
@@ -204,7 +213,7 @@ fn process_ends_with_its_bridge() {
 }
 
 #[test]
-fn killed_process_is_an_error_and_another_one_plays_the_same_lanes() {
+fn killed_process_is_an_error_and_another_one_plays_the_same_envs() {
     let Some(python) = python() else { return };
     let begin = || {
         let mut env = Bridge::start(&config(python, "Taxi-v4", 2)).expect("gymnasium starts");
@@ -220,6 +229,45 @@ fn killed_process_is_an_error_and_another_one_plays_the_same_lanes() {
     let error = env.step(Actions::Discrete(&[2, 3]), buffer.step()).expect_err("it was killed");
     assert!(matches!(&error, EnvError::Ended { status, .. } if status.contains('9')), "{error}");
     assert!(error.is_fatal() && seen == begin().1, "{error}");
+}
+
+#[test]
+fn saved_env_goes_on_in_another_process_with_the_same_bits() {
+    let Some(python) = python() else { return };
+    for name in ["Taxi-v4", "CartPole-v1", "Pendulum-v1"] {
+        let begin = |count| Bridge::start(&config(python, name, count)).expect("gymnasium starts");
+        let (mut env, mut other) = (begin(2), begin(1));
+        let (mut buffer, mut there) = (StepBuffer::new(&env), StepBuffer::new(&other));
+        env.reset(&[8, 9], &mut buffer.observations).expect("a reset");
+        let (mut rng, len) = (Pcg64::new(1), env.spec().observation_len());
+        for round in 0..4 {
+            let mut step = |env: &mut Bridge, buffer: &mut StepBuffer, also: Option<(&mut Bridge, &mut StepBuffer)>| {
+                let choices = [rng.below(2) as u32, rng.below(2) as u32];
+                let forces = choices.map(|choice| choice as f32);
+                let box_space = matches!(env.spec().action, Space::Box { .. });
+                let both = if box_space { Actions::Box(&forces) } else { Actions::Discrete(&choices) };
+                env.step(both, buffer.step()).expect("a step");
+                let Some((other, there)) = also else { return };
+                let one = if box_space { Actions::Box(&forces[1..]) } else { Actions::Discrete(&choices[1..]) };
+                other.step(one, there.step()).expect("a step");
+            };
+            // Also where an episode has just ended, and where many pieces are played.
+            (0..[1, 30, 299, 70][round]).for_each(|_| step(&mut env, &mut buffer, None));
+            let saved = env.save(1).expect("a saved env");
+            other.restore(0, &saved, &mut there.observations).expect("a restored env");
+            assert_eq!(there.observations, buffer.observations[len..], "{name}: the observation is there again");
+            assert_eq!(other.save(0).expect("a saved env"), saved);
+            for _ in 0..50 {
+                step(&mut env, &mut buffer, Some((&mut other, &mut there)));
+                assert_eq!(there.observations, buffer.observations[len..], "{name}");
+                assert_eq!((there.rewards[0], there.terminated[0]), (buffer.rewards[1], buffer.terminated[1]), "{name}");
+            }
+            for damaged in [&saved[..16], &[saved.as_slice(), &[1]].concat(), &[&saved[..16], &[2]].concat()] {
+                let error = other.restore(0, damaged, &mut there.observations).expect_err("damaged bytes");
+                assert!(matches!(error, EnvError::State { .. }), "{error}");
+            }
+        }
+    }
 }
 
 /// Not a test by itself: the next one runs it in a process of its own, and kills that.

@@ -1,8 +1,8 @@
-//! The contract of `VecEnv` (E1: a lane depends on its seed and actions alone), on every native environment.
+//! The contract of `VecEnv` (E1: an env depends on its seed and actions alone), on every native environment.
 
 use stoke_jobs::rl::{Actions, EnvError, NATIVE, Pcg64, Space, StepBuffer, VecEnv, make};
 
-/// Actions of some lanes for one step, drawn from a generator a lane.
+/// Actions of some envs for one step, drawn from a generator an env.
 struct Actors(Vec<Pcg64>);
 
 impl Actors {
@@ -28,15 +28,15 @@ impl Actors {
     }
 }
 
-/// What the lane of a buffer holds, as bits.
-fn row(buffer: &StepBuffer, lane: usize) -> (Vec<u32>, u32, bool, bool) {
+/// What the index of a buffer holds, as bits.
+fn row(buffer: &StepBuffer, index: usize) -> (Vec<u32>, u32, bool, bool) {
     let len = buffer.observations.len() / buffer.rewards.len();
-    let seen = buffer.observations[lane * len..][..len].iter().map(|value| value.to_bits()).collect();
-    (seen, buffer.rewards[lane].to_bits(), buffer.terminated[lane], buffer.truncated[lane])
+    let seen = buffer.observations[index * len..][..len].iter().map(|value| value.to_bits()).collect();
+    (seen, buffer.rewards[index].to_bits(), buffer.terminated[index], buffer.truncated[index])
 }
 
 #[test]
-fn lane_takes_the_same_course_in_any_company() {
+fn env_takes_the_same_course_in_any_company() {
     for name in NATIVE {
         let seeds: Vec<u64> = (0..70).collect();
         let mut many = make(name, seeds.len()).expect("a native environment");
@@ -55,16 +55,16 @@ fn lane_takes_the_same_course_in_any_company() {
         let mut actors = Actors::new(&seeds);
         for step in 0..1_200 {
             actors.step(&mut *many, &mut among);
-            for ((env, buffer, actor), &lane) in alone.iter_mut().zip(&chosen) {
+            for ((env, buffer, actor), &index) in alone.iter_mut().zip(&chosen) {
                 actor.step(&mut **env, buffer);
-                assert_eq!(row(&among, lane), row(buffer, 0), "{name}, lane {lane}, step {step}");
+                assert_eq!(row(&among, index), row(buffer, 0), "{name}, env {index}, step {step}");
             }
         }
     }
 }
 
 #[test]
-fn saved_lane_goes_on_elsewhere_with_the_same_bits() {
+fn saved_env_goes_on_elsewhere_with_the_same_bits() {
     for name in NATIVE {
         let seeds = [5, 6, 7];
         let mut env = make(name, 3).expect("a native environment");
@@ -73,12 +73,12 @@ fn saved_lane_goes_on_elsewhere_with_the_same_bits() {
         let mut actors = Actors::new(&seeds);
         for round in 0..40 {
             (0..7 + round % 5).for_each(|_| actors.step(&mut *env, &mut buffer));
-            let saved = env.save(2).expect("a saved lane");
+            let saved = env.save(2).expect("a saved index");
             let mut other = make(name, 1).expect("a native environment");
             let mut there = StepBuffer::new(&*other);
-            other.restore(0, &saved, &mut there.observations).expect("a restored lane");
+            other.restore(0, &saved, &mut there.observations).expect("a restored index");
             assert_eq!(row(&there, 0).0, row(&buffer, 2).0, "{name}: the observation is there again");
-            assert_eq!(other.save(0).expect("a saved lane"), saved);
+            assert_eq!(other.save(0).expect("a saved index"), saved);
             let mut actor = Actors(vec![actors.0[2].clone()]);
             for _ in 0..60 {
                 actors.step(&mut *env, &mut buffer);
@@ -100,9 +100,9 @@ fn step_after_an_end_begins_an_episode_and_nothing_else() {
         let (mut ends, mut ended) = (0, [false; 8]);
         for _ in 0..2_100 {
             actors.step(&mut *env, &mut buffer);
-            for (lane, ended) in ended.iter_mut().enumerate() {
-                let end = buffer.terminated[lane] || buffer.truncated[lane];
-                assert!(!*ended || (!end && buffer.rewards[lane] == 0.0), "{name}");
+            for (index, ended) in ended.iter_mut().enumerate() {
+                let end = buffer.terminated[index] || buffer.truncated[index];
+                assert!(!*ended || (!end && buffer.rewards[index] == 0.0), "{name}");
                 ends += u32::from(end);
                 *ended = end;
             }
@@ -123,7 +123,7 @@ fn wrong_calls_are_errors_and_change_nothing() {
         assert!(matches!(env.step(good, buffer.step()), Err(EnvError::NotReset { .. })), "{name}");
         assert!(matches!(env.reset(&[1], &mut buffer.observations), Err(EnvError::Contract { .. })), "{name}");
         env.reset(&[1, 2], &mut buffer.observations).expect("a reset");
-        let before = env.save(1).expect("a saved lane");
+        let before = env.save(1).expect("a saved index");
         let wrong = match &env.spec().action {
             Space::Discrete { n } => [Actions::Discrete(&[0, *n][..]), Actions::Box(&[0.0, 0.0])].map(owned),
             Space::Box { .. } => [Actions::Box(&[0.0, f32::NAN]), Actions::Discrete(&[0, 0])].map(owned),
@@ -138,7 +138,7 @@ fn wrong_calls_are_errors_and_change_nothing() {
             let error = env.restore(0, damaged, &mut buffer.observations[..len]).expect_err("damaged bytes");
             assert!(matches!(error, EnvError::State { .. }), "{name}: {error}");
         }
-        assert_eq!(env.save(1).expect("a saved lane"), before, "{name}");
+        assert_eq!(env.save(1).expect("a saved index"), before, "{name}");
     }
     let Err(error) = make("CartPole-v7", 1) else { panic!("there is no such environment") };
     assert!(error.to_string().contains("CartPole-v1"), "{error}");

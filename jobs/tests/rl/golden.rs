@@ -1,5 +1,5 @@
-//! Every native environment of gymnasium's beside gymnasium 1.4.0 itself: 10,000 steps of ten lanes. The golden files, their format and the rules by
-//! which the lanes act are those of jobs/reference/rl/environments.py.
+//! Every native environment of gymnasium's beside gymnasium 1.4.0 itself: 10,000 steps of ten envs. The golden files, their format and the rules by
+//! which the envs act are those of jobs/reference/rl/environments.py.
 //!
 //! Rewards (f32), ends and limits are equal, bit for bit; so are observations on the machine where the files were made, and elsewhere they are
 //! within 1e-6 of their size or of 1 (sine and cosine of `trig` differ from numpy's by a unit in the last place of f64 at times). Acrobot takes them
@@ -48,7 +48,7 @@ fn compare(name: &str, rule: fn(&[f64]) -> f64) {
     }
 }
 
-/// What the file says of one lane.
+/// What the file says of one index.
 struct Record {
     first: Vec<f32>,
     /// Observation and reward of every `stride`-th step.
@@ -69,9 +69,9 @@ struct Comparison {
 impl Comparison {
     fn new(name: &str, bytes: &[u8]) -> Self {
         let mut reader = Reader(bytes);
-        let [stride, steps, lanes, len] = [(); 4].map(|()| reader.word() as usize);
+        let [stride, steps, envs, len] = [(); 4].map(|()| reader.word() as usize);
         let mut records = Vec::new();
-        for _ in 0..lanes {
+        for _ in 0..envs {
             let samples = steps / stride;
             let first = (0..len).map(|_| f32::from_bits(reader.word())).collect();
             let values = (0..samples * (len + 1)).map(|_| f32::from_bits(reader.word())).collect();
@@ -93,15 +93,15 @@ impl Comparison {
         let mut running = [0.0; SEEDS.len()];
         let mut ends = vec![Vec::new(); SEEDS.len()];
         env.reset(&SEEDS, &mut buffer.observations).expect("a reset");
-        for (lane, seen) in buffer.observations.chunks(len).enumerate() {
-            let expected = self.records[lane].first.clone();
-            self.near(seen, &expected, (lane, 0));
+        for (index, seen) in buffer.observations.chunks(len).enumerate() {
+            let expected = self.records[index].first.clone();
+            self.near(seen, &expected, (index, 0));
         }
         for step in 0..self.steps {
             let chosen: Vec<f64> = (0..SEEDS.len())
-                .map(|lane| {
-                    let seen = &buffer.observations[lane * len..][..len];
-                    choose(&env.spec().action, rule, (lane, draws[lane].unit()), seen)
+                .map(|index| {
+                    let seen = &buffer.observations[index * len..][..len];
+                    choose(&env.spec().action, rule, (index, draws[index].unit()), seen)
                 })
                 .collect();
             let (choices, values): (Vec<u32>, Vec<f32>) = chosen.iter().map(|&a| (a as u32, a as f32)).unzip();
@@ -110,51 +110,51 @@ impl Comparison {
                 Space::Box { .. } => Actions::Box(&values),
             };
             env.step(actions, buffer.step()).expect("a step");
-            for lane in 0..SEEDS.len() {
-                let (seen, reward) = (&buffer.observations[lane * len..][..len], buffer.rewards[lane]);
-                hashes[lane] = fnv(hashes[lane], &reward.to_le_bytes());
+            for index in 0..SEEDS.len() {
+                let (seen, reward) = (&buffer.observations[index * len..][..len], buffer.rewards[index]);
+                hashes[index] = fnv(hashes[index], &reward.to_le_bytes());
                 let weighted = |(i, &value): (usize, &f32)| f64::from(value) * (i + 1) as f64 / len as f64;
-                running[lane] += seen.iter().enumerate().map(weighted).sum::<f64>();
-                if buffer.terminated[lane] || buffer.truncated[lane] {
-                    ends[lane].push(step as u32 * 2 + u32::from(!buffer.terminated[lane]));
+                running[index] += seen.iter().enumerate().map(weighted).sum::<f64>();
+                if buffer.terminated[index] || buffer.truncated[index] {
+                    ends[index].push(step as u32 * 2 + u32::from(!buffer.terminated[index]));
                 }
                 if (step + 1) % self.stride == 0 {
                     let sample = step / self.stride;
-                    self.sampled(seen, reward, (lane, sample));
-                    let expected = self.records[lane].sums[sample];
+                    self.sampled(seen, reward, (index, sample));
+                    let expected = self.records[index].sums[sample];
                     let allowed = TOLERANCE * (self.stride * len) as f64;
-                    let sum = std::mem::take(&mut running[lane]);
-                    assert!((sum - expected).abs() < allowed, "lane {lane}, up to step {step}: {sum}, {expected}");
+                    let sum = std::mem::take(&mut running[index]);
+                    assert!((sum - expected).abs() < allowed, "env {index}, up to step {step}: {sum}, {expected}");
                 }
             }
         }
-        for (lane, record) in self.records.iter().enumerate() {
-            assert_eq!(ends[lane], record.ends, "{}: ends of lane {lane}", self.name);
-            assert_eq!(hashes[lane], record.reward_hash, "{}: rewards of lane {lane}", self.name);
+        for (index, record) in self.records.iter().enumerate() {
+            assert_eq!(ends[index], record.ends, "{}: ends of env {index}", self.name);
+            assert_eq!(hashes[index], record.reward_hash, "{}: rewards of env {index}", self.name);
         }
         println!("{}, every step of {}: observations within {:e}", self.name, self.stride, self.worst);
     }
 
-    fn sampled(&mut self, seen: &[f32], reward: f32, (lane, sample): (usize, usize)) {
-        let row = self.records[lane].samples[sample * (seen.len() + 1)..][..=seen.len()].to_vec();
+    fn sampled(&mut self, seen: &[f32], reward: f32, (index, sample): (usize, usize)) {
+        let row = self.records[index].samples[sample * (seen.len() + 1)..][..=seen.len()].to_vec();
         let step = (sample + 1) * self.stride;
-        self.near(seen, &row[..seen.len()], (lane, step));
+        self.near(seen, &row[..seen.len()], (index, step));
         let expected = row[seen.len()];
-        assert_eq!(reward.to_bits(), expected.to_bits(), "{}, lane {lane}, step {step}: {reward}", self.name);
+        assert_eq!(reward.to_bits(), expected.to_bits(), "{}, env {index}, step {step}: {reward}", self.name);
     }
 
     fn near(&mut self, seen: &[f32], expected: &[f32], place: (usize, usize)) {
         for (&seen, &expected) in seen.iter().zip(expected) {
             let off = f64::from((seen - expected).abs()) / f64::from(expected.abs().max(1.0));
             self.worst = self.worst.max(off);
-            assert!(off <= TOLERANCE, "{}, lane and step {place:?}: {seen}, gymnasium {expected}", self.name);
+            assert!(off <= TOLERANCE, "{}, index and step {place:?}: {seen}, gymnasium {expected}", self.name);
         }
     }
 }
 
 /// `choose` of environments.py.
-fn choose(space: &Space, rule: fn(&[f64]) -> f64, (lane, draw): (usize, f64), seen: &[f32]) -> f64 {
-    if lane % 2 == 1 && draw >= 0.1 {
+fn choose(space: &Space, rule: fn(&[f64]) -> f64, (index, draw): (usize, f64), seen: &[f32]) -> f64 {
+    if index % 2 == 1 && draw >= 0.1 {
         return rule(&seen.iter().map(|&value| f64::from(value)).collect::<Vec<_>>());
     }
     let again = draw * 7919.0 % 1.0;

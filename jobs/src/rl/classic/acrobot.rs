@@ -2,7 +2,7 @@
 //! Runge-Kutta), in f64.
 //!
 //! Two free links are chaos: within an episode the last bit of a sine grows as large as the state. To be gymnasium's course for as long as one looks,
-//! sines and cosines are the C library's, as numpy's are, and not those of `trig`. So a lane of this environment keeps its bits on machines
+//! sines and cosines are the C library's, as numpy's are, and not those of `trig`. So an env of this environment keeps its bits on machines
 //! with the same C library and kind of processor; the other environments keep theirs everywhere.
 
 use std::f64::consts::{FRAC_PI_2, PI};

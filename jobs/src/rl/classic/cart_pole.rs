@@ -59,8 +59,8 @@ impl Dynamics for CartPole {
 
     #[inline(always)]
     fn observe(block: &Block, observations: &mut [f32]) {
-        for (lane, row) in observations.as_chunks_mut::<4>().0.iter_mut().enumerate().take(WIDTH) {
-            *row = [0, 1, 2, 3].map(|component: usize| block[component][lane] as f32);
+        for (env, row) in observations.as_chunks_mut::<4>().0.iter_mut().enumerate().take(WIDTH) {
+            *row = [0, 1, 2, 3].map(|component: usize| block[component][env] as f32);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Gymnasium's classic control, number for number (gymnasium 1.4.0, `envs/classic_control/`; limits of steps from `envs/__init__.py`).
-//! Owns lanes, limits and new beginnings; each file beside this one owns the dynamics of one environment, in gymnasium's order of operations.
+//! Owns envs, limits and new beginnings; each file beside this one owns the dynamics of one environment, in gymnasium's order of operations.
 //!
-//! Lanes lie in blocks of [`WIDTH`], each component of the state in an array of its own, so that the dynamics of a block are vector code: generic over
+//! Envs lie in blocks of [`WIDTH`], each component of the state in an array of its own, so that the dynamics of a block are vector code: generic over
 //! them, because that needs them inlined (150 to 240 million steps of CartPole a second on one core: `tests/benches/rl_env.rs`).
 
 mod acrobot;
@@ -15,16 +15,16 @@ use super::pcg64::{self, Pcg64};
 use super::space::Space;
 use crate::lm::kernels::Isa;
 
-/// Lanes of a block.
+/// Envs of a block.
 const WIDTH: usize = 32;
-/// Numbers of a lane's state at most.
+/// Numbers of an env's state at most.
 const COMPONENTS: usize = 4;
 /// Of a number of any state, with room: a pendulum turns by less than 90 in an episode. Far beyond it sines are wrong and angles take for ever to wrap.
 const STATE_MAX: f64 = 1_000.0;
-/// The state of `WIDTH` lanes, component by component; environments with fewer components leave the others at 0.
+/// The state of `WIDTH` envs, component by component; environments with fewer components leave the others at 0.
 type Block = [[f64; WIDTH]; COMPONENTS];
 
-/// The physics of one environment: stateless, over a block of lanes. Lanes that nobody owns hold zeros and are stepped too.
+/// The physics of one environment: stateless, over a block of envs. Envs that nobody owns hold zeros and are stepped too.
 trait Dynamics: Send + 'static {
     const NAME: &'static str;
     const STEPS_MAX: u32;
@@ -38,24 +38,24 @@ trait Dynamics: Send + 'static {
     /// One step. An action is a choice as a number, or one number beyond or within the bounds of the box.
     fn step(block: &mut Block, actions: &[f32; WIDTH], rewards: &mut [f32; WIDTH], terminated: &mut [bool; WIDTH]);
 
-    /// Writes an observation a row, lane after lane; there may be fewer rows than lanes.
+    /// Writes an observation a row, env after env; there may be fewer rows than envs.
     fn observe(block: &Block, observations: &mut [f32]);
 }
 
-pub(super) fn make(name: &str, lanes: usize) -> Option<Box<dyn VecEnv>> {
+pub(super) fn make(name: &str, envs: usize) -> Option<Box<dyn VecEnv>> {
     match name {
-        cart_pole::CartPole::NAME => Some(Box::new(Classic::<cart_pole::CartPole>::new(lanes))),
-        acrobot::Acrobot::NAME => Some(Box::new(Classic::<acrobot::Acrobot>::new(lanes))),
-        mountain_car::MountainCar::NAME => Some(Box::new(Classic::<mountain_car::MountainCar>::new(lanes))),
+        cart_pole::CartPole::NAME => Some(Box::new(Classic::<cart_pole::CartPole>::new(envs))),
+        acrobot::Acrobot::NAME => Some(Box::new(Classic::<acrobot::Acrobot>::new(envs))),
+        mountain_car::MountainCar::NAME => Some(Box::new(Classic::<mountain_car::MountainCar>::new(envs))),
         mountain_car_continuous::MountainCarContinuous::NAME => {
-            Some(Box::new(Classic::<mountain_car_continuous::MountainCarContinuous>::new(lanes)))
+            Some(Box::new(Classic::<mountain_car_continuous::MountainCarContinuous>::new(envs)))
         }
-        pendulum::Pendulum::NAME => Some(Box::new(Classic::<pendulum::Pendulum>::new(lanes))),
+        pendulum::Pendulum::NAME => Some(Box::new(Classic::<pendulum::Pendulum>::new(envs))),
         _ => None,
     }
 }
 
-/// Vectors are [lanes]: apart, so that counting steps and finding ends is vector code too.
+/// Vectors are [envs]: apart, so that counting steps and finding ends is vector code too.
 struct Classic<D: Dynamics> {
     spec: EnvSpec,
     isa: Isa,
@@ -71,7 +71,7 @@ struct Classic<D: Dynamics> {
 }
 
 impl<D: Dynamics> Classic<D> {
-    fn new(lanes: usize) -> Self {
+    fn new(envs: usize) -> Self {
         let spec = EnvSpec {
             name: D::NAME.to_owned(),
             observation: D::observation(),
@@ -81,29 +81,29 @@ impl<D: Dynamics> Classic<D> {
         Self {
             spec,
             isa: Isa::best(),
-            blocks: vec![[[0.0; WIDTH]; COMPONENTS]; lanes.div_ceil(WIDTH)],
-            rngs: vec![Pcg64::new(0); lanes],
-            steps: vec![0; lanes],
-            ended: vec![false; lanes],
-            seeded: vec![false; lanes],
+            blocks: vec![[[0.0; WIDTH]; COMPONENTS]; envs.div_ceil(WIDTH)],
+            rngs: vec![Pcg64::new(0); envs],
+            steps: vec![0; envs],
+            ended: vec![false; envs],
+            seeded: vec![false; envs],
             dynamics: std::marker::PhantomData,
         }
     }
 
-    fn begin(&mut self, lane: usize) {
-        let state = D::draw(&mut self.rngs[lane]);
-        self.put(lane, state);
-        self.steps[lane] = 0;
+    fn begin(&mut self, env: usize) {
+        let state = D::draw(&mut self.rngs[env]);
+        self.put(env, state);
+        self.steps[env] = 0;
     }
 
-    fn put(&mut self, lane: usize, state: [f64; COMPONENTS]) {
-        let block = &mut self.blocks[lane / WIDTH];
-        block.iter_mut().zip(state).for_each(|(component, value)| component[lane % WIDTH] = value);
+    fn put(&mut self, env: usize, state: [f64; COMPONENTS]) {
+        let block = &mut self.blocks[env / WIDTH];
+        block.iter_mut().zip(state).for_each(|(component, value)| component[env % WIDTH] = value);
     }
 
-    fn check_lane(&self, lane: usize) -> Result<(), EnvError> {
-        let lanes = self.lanes();
-        if lane < lanes { Ok(()) } else { Err(EnvError::Contract { what: "lane", got: lane, expected: lanes }) }
+    fn check_env(&self, env: usize) -> Result<(), EnvError> {
+        let envs = self.num_envs();
+        if env < envs { Ok(()) } else { Err(EnvError::Contract { what: "env", got: env, expected: envs }) }
     }
 
     fn observe(&self, observations: &mut [f32]) {
@@ -117,7 +117,7 @@ impl<D: Dynamics> Classic<D> {
         );
     }
 
-    /// The physics of all lanes, also of those that will begin again: what it did to them is overwritten.
+    /// The physics of all envs, also of those that will begin again: what it did to them is overwritten.
     fn advance(&mut self, actions: Actions<'_>, step: &mut Step<'_>) {
         let (isa, blocks) = (self.isa, &mut self.blocks);
         isa.run(
@@ -136,7 +136,7 @@ impl<D: Dynamics> Classic<D> {
                     }
                     let (mut rewards, mut terminated) = ([0.0; WIDTH], [false; WIDTH]);
                     D::step(block, &chosen, &mut rewards, &mut terminated);
-                    // Lanes that nobody owns begin no episodes: they would step out of the numbers in the end.
+                    // Envs that nobody owns begin no episodes: they would step out of the numbers in the end.
                     block.iter_mut().for_each(|component| component[here.len()..].fill(0.0));
                     step.rewards[here.clone()].copy_from_slice(&rewards[..here.len()]);
                     step.terminated[here.clone()].copy_from_slice(&terminated[..here.len()]);
@@ -151,16 +151,16 @@ impl<D: Dynamics> VecEnv for Classic<D> {
         &self.spec
     }
 
-    fn lanes(&self) -> usize {
+    fn num_envs(&self) -> usize {
         self.rngs.len()
     }
 
     fn reset(&mut self, seeds: &[u64], observations: &mut [f32]) -> Result<(), EnvError> {
         check_len("seeds", seeds.len(), self.rngs.len())?;
         check_len("observations of a reset", observations.len(), seeds.len() * self.spec.observation_len())?;
-        for (lane, &seed) in seeds.iter().enumerate() {
-            self.rngs[lane] = Pcg64::new(seed);
-            self.begin(lane);
+        for (env, &seed) in seeds.iter().enumerate() {
+            self.rngs[env] = Pcg64::new(seed);
+            self.begin(env);
         }
         self.ended.fill(false);
         self.seeded.fill(true);
@@ -169,8 +169,8 @@ impl<D: Dynamics> VecEnv for Classic<D> {
     }
 
     fn step(&mut self, actions: Actions<'_>, mut step: Step<'_>) -> Result<(), EnvError> {
-        check_step(&self.spec, self.lanes(), &step)?;
-        check_actions(&self.spec, self.lanes(), actions)?;
+        check_step(&self.spec, self.num_envs(), &step)?;
+        check_actions(&self.spec, self.num_envs(), actions)?;
         if self.seeded.contains(&false) {
             return Err(EnvError::NotReset { name: self.spec.name.clone() });
         }
@@ -179,10 +179,10 @@ impl<D: Dynamics> VecEnv for Classic<D> {
             *steps += 1;
             *truncated = *steps >= D::STEPS_MAX;
         }
-        for lane in 0..self.lanes() {
-            if self.ended[lane] {
-                (step.rewards[lane], step.terminated[lane], step.truncated[lane]) = (0.0, false, false);
-                self.begin(lane);
+        for env in 0..self.num_envs() {
+            if self.ended[env] {
+                (step.rewards[env], step.terminated[env], step.truncated[env]) = (0.0, false, false);
+                self.begin(env);
             }
         }
         let ends = step.terminated.iter().zip(step.truncated.iter());
@@ -191,30 +191,30 @@ impl<D: Dynamics> VecEnv for Classic<D> {
         Ok(())
     }
 
-    fn save(&mut self, lane: usize) -> Result<Vec<u8>, EnvError> {
-        self.check_lane(lane)?;
-        if !self.seeded[lane] {
+    fn save(&mut self, env: usize) -> Result<Vec<u8>, EnvError> {
+        self.check_env(env)?;
+        if !self.seeded[env] {
             return Err(EnvError::NotReset { name: self.spec.name.clone() });
         }
-        let mut bytes = self.rngs[lane].to_bytes().to_vec();
-        bytes.extend(self.steps[lane].to_le_bytes());
-        bytes.push(u8::from(self.ended[lane]));
-        let block = &self.blocks[lane / WIDTH];
-        block.iter().for_each(|component| bytes.extend(component[lane % WIDTH].to_le_bytes()));
+        let mut bytes = self.rngs[env].to_bytes().to_vec();
+        bytes.extend(self.steps[env].to_le_bytes());
+        bytes.push(u8::from(self.ended[env]));
+        let block = &self.blocks[env / WIDTH];
+        block.iter().for_each(|component| bytes.extend(component[env % WIDTH].to_le_bytes()));
         bytes.extend(D::NAME.as_bytes());
         Ok(bytes)
     }
 
-    fn restore(&mut self, lane: usize, state: &[u8], observation: &mut [f32]) -> Result<(), EnvError> {
-        check_len("observation of a restored lane", observation.len(), self.spec.observation_len())?;
-        self.check_lane(lane)?;
+    fn restore(&mut self, env: usize, state: &[u8], observation: &mut [f32]) -> Result<(), EnvError> {
+        check_len("observation of a restored env", observation.len(), self.spec.observation_len())?;
+        self.check_env(env)?;
         let saved = read::<D>(state).map_err(|problem| {
             let name = self.spec.name.clone();
             EnvError::State { name, problem: problem.to_owned() }
         })?;
-        (self.rngs[lane], self.steps[lane], self.ended[lane]) = (saved.rng, saved.steps, saved.ended);
-        self.seeded[lane] = true;
-        self.put(lane, saved.state);
+        (self.rngs[env], self.steps[env], self.ended[env]) = (saved.rng, saved.steps, saved.ended);
+        self.seeded[env] = true;
+        self.put(env, saved.state);
         let mut alone = [[0.0; WIDTH]; COMPONENTS];
         alone.iter_mut().zip(saved.state).for_each(|(component, value)| component[0] = value);
         D::observe(&alone, observation);
@@ -222,7 +222,7 @@ impl<D: Dynamics> VecEnv for Classic<D> {
     }
 }
 
-/// A lane, saved.
+/// An env, saved.
 struct Saved {
     rng: Pcg64,
     steps: u32,
@@ -266,12 +266,12 @@ mod tests {
     use super::{Actions, Classic, Dynamics, Isa, Pcg64, Space, VecEnv};
     use crate::rl::{EnvError, StepBuffer};
 
-    /// All that 40 lanes do in 600 steps.
+    /// All that 40 envs do in 600 steps.
     fn course<D: Dynamics>(isa: Isa) -> Vec<StepBuffer> {
         let mut env = Classic::<D>::new(40);
         env.isa = isa;
         let mut buffer = StepBuffer::new(&env);
-        env.reset(&std::array::from_fn::<u64, 40, _>(|lane| lane as u64), &mut buffer.observations).expect("a reset");
+        env.reset(&std::array::from_fn::<u64, 40, _>(|env| env as u64), &mut buffer.observations).expect("a reset");
         let mut rng = Pcg64::new(1);
         let mut seen = vec![buffer.clone()];
         for _ in 0..600 {
@@ -303,11 +303,11 @@ mod tests {
     }
 
     #[test]
-    fn state_that_no_lane_has_is_refused() {
+    fn state_that_no_env_has_is_refused() {
         let mut env = Classic::<Acrobot>::new(1);
         let mut seen = [0.0; 6];
         env.reset(&[1], &mut seen).expect("a reset");
-        let saved = env.save(0).expect("a saved lane");
+        let saved = env.save(0).expect("a saved env");
         for number in [1e300f64, f64::NAN, f64::NEG_INFINITY] {
             let mut damaged = saved.clone();
             let at = saved.len() - Acrobot::NAME.len() - 8;

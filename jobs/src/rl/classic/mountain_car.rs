@@ -49,8 +49,8 @@ impl Dynamics for MountainCar {
 
     #[inline(always)]
     fn observe(block: &Block, observations: &mut [f32]) {
-        for (lane, row) in observations.as_chunks_mut::<2>().0.iter_mut().enumerate().take(WIDTH) {
-            *row = [block[0][lane] as f32, block[1][lane] as f32];
+        for (env, row) in observations.as_chunks_mut::<2>().0.iter_mut().enumerate().take(WIDTH) {
+            *row = [block[0][env] as f32, block[1][env] as f32];
         }
     }
 }

@@ -23,16 +23,16 @@ pub(super) const NAME: &str = "scan-budget";
 /// Numbers of an observation that a cell has.
 const FEATURES: usize = 3;
 
-/// Lanes of simulated internets. An observation has three numbers for each cell (group after group, port after port), all from 0 to 1: the share of
+/// Envs of simulated internets. An observation has three numbers for each cell (group after group, port after port), all from 0 to 1: the share of
 /// probes that found a service, in this pass over its hosts or, before its first batch, in the last; the share of its hosts that were ever probed; the
 /// time since its last batch as a share of the budget (1: never). One more number is the share of the budget that is left.
 pub struct ScanBudget {
     config: WorldConfig,
     spec: EnvSpec,
-    lanes: Vec<Lane>,
+    envs: Vec<Env>,
 }
 
-struct Lane {
+struct Env {
     rng: Pcg64,
     world: World,
     course: Course,
@@ -46,7 +46,7 @@ enum Course {
 }
 
 impl ScanBudget {
-    pub fn new(config: WorldConfig, lanes: usize) -> Result<Self, EnvError> {
+    pub fn new(config: WorldConfig, envs: usize) -> Result<Self, EnvError> {
         config.check().map_err(|problem| EnvError::Options { name: NAME.to_owned(), problem })?;
         let len = config.cells() * FEATURES + 1;
         let spec = EnvSpec {
@@ -55,23 +55,23 @@ impl ScanBudget {
             action: Space::Discrete { n: config.cells() as u32 },
             steps_max: None,
         };
-        let empty = || Lane { rng: Pcg64::new(0), world: World::empty(&config), course: Course::Unseeded };
-        let lanes = (0..lanes).map(|_| empty()).collect();
-        Ok(Self { config, spec, lanes })
+        let empty = || Env { rng: Pcg64::new(0), world: World::empty(&config), course: Course::Unseeded };
+        let envs = (0..envs).map(|_| empty()).collect();
+        Ok(Self { config, spec, envs })
     }
 
     pub fn config(&self) -> &WorldConfig {
         &self.config
     }
 
-    /// What the lane's last batch found. None: its episode has just begun.
-    pub fn probed(&self, lane: usize) -> Option<Probed> {
-        self.lanes[lane].world.probed()
+    /// What the env's last batch found. None: its episode has just begun.
+    pub fn probed(&self, env: usize) -> Option<Probed> {
+        self.envs[env].world.probed()
     }
 
-    /// Services that were there at some time of the lane's episode, each version counted: no scanner can find more.
-    pub fn existed(&self, lane: usize) -> u64 {
-        self.lanes[lane].world.existed()
+    /// Services that were there at some time of the env's episode, each version counted: no scanner can find more.
+    pub fn existed(&self, env: usize) -> u64 {
+        self.envs[env].world.existed()
     }
 }
 
@@ -80,57 +80,57 @@ impl VecEnv for ScanBudget {
         &self.spec
     }
 
-    fn lanes(&self) -> usize {
-        self.lanes.len()
+    fn num_envs(&self) -> usize {
+        self.envs.len()
     }
 
     fn reset(&mut self, seeds: &[u64], observations: &mut [f32]) -> Result<(), EnvError> {
-        check_len("seeds", seeds.len(), self.lanes.len())?;
+        check_len("seeds", seeds.len(), self.envs.len())?;
         check_len("observations of a reset", observations.len(), seeds.len() * self.spec.observation_len())?;
         let rows = observations.chunks_mut(self.spec.observation_len());
-        for ((lane, &seed), row) in self.lanes.iter_mut().zip(seeds).zip(rows) {
-            lane.rng = Pcg64::new(seed);
-            lane.world.draw(&self.config, &mut lane.rng);
-            lane.course = Course::Running;
-            observe(&self.config, &lane.world, row);
+        for ((env, &seed), row) in self.envs.iter_mut().zip(seeds).zip(rows) {
+            env.rng = Pcg64::new(seed);
+            env.world.draw(&self.config, &mut env.rng);
+            env.course = Course::Running;
+            observe(&self.config, &env.world, row);
         }
         Ok(())
     }
 
     fn step(&mut self, actions: Actions<'_>, step: Step<'_>) -> Result<(), EnvError> {
-        check_step(&self.spec, self.lanes.len(), &step)?;
-        check_actions(&self.spec, self.lanes.len(), actions)?;
-        if self.lanes.iter().any(|lane| lane.course == Course::Unseeded) {
+        check_step(&self.spec, self.envs.len(), &step)?;
+        check_actions(&self.spec, self.envs.len(), actions)?;
+        if self.envs.iter().any(|env| env.course == Course::Unseeded) {
             return Err(EnvError::NotReset { name: self.spec.name.clone() });
         }
         let Actions::Discrete(actions) = actions else { unreachable!("the actions were checked") };
         let rows = step.observations.chunks_mut(self.spec.observation_len());
-        for (index, (lane, row)) in self.lanes.iter_mut().zip(rows).enumerate() {
+        for (index, (env, row)) in self.envs.iter_mut().zip(rows).enumerate() {
             (step.rewards[index], step.terminated[index], step.truncated[index]) = (0.0, false, false);
-            match lane.course {
+            match env.course {
                 Course::Ended => {
-                    lane.world.draw(&self.config, &mut lane.rng);
-                    lane.course = Course::Running;
+                    env.world.draw(&self.config, &mut env.rng);
+                    env.course = Course::Running;
                 }
                 Course::Running => {
-                    let probed = lane.world.probe(&self.config, actions[index] as usize);
-                    lane.world.drift(&self.config, &mut lane.rng);
+                    let probed = env.world.probe(&self.config, actions[index] as usize);
+                    env.world.drift(&self.config, &mut env.rng);
                     step.rewards[index] = probed.found as f32 / probed.hosts as f32;
-                    if lane.world.batches() == self.config.budget {
+                    if env.world.batches() == self.config.budget {
                         step.terminated[index] = true;
-                        lane.course = Course::Ended;
+                        env.course = Course::Ended;
                     }
                 }
-                Course::Unseeded => unreachable!("all lanes were checked"),
+                Course::Unseeded => unreachable!("all envs were checked"),
             }
-            observe(&self.config, &lane.world, row);
+            observe(&self.config, &env.world, row);
         }
         Ok(())
     }
 
-    fn save(&mut self, lane: usize) -> Result<Vec<u8>, EnvError> {
-        let lanes = self.lanes.len();
-        let saved = self.lanes.get(lane).ok_or(EnvError::Contract { what: "lane", got: lane, expected: lanes })?;
+    fn save(&mut self, env: usize) -> Result<Vec<u8>, EnvError> {
+        let envs = self.envs.len();
+        let saved = self.envs.get(env).ok_or(EnvError::Contract { what: "env", got: env, expected: envs })?;
         let mut bytes = saved.rng.to_bytes().to_vec();
         bytes.push(match saved.course {
             Course::Unseeded => return Err(EnvError::NotReset { name: self.spec.name.clone() }),
@@ -142,24 +142,24 @@ impl VecEnv for ScanBudget {
         Ok(bytes)
     }
 
-    fn restore(&mut self, lane: usize, state: &[u8], observation: &mut [f32]) -> Result<(), EnvError> {
-        check_len("observation of a restored lane", observation.len(), self.spec.observation_len())?;
-        let lanes = self.lanes.len();
-        if lane >= lanes {
-            return Err(EnvError::Contract { what: "lane", got: lane, expected: lanes });
+    fn restore(&mut self, env: usize, state: &[u8], observation: &mut [f32]) -> Result<(), EnvError> {
+        check_len("observation of a restored env", observation.len(), self.spec.observation_len())?;
+        let envs = self.envs.len();
+        if env >= envs {
+            return Err(EnvError::Contract { what: "env", got: env, expected: envs });
         }
         let restored = read(&self.config, state).map_err(|problem| {
             let name = self.spec.name.clone();
             EnvError::State { name, problem: problem.to_owned() }
         })?;
         observe(&self.config, &restored.world, observation);
-        self.lanes[lane] = restored;
+        self.envs[env] = restored;
         Ok(())
     }
 }
 
 /// The inverse of `save`.
-fn read(config: &WorldConfig, bytes: &[u8]) -> Result<Lane, &'static str> {
+fn read(config: &WorldConfig, bytes: &[u8]) -> Result<Env, &'static str> {
     let (rng, bytes) = bytes.split_at_checked(pcg64::BYTES).ok_or("too few bytes")?;
     let (&course, bytes) = bytes.split_first().ok_or("too few bytes")?;
     let fingerprint = config.fingerprint();
@@ -170,10 +170,10 @@ fn read(config: &WorldConfig, bytes: &[u8]) -> Result<Lane, &'static str> {
     let course = match course {
         0 => Course::Running,
         1 => Course::Ended,
-        _ => return Err("no lane takes this course"),
+        _ => return Err("no env takes this course"),
     };
     let rng = Pcg64::from_bytes(rng).ok_or("no generator has this state")?;
-    Ok(Lane { rng, world: World::restore(config, bytes)?, course })
+    Ok(Env { rng, world: World::restore(config, bytes)?, course })
 }
 
 fn observe(config: &WorldConfig, world: &World, row: &mut [f32]) {

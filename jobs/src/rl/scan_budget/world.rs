@@ -47,7 +47,7 @@ impl Default for WorldConfig {
     }
 }
 
-/// Services in all of a lane, at a byte each, twice: what is there and what is known.
+/// Services in all of an env, at a byte each, twice: what is there and what is known.
 const SERVICES_MAX: usize = 1 << 26;
 
 impl WorldConfig {
