@@ -45,6 +45,14 @@ impl Snapshot {
         Self { state: State::Copied(tensors), skipped }
     }
 
+    /// One more tensor, of a copied state.
+    pub(crate) fn with(mut self, tensor: NamedTensor) -> Self {
+        if let State::Copied(tensors) = &mut self.state {
+            tensors.push(tensor);
+        }
+        self
+    }
+
     /// All that [`super::Train::restore`] needs for the same bits afterwards: the parameters as `model.<path>` in layout order, then the
     /// optimizer's state. Copies what training still uses, so the training thread leaves it to others; each handle is let go once it was read.
     pub fn tensors(self) -> Result<Vec<NamedTensor>, JobError> {
