@@ -211,7 +211,7 @@ impl<'a> Spec<'a> {
         1 + self.text.as_bytes().iter().take(byte).filter(|&&byte| byte == b'\n').count()
     }
 
-    fn syntax(&self, error: &toml::de::Error) -> JobError {
+    pub fn syntax(&self, error: &toml::de::Error) -> JobError {
         let line = error.span().map_or(1, |span| self.line(span.start));
         let message = error.message().lines().next().unwrap_or_default();
         let (problem, mend) = match message.split_once(", expected ") {

@@ -1,5 +1,6 @@
 //! Wiring of `stoke-jobs`: what a job computes (models, data, training, prediction), on Burn.
-//! No network, no async runtime, no process in it: `stoke-node` feeds it samples and moves its gradients.
+//! No network and no async runtime in it: `stoke-node` feeds it samples and moves its gradients. It starts no process but Python for an
+//! environment of gymnasium's.
 
 mod config;
 mod data;
@@ -7,6 +8,7 @@ mod device;
 mod error;
 pub mod lm;
 mod order;
+pub mod rl;
 mod train;
 
 pub use config::absolute_paths;

@@ -7,13 +7,13 @@
 mod digits;
 mod domains;
 mod engine;
-mod fingerprint;
+pub(crate) mod fingerprint;
 mod layers;
 mod metrics;
 pub(crate) mod optimizer;
-mod parameters;
+pub(crate) mod parameters;
 mod pytorch;
-mod snapshot;
+pub(crate) mod snapshot;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -43,10 +43,12 @@ pub struct ParamSpec {
 }
 
 /// Names, shapes and offsets of the parameters in the flat vector, in the model's visit order: equal on every rank.
-/// The flat vector is `len()` gradients followed by [`STATS`] figures.
+/// The flat vector is `len()` gradients followed by `figures` figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     pub params: Vec<ParamSpec>,
+    /// Figures that are summed with the gradients; the last of them is the number of samples. [`STATS`] of those trainers that have data.
+    pub figures: usize,
 }
 
 impl Layout {
@@ -59,9 +61,9 @@ impl Layout {
         self.params.is_empty()
     }
 
-    /// Elements of the flat vector: parameters, then [`STATS`].
+    /// Elements of the flat vector: parameters, then figures.
     pub fn flat_len(&self) -> usize {
-        self.len() + STATS
+        self.len() + self.figures
     }
 
     /// Where the number of samples stands: the last of the figures.
