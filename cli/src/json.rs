@@ -9,7 +9,7 @@ use stoke_protocol::message::client::{
     TokenScope, TokenState, TokenView,
 };
 use stoke_protocol::message::node::LogChunk;
-use stoke_protocol::message::rank::Progress;
+use stoke_protocol::message::rank::{Progress, RlProgress};
 use stoke_protocol::message::serve::Traffic;
 use stoke_protocol::message::split::{Planned, Split, SplitRank};
 
@@ -114,6 +114,24 @@ fn progress(progress: &Progress) -> Value {
         "apply_ms": float(progress.apply_ms),
         "samples": progress.samples,
         "skipped_steps": progress.skipped,
+        "rl": progress.rl.as_ref().map(rl_progress),
+    })
+}
+
+fn rl_progress(rl: &RlProgress) -> Value {
+    let figure = |value: Option<f32>| value.map_or(Value::Null, float);
+    json!({
+        "round": rl.round,
+        "rounds": rl.rounds,
+        "env_steps": rl.env_steps,
+        "env_steps_per_second": rl.env_steps_per_second,
+        "episodes": rl.episodes,
+        "episode_return": figure(rl.episode_return),
+        "explained_variance": figure(rl.explained_variance),
+        "approx_kl": figure(rl.approx_kl),
+        "entropy": figure(rl.entropy),
+        "lag": figure(rl.lag),
+        "environment_failures": rl.environment_failures,
     })
 }
 

@@ -132,6 +132,10 @@ impl Learn for Dqn {
         Ok(())
     }
 
+    fn updates_max(&self) -> u32 {
+        self.config.round_steps.div_ceil(self.config.train_every) as u32
+    }
+
     fn sums_len(&self) -> usize {
         COMMON
     }
@@ -139,11 +143,7 @@ impl Learn for Dqn {
     fn sums(&self, lane: u32, out: &mut [f32]) -> Result<(), RlError> {
         check_len("sums of a lane", out.len(), COMMON)?;
         let common = self.common.get(&lane);
-        out.copy_from_slice(common.ok_or(RlError::Contract {
-            what: "trajectories of a lane",
-            got: 0,
-            expected: 1,
-        })?);
+        out.copy_from_slice(common.ok_or(RlError::Contract { what: "trajectories of a lane", got: 0, expected: 1 })?);
         Ok(())
     }
 

@@ -69,6 +69,10 @@ impl Learn for Impala {
         Ok(())
     }
 
+    fn updates_max(&self) -> u32 {
+        1
+    }
+
     fn sums_len(&self) -> usize {
         COMMON
     }

@@ -125,6 +125,10 @@ impl Learn for Ppo {
         Ok(())
     }
 
+    fn updates_max(&self) -> u32 {
+        self.updates() as u32
+    }
+
     /// Of each update: rows, advantages, their squares. Then [`COMMON`].
     fn sums_len(&self) -> usize {
         3 * self.updates() + COMMON

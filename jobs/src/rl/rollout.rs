@@ -144,11 +144,8 @@ impl Rollout {
         for step in 0..steps {
             choices.clear();
             let (before, after) = trajectory.observations.split_at_mut((step + 1) * envs * len);
-            let mut acted = Acted {
-                choices: &mut choices,
-                log_probs: &mut trajectory.log_probs,
-                values: &mut trajectory.values,
-            };
+            let mut acted =
+                Acted { choices: &mut choices, log_probs: &mut trajectory.log_probs, values: &mut trajectory.values };
             let places = places(live.lane, envs, live.steps);
             actor.act(&before[step * envs * len..], places, explore, &mut acted)?;
             self.step(&choices, &mut after[..envs * len], &mut trajectory.rewards[step * envs..][..envs])?;
