@@ -1,6 +1,7 @@
 //! The `stoke` binary: argument parsing, the runtime, the exit code. Everything else is in the commands.
 
 mod chaos;
+mod chart;
 mod client;
 mod command;
 mod detection;

@@ -2,7 +2,6 @@
 //! and coordinators die.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::harness::{Cluster, poll, process_of, run, run_with_input, signal, spec, text};
+use crate::harness::{Cluster, poll, process_of, python_with, run, run_with_input, signal, spec, text};
 use crate::inference::model;
 use crate::recovery::rank_of;
 
@@ -440,33 +439,10 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     assert_eq!(served.chats(1, 2, |_| ()).len(), 1);
 }
 
-/// Packages of PyPI, below the user's cache.
-const CLIENTS: [&str; 2] = ["openai==3.57.0", "tritonclient[http,grpc]==2.73.0"];
-
-/// A Python that has the clients. None, and said why, where the packages cannot be had.
+/// A Python that has the clients.
 fn python() -> Option<PathBuf> {
-    let folder = std::env::home_dir()?.join(".cache/stoke-tests").join("clients-openai-3.57.0-tritonclient-2.73.0");
-    let python = folder.join("bin/python");
-    let have = || Command::new(&python).args(["-c", "import openai, tritonclient.grpc, tritonclient.http"]).output();
-    if have().is_ok_and(|output| output.status.success()) {
-        return Some(python);
-    }
-    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder).output();
-    let installed =
-        made.and_then(|_| Command::new(&python).args(["-m", "pip", "install", "-q"]).args(CLIENTS).output());
-    match installed {
-        Ok(output) if output.status.success() => Some(python),
-        Ok(output) => {
-            // Past the capture of the test runner: nobody should take this for a test that was done.
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            writeln!(std::io::stderr(), "not tested with OpenAI's and Triton's clients: {why}").expect("stderr");
-            None
-        }
-        Err(error) => {
-            writeln!(std::io::stderr(), "not tested with OpenAI's and Triton's clients: {error}").expect("stderr");
-            None
-        }
-    }
+    let packages = ["openai==3.57.0", "tritonclient[http,grpc]==2.73.0"];
+    python_with("clients-openai-3.57.0-tritonclient-2.73.0", &packages, "openai, tritonclient.grpc, tritonclient.http")
 }
 
 #[test]

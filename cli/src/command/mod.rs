@@ -8,6 +8,7 @@ mod doctor;
 mod down;
 mod drain;
 mod embed;
+mod eval;
 mod explain;
 mod infer;
 mod jobs;
@@ -15,6 +16,7 @@ mod login;
 mod logs;
 mod node;
 mod nodes;
+mod plot;
 mod predict;
 mod prune;
 mod revision;
@@ -62,6 +64,8 @@ pub enum Command {
     #[command(subcommand)]
     Checkpoint(checkpoint::Checkpoint),
     Predict(predict::Args),
+    Eval(eval::Args),
+    Plot(plot::Args),
     Infer(infer::Args),
     Embed(embed::Args),
     /// Create, list and revoke join tokens
@@ -110,6 +114,8 @@ impl Command {
             Self::Explain(args) => alone(explain::run(args, global)),
             Self::Checkpoint(command) => alone(checkpoint::run(command, global)),
             Self::Predict(args) => alone(predict::run(args, global)),
+            Self::Eval(args) => alone(eval::run(args, global)),
+            Self::Plot(args) => alone(plot::run(args, global)),
             Self::Infer(args) => alone(infer::run(args, global)),
             Self::Embed(args) => alone(embed::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),

@@ -18,7 +18,7 @@ use crate::JobError;
 use crate::lm::kernels::Isa;
 use crate::train::{NamedTensor, Snapshot};
 
-const FIGURES: [&str; 2] = ["td_loss", "q_value"];
+pub(crate) const FIGURES: [&str; 2] = ["td_loss", "q_value"];
 /// With the number of samples.
 pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
 /// The target network's weights in a checkpoint.

@@ -37,22 +37,28 @@ impl Returns {
         (squares / (self.returns.len().max(2) - 1) as f64).sqrt()
     }
 
+    /// Mean length.
+    pub fn length(&self) -> f64 {
+        self.lengths.iter().map(|length| f64::from(*length)).sum::<f64>() / self.lengths.len().max(1) as f64
+    }
+
     pub fn metrics(&self) -> Metrics {
-        let length =
-            self.lengths.iter().map(|length| f64::from(*length)).sum::<f64>() / self.lengths.len().max(1) as f64;
-        let named =
-            [("eval_return_mean", self.mean()), ("eval_return_std", self.deviation()), ("eval_length_mean", length)];
+        let named = [
+            ("eval_return_mean", self.mean()),
+            ("eval_return_std", self.deviation()),
+            ("eval_length_mean", self.length()),
+        ];
         named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
-/// Episodes by the best action. `seed` is the evaluation's: each env plays one episode. Where observations are normalised, `lane` is a lane of training as bytes
+/// Episodes by the best action, or by actions drawn from the policy. `seed` is the evaluation's: each env plays one episode. Where observations are normalised, `lane` is a lane of training as bytes
 /// (its running figures are a part of what was learned): its envs go on, and each one's first episode, which has begun in training, is left out.
 pub fn evaluate(
     config: &RlConfig,
     plan: &RlPlan,
     (policy, weights): (&Arc<Policy>, &[f32]),
-    (seed, episodes): (u64, usize),
+    (seed, episodes, explore): (u64, usize, Explore),
     lane: &[u8],
 ) -> Result<Returns, RlError> {
     let mut actor = Actor::new(policy, seed);
@@ -70,7 +76,7 @@ pub fn evaluate(
     let mut ended: Vec<Vec<(f64, u32)>> = vec![Vec::new(); envs];
     let mut steps = 0;
     while ended.iter().any(|ended| ended.len() < wanted) && steps < ENV_STEPS_MAX {
-        let trajectory = player.play(&mut actor, Explore::Greedy, STEPS)?;
+        let trajectory = player.play(&mut actor, explore, STEPS)?;
         steps += STEPS as u64;
         for episode in &trajectory.episodes {
             let ended = &mut ended[episode.env as usize];

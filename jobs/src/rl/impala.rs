@@ -17,7 +17,7 @@ use super::policy::Policy;
 use super::returns::{Steps, vtrace};
 use super::trajectory::Trajectory;
 
-const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "ratio", "lag"];
+pub(crate) const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "ratio", "lag"];
 /// With the number of samples.
 pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
 

@@ -21,7 +21,7 @@ use super::policy::Policy;
 use super::returns::{Steps, gae};
 use super::trajectory::Trajectory;
 
-const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"];
+pub(crate) const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"];
 /// With the number of samples.
 pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::actor::Actor;
-use super::config::{AlgorithmConfig, RlConfig, RlPlan};
+use super::config::{Algorithm, AlgorithmConfig, RlConfig, RlPlan};
 use super::dqn::{self, Dqn};
 use super::env::{VecEnv, make};
 use super::error::RlError;
@@ -18,17 +18,23 @@ use super::rollout::{Rollout, RolloutConfig};
 
 /// The learner of a plan, at the job's beginning.
 pub fn learn(config: &RlConfig, plan: &RlPlan, env: &super::EnvSpec, seed: u64) -> Result<Box<dyn Learn>, RlError> {
-    let figures = match plan.algorithm {
-        AlgorithmConfig::Ppo(_) => ppo::FIGURES_LEN,
-        AlgorithmConfig::Impala(_) => impala::FIGURES_LEN,
-        AlgorithmConfig::Dqn(_) => dqn::FIGURES_LEN,
-    };
+    // With the number of samples.
+    let figures = figures_of(config.algorithm()).len() + 1;
     let policy = Arc::new(Policy::new(config.policy(), env, &plan.hidden, figures)?);
     Ok(match &plan.algorithm {
         AlgorithmConfig::Ppo(config) => Box::new(Ppo::new(config.clone(), &policy, seed)),
         AlgorithmConfig::Impala(config) => Box::new(Impala::new(config.clone(), &policy, seed)),
         AlgorithmConfig::Dqn(config) => Box::new(Dqn::new(config.clone(), &policy, seed)),
     })
+}
+
+/// Names of the figures of an algorithm's updates.
+pub(crate) fn figures_of(algorithm: Algorithm) -> &'static [&'static str] {
+    match algorithm {
+        Algorithm::Ppo => &ppo::FIGURES,
+        Algorithm::Impala => &impala::FIGURES,
+        Algorithm::Dqn => &dqn::FIGURES,
+    }
 }
 
 /// What came of a round: its beginning, and its updates.

@@ -9,10 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use super::actor::Actor;
+use super::actor::{Actor, Explore};
 use super::config::{RlConfig, RlPlan};
 use super::curve::Curve;
-use super::env::EnvError;
 use super::error::RlError;
 use super::evaluate::evaluate;
 use super::learn::{Learn, Round};
@@ -160,7 +159,7 @@ impl RlTrainer {
         let mut failed = 0;
         let (trajectory, after) = loop {
             match self.trajectory(lane) {
-                Err(RlError::Env(error)) if is_passing(&error) && failed + 1 < FAILURES_MAX => {
+                Err(RlError::Env(error)) if error.is_passing() && failed + 1 < FAILURES_MAX => {
                     self.players.remove(&lane);
                     failed += 1;
                 }
@@ -268,26 +267,6 @@ fn rollout_config(plan: &RlPlan, seed: u64) -> RolloutConfig {
     RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma }
 }
 
-/// Another process may do better.
-fn is_passing(error: &EnvError) -> bool {
-    match error {
-        EnvError::Raised { .. }
-        | EnvError::Ended { .. }
-        | EnvError::Silent { .. }
-        | EnvError::Answer { .. }
-        | EnvError::Closed { .. } => true,
-        EnvError::Unknown { .. }
-        | EnvError::Options { .. }
-        | EnvError::Action { .. }
-        | EnvError::Contract { .. }
-        | EnvError::NotReset { .. }
-        | EnvError::State { .. }
-        | EnvError::Unsaved { .. }
-        | EnvError::Start { .. }
-        | EnvError::NonFinite { .. } => false,
-    }
-}
-
 /// The length, then the bytes.
 fn pack(bytes: &[u8], to: &mut [f32]) -> Result<(), RlError> {
     let room = (to.len() - 1) * PACKED;
@@ -360,7 +339,8 @@ impl Train for RlTrainer {
         let weights = self.learn.learner().weights();
         let lane = self.course.begun.as_ref().map_or(&self.course.states, |begun| &begun.after).first();
         let (policy, lane) = (self.learn.policy(), lane.map_or(&[][..], Vec::as_slice));
-        let returns = evaluate(&self.config, &self.plan, (policy, weights), (self.seed, EPISODES), lane)?;
+        let returns =
+            evaluate(&self.config, &self.plan, (policy, weights), (self.seed, EPISODES, Explore::Sample), lane)?;
         let mut metrics = returns.metrics();
         metrics.extend(self.curve.metrics());
         Ok(metrics)
@@ -444,6 +424,14 @@ impl Course {
         let (round, version) = (number(low, high), number(version, version_high));
         Ok(Self { round, version, weights, states: states(STATES)?, begun })
     }
+}
+
+/// The first lane of a checkpoint, as it is there; empty where it has not begun.
+pub(super) fn first_lane(tensors: &[NamedTensor], lanes: u32) -> Result<Vec<u8>, JobError> {
+    let parameters = tensors.iter().find(|tensor| tensor.name == WEIGHTS).map_or(0, |tensor| tensor.values.len());
+    let Course { states, begun, .. } = Course::of(tensors, (lanes, parameters))?;
+    let states = begun.map_or(states, |begun| begun.after);
+    Ok(states.into_iter().next().unwrap_or_default())
 }
 
 /// Each with its length.
