@@ -17,7 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const EXAMPLES: &str = "\
 Examples:
   stoke drain node-2                    # until it is empty; then its agent can be stopped
-  stoke drain node-2 --deadline 5m      # what is left then is stopped, and its jobs go on as after a loss
+  stoke drain node-2 --deadline 5m      # what is left then is stopped; jobs go on as after a loss
   stoke drain node-2 --undo             # it serves again";
 
 /// Empty a node: it gets no new ranks, and those that it has move to other nodes between two steps

@@ -34,10 +34,10 @@ use crate::spec::{self, SpecArgs};
 const EXAMPLES: &str = "\
 Examples:
   stoke run jobs/specs/domains.toml
-  stoke run jobs/specs/serve-smollm2.toml --nodes 2                   a language model over HTTP, until Ctrl-C
+  stoke run jobs/specs/serve-smollm2.toml --nodes 2         a language model over HTTP
   stoke run jobs/specs/digits.toml --nodes 3 --set train.epochs=1
   stoke run SPEC --json | jq -r .weights_blake3
-  stoke run SPEC --nodes 3 --chaos \"kill-rank every 3s\" --seed 7      the same weights as without; docs/chaos.md
+  stoke run SPEC --nodes 3 --chaos \"kill-rank every 3s\" --seed 7     the same weights as without
   stoke run SPEC --chaos \"pause-node every 5s for 2s, kill-coordinator at 4s\"
   stoke run SPEC --resume stoke-runs/NAME/TIME/JOB/step-00000100-g1     continue an interrupted run
 

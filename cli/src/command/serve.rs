@@ -22,7 +22,7 @@ use crate::local::handle::{Life, LocalCluster, Wish};
 use crate::local::supervisor::end_orphans;
 use crate::progress::Progress;
 use crate::spec::{self, SpecArgs};
-use crate::{output, report};
+use crate::{named, output, report};
 
 /// Between two looks at the job: a watch of it ends with the job only. How long a model takes to load, or to find room, nobody here knows: Ctrl-C ends
 /// the wait, and the end of the job does.
@@ -32,11 +32,11 @@ const EXAMPLES: &str = "\
 Examples:
   python3 jobs/models/fetch.py smollm2-135m-instruct     once, on every node
   stoke serve jobs/specs/serve-smollm2.toml
-  stoke serve SPEC --replicas 2                             two jobs that share the requests
-  stoke serve SPEC --set serve.replicas.max=4               as many jobs as the requests need, up to four
-  stoke serve NEW --set serve.share=0.1                     a tenth of the new requests, to try another revision
-  stoke serve promote job-2                                 it is good: all requests, and the others leave
-  stoke serve rollback smollm2-135m-instruct                it is not
+  stoke serve SPEC --replicas 2                  two jobs that share the requests
+  stoke serve SPEC --set serve.replicas.max=4    as many jobs as the requests need, up to four
+  stoke serve NEW --set serve.share=0.1          a tenth of the requests, to try another revision
+  stoke serve promote job-2                      it is good: all requests, and the others leave
+  stoke serve rollback smollm2-135m-instruct     it is not
   curl -s http://GATEWAY/v1/chat/completions -H 'content-type: application/json' -d '
     {\"model\": \"smollm2-135m-instruct\", \"max_tokens\": 100, \"temperature\": 0,
      \"messages\": [{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}]}'
@@ -90,9 +90,13 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut client = connect(global).await?.with_patience(PATIENCE_WATCHING);
     let interrupted = stop_signal()?;
     let key = args.key.unwrap_or_else(submit::fresh_key);
+    let before = named::serving(&mut client, &wanted.model).await?;
     let mut jobs = Vec::new();
     for key in keys(&key, args.replicas) {
         jobs.push(submit::submit(&mut client, &key, &job_spec).await?.0);
+    }
+    if let Some(words) = named::beside(&wanted.model, &before, &jobs) {
+        output::say(words);
     }
     let progress = RefCell::new(Progress::new());
     let all = async {
