@@ -69,8 +69,10 @@ async fn explain_job(client: &mut Client, job: JobId, global: &Global) -> Result
 
 async fn plan(Args { what, sets }: Args, global: &Global) -> Result<Exit, Failure> {
     let prepared = spec::prepare(&SpecArgs { spec: PathBuf::from(&what), ranks: None, sets, resume: None });
-    let spec =
-        prepared.map_err(|failure| failure.help("name a job (`stoke jobs` lists them) or the file of a spec"))?;
+    let spec = prepared.map_err(|failure| match what == "-" || Path::new(&what).exists() {
+        true => failure,
+        false => failure.help("name a job or a model (`stoke jobs` lists them), or the file of a spec"),
+    })?;
     let mut client = connect(global).await?.with_patience(PATIENCE_WATCHING);
     let reply = client.ask(&Request::Plan { spec: spec.to_toml() }, Repeat::Safe).await?;
     let Reply::Planned(planned) = reply else { return Err(unexpected()) };

@@ -255,7 +255,10 @@ pub(super) async fn never_placed(admin: &Path, job: JobId) -> Failure {
         Ok(explanation) if explanation.job.state == JobState::Queued && explanation.job.world_sizes.is_empty() => {
             let text = explain::render(&explanation);
             Failure::new(Exit::Negative, format!("{job} can never be placed here\n{text}"))
-                .help("ask for less in [resources], or start more nodes with --nodes")
+                .help(match explanation.job.serves.is_some() {
+                    true => "where the model is missing, fetch it (jobs/models/fetch.py) or write its absolute path; where there is no room, ask for less, or start more nodes with --nodes",
+                    false => "ask for less in [resources], or start more nodes with --nodes",
+                })
         }
         // It was placed, or the coordinator is away: watching tells what becomes of it.
         Ok(_) | Err(_) => std::future::pending().await,

@@ -24,18 +24,18 @@ Examples:
 /// are cancelled when their answers are over. Jobs with a share or a shadow are not counted. A model whose spec has [serve.replicas] scales itself, and
 /// is not scaled by this.
 #[derive(clap::Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = clap::ArgGroup::new("how many").required(true))]
 pub struct Args {
     /// The job, e.g. job-3, or its name; with --replicas the model, as clients name it, or a job that serves it
     #[arg(value_name = "JOB|MODEL")]
     target: String,
 
     /// How many ranks the job is to have: at most one a lane
-    #[arg(long, value_name = "N", required_unless_present = "replicas", conflicts_with = "replicas")]
+    #[arg(long, value_name = "N", group = "how many")]
     ranks: Option<u32>,
 
     /// How many jobs are to serve the model
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "how many")]
     replicas: Option<u32>,
 }
 
