@@ -177,7 +177,14 @@ async fn live(
     interrupted: impl Future<Output = ()>,
 ) -> Result<Report, Failure> {
     let detection = Detection::Default;
-    let wish = Wish { nodes: scene.nodes, listen: up::any_port(), metrics: None, detection, life };
+    let wish = Wish {
+        nodes: scene.nodes,
+        listen: up::any_port(),
+        metrics: None,
+        detection,
+        gateways: Default::default(),
+        life,
+    };
     let mut cluster = LocalCluster::start(&scene.folder, &wish)?;
     let ended = tokio::select! {
         () = interrupted => Err(scene.interrupted()),
