@@ -130,7 +130,7 @@ mod tests {
                 let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("Example"), "{} has no example", command.get_name());
                 // Longer ones are wrapped, and nobody can paste them.
-                let long = help.lines().find(|line| line.starts_with("  ") && line.chars().count() > 100);
+                let long = help.lines().find(|line| line.starts_with("  stoke ") && line.chars().count() > 100);
                 assert_eq!(long, None, "{}", command.get_name());
             }
             commands.extend(nested);
