@@ -167,14 +167,14 @@ fn is_living(view: &JobView) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use stoke_protocol::ids::Generation;
     use stoke_protocol::message::client::JobState;
 
     use super::*;
 
     /// A job that runs; it serves if there is a model.
-    fn job(id: u64, name: &str, model: Option<&str>) -> JobView {
+    pub fn job(id: u64, name: &str, model: Option<&str>) -> JobView {
         let serves = model.map(|model| ServesView {
             model: model.into(),
             ready: true,
@@ -210,7 +210,7 @@ mod tests {
         }
     }
 
-    fn ended(job: JobView) -> JobView {
+    pub fn ended(job: JobView) -> JobView {
         JobView { state: JobState::Cancelled, ..job }
     }
 

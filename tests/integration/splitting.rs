@@ -98,7 +98,8 @@ fn what_cannot_be_cut_is_said_node_by_node() {
     assert!(shown.contains("can be cut into 3 parts at most"), "{shown}");
     let all = ["explain", spec, "--set", &good, "--set", "serve.stages=1", "--set", "serve.tensor=1"];
     cluster.run(&[&all[..], &["--set", "resources.memory=1GiB"]].concat()).expect(2).says(&["leaves nothing to plan"]);
-    cluster.run(&["explain", "job-x"]).expect(2).says(&["name a job"]);
+    cluster.run(&["explain", "job-x"]).expect(3).says(&["no job is \"job-x\""]);
+    cluster.run(&["explain", "nope.toml"]).expect(2).says(&["name a job or a model", "the file of a spec"]);
     let train = crate::harness::spec("digits.toml");
     cluster.run(&["explain", train.to_str().expect("UTF-8")]).expect(2).says(&["no section [serve]"]);
 }

@@ -87,9 +87,9 @@ fn figures(serves: &ServesView) -> String {
     let ServesView { load, replicas, answering, .. } = serves;
     let replicas = if *replicas > 1 { format!(", {answering} of {replicas} replicas answer") } else { String::new() };
     let Some(load) = load else { return replicas };
-    let waiting = if load.waiting > 0 { format!(" and {} wait", load.waiting) } else { String::new() };
+    let waiting = if load.waiting > 0 { format!(", {} waiting", load.waiting) } else { String::new() };
     let running = output::count(load.running, "request");
-    format!("{replicas}: {running}{waiting}, {:.1} tokens/s", load.tokens_per_second)
+    format!("{replicas}: {running} running{waiting}, {:.1} tokens/s", load.tokens_per_second)
 }
 
 fn reason(job: &JobView) -> String {
@@ -109,5 +109,51 @@ fn reason(job: &JobView) -> String {
             if *ready { format!("{what}{}", figures(serves)) } else { format!("{what}, not ready") }
         }
         Some(_) | None => slow.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stoke_protocol::message::client::LoadView;
+
+    use super::*;
+    use crate::named::tests::{ended, job};
+
+    #[test]
+    fn old_jobs_that_have_ended_are_left_out_and_those_that_live_never() {
+        let newest_first = [
+            ended(job(5, "e", None)),
+            job(4, "d", None),
+            ended(job(3, "c", None)),
+            ended(job(2, "b", None)),
+            job(1, "a", Some("chat")),
+        ];
+        let ids = |most| {
+            let (shown, left) = shown(&newest_first, most);
+            (shown.iter().map(|job| job.job.0).collect::<Vec<_>>(), left)
+        };
+        assert_eq!((ids(2), ids(0)), ((vec![5, 4, 3, 1], 1), (vec![4, 1], 3)));
+        assert_eq!(ids(usize::MAX), (vec![5, 4, 3, 2, 1], 0));
+    }
+
+    #[test]
+    fn a_model_that_is_served_is_shown_with_what_it_does() {
+        let mut served = job(1, "s", Some("chat"));
+        assert_eq!(row(&served)[8], "serves chat");
+        let serves = served.serves.as_mut().expect("it serves");
+        (serves.replicas, serves.answering) = (3, 2);
+        serves.load = Some(LoadView {
+            running: 4,
+            waiting: 1,
+            answers: 9,
+            tokens: 99,
+            tokens_per_second: 41.25,
+            first_token_p50_ms: None,
+            first_token_p99_ms: None,
+        });
+        assert_eq!(
+            row(&served)[8],
+            "serves chat, 2 of 3 replicas answer: 4 requests running, 1 waiting, 41.2 tokens/s"
+        );
     }
 }

@@ -94,7 +94,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     for WithoutRanks { node, reason, .. } in without_ranks {
         table.row([node, format!("gets no ranks: {reason}")]);
     }
-    table.row(["next".into(), "stoke submit --wait SPEC, stoke nodes, stoke down".into()]);
+    table.row(["next".into(), "stoke submit --wait SPEC, stoke serve SPEC, stoke nodes, stoke down".into()]);
     output::print(&table.render())?;
     Ok(Exit::Ok)
 }
