@@ -170,6 +170,7 @@ fn is_living(view: &JobView) -> bool {
 pub mod tests {
     use stoke_protocol::ids::Generation;
     use stoke_protocol::message::client::JobState;
+    use stoke_protocol::spec::{Precision, Task};
 
     use super::*;
 
@@ -177,6 +178,9 @@ pub mod tests {
     pub fn job(id: u64, name: &str, model: Option<&str>) -> JobView {
         let serves = model.map(|model| ServesView {
             model: model.into(),
+            task: Task::Generate,
+            weights: "/m".into(),
+            precision: Precision::Rounded,
             ready: true,
             load: None,
             replicas: 1,

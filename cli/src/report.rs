@@ -133,7 +133,8 @@ fn summary_table(view: &JobView) -> output::Table {
         }
         table.row(["loss".into(), format!("{:.6}", outcome.loss)]);
         for (name, value) in &outcome.metrics {
-            table.row([format!("held-out {name}"), format!("{value:.4}")]);
+            let held_out = if view.trainer == "rl" { "" } else { "held-out " };
+            table.row([format!("{held_out}{name}"), format!("{value:.4}")]);
         }
         table.row(["weights_blake3".into(), outcome.weights_blake3.to_string()]);
     }

@@ -199,6 +199,12 @@ impl<'a> Spec<'a> {
         JobError::Config { line, problem: format!("unknown trainer \"{name}\""), mend }
     }
 
+    /// A policy is no classifier, and no plain module.
+    pub fn no_classifier(&self) -> JobError {
+        let problem = "trainer \"rl\" learns a policy: it classifies nothing".to_owned();
+        JobError::Config { line: 1, problem, mend: "`stoke eval JOB` tells what it is worth".to_owned() }
+    }
+
     /// The files that `[data]` names.
     pub fn data_paths(&self) -> Result<Vec<PathBuf>, JobError> {
         let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
@@ -211,7 +217,7 @@ impl<'a> Spec<'a> {
         1 + self.text.as_bytes().iter().take(byte).filter(|&&byte| byte == b'\n').count()
     }
 
-    fn syntax(&self, error: &toml::de::Error) -> JobError {
+    pub fn syntax(&self, error: &toml::de::Error) -> JobError {
         let line = error.span().map_or(1, |span| self.line(span.start));
         let message = error.message().lines().next().unwrap_or_default();
         let (problem, mend) = match message.split_once(", expected ") {

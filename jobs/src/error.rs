@@ -29,4 +29,7 @@ pub enum JobError {
     /// The pool of compute threads could not be started.
     #[error("start {threads} compute threads: {problem}")]
     Threads { threads: usize, problem: String },
+    /// An environment that fails, or what rollouts and learners say of each other.
+    #[error(transparent)]
+    Rl(Box<crate::rl::RlError>),
 }

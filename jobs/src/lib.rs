@@ -1,5 +1,6 @@
 //! Wiring of `stoke-jobs`: what a job computes (models, data, training, prediction), on Burn.
-//! No network, no async runtime, no process in it: `stoke-node` feeds it samples and moves its gradients.
+//! No network and no async runtime in it: `stoke-node` feeds it samples and moves its gradients. It starts no process but Python for an
+//! environment of gymnasium's.
 
 mod config;
 mod data;
@@ -7,12 +8,13 @@ mod device;
 mod error;
 pub mod lm;
 mod order;
+pub mod rl;
 mod train;
 
 pub use config::absolute_paths;
 pub use error::JobError;
 pub use order::order;
 pub use train::{
-    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, STATS, Snapshot, TRAINERS,
-    Train, check, check_files, classifier, fingerprint, load, pytorch, weights_blake3,
+    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, RlProgress, STATS, Snapshot,
+    TRAINERS, Train, check, check_files, classifier, fingerprint, load, pytorch, weights_blake3,
 };

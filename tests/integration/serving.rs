@@ -442,7 +442,7 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     refused(&["serve.model=/nowhere/at/all"], &["/nowhere/at/all"]);
     let good = format!("serve.model={}", model(NAME));
     refused(&[&good, "serve.context=9000"], &["trained for 8192 tokens"]);
-    refused(&[&good, "serve.cache=1MiB"], &["has room for", "a request may have 2048", "use at least"]);
+    refused(&[&good, "serve.cache=1MiB"], &["cache = \"1MiB\"", "one request may need 45MiB", "use at least that"]);
     refused(&["serve.stages=0"], &["stages = 0: use 1 to 256"]);
     refused(&["serve.task=embed"], &["an encoder or a classifier has one rank"]);
     refused(&[&good, "serve.task=embed", "serve.stages=1"], &["task = \"generate\""]);

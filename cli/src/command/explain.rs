@@ -23,7 +23,7 @@ Examples:
   stoke explain jobs/specs/serve-smollm2.toml     how its model would be cut; nothing is started
   stoke explain SPEC --set serve.tensor=2         the same with one more thing said
 
-Ends with 1 where no node has the model, or it fits nowhere.";
+Ends with 1 where no node has the model, or it fits nowhere even if nothing else ran.";
 
 /// Tell why a job waits or ended, node by node, with its timeline; or how a model would be cut over nodes
 #[derive(clap::Args, Debug)]
@@ -110,7 +110,13 @@ pub fn render(explanation: &Explanation) -> String {
 
 fn render_plan(planned: &Planned) -> String {
     let mut text = match &planned.split {
-        Some(split) => format!("{}: {}", planned.model, render_split(split, |_| None)),
+        Some(split) => {
+            let waits = match planned.reason.as_str() {
+                "" => String::new(),
+                reason => format!("it would wait for room: {reason}\n"),
+            };
+            format!("{}: {}{waits}", planned.model, render_split(split, |_| None))
+        }
         None => format!("{}: cannot be served now: {}\n", planned.model, planned.reason),
     };
     text.push_str(&render_nodes(&planned.nodes));

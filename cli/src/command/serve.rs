@@ -14,6 +14,7 @@ use stoke_protocol::spec::{JobSpec, Task};
 use super::run::{hear, never_placed};
 use super::{connect, revision, stop_signal, submit, up};
 use crate::Global;
+use crate::chaos::schedule;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
 use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
@@ -26,7 +27,7 @@ use crate::spec::{self, SpecArgs};
 use crate::{example, named, output, place, report};
 
 /// Between two looks at the job: a watch of it ends with the job only. How long a model takes to load, or to find room, nobody here knows: Ctrl-C ends
-/// the wait, and the end of the job does.
+/// the wait, --timeout and the end of the job do.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
@@ -42,7 +43,8 @@ Examples:
     {\"model\": \"smollm2-135m-instruct\", \"max_tokens\": 100, \"temperature\": 0,
      \"messages\": [{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}]}'
 
-Ends with 0 when the model answers; it goes on serving until `stoke cancel JOB`.";
+Ends with 0 when the model answers; it goes on serving until `stoke cancel JOB`. Ends with 1 when the job can never answer, for example
+because no node has its model, or --timeout is over.";
 
 /// Serve a model on the cluster, and wait until it answers
 ///
@@ -68,6 +70,10 @@ pub struct Args {
     /// Submit so many jobs, with the keys KEY-1 to KEY-N, and wait until all of them answer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     replicas: Option<u32>,
+
+    /// How long to wait for the model to answer, e.g. 90s or 5m; the job comes up all the same [default: as long as it takes]
+    #[arg(long, value_name = "TIME", value_parser = schedule::duration)]
+    timeout: Option<Duration>,
 }
 
 #[derive(clap::Subcommand, Debug)]
@@ -109,13 +115,17 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         }
         Ok::<_, Failure>(served)
     };
+    let timeout = args.timeout.unwrap_or(Duration::MAX);
+    let left = |exit: Exit, what: String| {
+        let names = jobs.iter().map(JobId::to_string).collect::<Vec<_>>().join(", ");
+        let failure = Failure::new(exit, format!("{what}; {names}: coming up all the same"));
+        failure.help("`stoke explain JOB` shows how far one is, `stoke cancel JOB` ends it")
+    };
     let served = tokio::select! {
-        served = all => served?,
-        () = interrupted => {
-            let names = jobs.iter().map(JobId::to_string).collect::<Vec<_>>().join(", ");
-            return Err(Failure::new(Exit::Interrupted, format!("interrupted; {names}: coming up all the same"))
-                .help("`stoke explain JOB` shows how far one is, `stoke cancel JOB` ends it"));
+        served = tokio::time::timeout(timeout, all) => {
+            served.map_err(|_| left(Exit::Negative, format!("no answer within {timeout:?}")))??
         }
+        () = interrupted => return Err(left(Exit::Interrupted, "interrupted".to_owned())),
     };
     progress.borrow().finish();
     tell(&served, &wanted, began.elapsed(), global.json)?;

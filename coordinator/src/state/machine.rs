@@ -497,7 +497,7 @@ impl Job {
         }
     }
 
-    fn end(&mut self, scene: &mut Scene<'_>, state: JobState, reason: String) {
+    pub(super) fn end(&mut self, scene: &mut Scene<'_>, state: JobState, reason: String) {
         assert!(!self.state.is_terminal(), "J3: {} has ended as {:?}", self.id, self.state);
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         self.note(scene, format!("{}{why}", state_word(state)));

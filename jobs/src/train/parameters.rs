@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
 use super::fingerprint::Fingerprint;
-use super::{Layout, NamedTensor, ParamSpec};
+use super::{Layout, NamedTensor, ParamSpec, STATS};
 use crate::JobError;
 
 /// Walks the parameters in declaration order with their dotted paths.
@@ -52,7 +52,7 @@ impl Visit for Specs {
 }
 
 pub(crate) fn layout<M: Module>(model: &M) -> Layout {
-    Layout { params: walk(model, Specs(Vec::new())).0 }
+    Layout { params: walk(model, Specs(Vec::new())).0, figures: STATS }
 }
 
 struct Take {

@@ -20,26 +20,50 @@ pub(crate) const SKIPPED: &str = "train.skipped";
 
 /// Parameters and optimizer state after some step.
 pub struct Snapshot {
-    layout: Arc<Layout>,
-    /// In layout order, each flat.
-    weights: Vec<Tensor<1>>,
-    update: Update,
+    state: State,
     /// Steps that were left out.
     skipped: u64,
+}
+
+enum State {
+    /// Of a model on Burn; the weights in layout order, each flat.
+    Shared { layout: Arc<Layout>, weights: Vec<Tensor<1>>, update: Update },
+    /// Plain numbers: `model.*` in layout order, then `optimizer.*`.
+    Copied(Vec<NamedTensor>),
 }
 
 impl Snapshot {
     pub(crate) fn new<M: Module>(model: &M, layout: &Arc<Layout>, (update, skipped): (&Update, u64)) -> Self {
         let host = Device::flex();
         let weights = handles(model).into_iter().map(|tensor| tensor.to_device(&host)).collect();
-        Self { layout: layout.clone(), weights, update: update.to_device(&host), skipped }
+        let state = State::Shared { layout: layout.clone(), weights, update: update.to_device(&host) };
+        Self { state, skipped }
+    }
+
+    /// Of a learner whose weights are plain numbers, so few that they are copied at once.
+    pub(crate) fn copied(tensors: Vec<NamedTensor>, skipped: u64) -> Self {
+        Self { state: State::Copied(tensors), skipped }
+    }
+
+    /// One more tensor, of a copied state.
+    pub(crate) fn with(mut self, tensor: NamedTensor) -> Self {
+        if let State::Copied(tensors) = &mut self.state {
+            tensors.push(tensor);
+        }
+        self
     }
 
     /// All that [`super::Train::restore`] needs for the same bits afterwards: the parameters as `model.<path>` in layout order, then the
     /// optimizer's state. Copies what training still uses, so the training thread leaves it to others; each handle is let go once it was read.
     pub fn tensors(self) -> Result<Vec<NamedTensor>, JobError> {
-        let mut tensors = values(&self.layout, self.weights)?;
-        tensors.extend(self.update.save(&self.layout)?);
+        let mut tensors = match self.state {
+            State::Shared { layout, weights, update } => {
+                let mut tensors = values(&layout, weights)?;
+                tensors.extend(update.save(&layout)?);
+                tensors
+            }
+            State::Copied(tensors) => tensors,
+        };
         if self.skipped > 0 {
             // As a counter of the optimizer: exact up to 2^24.
             tensors.push(NamedTensor { name: SKIPPED.to_owned(), shape: vec![1], values: vec![self.skipped as f32] });
@@ -49,7 +73,13 @@ impl Snapshot {
 
     /// The parameters alone.
     pub(crate) fn weights(self) -> Result<Vec<NamedTensor>, JobError> {
-        values(&self.layout, self.weights)
+        match self.state {
+            State::Shared { layout, weights, .. } => values(&layout, weights),
+            State::Copied(mut tensors) => {
+                tensors.retain(|tensor| tensor.name.starts_with("model."));
+                Ok(tensors)
+            }
+        }
     }
 }
 

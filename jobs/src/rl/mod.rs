@@ -1,0 +1,54 @@
+//! Wiring of reinforcement learning: environments, policies that act, rollouts, learners. Pure compute, deterministic in its seeds; no network, no clock
+//! but a bridge's deadlines.
+
+mod actor;
+mod bridge;
+mod bridge_process;
+mod classic;
+mod config;
+mod curve;
+mod dqn;
+mod draws;
+mod env;
+mod error;
+mod evaluate;
+mod impala;
+mod learn;
+mod learner;
+mod loss;
+mod make_env;
+mod math;
+mod net;
+mod pcg64;
+mod policy;
+mod ppo;
+mod returns;
+mod rollout;
+mod running;
+pub mod scan_budget;
+mod solo;
+mod space;
+mod trainer;
+mod trajectory;
+mod trig;
+
+pub use actor::{Acted, Actor, Choices, Explore, Place};
+pub use bridge::{Bridge, BridgeConfig};
+pub use config::{Algorithm, AlgorithmConfig, DqnConfig, ImpalaConfig, PpoConfig, Rate, RlConfig, RlPlan};
+pub use curve::{COLUMNS, Curve};
+pub use dqn::Dqn;
+pub use env::{Actions, EnvError, EnvSpec, NATIVE, Step, StepBuffer, VecEnv, make};
+pub use error::RlError;
+pub use evaluate::{Returns, evaluate};
+pub use impala::Impala;
+pub use learn::{Learn, Round, tree_sum};
+pub use learner::{Adam, Learner, Updated};
+pub use pcg64::Pcg64;
+pub use policy::{Policy, PolicyKind};
+pub use ppo::Ppo;
+pub use returns::{Steps, Truncation, gae, vtrace};
+pub use rollout::{Rollout, RolloutConfig};
+pub use solo::{Report, Solo, learn};
+pub use space::Space;
+pub(crate) use trainer::{check, load};
+pub use trajectory::{ENDED, Episode, TERMINATED, TRANSITION, TRUNCATED, Trajectory};

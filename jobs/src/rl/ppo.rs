@@ -1,0 +1,255 @@
+//! Proximal policy optimisation (Schulman et al., 2017), as CleanRL's `ppo.py` and `ppo_continuous_action.py` have it: GAE, clipped ratios and values,
+//! entropy, advantages normalised a minibatch, epochs over shuffled minibatches. Owns the loss and its gradient; the update is `Learner`'s.
+//!
+//! Minibatches are shuffled within a lane, so that a lane's part of each is a function of its own trajectory; mean and deviation of the advantages are
+//! those of the whole minibatch, from sums over all lanes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::actor::Explore;
+use super::config::PpoConfig;
+use super::draws::{Draws, Stream};
+use super::error::{RlError, check_len};
+use super::learn::{COMMON, Learn, Round, common, part, round};
+use super::learner::{Adam, Learner, Updated};
+use super::loss::{Heads, Row};
+use super::math::exp;
+use super::net::BLOCK;
+use super::policy::Policy;
+use super::returns::{Steps, gae};
+use super::trajectory::Trajectory;
+
+const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"];
+/// With the number of samples.
+pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
+
+/// A lane's trajectory, ready to learn from.
+#[derive(Debug)]
+struct Batch {
+    trajectory: Trajectory,
+    advantages: Vec<f32>,
+    returns: Vec<f32>,
+    /// Of each epoch: the rows that are transitions, shuffled.
+    orders: Vec<Vec<u32>>,
+}
+
+/// Mean and deviation of a minibatch's advantages.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    mean: f32,
+    deviation: f32,
+}
+
+pub struct Ppo {
+    config: PpoConfig,
+    seed: u64,
+    learner: Learner,
+    round: u64,
+    batches: BTreeMap<u32, Batch>,
+    /// Of each update of the round. Empty before `begin`.
+    scales: Vec<Scale>,
+    heads: Heads,
+}
+
+impl Ppo {
+    pub fn new(config: PpoConfig, policy: &Arc<Policy>, seed: u64) -> Self {
+        let adam = Adam { epsilon: 1e-5, max_grad_norm: config.max_grad_norm };
+        Self {
+            seed,
+            learner: Learner::new(policy, adam, seed),
+            round: 0,
+            batches: BTreeMap::new(),
+            scales: Vec::new(),
+            heads: Heads::new(policy),
+            config,
+        }
+    }
+
+    fn updates(&self) -> usize {
+        self.config.epochs * self.config.minibatches
+    }
+
+    fn batch(&self, lane: u32) -> Result<&Batch, RlError> {
+        self.batches.get(&lane).ok_or(RlError::Contract { what: "trajectories of a lane", got: 0, expected: 1 })
+    }
+
+    /// The rows of a lane that an update takes.
+    fn rows(config: &PpoConfig, batch: &Batch, update: usize) -> Range<usize> {
+        part(batch.orders[0].len(), update % config.minibatches, config.minibatches)
+    }
+}
+
+impl Learn for Ppo {
+    fn learner(&self) -> &Learner {
+        &self.learner
+    }
+
+    fn learner_mut(&mut self) -> &mut Learner {
+        &mut self.learner
+    }
+
+    fn figures(&self) -> &'static [&'static str] {
+        &FIGURES
+    }
+
+    fn explore(&self) -> Explore {
+        Explore::Sample
+    }
+
+    fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
+        if round != self.round {
+            self.round = round;
+            self.batches.clear();
+        }
+        self.scales.clear();
+        let rows = trajectory.rows();
+        let (mut advantages, mut returns) = (vec![0.0; rows], vec![0.0; rows]);
+        let steps = Steps {
+            envs: trajectory.envs,
+            rewards: &trajectory.rewards,
+            flags: &trajectory.flags,
+            values: &trajectory.values,
+            gamma: self.config.gamma as f32,
+        };
+        gae(steps, self.config.gae_lambda as f32, &mut advantages, &mut returns);
+        let transitions = trajectory.transitions();
+        let order = |epoch: usize| {
+            let mut rows = transitions.clone();
+            Draws::new(self.seed, Stream::Minibatches, [round, epoch as u64, lane.into()]).shuffle(&mut rows);
+            rows
+        };
+        let orders = (0..self.config.epochs).map(order).collect();
+        self.batches.insert(lane, Batch { trajectory, advantages, returns, orders });
+        Ok(())
+    }
+
+    fn updates_max(&self) -> u32 {
+        self.updates() as u32
+    }
+
+    /// Of each update: rows, advantages, their squares. Then [`COMMON`].
+    fn sums_len(&self) -> usize {
+        3 * self.updates() + COMMON
+    }
+
+    fn sums(&self, lane: u32, out: &mut [f32]) -> Result<(), RlError> {
+        check_len("sums of a lane", out.len(), self.sums_len())?;
+        let batch = self.batch(lane)?;
+        for (update, out) in out[..3 * self.updates()].chunks_exact_mut(3).enumerate() {
+            let order = &batch.orders[update / self.config.minibatches];
+            let rows = &order[Self::rows(&self.config, batch, update)];
+            let advantages = || rows.iter().map(|&row| f64::from(batch.advantages[row as usize]));
+            out[0] = rows.len() as f32;
+            out[1] = advantages().sum::<f64>() as f32;
+            out[2] = advantages().map(|advantage| advantage * advantage).sum::<f64>() as f32;
+        }
+        let figures = common(&batch.trajectory, &batch.orders[0], Some(&batch.returns));
+        out[3 * self.updates()..].copy_from_slice(&figures);
+        Ok(())
+    }
+
+    fn begin(&mut self, number: u64, sums: &[f32]) -> Result<Round, RlError> {
+        check_len("sums of a round", sums.len(), self.sums_len())?;
+        let (moments, figures) = sums.split_at(3 * self.updates());
+        if sums.iter().any(|sum| !sum.is_finite()) {
+            return Err(RlError::NonFinite { update: self.learner.version(), what: "an advantage" });
+        }
+        self.round = number;
+        let normalise = self.config.normalise_advantages;
+        let scale = |moments: &[f32]| {
+            let [count, sum, square] = [0, 1, 2].map(|at| f64::from(moments[at]));
+            let mean = sum / count;
+            let variance = ((square - sum * mean) / (count - 1.0)).max(0.0);
+            // One sample has no deviation: PyTorch's would be no number.
+            let good = normalise && count > 1.0;
+            if good { Scale { mean: mean as f32, deviation: variance.sqrt() as f32 + 1e-8 } } else { Scale::NONE }
+        };
+        self.scales = moments.chunks_exact(3).map(scale).collect();
+        Ok(round(self.updates() as u32, figures))
+    }
+
+    fn gradient(&mut self, update: u32, lane: u32, out: &mut [f32]) -> Result<(), RlError> {
+        check_len("length of a gradient", out.len(), self.learner.layout().flat_len())?;
+        out.fill(0.0);
+        let Some(&scale) = self.scales.get(update as usize) else {
+            return Err(RlError::Contract { what: "updates of a round", got: update.into(), expected: 0 });
+        };
+        let batch = self.batches.get(&lane);
+        let batch = batch.ok_or(RlError::Contract { what: "trajectories of a lane", got: 0, expected: 1 })?;
+        let order = &batch.orders[update as usize / self.config.minibatches];
+        let rows = &order[Self::rows(&self.config, batch, update as usize)];
+        let (gradient, figures) = out.split_at_mut(self.learner.layout().len());
+        let mut sums = [0f64; FIGURES_LEN];
+        let config = &self.config;
+        for rows in rows.chunks(BLOCK) {
+            self.heads.forward(self.learner.weights(), &batch.trajectory, rows);
+            self.heads.differentiate(&batch.trajectory, rows, |at, row| {
+                let slopes = loss(config, &row, (batch, at, scale));
+                sums.iter_mut().zip(slopes.figures).for_each(|(sum, figure)| *sum += f64::from(figure));
+                (slopes.log_prob, slopes.entropy, slopes.value)
+            });
+            self.heads.backward(self.learner.weights(), gradient);
+        }
+        figures.iter_mut().zip(sums).for_each(|(figure, sum)| *figure = sum as f32);
+        Ok(())
+    }
+
+    fn apply(&mut self, _: u32, sum: &[f32]) -> Result<Updated, RlError> {
+        let lr = self.config.rate.at(self.round);
+        self.learner.apply(sum, lr)
+    }
+
+    fn keep(&mut self, lanes: Range<u32>) {
+        self.batches.retain(|lane, _| lanes.contains(lane));
+    }
+}
+
+impl Scale {
+    const NONE: Self = Self { mean: 0.0, deviation: 1.0 };
+}
+
+/// Slopes of the loss of one row by log-probability, entropy and value, and its figures.
+struct Slopes {
+    log_prob: f32,
+    entropy: f32,
+    value: f32,
+    figures: [f32; FIGURES_LEN],
+}
+
+#[inline(always)]
+fn loss(config: &PpoConfig, row: &Row, (batch, at, scale): (&Batch, usize, Scale)) -> Slopes {
+    let (clip, entropy_coef, value_coef) = (config.clip as f32, config.ent_coef as f32, config.vf_coef as f32);
+    let advantage = (batch.advantages[at] - scale.mean) / scale.deviation;
+    let log_ratio = row.log_prob - batch.trajectory.log_probs[at];
+    let ratio = exp(log_ratio);
+    let (free, cut) = (-advantage * ratio, -advantage * ratio.clamp(1.0 - clip, 1.0 + clip));
+    let outside = (ratio - 1.0).abs() > clip;
+    // Where both are equal the ratio is inside, and both slopes are the same.
+    let log_prob = if free >= cut { free } else { 0.0 };
+    let (target, old) = (batch.returns[at], batch.trajectory.values[at]);
+    let off = row.value - target;
+    let (mut value_loss, mut value_slope) = (off * off, off);
+    if config.clip_values {
+        let moved = row.value - old;
+        let near = old + moved.clamp(-clip, clip) - target;
+        if near * near > value_loss {
+            value_loss = near * near;
+            value_slope = if moved.abs() <= clip { near } else { 0.0 };
+        }
+    }
+    Slopes {
+        log_prob,
+        entropy: -entropy_coef,
+        value: value_coef * value_slope,
+        figures: [
+            free.max(cut),
+            0.5 * value_loss,
+            row.entropy,
+            (ratio - 1.0) - log_ratio,
+            if outside { 1.0 } else { 0.0 },
+            1.0,
+        ],
+    }
+}

@@ -1,0 +1,6 @@
+//! Environments through the public interface: gymnasium's figures, and the contract of `VecEnv`.
+
+mod bridge;
+mod contract;
+mod golden;
+mod scan_budget;
