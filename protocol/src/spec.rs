@@ -5,6 +5,7 @@ mod replicas;
 mod serve;
 mod span;
 mod train;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,7 @@ pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
 pub use train::{OnNan, Straggler, Train};
+pub use words::{plain_json, plain_toml};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
@@ -241,9 +243,10 @@ impl JobSpec {
         let checked = match (&self.train, &self.serve) {
             (Some(train), None) => self.check_trainer().and_then(|()| train.check()),
             (None, Some(serve)) => self.check_server().and_then(|()| serve.check()),
-            (Some(_), Some(_)) => {
-                Err(("serve", "the spec has both [train] and [serve]: a job does one of them".into()))
-            }
+            (Some(_), Some(_)) => Err((
+                "serve",
+                "the spec has both [train] and [serve]: a job does one of them, leave the other out".into(),
+            )),
             (None, None) => Err(("train", "missing section [train], or [serve] for a job that serves a model".into())),
         };
         if let Err((key, message)) = checked {
@@ -372,17 +375,6 @@ pub fn check_uri(uri: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What serde expects, for people who do not write Rust.
-fn plain(expected: &str) -> &str {
-    match expected {
-        "u32" => "a whole number from 0 to 4294967295",
-        "u64" => "a whole number, 0 or more",
-        "i32" => "a whole number from -2147483648 to 2147483647",
-        "f32" => "a number",
-        other => other,
-    }
-}
-
 fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=NAME_CHARS_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.')
@@ -406,13 +398,7 @@ impl SpecError {
 
     fn from_toml(text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map(|Range { start, .. }| 1 + text[..start.min(text.len())].matches('\n').count());
-        // The parser's own words name the key and what was expected.
-        let message = error.message().replace('\n', ", ");
-        let message = match message.rsplit_once(", expected ") {
-            Some((problem, expected)) => format!("{problem}, expected {}", plain(expected)),
-            None => message,
-        };
-        Self { line, message }
+        Self { line, message: plain_toml(error.message()) }
     }
 }
 
@@ -470,7 +456,7 @@ impl Serialize for Bytes {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "expected a size: write for example \"512MiB\"")]
         enum Written {
             Count(u64),
             Text(String),

@@ -393,9 +393,37 @@ fn replicas_come_together_and_what_cannot_be_changed_is_said() {
     refused(&["serve", "rollback", "nothing"], 3, &["no job serves nothing"]);
     refused(&["scale", "nothing", "--replicas", "2"], 3, &["no job serves nothing"]);
     refused(&["scale", "chat", "--replicas", "0"], 2, &["0 replicas of chat", "stoke cancel"]);
-    refused(&["scale", "chat", "--ranks", "2"], 2, &["is not a job", "--replicas"]);
+    refused(
+        &["scale", "chat", "--ranks", "2"],
+        2,
+        &["is the name of 2 jobs: job-1 (chat), job-2 (chat)", "--replicas"],
+    );
+    refused(&["scale", "chat"], 2, &["--ranks", "--replicas"]);
+    refused(&["serve", "promote", "chat"], 6, &["nothing waits to be promoted"]);
     refused(&[&serve[..2], &sets, &["--set", "serve.share=2"]].concat(), 2, &["above 0 and up to 1"]);
-    assert_eq!(cluster.json(&["serve", "rollback", "chat"])["jobs"], json!(jobs), "nothing is tried, nothing changes");
+    let unchanged = cluster.json(&["serve", "rollback", "chat"]);
+    assert_eq!(unchanged["jobs"], json!(jobs), "nothing is tried, nothing changes");
+    assert!(text(&unchanged["nothing"]).starts_with("no job of chat has a share"), "{unchanged}");
+    let again = cluster.run(&["serve", "promote", "job-2"]).expect(0).stdout;
+    assert!(again.starts_with("nothing was changed: job-1, job-2 had all new requests before"), "{again}");
+    // Names, where jobs are named.
+    assert_eq!(cluster.json(&["status", "chat"])["jobs"].as_array().map(Vec::len), Some(2));
+    for command in ["explain", "logs", "cancel"] {
+        refused(&[command, "chat"], 2, &["is the name of 2 jobs: job-1 (chat), job-2 (chat)"]);
+        refused(&[command, "nothing"], 3, &["no job is \"nothing\"", "there is job-2 (chat), job-1 (chat)"]);
+    }
+    let twice = cluster.run(&[&serve[..2], &sets, &["--set", "resources.memory=512MiB"]].concat()).expect(0);
+    twice.says(&["chat is served by job-1, job-2 already: job-3 comes beside it"]);
+    assert_eq!(cluster.json(&["scale", "job-1", "--replicas", "1"])["model"], "chat");
+    for job in ["job-2", "job-3"] {
+        let left = cluster.wait_for_state(job, "cancelled");
+        assert!(text(&left["reason"]).starts_with("it has left, as admin asked"), "{left}");
+    }
+    cluster.run(&["logs", "chat"]).expect(0);
+    assert_eq!(cluster.json(&["explain", "chat"])["job"]["job"], "job-1");
+    assert_eq!(cluster.json(&["cancel", "chat"])["job"], "job-1");
+    refused(&["cancel", "chat"], 3, &["job-3 is cancelled", "stoke explain job-3"]);
+    assert_eq!(cluster.json(&["status", "chat"])["job"], "job-3", "the newest that has ended");
 }
 
 #[test]

@@ -105,7 +105,8 @@ fn what_cannot_be_cut_is_said_node_by_node() {
     assert!(shown.contains("1 x 1 ranks") && shown.contains("0-29") && shown.contains("1GiB"), "{shown}");
     let shown = cluster.run(&[&all[..], &["--set", "resources.memory=300MiB"]].concat()).expect(1).stdout;
     assert!(shown.contains("a rank with 30 layers of this model needs"), "{shown}");
-    cluster.run(&["explain", "job-x"]).expect(2).says(&["name a job"]);
+    cluster.run(&["explain", "job-x"]).expect(3).says(&["no job is \"job-x\""]);
+    cluster.run(&["explain", "nope.toml"]).expect(2).says(&["name a job or a model", "the file of a spec"]);
     let train = crate::harness::spec("digits.toml");
     cluster.run(&["explain", train.to_str().expect("UTF-8")]).expect(2).says(&["no section [serve]"]);
 }

@@ -35,6 +35,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde::de::DeserializeOwned;
+use stoke_protocol::spec::plain_toml;
 
 use crate::Global;
 use crate::client::Client;
@@ -153,7 +154,7 @@ fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
     let text = std::fs::read_to_string(path).or_fail(Exit::Usage, format!("read settings {}", path.display()))?;
     toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        Failure::usage(format!("{}:{line}: {}", path.display(), error.message().replace('\n', ", ")))
+        Failure::usage(format!("{}:{line}: {}", path.display(), plain_toml(error.message())))
     })
 }
 

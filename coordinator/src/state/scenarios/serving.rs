@@ -273,6 +273,8 @@ fn a_promoted_revision_gets_everything_and_the_others_leave_when_their_answers_a
     assert_eq!(world.state(jobs[0]), JobState::Running);
     world.beats(session, index, 0);
     assert_eq!(jobs.iter().map(|job| world.state(*job)).collect::<Vec<_>>(), [JobState::Cancelling; 2]);
+    let reason = world.control.cluster().jobs().get(jobs[0]).expect("it is kept").reason.clone();
+    assert!(reason.starts_with("it has left, as ada asked"), "{reason}");
     world.refused(Request::Promote { job: jobs[0] }, RefusalCode::Conflict, "job-1");
 }
 
