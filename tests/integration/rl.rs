@@ -33,10 +33,7 @@ fn cart_pole_is_solved_and_the_weights_are_the_same_on_one_two_and_three_nodes()
     let metrics = &undisturbed()["metrics"];
     assert!(metrics["episode_return_last_100"].as_f64() > Some(475.0), "{metrics:#}");
     assert!(metrics["eval_return_mean"].as_f64() > Some(475.0), "{metrics:#}");
-    assert_eq!(
-        (&metrics["env_steps"].as_f64() > &Some(290_000.0), &metrics["environment_failures"]),
-        (true, &0.0.into())
-    );
+    assert!(metrics["env_steps"].as_f64() > Some(290_000.0) && metrics["environment_failures"] == 0.0, "{metrics:#}");
     same(&cart_pole(2).finish().0);
     same(&cart_pole(3).finish().0);
 }
