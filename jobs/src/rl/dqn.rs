@@ -123,6 +123,10 @@ impl Learn for Dqn {
             self.round = round;
             self.common.clear();
         }
+        if self.common.contains_key(&lane) {
+            // It came twice, as after a lost answer: its transitions count once.
+            return Ok(());
+        }
         let ring = self.rings.entry(lane).or_default();
         let transitions = trajectory.transitions();
         for &row in &transitions {

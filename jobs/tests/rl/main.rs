@@ -3,4 +3,5 @@
 mod bridge;
 mod contract;
 mod golden;
+mod learning;
 mod scan_budget;
