@@ -4,6 +4,8 @@
 mod actor;
 mod bridge;
 mod bridge_process;
+#[cfg(test)]
+mod burn_check;
 mod classic;
 mod config;
 mod dqn;

@@ -81,6 +81,20 @@ impl Ppo {
     }
 }
 
+#[cfg(test)]
+impl Ppo {
+    /// Rows of a lane's part of an update, with their normalised advantages and their returns.
+    pub(crate) fn minibatch(&self, update: usize, lane: u32) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
+        let (batch, scale) = (&self.batches[&lane], self.scales[update]);
+        let order = &batch.orders[update / self.config.minibatches];
+        let rows = order[Self::rows(&self.config, batch, update)].to_vec();
+        let advantage = |&row: &u32| (batch.advantages[row as usize] - scale.mean) / scale.deviation;
+        let advantages = rows.iter().map(advantage).collect();
+        let returns = rows.iter().map(|&row| batch.returns[row as usize]).collect();
+        (rows, advantages, returns)
+    }
+}
+
 impl Learn for Ppo {
     fn learner(&self) -> &Learner {
         &self.learner
