@@ -11,7 +11,7 @@ use super::config::{AlgorithmConfig, PpoConfig, RlConfig};
 use super::learn::Learn;
 use super::net::Mlp;
 use super::policy::{LN_SQRT_TAU, Policy, PolicyKind};
-use super::ppo::{FIGURES_LEN, Ppo};
+use super::ppo::Ppo;
 use super::rollout::{Rollout, RolloutConfig};
 use super::trajectory::Trajectory;
 use super::{Space, make};
@@ -96,7 +96,7 @@ fn gradient_of_ppo_is_burns() {
         let environment = make(env, 1).expect("a native environment");
         let plan = RlConfig::parse(&spec).expect("a good spec").plan(environment.spec(), 1);
         let AlgorithmConfig::Ppo(config) = plan.algorithm else { panic!("PPO was asked for") };
-        let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], FIGURES_LEN).expect("a policy");
+        let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
         let policy = Arc::new(policy);
         let mut old = policy.first_weights(7);
         old.iter_mut().enumerate().for_each(|(at, weight)| *weight += ((at * 7919 % 101) as f32 - 50.0) * 2e-3);
@@ -165,7 +165,7 @@ fn gradient_of_ppo_is_burns() {
 fn first_ratio_is_one_to_the_last_bit() {
     for env in ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"] {
         let environment = make(env, 1).expect("a native environment");
-        let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], FIGURES_LEN).expect("a policy");
+        let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
         let policy = Arc::new(policy);
         let weights = policy.first_weights(7);
         let trajectory = trajectory(&policy, env, 33, &weights);
@@ -184,7 +184,7 @@ fn first_ratio_is_one_to_the_last_bit() {
 #[test]
 fn actions_are_drawn_from_the_distribution() {
     let environment = make("CartPole-v1", 1).expect("a native environment");
-    let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[8], FIGURES_LEN).expect("a policy");
+    let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[8], Ppo::FIGURES).expect("a policy");
     let policy = Arc::new(policy);
     let mut actor = Actor::new(&policy, 1);
     let mut weights = policy.first_weights(1);

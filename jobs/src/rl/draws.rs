@@ -11,6 +11,7 @@ pub(crate) enum Stream {
     Minibatches,
     Replay,
     FirstWeights,
+    Evaluation,
 }
 
 /// A bijection of 64 bits that leaves no trace of their order.

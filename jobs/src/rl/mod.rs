@@ -12,6 +12,7 @@ mod dqn;
 mod draws;
 mod env;
 mod error;
+mod evaluation;
 mod impala;
 mod learn;
 mod learner;
@@ -36,6 +37,7 @@ pub use config::{Algorithm, AlgorithmConfig, DqnConfig, ImpalaConfig, PpoConfig,
 pub use dqn::Dqn;
 pub use env::{Actions, EnvError, EnvSpec, NATIVE, Step, StepBuffer, VecEnv, make};
 pub use error::RlError;
+pub use evaluation::{Normaliser, evaluate};
 pub use impala::Impala;
 pub use learn::{Learn, Round, tree_sum};
 pub use learner::{Adam, Learner, Updated};

@@ -22,8 +22,6 @@ use super::returns::{Steps, gae};
 use super::trajectory::Trajectory;
 
 const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"];
-/// With the number of samples.
-pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
 
 /// A lane's trajectory, ready to learn from.
 #[derive(Debug)]
@@ -54,6 +52,9 @@ pub struct Ppo {
 }
 
 impl Ppo {
+    /// Figures of its flat vector.
+    pub const FIGURES: usize = FIGURES.len() + 1;
+
     pub fn new(config: PpoConfig, policy: &Arc<Policy>, seed: u64) -> Self {
         let adam = Adam { epsilon: 1e-5, max_grad_norm: config.max_grad_norm };
         Self {
@@ -191,7 +192,7 @@ impl Learn for Ppo {
         let order = &batch.orders[update as usize / self.config.minibatches];
         let rows = &order[Self::rows(&self.config, batch, update as usize)];
         let (gradient, figures) = out.split_at_mut(self.learner.layout().len());
-        let mut sums = [0f64; FIGURES_LEN];
+        let mut sums = [0f64; Ppo::FIGURES];
         let config = &self.config;
         for rows in rows.chunks(BLOCK) {
             self.heads.forward(self.learner.weights(), &batch.trajectory, rows);
@@ -225,7 +226,7 @@ struct Slopes {
     log_prob: f32,
     entropy: f32,
     value: f32,
-    figures: [f32; FIGURES_LEN],
+    figures: [f32; Ppo::FIGURES],
 }
 
 #[inline(always)]

@@ -6,22 +6,23 @@ use std::sync::Arc;
 
 use super::actor::Actor;
 use super::config::{AlgorithmConfig, RlConfig, RlPlan};
-use super::dqn::{self, Dqn};
+use super::dqn::Dqn;
 use super::env::{VecEnv, make};
 use super::error::RlError;
-use super::impala::{self, Impala};
+use super::evaluation::{Normaliser, evaluate};
+use super::impala::Impala;
 use super::learn::{Learn, Round, tree_sum};
 use super::learner::Updated;
 use super::policy::Policy;
-use super::ppo::{self, Ppo};
+use super::ppo::Ppo;
 use super::rollout::{Rollout, RolloutConfig};
 
 /// The learner of a plan, at the job's beginning.
 pub fn learn(config: &RlConfig, plan: &RlPlan, env: &super::EnvSpec, seed: u64) -> Result<Box<dyn Learn>, RlError> {
     let figures = match plan.algorithm {
-        AlgorithmConfig::Ppo(_) => ppo::FIGURES_LEN,
-        AlgorithmConfig::Impala(_) => impala::FIGURES_LEN,
-        AlgorithmConfig::Dqn(_) => dqn::FIGURES_LEN,
+        AlgorithmConfig::Ppo(_) => Ppo::FIGURES,
+        AlgorithmConfig::Impala(_) => Impala::FIGURES,
+        AlgorithmConfig::Dqn(_) => Dqn::FIGURES,
     };
     let policy = Arc::new(Policy::new(config.policy(), env, &plan.hidden, figures)?);
     Ok(match &plan.algorithm {
@@ -79,6 +80,21 @@ impl Solo {
 
     pub fn learner(&self) -> &dyn Learn {
         &*self.learn
+    }
+
+    /// Returns of as many whole episodes with the best actions, from seeds that training does not use.
+    pub fn evaluate(&mut self, env: &mut dyn VecEnv, seed: u64, steps_max: u32) -> Result<Vec<f64>, RlError> {
+        let learner = self.learn.learner();
+        self.actor.load(learner.version(), learner.weights())?;
+        let mut normaliser: Option<Normaliser> = None;
+        for lane in &mut self.lanes {
+            let state = lane.save()?;
+            match (&mut normaliser, lane.normaliser(&state)?) {
+                (Some(all), Some(lane)) => all.merge(&lane),
+                (_, lane) => normaliser = lane,
+            }
+        }
+        evaluate(&mut self.actor, env, normaliser.as_ref(), (seed, steps_max))
     }
 
     pub fn round(&mut self) -> Result<Report, RlError> {

@@ -34,6 +34,20 @@ fn ppo_solves_cart_pole_within_cleanrls_budget() {
 }
 
 #[test]
+fn policy_that_was_trained_on_normalised_observations_is_evaluated_on_them() {
+    let mut solo = Solo::new("[rl]\nalgorithm = 'ppo'\nenvironment = 'Pendulum-v1'\n", 1, 1).expect("a good spec");
+    let mut env = make("Pendulum-v1", 20).expect("a native environment");
+    let mut mean = |solo: &mut Solo| solo.evaluate(&mut *env, 5, 200).expect("episodes").iter().sum::<f64>() / 20.0;
+    let before = mean(&mut solo);
+    (0..100).for_each(|_| drop(solo.round().expect("a round")));
+    let after = mean(&mut solo);
+    println!("from {before} to {after}");
+    // A pendulum that hangs gets -1,200; one that is swung up and held -200 or better.
+    assert!(before < -700.0 && after > -400.0, "{before}, {after}");
+    assert_eq!(mean(&mut solo), after, "an evaluation changes nothing");
+}
+
+#[test]
 fn impala_solves_cart_pole_with_a_policy_that_is_behind() {
     let spec = "[rl]\nalgorithm = 'impala'\nenvironment = 'CartPole-v1'\n";
     let steps = solve(spec, (4, 1), 475.0).expect("solved within 500,000 steps");

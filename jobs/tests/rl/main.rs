@@ -4,4 +4,6 @@ mod bridge;
 mod contract;
 mod golden;
 mod learning;
+mod reference;
+mod rollouts;
 mod scan_budget;
