@@ -2,7 +2,8 @@
 //! hyperparameters, taking turns in the same run. Prints medians, and the median of the ratios of turns that followed each other.
 //!
 //! `cargo bench -p stoke-cli -p stoke-tests --bench rl_ppo`; the script needs the Python that `jobs/reference/setup.sh` makes, or STOKE_TORCH_PYTHON.
-//! STOKE_BENCH_TURNS (5) and STOKE_BENCH_STEPS (51200) replace the defaults. `--bench rl_ppo -- table` trains the table of docs/rl.md instead.
+//! STOKE_BENCH_TURNS (5) and STOKE_BENCH_STEPS (51200) replace the defaults. `--bench rl_ppo -- table` trains the table of
+//! docs/rl.md instead: STOKE_BENCH_ONLY (`dqn Acrobot`) picks rows, STOKE_BENCH_MORE adds lines to their `[rl]`.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -85,12 +86,13 @@ const TABLE: [(&str, &str, u32, &str); 8] = [
 
 /// Five seeds of each, the whole budget.
 fn table() {
-    let only = std::env::var("STOKE_BENCH_ONLY").unwrap_or_default();
+    let (only, more_lines) = ("STOKE_BENCH_ONLY", "STOKE_BENCH_MORE");
+    let [only, more_lines] = [only, more_lines].map(|name| std::env::var(name).unwrap_or_default());
     for (algorithm, environment, lanes, more) in TABLE {
         if !format!("{algorithm} {environment}").contains(&only) {
             continue;
         }
-        let spec = format!("[rl]\nalgorithm = '{algorithm}'\nenvironment = '{environment}'\n{more}\n");
+        let spec = format!("[rl]\nalgorithm = '{algorithm}'\nenvironment = '{environment}'\n{more}\n{more_lines}\n");
         let begun = Instant::now();
         let returns: Vec<f64> = (1..=5).map(|seed| train(&spec, lanes, seed)).collect();
         let mean = returns.iter().sum::<f64>() / 5.0;

@@ -94,7 +94,7 @@ fn gradient_of_ppo_is_burns() {
     for (env, steps) in [("CartPole-v1", 64), ("Pendulum-v1", 48), ("Acrobot-v1", 32)] {
         let spec = format!("[rl]\nalgorithm = 'ppo'\nenvironment = '{env}'\nminibatches = 2\nepochs = 1\nent_coef = 0.01");
         let environment = make(env, 1).expect("a native environment");
-        let plan = RlConfig::parse(&spec).expect("a good spec").plan(environment.spec(), 1);
+        let plan = RlConfig::parse(&spec).expect("a good spec").plan(&spec, environment.spec(), 1).expect("a plan");
         let AlgorithmConfig::Ppo(config) = plan.algorithm else { panic!("PPO was asked for") };
         let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
         let policy = Arc::new(policy);

@@ -114,6 +114,12 @@ impl Learn for Ppo {
     }
 
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
+        let expected = [lane.into(), self.learner.version(), round * trajectory.steps as u64];
+        let got = [trajectory.lane.into(), trajectory.version, trajectory.begun];
+        if let Some(at) = (0..3).find(|&at| got[at] != expected[at]) {
+            let what = ["lane of a trajectory", "version of a trajectory's policy", "first step of a trajectory"][at];
+            return Err(RlError::Contract { what, got: got[at], expected: expected[at] });
+        }
         if round != self.round {
             self.round = round;
             self.batches.clear();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::actor::Actor;
 use super::config::{AlgorithmConfig, RlConfig, RlPlan};
 use super::dqn::Dqn;
-use super::env::{VecEnv, make};
+use super::env::VecEnv;
 use super::error::RlError;
 use super::evaluation::{Normaliser, evaluate};
 use super::impala::Impala;
@@ -53,17 +53,17 @@ pub struct Solo {
 }
 
 impl Solo {
-    /// Reads `[rl]` of a spec; the environment has to be a native one.
+    /// Reads `[rl]` of a spec.
     pub fn new(config_toml: &str, lanes: u32, seed: u64) -> Result<Self, RlError> {
         let config = RlConfig::parse(config_toml)?;
-        let new_env = || -> Result<Box<dyn VecEnv>, RlError> { Ok(make(config.environment(), config.envs())?) };
-        let spec = new_env()?.spec().clone();
-        let plan = config.plan(&spec, lanes);
+        let environment = config.environment();
+        let spec = environment.make(1)?.spec().clone();
+        let plan = config.plan(config_toml, &spec, lanes)?;
         let learn = learn(&config, &plan, &spec, seed)?;
         let rollout = RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma };
         let mut rollouts = Vec::new();
         for lane in 0..lanes {
-            let mut played = Rollout::new(rollout, new_env()?);
+            let mut played = Rollout::new(rollout, environment.make(plan.envs)?);
             played.begin(lane)?;
             rollouts.push(played);
         }

@@ -6,9 +6,8 @@ use std::ops::Range;
 use stoke_jobs::rl::{Actor, Learn, Pcg64, RlConfig, RlPlan, Rollout, RolloutConfig, Solo, Trajectory, learn, make, tree_sum};
 
 /// Trains until the mean of the last 100 episodes' returns is above `goal`; the env steps that it took. None: the budget was spent.
-fn solve(spec: &str, (lanes, seed): (u32, u64), goal: f64) -> Option<u64> {
-    let mut solo = Solo::new(spec, lanes, seed).expect("a good spec");
-    let round_steps = solo.plan.steps as u64 * solo.plan.envs as u64 * u64::from(lanes);
+fn solve(mut solo: Solo, goal: f64) -> Option<u64> {
+    let round_steps = solo.plan.steps as u64 * solo.plan.envs as u64 * u64::from(solo.plan.lanes);
     let mut last: VecDeque<f64> = VecDeque::new();
     for round in 1..=solo.plan.rounds {
         let report = solo.round().expect("a round");
@@ -25,11 +24,15 @@ fn solve(spec: &str, (lanes, seed): (u32, u64), goal: f64) -> Option<u64> {
     None
 }
 
+fn solo(spec: &str, lanes: u32) -> Solo {
+    Solo::new(spec, lanes, 1).expect("a good spec")
+}
+
 const CART_POLE: &str = "[rl]\nalgorithm = 'ppo'\nenvironment = 'CartPole-v1'\n";
 
 #[test]
 fn ppo_solves_cart_pole_within_cleanrls_budget() {
-    let steps = solve(CART_POLE, (4, 1), 475.0).expect("solved within 500,000 steps");
+    let steps = solve(solo(CART_POLE, 4), 475.0).expect("solved within 500,000 steps");
     println!("solved after {steps} steps");
 }
 
@@ -50,14 +53,14 @@ fn policy_that_was_trained_on_normalised_observations_is_evaluated_on_them() {
 #[test]
 fn impala_solves_cart_pole_with_a_policy_that_is_behind() {
     let spec = "[rl]\nalgorithm = 'impala'\nenvironment = 'CartPole-v1'\n";
-    let steps = solve(spec, (4, 1), 475.0).expect("solved within 500,000 steps");
+    let steps = solve(solo(spec, 4).behind(4), 475.0).expect("solved within 500,000 steps");
     println!("solved after {steps} steps");
 }
 
 #[test]
 fn dqn_learns_cart_pole() {
     let spec = "[rl]\nalgorithm = 'dqn'\nenvironment = 'CartPole-v1'\n";
-    let steps = solve(spec, (1, 1), 400.0).expect("solved within 500,000 steps");
+    let steps = solve(solo(spec, 1), 400.0).expect("solved within 500,000 steps");
     println!("solved after {steps} steps");
 }
 
@@ -72,10 +75,10 @@ struct Cluster {
 impl Cluster {
     fn new(spec: &str, seed: u64, owned: &[Range<u32>], actors: usize) -> Self {
         let config = RlConfig::parse(spec).expect("a good spec");
-        let new_env = || make(config.environment(), config.envs()).expect("a native environment");
+        let new_env = || config.environment().make(config.envs()).expect("a native environment");
         let env = new_env().spec().clone();
         let count = owned.last().expect("a learner").end;
-        let plan = config.plan(&env, count);
+        let plan = config.plan(spec, &env, count).expect("a plan");
         let new_learner = || learn(&config, &plan, &env, seed).expect("a learner");
         let rollout = RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma };
         let policy = new_learner().policy().clone();
