@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::environment::EnvConfig;
 use super::policy::PolicyKind;
 use super::returns::Truncation;
 use super::{EnvSpec, Space};
@@ -38,6 +39,9 @@ struct Section {
     options: Map<String, Value>,
     /// An interpreter that has gymnasium, for environments that are not native.
     python: Option<PathBuf>,
+    /// Where it looks for modules first.
+    #[serde(default)]
+    folders: Vec<PathBuf>,
     /// Of each lane.
     envs: Option<usize>,
     steps: Option<usize>,
@@ -175,16 +179,13 @@ impl RlConfig {
         self.section.algorithm
     }
 
-    pub fn environment(&self) -> &str {
-        &self.section.environment
-    }
-
-    pub fn options(&self) -> &Map<String, Value> {
-        &self.section.options
-    }
-
-    pub fn python(&self) -> Option<&PathBuf> {
-        self.section.python.as_ref()
+    pub fn environment(&self) -> EnvConfig {
+        EnvConfig {
+            name: self.section.environment.clone(),
+            options: self.section.options.clone(),
+            python: self.section.python.clone(),
+            folders: self.section.folders.clone(),
+        }
     }
 
     /// Envs of a lane.
@@ -199,8 +200,9 @@ impl RlConfig {
         }
     }
 
-    /// Fills in the defaults.
-    pub fn plan(&self, env: &EnvSpec, lanes: u32) -> RlPlan {
+    /// Fills in the defaults. `config_toml` is what was parsed, for errors that point into it.
+    pub fn plan(&self, config_toml: &str, env: &EnvSpec, lanes: u32) -> Result<RlPlan, JobError> {
+        let spec = Spec::new(config_toml);
         let section = &self.section;
         let continuous = matches!(env.action, Space::Box { .. });
         let steps = section.steps.unwrap_or(match section.algorithm {
@@ -217,6 +219,17 @@ impl RlConfig {
         let total = section.total_steps.unwrap_or(if continuous { 1_000_000 } else { 500_000 });
         let round_steps = u64::from(lanes) * self.envs() as u64 * steps as u64;
         let rounds = total / round_steps;
+        if rounds == 0 {
+            let problem =
+                format!("total_steps is below one round: {lanes} lanes of {} envs, {steps} steps", self.envs());
+            return Err(spec.mistake(SECTION, "total_steps", &problem, "raise it, or lower steps or envs"));
+        }
+        let minibatches = section.minibatches.unwrap_or(1) as u64;
+        // Every second step may be the beginning of an episode, which is no transition.
+        if minibatches * 2 > self.envs() as u64 * steps as u64 {
+            let problem = format!("minibatches are more than half of a lane's {} steps", self.envs() * steps);
+            return Err(spec.mistake(SECTION, "minibatches", &problem, "lower it, or raise steps or envs"));
+        }
         let gamma = section.gamma.unwrap_or(0.99);
         let algorithm = match section.algorithm {
             Algorithm::Ppo => AlgorithmConfig::Ppo(section.ppo(continuous, rounds)),
@@ -228,7 +241,7 @@ impl RlConfig {
             Algorithm::Ppo | Algorithm::Impala => vec![64, 64],
         });
         let normalise = section.normalise.unwrap_or(section.algorithm == Algorithm::Ppo && continuous);
-        RlPlan { algorithm, lanes, envs: self.envs(), steps, rounds, hidden, gamma, normalise }
+        Ok(RlPlan { algorithm, lanes, envs: self.envs(), steps, rounds, hidden, gamma, normalise })
     }
 }
 
@@ -379,12 +392,18 @@ mod tests {
 
     #[test]
     fn defaults_are_cleanrls() {
-        let config = RlConfig::parse("[rl]\nalgorithm = 'ppo'\nenvironment = 'CartPole-v1'").expect("a good spec");
-        let plan = |name| config.plan(crate::rl::make(name, 1).expect("native").spec(), 4);
+        let text = "[rl]\nalgorithm = 'ppo'\nenvironment = 'CartPole-v1'\n";
+        let config = RlConfig::parse(text).expect("a good spec");
+        let plan = |name| config.plan(text, crate::rl::make(name, 1).expect("native").spec(), 4).expect("a plan");
         let (discrete, continuous) = (plan("CartPole-v1"), plan("Pendulum-v1"));
         assert_eq!((discrete.steps, discrete.rounds, discrete.normalise), (128, 976, false));
         assert_eq!((continuous.steps, continuous.rounds, continuous.normalise), (2048, 122, true));
         let AlgorithmConfig::Ppo(ppo) = discrete.algorithm else { panic!("PPO was asked for") };
         assert_eq!((ppo.rate.at(0), ppo.rate.at(488), ppo.epochs, ppo.minibatches), (2.5e-4, 1.25e-4, 4, 4));
+        let text = format!("{text}minibatches = 65\n");
+        let config = RlConfig::parse(&text).expect("a good spec");
+        let error =
+            config.plan(&text, crate::rl::make("CartPole-v1", 1).expect("native").spec(), 4).expect_err("too many");
+        assert!(error.to_string().starts_with("line 4: [rl] minibatches"), "{error}");
     }
 }

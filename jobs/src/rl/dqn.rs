@@ -19,8 +19,6 @@ use crate::lm::kernels::Isa;
 use crate::train::{NamedTensor, Snapshot};
 
 pub(crate) const FIGURES: [&str; 2] = ["td_loss", "q_value"];
-/// With the number of samples.
-pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
 /// The target network's weights in a checkpoint.
 const TARGET: &str = "optimizer.target";
 
@@ -78,6 +76,9 @@ pub struct Dqn {
 }
 
 impl Dqn {
+    /// Figures of its flat vector.
+    pub const FIGURES: usize = FIGURES.len() + 1;
+
     pub fn new(config: DqnConfig, policy: &Arc<Policy>, seed: u64) -> Self {
         let adam = Adam { epsilon: 1e-8, max_grad_norm: config.max_grad_norm };
         let learner = Learner::new(policy, adam, seed);
@@ -122,6 +123,10 @@ impl Learn for Dqn {
         if round != self.round {
             self.round = round;
             self.common.clear();
+        }
+        if self.common.contains_key(&lane) {
+            // It came twice, as after a lost answer: its transitions count once.
+            return Ok(());
         }
         let ring = self.rings.entry(lane).or_default();
         let transitions = trajectory.transitions();
@@ -174,7 +179,7 @@ impl Learn for Dqn {
         };
         let width = q.outputs();
         let [online, next_online, next_target] = &mut self.passes;
-        let mut sums = [0f64; FIGURES_LEN];
+        let mut sums = [0f64; Dqn::FIGURES];
         for rows in rows.chunks(BLOCK) {
             let (seen, next) = (gather(&ring.observations, rows), gather(&ring.next, rows));
             q.forward(self.isa, weights, &seen, online);

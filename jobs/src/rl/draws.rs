@@ -11,6 +11,7 @@ pub(crate) enum Stream {
     Minibatches,
     Replay,
     FirstWeights,
+    Evaluation,
 }
 
 /// A bijection of 64 bits that leaves no trace of their order.
@@ -46,7 +47,7 @@ impl Draws {
 
     /// In `0..n`, each as likely to within 2^-32 of its share for any `n` of a `u32`.
     pub fn below(&mut self, n: u32) -> u32 {
-        (u128::from(self.bits()) * u128::from(n) >> 64) as u32
+        ((u128::from(self.bits()) * u128::from(n)) >> 64) as u32
     }
 
     /// Standard normal (Box and Muller, 1958).

@@ -18,8 +18,6 @@ use super::returns::{Steps, vtrace};
 use super::trajectory::Trajectory;
 
 pub(crate) const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "ratio", "lag"];
-/// With the number of samples.
-pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
 
 pub struct Impala {
     config: ImpalaConfig,
@@ -30,6 +28,9 @@ pub struct Impala {
 }
 
 impl Impala {
+    /// Figures of its flat vector.
+    pub const FIGURES: usize = FIGURES.len() + 1;
+
     pub fn new(config: ImpalaConfig, policy: &Arc<Policy>, seed: u64) -> Self {
         let adam = Adam { epsilon: 1e-5, max_grad_norm: config.max_grad_norm };
         let (learner, heads) = (Learner::new(policy, adam, seed), Heads::new(policy));
@@ -122,7 +123,7 @@ impl Learn for Impala {
         let (entropy_coef, value_coef) = (self.config.ent_coef as f32, self.config.vf_coef as f32);
         let lag = (self.learner.version() - trajectory.version) as f64;
         let (gradient, figures) = out.split_at_mut(self.learner.layout().len());
-        let mut sums = [0f64; FIGURES_LEN];
+        let mut sums = [0f64; Impala::FIGURES];
         for rows in trajectory.transitions().chunks(BLOCK) {
             heads.forward(weights, trajectory, rows);
             heads.differentiate(trajectory, rows, |at, row| {

@@ -43,7 +43,7 @@ pub trait Learn: Send {
     /// How rollouts of the job choose.
     fn explore(&self) -> Explore;
 
-    /// A lane's trajectory of this round.
+    /// A lane's trajectory of this round. One that comes again is the same, and counts once.
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError>;
 
     /// Numbers of `sums`.

@@ -4,20 +4,22 @@
 mod actor;
 mod bridge;
 mod bridge_process;
+#[cfg(test)]
+mod burn_check;
 mod classic;
 mod config;
 mod curve;
 mod dqn;
 mod draws;
 mod env;
+mod environment;
 mod error;
-mod evaluate;
+mod evaluation;
 mod impala;
 mod learn;
 mod learned;
 mod learner;
 mod loss;
-mod make_env;
 mod math;
 mod net;
 mod pcg64;
@@ -39,8 +41,9 @@ pub use config::{Algorithm, AlgorithmConfig, DqnConfig, ImpalaConfig, PpoConfig,
 pub use curve::{COLUMNS, Curve};
 pub use dqn::Dqn;
 pub use env::{Actions, EnvError, EnvSpec, NATIVE, Step, StepBuffer, VecEnv, make};
+pub use environment::EnvConfig;
 pub use error::RlError;
-pub use evaluate::{Returns, evaluate};
+pub use evaluation::{Normaliser, Returns, evaluate};
 pub use impala::Impala;
 pub use learn::{Learn, Round, tree_sum};
 pub use learned::{Learned, curve};

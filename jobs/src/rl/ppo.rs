@@ -22,8 +22,6 @@ use super::returns::{Steps, gae};
 use super::trajectory::Trajectory;
 
 pub(crate) const FIGURES: [&str; 5] = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"];
-/// With the number of samples.
-pub(crate) const FIGURES_LEN: usize = FIGURES.len() + 1;
 
 /// A lane's trajectory, ready to learn from.
 #[derive(Debug)]
@@ -54,6 +52,9 @@ pub struct Ppo {
 }
 
 impl Ppo {
+    /// Figures of its flat vector.
+    pub const FIGURES: usize = FIGURES.len() + 1;
+
     pub fn new(config: PpoConfig, policy: &Arc<Policy>, seed: u64) -> Self {
         let adam = Adam { epsilon: 1e-5, max_grad_norm: config.max_grad_norm };
         Self {
@@ -81,6 +82,20 @@ impl Ppo {
     }
 }
 
+#[cfg(test)]
+impl Ppo {
+    /// Rows of a lane's part of an update, with their normalised advantages and their returns.
+    pub(crate) fn minibatch(&self, update: usize, lane: u32) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
+        let (batch, scale) = (&self.batches[&lane], self.scales[update]);
+        let order = &batch.orders[update / self.config.minibatches];
+        let rows = order[Self::rows(&self.config, batch, update)].to_vec();
+        let advantage = |&row: &u32| (batch.advantages[row as usize] - scale.mean) / scale.deviation;
+        let advantages = rows.iter().map(advantage).collect();
+        let returns = rows.iter().map(|&row| batch.returns[row as usize]).collect();
+        (rows, advantages, returns)
+    }
+}
+
 impl Learn for Ppo {
     fn learner(&self) -> &Learner {
         &self.learner
@@ -99,6 +114,13 @@ impl Learn for Ppo {
     }
 
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
+        // It may come again in the middle of a round, when updates have been applied: its version is the round's.
+        let expected = [lane.into(), round * trajectory.steps as u64];
+        let got = [trajectory.lane.into(), trajectory.begun];
+        if let Some(at) = (0..2).find(|&at| got[at] != expected[at]) {
+            let what = ["lane of a trajectory", "first step of a trajectory"][at];
+            return Err(RlError::Contract { what, got: got[at], expected: expected[at] });
+        }
         if round != self.round {
             self.round = round;
             self.batches.clear();
@@ -181,7 +203,7 @@ impl Learn for Ppo {
         let order = &batch.orders[update as usize / self.config.minibatches];
         let rows = &order[Self::rows(&self.config, batch, update as usize)];
         let (gradient, figures) = out.split_at_mut(self.learner.layout().len());
-        let mut sums = [0f64; FIGURES_LEN];
+        let mut sums = [0f64; Ppo::FIGURES];
         let config = &self.config;
         for rows in rows.chunks(BLOCK) {
             self.heads.forward(self.learner.weights(), &batch.trajectory, rows);
@@ -215,7 +237,7 @@ struct Slopes {
     log_prob: f32,
     entropy: f32,
     value: f32,
-    figures: [f32; FIGURES_LEN],
+    figures: [f32; Ppo::FIGURES],
 }
 
 #[inline(always)]

@@ -7,6 +7,7 @@ use super::actor::{Acted, Actor, Choices, Explore, Place};
 use super::draws::{Draws, Stream};
 use super::env::{Actions, Step, VecEnv};
 use super::error::{RlError, check_len};
+use super::evaluation::Normaliser;
 use super::running::Running;
 use super::space::Space;
 use super::trajectory::{ENDED, Episode, Reader, TERMINATED, TRANSITION, TRUNCATED, Trajectory};
@@ -54,7 +55,7 @@ pub struct Rollout {
     env: Box<dyn VecEnv>,
     /// None before the first lane, and after an error.
     live: Option<Live>,
-    /// What `save` gave, until another step is done.
+    /// The bytes of what is here, where they are known.
     saved: Vec<u8>,
     /// Of an action; None: actions are choices.
     bounds: Option<(Vec<f32>, Vec<f32>)>,
@@ -198,7 +199,7 @@ impl Rollout {
                 (course.ended, course.length, course.sum) = (false, 0, 0.0);
                 continue;
             }
-            *flag = TRANSITION | u8::from(terminated) * TERMINATED | u8::from(truncated) * TRUNCATED;
+            *flag = TRANSITION | (u8::from(terminated) * TERMINATED) | (u8::from(truncated) * TRUNCATED);
             course.length = course.length.saturating_add(1);
             course.sum += f64::from(*reward);
             if let Some(running) = &mut course.running {
@@ -238,19 +239,31 @@ impl Rollout {
         Ok(bytes)
     }
 
-    /// Takes up the lane of [`Self::save`]. Nothing is restored where that is what is here.
+    /// What an evaluation is to see observations through: the statistics of the envs of a saved lane together. None: nothing is normalised.
+    pub fn normaliser(&self, state: &[u8]) -> Result<Option<Normaliser>, RlError> {
+        let bad = |problem: &str| RlError::Bytes { what: "a lane", problem: problem.to_owned() };
+        let (live, _) = self.read(state).map_err(bad)?;
+        let envs = live.courses.into_iter().filter_map(|course| course.running.map(Normaliser));
+        Ok(envs.reduce(|mut all, env| {
+            all.merge(&env);
+            all
+        }))
+    }
+
+    /// Takes up the lane of [`Self::save`]. Nothing is restored where that is what is here. After an error there is no lane.
     pub fn load(&mut self, state: &[u8]) -> Result<(), RlError> {
         if self.live.is_some() && self.saved == state {
             return Ok(());
         }
+        self.live = None;
         let bad = |problem: &str| RlError::Bytes { what: "a lane", problem: problem.to_owned() };
         let (live, saved) = self.read(state).map_err(bad)?;
-        self.live = None;
         let mut seen = vec![0.0; self.env.spec().observation_len()];
         for (env, saved) in saved.into_iter().enumerate() {
             self.env.restore(env, saved, &mut seen)?;
         }
         self.live = Some(live);
+        self.saved = state.to_vec();
         Ok(())
     }
 

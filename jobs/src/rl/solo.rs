@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::actor::Actor;
+use super::actor::{Actor, Explore};
 use super::config::{Algorithm, AlgorithmConfig, RlConfig, RlPlan};
 use super::dqn::{self, Dqn};
-use super::env::{VecEnv, make};
+use super::env::VecEnv;
 use super::error::RlError;
+use super::evaluation::{Normaliser, evaluate};
 use super::impala::{self, Impala};
 use super::learn::{Learn, Round, tree_sum};
 use super::learner::Updated;
@@ -58,17 +59,17 @@ pub struct Solo {
 }
 
 impl Solo {
-    /// Reads `[rl]` of a spec; the environment has to be a native one.
+    /// Reads `[rl]` of a spec.
     pub fn new(config_toml: &str, lanes: u32, seed: u64) -> Result<Self, RlError> {
         let config = RlConfig::parse(config_toml)?;
-        let new_env = || -> Result<Box<dyn VecEnv>, RlError> { Ok(make(config.environment(), config.envs())?) };
-        let spec = new_env()?.spec().clone();
-        let plan = config.plan(&spec, lanes);
+        let environment = config.environment();
+        let spec = environment.make(1)?.spec().clone();
+        let plan = config.plan(config_toml, &spec, lanes)?;
         let learn = learn(&config, &plan, &spec, seed)?;
         let rollout = RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma };
         let mut rollouts = Vec::new();
         for lane in 0..lanes {
-            let mut played = Rollout::new(rollout, new_env()?);
+            let mut played = Rollout::new(rollout, environment.make(plan.envs)?);
             played.begin(lane)?;
             rollouts.push(played);
         }
@@ -85,6 +86,21 @@ impl Solo {
 
     pub fn learner(&self) -> &dyn Learn {
         &*self.learn
+    }
+
+    /// Returns of as many whole episodes with the best actions, from seeds that training does not use.
+    pub fn evaluate(&mut self, env: &mut dyn VecEnv, seed: u64, steps_max: u32) -> Result<Vec<f64>, RlError> {
+        let learner = self.learn.learner();
+        self.actor.load(learner.version(), learner.weights())?;
+        let mut normaliser: Option<Normaliser> = None;
+        for lane in &mut self.lanes {
+            let state = lane.save()?;
+            match (&mut normaliser, lane.normaliser(&state)?) {
+                (Some(all), Some(lane)) => all.merge(&lane),
+                (_, lane) => normaliser = lane,
+            }
+        }
+        Ok(evaluate(&mut self.actor, env, normaliser.as_ref(), (seed, steps_max, Explore::Greedy))?.returns)
     }
 
     pub fn round(&mut self) -> Result<Report, RlError> {

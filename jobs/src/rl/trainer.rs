@@ -13,9 +13,8 @@ use super::actor::{Actor, Explore};
 use super::config::{RlConfig, RlPlan};
 use super::curve::Curve;
 use super::error::RlError;
-use super::evaluate::evaluate;
+use super::evaluation::{Normaliser, Returns, evaluate};
 use super::learn::{Learn, Round};
-use super::make_env::make_env;
 use super::rollout::{Rollout, RolloutConfig};
 use super::solo::learn;
 use crate::JobError;
@@ -29,6 +28,8 @@ const FAILURES_MAX: u32 = 5;
 const LANE_BYTES_SPARE: usize = 1 << 14;
 /// Episodes of the evaluation at the end.
 const EPISODES: usize = 10;
+/// An episode of it that is longer counts with what it has until then.
+pub(super) const STEPS_MAX: u32 = 100_000;
 
 /// What the trajectories of a round follow from.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,20 +79,20 @@ pub(crate) fn check(config_toml: &str) -> Result<(), JobError> {
 
 pub(crate) fn load(config_toml: &str, plan: &Plan) -> Result<Box<dyn Train>, JobError> {
     let config = RlConfig::parse(config_toml)?;
-    Ok(Box::new(RlTrainer::new(config, plan.seed, plan.lanes as u32)?))
+    Ok(Box::new(RlTrainer::new(config_toml, config, (plan.seed, plan.lanes as u32))?))
 }
 
 impl RlTrainer {
-    fn new(config: RlConfig, seed: u64, lanes: u32) -> Result<Self, RlError> {
-        let env = make_env(&config, config.envs())?;
+    fn new(config_toml: &str, config: RlConfig, (seed, lanes): (u64, u32)) -> Result<Self, RlError> {
+        let env = config.environment().make(config.envs())?;
         let spec = env.spec().clone();
-        let plan = config.plan(&spec, lanes);
+        let plan = config.plan(config_toml, &spec, lanes)?;
         let learn = learn(&config, &plan, &spec, seed)?;
         let actor = Actor::new(learn.policy(), seed);
         let mut first = Rollout::new(rollout_config(&plan, seed), env);
         first.begin(0)?;
         let bytes = first.save()?.len();
-        let spare = if spec.is_native() { bytes / 2 } else { LANE_BYTES_SPARE * plan.envs };
+        let spare = if config.environment().is_native() { bytes / 2 } else { LANE_BYTES_SPARE * plan.envs };
         let lane_numbers = 1 + (bytes + spare).div_ceil(PACKED);
         let rollouts = learn.sums_len() + 1 + lanes as usize * lane_numbers;
         let parameters = learn.learner().layout();
@@ -182,7 +183,7 @@ impl RlTrainer {
         let player = match self.players.entry(lane) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => {
-                let env = make_env(&self.config, self.plan.envs)?;
+                let env = self.config.environment().make(self.plan.envs)?;
                 entry.insert(Rollout::new(rollout_config(&self.plan, self.seed), env))
             }
         };
@@ -257,6 +258,17 @@ impl RlTrainer {
         Ok(())
     }
 
+    /// Of episodes with seeds that training does not use.
+    fn returns(&mut self) -> Result<Returns, RlError> {
+        let learner = self.learn.learner();
+        self.actor.load(learner.version(), learner.weights())?;
+        let states = self.course.begun.as_ref().map_or(&self.course.states, |begun| &begun.after);
+        let player = self.players.values().next();
+        let normaliser = player.map_or(Ok(None), |player| normaliser(player, states))?;
+        let mut env = self.config.environment().make(EPISODES)?;
+        evaluate(&mut self.actor, &mut *env, normaliser.as_ref(), (self.seed, STEPS_MAX, Explore::Sample))
+    }
+
     /// Of all learners together.
     fn transitions_of_round(&self) -> u64 {
         u64::from(self.plan.lanes) * (self.plan.envs * self.plan.steps) as u64
@@ -265,6 +277,18 @@ impl RlTrainer {
 
 fn rollout_config(plan: &RlPlan, seed: u64) -> RolloutConfig {
     RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma }
+}
+
+/// The statistics of all lanes together. None: nothing is normalised.
+pub(super) fn normaliser(player: &Rollout, states: &[Vec<u8>]) -> Result<Option<Normaliser>, RlError> {
+    let mut all: Option<Normaliser> = None;
+    for state in states.iter().filter(|state| !state.is_empty()) {
+        match (&mut all, player.normaliser(state)?) {
+            (Some(all), Some(lane)) => all.merge(&lane),
+            (_, lane) => all = lane,
+        }
+    }
+    Ok(all)
 }
 
 /// The length, then the bytes.
@@ -276,7 +300,7 @@ fn pack(bytes: &[u8], to: &mut [f32]) -> Result<(), RlError> {
     }
     to[0] = bytes.len() as f32;
     for (number, bytes) in to[1..].iter_mut().zip(bytes.chunks(PACKED)) {
-        *number = bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte)) as f32;
+        *number = bytes.iter().rev().fold(0, |number, byte| (number << 8) | u32::from(*byte)) as f32;
     }
     Ok(())
 }
@@ -336,11 +360,7 @@ impl Train for RlTrainer {
     }
 
     fn evaluate(&mut self) -> Result<Metrics, JobError> {
-        let weights = self.learn.learner().weights();
-        let lane = self.course.begun.as_ref().map_or(&self.course.states, |begun| &begun.after).first();
-        let (policy, lane) = (self.learn.policy(), lane.map_or(&[][..], Vec::as_slice));
-        let returns =
-            evaluate(&self.config, &self.plan, (policy, weights), (self.seed, EPISODES, Explore::Sample), lane)?;
+        let returns = self.returns()?;
         let mut metrics = returns.metrics();
         metrics.extend(self.curve.metrics());
         Ok(metrics)
@@ -426,12 +446,11 @@ impl Course {
     }
 }
 
-/// The first lane of a checkpoint, as it is there; empty where it has not begun.
-pub(super) fn first_lane(tensors: &[NamedTensor], lanes: u32) -> Result<Vec<u8>, JobError> {
+/// The lanes of a checkpoint, as they are there; empty where one has not begun.
+pub(super) fn lanes_of(tensors: &[NamedTensor], lanes: u32) -> Result<Vec<Vec<u8>>, JobError> {
     let parameters = tensors.iter().find(|tensor| tensor.name == WEIGHTS).map_or(0, |tensor| tensor.values.len());
     let Course { states, begun, .. } = Course::of(tensors, (lanes, parameters))?;
-    let states = begun.map_or(states, |begun| begun.after);
-    Ok(states.into_iter().next().unwrap_or_default())
+    Ok(begun.map_or(states, |begun| begun.after))
 }
 
 /// Each with its length.

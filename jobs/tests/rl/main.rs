@@ -3,4 +3,7 @@
 mod bridge;
 mod contract;
 mod golden;
+mod learning;
+mod reference;
+mod rollouts;
 mod scan_budget;

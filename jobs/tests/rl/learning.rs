@@ -1,0 +1,164 @@
+//! Learning from end to end: tasks are solved within CleanRL's budgets, and the weights have the same bits however many learners and actors there are.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use stoke_jobs::rl::{
+    Actor, Learn, Pcg64, RlConfig, RlPlan, Rollout, RolloutConfig, Solo, Trajectory, learn, make, tree_sum,
+};
+
+/// Trains until the mean of the last 100 episodes' returns is above `goal`; the env steps that it took. None: the budget was spent.
+fn solve(mut solo: Solo, goal: f64) -> Option<u64> {
+    let round_steps = solo.plan.steps as u64 * solo.plan.envs as u64 * u64::from(solo.plan.lanes);
+    let mut last: VecDeque<f64> = VecDeque::new();
+    for round in 1..=solo.plan.rounds {
+        let report = solo.round().expect("a round");
+        // A round's episodes stand for their mean each.
+        let Some(mean) = report.round.episode_return else { continue };
+        (0..report.round.episodes).for_each(|_| last.push_back(mean));
+        while last.len() > 100 {
+            last.pop_front();
+        }
+        if last.len() == 100 && last.iter().sum::<f64>() / 100.0 > goal {
+            return Some(round * round_steps);
+        }
+    }
+    None
+}
+
+fn solo(spec: &str, lanes: u32) -> Solo {
+    Solo::new(spec, lanes, 1).expect("a good spec")
+}
+
+const CART_POLE: &str = "[rl]\nalgorithm = 'ppo'\nenvironment = 'CartPole-v1'\n";
+
+#[test]
+fn ppo_solves_cart_pole_within_cleanrls_budget() {
+    let steps = solve(solo(CART_POLE, 4), 475.0).expect("solved within 500,000 steps");
+    println!("solved after {steps} steps");
+}
+
+#[test]
+fn policy_that_was_trained_on_normalised_observations_is_evaluated_on_them() {
+    let mut solo = Solo::new("[rl]\nalgorithm = 'ppo'\nenvironment = 'Pendulum-v1'\n", 1, 1).expect("a good spec");
+    let mut env = make("Pendulum-v1", 20).expect("a native environment");
+    let mut mean = |solo: &mut Solo| solo.evaluate(&mut *env, 5, 200).expect("episodes").iter().sum::<f64>() / 20.0;
+    let before = mean(&mut solo);
+    (0..100).for_each(|_| drop(solo.round().expect("a round")));
+    let after = mean(&mut solo);
+    println!("from {before} to {after}");
+    // A pendulum that hangs gets -1,200; one that is swung up and held -200 or better.
+    assert!(before < -700.0 && after > -400.0, "{before}, {after}");
+    assert_eq!(mean(&mut solo), after, "an evaluation changes nothing");
+}
+
+#[test]
+fn impala_solves_cart_pole_with_a_policy_that_is_behind() {
+    let spec = "[rl]\nalgorithm = 'impala'\nenvironment = 'CartPole-v1'\n";
+    let steps = solve(solo(spec, 4).behind(4), 475.0).expect("solved within 500,000 steps");
+    println!("solved after {steps} steps");
+}
+
+#[test]
+fn dqn_learns_cart_pole() {
+    let spec = "[rl]\nalgorithm = 'dqn'\nenvironment = 'CartPole-v1'\n";
+    let steps = solve(solo(spec, 1), 400.0).expect("solved within 500,000 steps");
+    println!("solved after {steps} steps");
+}
+
+/// A job in pieces: learners that own lanes, and actors that get a lane's state as bytes and give its trajectory as bytes.
+struct Cluster {
+    plan: RlPlan,
+    learners: Vec<(Range<u32>, Box<dyn Learn>)>,
+    actors: Vec<(Actor, Rollout)>,
+    lanes: Vec<Vec<u8>>,
+}
+
+impl Cluster {
+    fn new(spec: &str, seed: u64, owned: &[Range<u32>], actors: usize) -> Self {
+        let config = RlConfig::parse(spec).expect("a good spec");
+        let new_env = || config.environment().make(config.envs()).expect("a native environment");
+        let env = new_env().spec().clone();
+        let count = owned.last().expect("a learner").end;
+        let plan = config.plan(spec, &env, count).expect("a plan");
+        let new_learner = || learn(&config, &plan, &env, seed).expect("a learner");
+        let rollout = RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma };
+        let policy = new_learner().policy().clone();
+        let mut first = Rollout::new(rollout, new_env());
+        let lanes = (0..count).map(|lane| {
+            first.begin(lane).expect("a lane");
+            first.save().expect("its bytes")
+        });
+        Self {
+            learners: owned.iter().map(|lanes| (lanes.clone(), new_learner())).collect(),
+            actors: (0..actors).map(|_| (Actor::new(&policy, seed), Rollout::new(rollout, new_env()))).collect(),
+            lanes: lanes.collect(),
+            plan,
+        }
+    }
+
+    /// Lanes go to actors in any order, some of them twice, as when an answer was lost.
+    fn round(&mut self, round: u64, order: &mut Pcg64) {
+        let learner = self.learners[0].1.learner();
+        let (version, weights) = (learner.version(), learner.weights().to_vec());
+        self.actors.iter_mut().for_each(|(actor, _)| actor.load(version, &weights).expect("weights"));
+        let mut orders: Vec<u32> = (0..self.lanes.len() as u32).chain([0]).collect();
+        (1..orders.len()).rev().for_each(|last| orders.swap(last, order.below(last as u64 + 1) as usize));
+        let explore = self.learners[0].1.explore();
+        let mut after = vec![Vec::new(); self.lanes.len()];
+        for lane in orders {
+            let at = order.below(self.actors.len() as u64) as usize;
+            let (actor, rollout) = &mut self.actors[at];
+            let state = &self.lanes[lane as usize];
+            let (trajectory, state) = rollout.run(state, actor, (explore, self.plan.steps)).expect("a rollout");
+            after[lane as usize] = state;
+            let bytes = trajectory.encode();
+            let (_, learner) = self.learners.iter_mut().find(|(lanes, _)| lanes.contains(&lane)).expect("an owner");
+            let trajectory = Trajectory::decode(&bytes, learner.policy()).expect("a trajectory");
+            learner.take(round, lane, trajectory).expect("taken");
+        }
+        self.lanes = after;
+        let sums_len = self.learners[0].1.sums_len();
+        let sums = self.sum(sums_len, |learner, lane, part| learner.sums(lane, part).expect("sums"));
+        let updates =
+            self.learners.iter_mut().map(|(_, learner)| learner.begin(round, &sums).expect("a round").updates);
+        let updates = updates.collect::<Vec<_>>()[0];
+        for update in 0..updates {
+            let flat = self.learners[0].1.learner().layout().flat_len();
+            let sum = self.sum(flat, |learner, lane, part| learner.gradient(update, lane, part).expect("a gradient"));
+            self.learners.iter_mut().for_each(|(_, learner)| {
+                learner.apply(update, &sum).expect("an update");
+            });
+        }
+    }
+
+    fn sum(&mut self, len: usize, each: impl Fn(&mut dyn Learn, u32, &mut [f32])) -> Vec<f32> {
+        let mut parts = vec![vec![f32::NAN; len]; self.lanes.len()];
+        for (lanes, learner) in &mut self.learners {
+            lanes.clone().for_each(|lane| each(&mut **learner, lane, &mut parts[lane as usize]));
+        }
+        tree_sum(&mut parts).to_vec()
+    }
+}
+
+#[test]
+fn weights_do_not_depend_on_the_number_of_learners_and_actors() {
+    let continuous = "[rl]\nalgorithm = 'ppo'\nenvironment = 'Pendulum-v1'\nsteps = 90\nminibatches = 4\nenvs = 2\n";
+    let dqn = "[rl]\nalgorithm = 'dqn'\nenvironment = 'Acrobot-v1'\nlearning_starts = 100\nenvs = 3\nreplay = 400\n";
+    let impala = "[rl]\nalgorithm = 'impala'\nenvironment = 'CartPole-v1'\nenvs = 3\n";
+    for spec in [CART_POLE, continuous, dqn, impala] {
+        let mut solo = Solo::new(spec, 4, 3).expect("a good spec");
+        (0..12).for_each(|_| drop(solo.round().expect("a round")));
+        let expected = solo.learner().learner().weights_blake3();
+        for (owned, actors) in [(vec![(0, 4)], 1), (vec![(0, 2), (2, 4)], 3), (vec![(0, 1), (1, 2), (2, 3), (3, 4)], 2)]
+        {
+            let owned: Vec<_> = owned.into_iter().map(|(from, to)| from..to).collect();
+            let mut cluster = Cluster::new(spec, 3, &owned, actors);
+            let mut order = Pcg64::new(actors as u64);
+            (0..12).for_each(|round| cluster.round(round, &mut order));
+            for (lanes, learner) in &cluster.learners {
+                assert_eq!(learner.learner().weights_blake3(), expected, "{spec}: {owned:?}, {lanes:?}, {actors}");
+            }
+        }
+    }
+}
