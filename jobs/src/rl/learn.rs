@@ -111,6 +111,39 @@ pub(crate) fn round(updates: u32, sums: &[f32]) -> Round {
     }
 }
 
+/// Mean and deviation by which advantages are normalised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Scale {
+    mean: f32,
+    deviation: f32,
+}
+
+impl Scale {
+    pub const NONE: Self = Self { mean: 0.0, deviation: 1.0 };
+
+    /// From [`Self::moments`] summed over all lanes: the deviation of a sample, as PyTorch's `std`. One advantage alone has none.
+    pub fn new(moments: &[f32]) -> Self {
+        let [count, sum, square] = [0, 1, 2].map(|at| f64::from(moments[at]));
+        if count < 2.0 {
+            return Self::NONE;
+        }
+        let mean = sum / count;
+        let variance = ((square - sum * mean) / (count - 1.0)).max(0.0);
+        Self { mean: mean as f32, deviation: variance.sqrt() as f32 + 1e-8 }
+    }
+
+    /// How many advantages there are, their sum and that of their squares.
+    pub fn moments(advantages: &[f32], rows: &[u32]) -> [f32; 3] {
+        let values = || rows.iter().map(|&row| f64::from(advantages[row as usize]));
+        [rows.len() as f32, values().sum::<f64>() as f32, values().map(|value| value * value).sum::<f64>() as f32]
+    }
+
+    #[inline(always)]
+    pub fn apply(self, advantage: f32) -> f32 {
+        (advantage - self.mean) / self.deviation
+    }
+}
+
 /// Rows `part` of `parts` of so many: they differ by one at most, and together they are all.
 pub(crate) fn part(rows: usize, part: usize, parts: usize) -> std::ops::Range<usize> {
     part * rows / parts..(part + 1) * rows / parts
