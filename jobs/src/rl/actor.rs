@@ -5,13 +5,12 @@
 
 use std::sync::Arc;
 
-
-use super::{Actions, Space};
 use super::draws::{Draws, Stream};
 use super::error::{RlError, check_len};
 use super::math::exp;
 use super::net::Activations;
 use super::policy::{LN_SQRT_TAU, Policy, argmax, log_softmax};
+use super::{Actions, Space};
 use crate::lm::kernels::Isa;
 
 /// How an actor chooses.

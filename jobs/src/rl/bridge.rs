@@ -100,7 +100,11 @@ impl Bridge {
         let name = &config.name;
         let options = |problem: String| EnvError::Options { name: name.clone(), problem };
         if config.num_envs == 0 || config.num_envs * 12 > REQUEST_BYTES_MAX {
-            return Err(options(format!("{} envs: from 1 to {} are possible", config.num_envs, REQUEST_BYTES_MAX / 12)));
+            return Err(options(format!(
+                "{} envs: from 1 to {} are possible",
+                config.num_envs,
+                REQUEST_BYTES_MAX / 12
+            )));
         }
         let arguments = json!({
             "name": name, "options": config.options, "envs": config.num_envs, "owner": std::process::id(), "bytes_max": SAID_BYTES_MAX,
@@ -116,7 +120,10 @@ impl Bridge {
         };
         let numbers = if let Space::Box { low, .. } = &spec.action { low.len() } else { 1 };
         if config.num_envs * (8 + numbers * 4) > REQUEST_BYTES_MAX {
-            return Err(options(format!("actions of {} envs are more than {REQUEST_BYTES_MAX} bytes", config.num_envs)));
+            return Err(options(format!(
+                "actions of {} envs are more than {REQUEST_BYTES_MAX} bytes",
+                config.num_envs
+            )));
         }
         let step_max = config.step_max;
         let courses = vec![None; config.num_envs];

@@ -92,11 +92,13 @@ fn trajectory(policy: &Arc<Policy>, env: &str, steps: usize, weights: &[f32]) ->
 #[test]
 fn gradient_of_ppo_is_burns() {
     for (env, steps) in [("CartPole-v1", 64), ("Pendulum-v1", 48), ("Acrobot-v1", 32)] {
-        let spec = format!("[rl]\nalgorithm = 'ppo'\nenvironment = '{env}'\nminibatches = 2\nepochs = 1\nent_coef = 0.01");
+        let spec =
+            format!("[rl]\nalgorithm = 'ppo'\nenvironment = '{env}'\nminibatches = 2\nepochs = 1\nent_coef = 0.01");
         let environment = make(env, 1).expect("a native environment");
         let plan = RlConfig::parse(&spec).expect("a good spec").plan(&spec, environment.spec(), 1).expect("a plan");
         let AlgorithmConfig::Ppo(config) = plan.algorithm else { panic!("PPO was asked for") };
-        let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
+        let policy =
+            Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
         let policy = Arc::new(policy);
         let mut old = policy.first_weights(7);
         old.iter_mut().enumerate().for_each(|(at, weight)| *weight += ((at * 7919 % 101) as f32 - 50.0) * 2e-3);
@@ -120,7 +122,8 @@ fn gradient_of_ppo_is_burns() {
         let observations: Vec<f32> =
             picked.iter().flat_map(|&row| trajectory.observations[row as usize * len..][..len].to_vec()).collect();
         let discrete = matches!(policy.action(), Space::Discrete { .. }).then(|| {
-            let actions: Vec<i64> = picked.iter().map(|&row| trajectory.actions.discrete[row as usize].into()).collect();
+            let actions: Vec<i64> =
+                picked.iter().map(|&row| trajectory.actions.discrete[row as usize].into()).collect();
             Tensor::<2, Int>::from_data(TensorData::new(actions, [picked.len(), 1]), &device)
         });
         let continuous = discrete.is_none().then(|| pick(&trajectory.actions.continuous));
@@ -165,7 +168,8 @@ fn gradient_of_ppo_is_burns() {
 fn first_ratio_is_one_to_the_last_bit() {
     for env in ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"] {
         let environment = make(env, 1).expect("a native environment");
-        let policy = Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
+        let policy =
+            Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
         let policy = Arc::new(policy);
         let weights = policy.first_weights(7);
         let trajectory = trajectory(&policy, env, 33, &weights);

@@ -222,7 +222,8 @@ impl RlConfig {
         let round_steps = u64::from(lanes) * self.envs() as u64 * steps as u64;
         let rounds = total / round_steps;
         if rounds == 0 {
-            let problem = format!("total_steps is below one round: {lanes} lanes of {} envs, {steps} steps", self.envs());
+            let problem =
+                format!("total_steps is below one round: {lanes} lanes of {} envs, {steps} steps", self.envs());
             return Err(spec.mistake(SECTION, "total_steps", &problem, "raise it, or lower steps or envs"));
         }
         let minibatches = section.minibatches.unwrap_or(1) as u64;
@@ -303,6 +304,12 @@ impl Section {
     }
 
     fn check(&self, spec: &Spec<'_>) -> Result<(), JobError> {
+        self.check_keys(spec)?;
+        self.check_ranges(spec)
+    }
+
+    /// Keys of other algorithms.
+    fn check_keys(&self, spec: &Spec<'_>) -> Result<(), JobError> {
         let (ppo, impala, dqn) = (Algorithm::Ppo, Algorithm::Impala, Algorithm::Dqn);
         let whose: [(&str, bool, &[Algorithm]); 19] = [
             ("normalise", self.normalise.is_some(), &[ppo, impala]),
@@ -329,6 +336,10 @@ impl Section {
             let problem = format!("{key} is no key of this algorithm");
             return Err(spec.mistake(SECTION, key, &problem, "remove it, or change algorithm"));
         }
+        Ok(())
+    }
+
+    fn check_ranges(&self, spec: &Spec<'_>) -> Result<(), JobError> {
         let whole = |value: Option<u64>, max: u64| value.is_none_or(|value| (1..=max).contains(&value));
         let size = |value: Option<usize>, max: u64| whole(value.map(|value| value as u64), max);
         let positive = |value: Option<f64>| value.is_none_or(|value| value > 0.0 && value.is_finite());
@@ -404,7 +415,8 @@ mod tests {
         assert_eq!((ppo.rate.at(0), ppo.rate.at(488), ppo.epochs, ppo.minibatches), (2.5e-4, 1.25e-4, 4, 4));
         let text = format!("{text}minibatches = 65\n");
         let config = RlConfig::parse(&text).expect("a good spec");
-        let error = config.plan(&text, crate::rl::make("CartPole-v1", 1).expect("native").spec(), 4).expect_err("too many");
+        let error =
+            config.plan(&text, crate::rl::make("CartPole-v1", 1).expect("native").spec(), 4).expect_err("too many");
         assert!(error.to_string().starts_with("line 4: [rl] minibatches"), "{error}");
     }
 }

@@ -144,11 +144,7 @@ impl Learn for Dqn {
     fn sums(&self, lane: u32, out: &mut [f32]) -> Result<(), RlError> {
         check_len("sums of a lane", out.len(), COMMON)?;
         let common = self.common.get(&lane);
-        out.copy_from_slice(common.ok_or(RlError::Contract {
-            what: "trajectories of a lane",
-            got: 0,
-            expected: 1,
-        })?);
+        out.copy_from_slice(common.ok_or(RlError::Contract { what: "trajectories of a lane", got: 0, expected: 1 })?);
         Ok(())
     }
 

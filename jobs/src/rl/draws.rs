@@ -47,7 +47,7 @@ impl Draws {
 
     /// In `0..n`, each as likely to within 2^-32 of its share for any `n` of a `u32`.
     pub fn below(&mut self, n: u32) -> u32 {
-        (u128::from(self.bits()) * u128::from(n) >> 64) as u32
+        ((u128::from(self.bits()) * u128::from(n)) >> 64) as u32
     }
 
     /// Standard normal (Box and Muller, 1958).

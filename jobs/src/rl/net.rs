@@ -342,7 +342,11 @@ mod tests {
                 weights[at] -= 2e-3;
                 let slope = (above - loss(&weights)) / 2e-3;
                 // Differences in f32 are no better than this.
-                assert!((slope - f64::from(gradient[at])).abs() < 5e-3, "{activation:?} {at}: {slope} {}", gradient[at]);
+                assert!(
+                    (slope - f64::from(gradient[at])).abs() < 5e-3,
+                    "{activation:?} {at}: {slope} {}",
+                    gradient[at]
+                );
             }
         }
     }

@@ -145,11 +145,8 @@ impl Rollout {
         for step in 0..steps {
             choices.clear();
             let (before, after) = trajectory.observations.split_at_mut((step + 1) * envs * len);
-            let mut acted = Acted {
-                choices: &mut choices,
-                log_probs: &mut trajectory.log_probs,
-                values: &mut trajectory.values,
-            };
+            let mut acted =
+                Acted { choices: &mut choices, log_probs: &mut trajectory.log_probs, values: &mut trajectory.values };
             let places = places(live.lane, envs, live.steps);
             actor.act(&before[step * envs * len..], places, explore, &mut acted)?;
             self.step(&choices, &mut after[..envs * len], &mut trajectory.rewards[step * envs..][..envs])?;
@@ -202,7 +199,7 @@ impl Rollout {
                 (course.ended, course.length, course.sum) = (false, 0, 0.0);
                 continue;
             }
-            *flag = TRANSITION | u8::from(terminated) * TERMINATED | u8::from(truncated) * TRUNCATED;
+            *flag = TRANSITION | (u8::from(terminated) * TERMINATED) | (u8::from(truncated) * TRUNCATED);
             course.length = course.length.saturating_add(1);
             course.sum += f64::from(*reward);
             if let Some(running) = &mut course.running {

@@ -260,7 +260,11 @@ fn saved_env_goes_on_in_another_process_with_the_same_bits() {
             for _ in 0..50 {
                 step(&mut env, &mut buffer, Some((&mut other, &mut there)));
                 assert_eq!(there.observations, buffer.observations[len..], "{name}");
-                assert_eq!((there.rewards[0], there.terminated[0]), (buffer.rewards[1], buffer.terminated[1]), "{name}");
+                assert_eq!(
+                    (there.rewards[0], there.terminated[0]),
+                    (buffer.rewards[1], buffer.terminated[1]),
+                    "{name}"
+                );
             }
             for damaged in [&saved[..16], &[saved.as_slice(), &[1]].concat(), &[&saved[..16], &[2]].concat()] {
                 let error = other.restore(0, damaged, &mut there.observations).expect_err("damaged bytes");

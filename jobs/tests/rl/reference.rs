@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::Value;
 use stoke_jobs::NamedTensor;
 use stoke_jobs::rl::{
-    Choices, Dqn, DqnConfig, EnvSpec, Learn, Policy, PolicyKind, Ppo, PpoConfig, Rate, Space, Steps, Trajectory, Truncation,
-    gae, vtrace,
+    Choices, Dqn, DqnConfig, EnvSpec, Learn, Policy, PolicyKind, Ppo, PpoConfig, Rate, Space, Steps, Trajectory,
+    Truncation, gae, vtrace,
 };
 
 struct Golden(Value);
@@ -103,7 +103,10 @@ fn floats(value: &Value) -> Vec<f32> {
 fn near(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
-        assert!((got - expected).abs() <= tolerance * expected.abs().max(1.0), "{what}, {at}: {got}, expected {expected}");
+        assert!(
+            (got - expected).abs() <= tolerance * expected.abs().max(1.0),
+            "{what}, {at}: {got}, expected {expected}"
+        );
     }
 }
 
@@ -127,7 +130,12 @@ fn advantages_are_those_of_the_definition() {
     let steps = Steps { envs: 3, rewards: &rewards, flags: &flags, values: &values, gamma };
     gae(steps, golden.number("lambda") as f32, &mut advantages, &mut returns);
     // Forty steps of f32.
-    near("advantages", &at_transitions(&flags, &advantages), &at_transitions(&flags, &golden.floats("advantages")), 2e-6);
+    near(
+        "advantages",
+        &at_transitions(&flags, &advantages),
+        &at_transitions(&flags, &golden.floats("advantages")),
+        2e-6,
+    );
     near("returns", &at_transitions(&flags, &returns), &at_transitions(&flags, &golden.floats("returns")), 2e-6);
 }
 
@@ -147,10 +155,9 @@ fn traces_are_those_of_the_definition() {
 
 #[test]
 fn updates_of_ppo_are_pytorchs() {
-    for (name, action) in [
-        ("ppo", Space::Discrete { n: 2 }),
-        ("ppo_continuous", Space::Box { low: vec![-1.0; 2], high: vec![1.0; 2] }),
-    ] {
+    for (name, action) in
+        [("ppo", Space::Discrete { n: 2 }), ("ppo_continuous", Space::Box { low: vec![-1.0; 2], high: vec![1.0; 2] })]
+    {
         let golden = Golden::read(name);
         let continuous = matches!(action, Space::Box { .. });
         let policy = policy(PolicyKind::ActorCritic, action, &[8, 8], Ppo::FIGURES);
