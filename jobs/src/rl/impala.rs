@@ -105,6 +105,9 @@ impl Learn for Impala {
 
     /// A trajectory whose policy is more than `staleness` updates behind is refused.
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
+        if round == self.round && self.batches.contains_key(&lane) {
+            return Ok(());
+        }
         let lag = self.learner.version().checked_sub(trajectory.version);
         let (got, expected) = (lag.unwrap_or(u64::MAX), self.config.staleness.into());
         if got > expected {

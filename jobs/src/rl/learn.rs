@@ -43,7 +43,7 @@ pub trait Learn: Send {
     /// How rollouts of the job choose.
     fn explore(&self) -> Explore;
 
-    /// A lane's trajectory of this round. One that comes again is the same, and counts once.
+    /// A lane's trajectory of this round, after the last update of the round before. One that comes again is the same, and counts once.
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError>;
 
     /// Numbers of `sums`.
@@ -74,9 +74,12 @@ pub trait Learn: Send {
         self.learner().snapshot()
     }
 
-    /// Takes the tensors of [`Self::snapshot`].
+    /// Takes the tensors of [`Self::snapshot`], and forgets what it has of any lane. In the middle of a round trajectories are taken again, and the round
+    /// begun again, before the next gradient.
     fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), RlError> {
-        self.learner_mut().restore(tensors)
+        self.learner_mut().restore(tensors)?;
+        self.keep(0..0);
+        Ok(())
     }
 }
 

@@ -72,6 +72,10 @@ struct Cluster {
     learners: Vec<(Range<u32>, Box<dyn Learn>)>,
     actors: Vec<(Actor, Rollout)>,
     lanes: Vec<Vec<u8>>,
+    /// Of the round, by lane.
+    trajectories: Vec<Vec<u8>>,
+    /// The update at which the last learner dies and another one takes over its lanes, and how to make it.
+    death: Option<(u32, Box<dyn Fn() -> Box<dyn Learn>>)>,
 }
 
 impl Cluster {
@@ -94,6 +98,8 @@ impl Cluster {
                 .collect(),
             actors: (0..actors).map(|_| (Actor::new(&policy, seed), Rollout::new(rollout, new_env()))).collect(),
             lanes: lanes.collect(),
+            trajectories: vec![Vec::new(); count as usize],
+            death: None,
             plan,
         }
     }
@@ -117,6 +123,7 @@ impl Cluster {
             let (_, learner) = self.learners.iter_mut().find(|(lanes, _)| lanes.contains(&lane)).expect("an owner");
             let trajectory = Trajectory::decode(&bytes, learner.policy()).expect("a trajectory");
             learner.take(round, lane, trajectory).expect("taken");
+            self.trajectories[lane as usize] = bytes;
         }
         self.lanes = after;
         let sums_len = self.learners[0].1.sums_len();
@@ -125,12 +132,31 @@ impl Cluster {
             self.learners.iter_mut().map(|(_, learner)| learner.begin(round, &sums).expect("a round").updates);
         let updates = updates.collect::<Vec<_>>()[0];
         for update in 0..updates {
+            if self.death.as_ref().is_some_and(|(at, _)| *at == update) {
+                self.replace(round, &sums);
+            }
             let flat = self.learners[0].1.learner().layout().flat_len();
             let sum = self.sum(flat, |learner, lane, part| learner.gradient(update, lane, part).expect("a gradient"));
             self.learners.iter_mut().for_each(|(_, learner)| {
                 learner.apply(update, &sum).expect("an update");
             });
         }
+    }
+
+    /// Another learner has the state of a living one, and gets the trajectories and the sums of the round again.
+    fn replace(&mut self, round: u64, sums: &[f32]) {
+        let state = self.learners[0].1.snapshot().tensors().expect("tensors");
+        let (lanes, _) = self.learners.pop().expect("one that dies");
+        let (_, new_learner) = self.death.as_ref().expect("a death");
+        let mut learner = new_learner();
+        learner.restore(state).expect("a state");
+        for lane in lanes.clone() {
+            let bytes = &self.trajectories[lane as usize];
+            let trajectory = Trajectory::decode(bytes, learner.policy()).expect("a trajectory");
+            learner.take(round, lane, trajectory).expect("taken");
+        }
+        learner.begin(round, sums).expect("a round");
+        self.learners.push((lanes, learner));
     }
 
     fn sum(&mut self, len: usize, each: impl Fn(&mut dyn Learn, u32, &mut [f32])) -> Vec<f32> {
@@ -159,6 +185,29 @@ fn weights_do_not_depend_on_the_number_of_learners_and_actors() {
                 assert_eq!(learner.learner().weights_blake3(), expected, "{spec}: {learners}, {lanes:?}, {actors}");
             }
         }
+    }
+}
+
+#[test]
+fn learner_that_takes_over_in_the_middle_of_a_round_changes_no_bit() {
+    let hash = |death: Option<u32>| {
+        let mut cluster = Cluster::new(CART_POLE, (3, 4), 2, 2);
+        let mut order = Pcg64::new(1);
+        for round in 0..4 {
+            let new_learner = || -> Box<dyn Learn> {
+                let config = RlConfig::parse(CART_POLE).expect("a good spec");
+                let env = config.environment().make(1).expect("an environment").spec().clone();
+                learn(&config, &config.plan(CART_POLE, &env, 4).expect("a plan"), &env, 3).expect("a learner")
+            };
+            cluster.death = death.map(|at| ((at + round as u32 * 5) % 16, Box::new(new_learner) as _));
+            cluster.round(round, &mut order);
+        }
+        cluster.learners.iter().map(|(_, learner)| learner.learner().weights_blake3()).collect::<Vec<_>>()
+    };
+    let calm = hash(None);
+    assert_eq!(calm[0], calm[1]);
+    for death in [0, 1, 7, 15] {
+        assert_eq!(hash(Some(death)), calm, "a death at update {death}");
     }
 }
 
