@@ -12,7 +12,6 @@ use super::learn::{COMMON, Learn, Round, Scale, common, round};
 use super::learner::{Adam, Learner, Updated};
 use super::loss::Heads;
 use super::math::exp;
-use super::net::BLOCK;
 use super::policy::Policy;
 use super::returns::{Steps, vtrace};
 use super::trajectory::Trajectory;
@@ -61,12 +60,12 @@ impl Impala {
         let all: Vec<u32> = (0..(rows + trajectory.envs) as u32).collect();
         let (mut values, mut log_probs) = (Vec::with_capacity(all.len()), Vec::with_capacity(rows));
         let (steps, after) = all.split_at(rows);
-        for rows in steps.chunks(BLOCK) {
+        for rows in steps.chunks(self.learner.policy().block()) {
             heads.forward(weights, &trajectory, rows);
             heads.log_probs(&trajectory, rows, &mut log_probs);
             values.extend_from_slice(heads.values());
         }
-        for rows in after.chunks(BLOCK) {
+        for rows in after.chunks(self.learner.policy().block()) {
             heads.forward(weights, &trajectory, rows);
             values.extend_from_slice(heads.values());
         }
@@ -160,7 +159,7 @@ impl Learn for Impala {
         let (gradient, figures) = out.split_at_mut(self.learner.layout().len());
         let mut sums = [0f64; Self::FIGURES];
         let (weights, heads, scale) = (self.learner.weights(), &mut self.heads, self.scale);
-        for rows in batch.rows.chunks(BLOCK) {
+        for rows in batch.rows.chunks(self.learner.policy().block()) {
             heads.forward(weights, &batch.trajectory, rows);
             heads.differentiate(&batch.trajectory, rows, |at, row| {
                 let (off, advantage) = (row.value - batch.targets[at], scale.apply(batch.advantages[at]));

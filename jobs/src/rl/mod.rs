@@ -6,6 +6,7 @@ mod bridge;
 mod bridge_process;
 #[cfg(test)]
 mod burn_check;
+mod cells;
 mod classic;
 mod config;
 mod dqn;
@@ -34,6 +35,7 @@ mod trig;
 
 pub use actor::{Acted, Actor, Choices, Explore, Place};
 pub use bridge::{Bridge, BridgeConfig};
+pub use cells::Cells;
 pub use config::{Algorithm, AlgorithmConfig, DqnConfig, ImpalaConfig, PpoConfig, Rate, RlConfig, RlPlan};
 pub use dqn::Dqn;
 pub use env::{Actions, EnvError, EnvSpec, NATIVE, Step, StepBuffer, VecEnv, make};

@@ -16,7 +16,6 @@ use super::learn::{COMMON, Learn, Round, Scale, common, part, round};
 use super::learner::{Adam, Learner, Updated};
 use super::loss::{Heads, Row};
 use super::math::exp;
-use super::net::BLOCK;
 use super::policy::Policy;
 use super::returns::{Steps, gae};
 use super::trajectory::Trajectory;
@@ -193,7 +192,7 @@ impl Learn for Ppo {
         let (gradient, figures) = out.split_at_mut(self.learner.layout().len());
         let mut sums = [0f64; Ppo::FIGURES];
         let config = &self.config;
-        for rows in rows.chunks(BLOCK) {
+        for rows in rows.chunks(self.learner.policy().block()) {
             self.heads.forward(self.learner.weights(), &batch.trajectory, rows);
             self.heads.differentiate(&batch.trajectory, rows, |at, row| {
                 let slopes = loss(config, &row, (batch, at, scale));

@@ -66,6 +66,8 @@ fn dqn_learns_cart_pole() {
     println!("solved after {steps} steps");
 }
 
+type NewLearner = Box<dyn Fn() -> Box<dyn Learn>>;
+
 /// A job in pieces: learners that own lanes, and actors that get a lane's state as bytes and give its trajectory as bytes.
 struct Cluster {
     plan: RlPlan,
@@ -75,7 +77,7 @@ struct Cluster {
     /// Of the round, by lane.
     trajectories: Vec<Vec<u8>>,
     /// The update at which the last learner dies and another one takes over its lanes, and how to make it.
-    death: Option<(u32, Box<dyn Fn() -> Box<dyn Learn>>)>,
+    death: Option<(u32, NewLearner)>,
 }
 
 impl Cluster {
