@@ -72,41 +72,43 @@ fn python() -> Option<PathBuf> {
     std::env::var_os("STOKE_TORCH_PYTHON").map(PathBuf::from).or_else(cached).filter(|python| python.exists())
 }
 
-/// What is trained, its lanes, and what more its spec says.
-const TABLE: [(&str, &str, u32, &str); 8] = [
-    ("ppo", "CartPole-v1", 4, ""),
-    ("ppo", "Acrobot-v1", 4, ""),
-    ("ppo", "Pendulum-v1", 1, ""),
-    ("ppo", "MountainCarContinuous-v0", 1, ""),
-    ("dqn", "CartPole-v1", 1, ""),
-    ("dqn", "Acrobot-v1", 1, ""),
-    ("impala", "CartPole-v1", 4, ""),
-    ("impala", "Acrobot-v1", 4, ""),
+/// What is trained, its lanes, and the rounds that its actor is behind.
+const TABLE: [(&str, &str, u32, usize); 10] = [
+    ("ppo", "CartPole-v1", 4, 0),
+    ("ppo", "Acrobot-v1", 4, 0),
+    ("ppo", "Pendulum-v1", 1, 0),
+    ("ppo", "MountainCarContinuous-v0", 1, 0),
+    ("dqn", "CartPole-v1", 1, 0),
+    ("dqn", "Acrobot-v1", 1, 0),
+    ("impala", "CartPole-v1", 4, 0),
+    ("impala", "CartPole-v1", 4, 4),
+    ("impala", "Acrobot-v1", 4, 0),
+    ("impala", "Acrobot-v1", 4, 4),
 ];
 
 /// Five seeds of each, the whole budget.
 fn table() {
     let (only, more_lines) = ("STOKE_BENCH_ONLY", "STOKE_BENCH_MORE");
     let [only, more_lines] = [only, more_lines].map(|name| std::env::var(name).unwrap_or_default());
-    for (algorithm, environment, lanes, more) in TABLE {
+    for (algorithm, environment, lanes, behind) in TABLE {
         if !format!("{algorithm} {environment}").contains(&only) {
             continue;
         }
-        let spec = format!("[rl]\nalgorithm = '{algorithm}'\nenvironment = '{environment}'\n{more}\n{more_lines}\n");
+        let spec = format!("[rl]\nalgorithm = '{algorithm}'\nenvironment = '{environment}'\n{more_lines}\n");
         let begun = Instant::now();
-        let returns: Vec<f64> = (1..=5).map(|seed| train(&spec, lanes, seed)).collect();
+        let returns: Vec<f64> = (1..=5).map(|seed| train(&spec, (lanes, behind), seed)).collect();
         let mean = returns.iter().sum::<f64>() / 5.0;
         let deviation = (returns.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 5.0).sqrt();
         let each: Vec<String> = returns.iter().map(|value| format!("{value:.1}")).collect();
         let seconds = begun.elapsed().as_secs_f64() / 5.0;
         let each = each.join(", ");
-        println!("| {algorithm} | {environment} | {mean:.1} +- {deviation:.1} | {each} | {seconds:.1} |");
+        println!("| {algorithm} | {environment} | {behind} | {mean:.1} +- {deviation:.1} | {each} | {seconds:.1} |");
     }
 }
 
 /// The mean return of the last 100 episodes.
-fn train(spec: &str, lanes: u32, seed: u64) -> f64 {
-    let mut solo = Solo::new(spec, lanes, seed).expect("a good spec");
+fn train(spec: &str, (lanes, behind): (u32, usize), seed: u64) -> f64 {
+    let mut solo = Solo::new(spec, lanes, seed).expect("a good spec").behind(behind);
     let mut last: VecDeque<f64> = VecDeque::new();
     for _ in 0..solo.plan.rounds {
         let round = solo.round().expect("a round").round;

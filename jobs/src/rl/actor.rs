@@ -78,6 +78,7 @@ pub struct Actor {
     outputs: Activations,
     values: Activations,
     row: Vec<f32>,
+    room: Vec<f32>,
 }
 
 impl Actor {
@@ -92,6 +93,7 @@ impl Actor {
             outputs: Activations::default(),
             values: Activations::default(),
             row: Vec::new(),
+            room: Vec::new(),
         }
     }
 
@@ -122,9 +124,10 @@ impl Actor {
         acted: &mut Acted<'_>,
     ) -> Result<(), RlError> {
         check_len("numbers of observations", observations.len(), places.len() * self.policy.observation_len())?;
-        self.policy.actor.forward(self.isa, &self.weights, observations, &mut self.outputs);
+        let input = self.policy.actor_input(observations, &mut self.room);
+        self.policy.actor.forward(self.isa, &self.weights, input, &mut self.outputs);
         self.value(observations, acted.values);
-        let width = self.policy.actor.outputs();
+        let width = self.policy.width();
         self.row.resize(width, 0.0);
         for (row, place) in self.outputs.output().chunks_exact(width).zip(places) {
             let mut draws = Draws::new(self.seed, Stream::Actions, [place.env, place.step, 0]);
@@ -153,7 +156,8 @@ impl Actor {
     pub fn value(&mut self, observations: &[f32], values: &mut Vec<f32>) {
         match &self.policy.critic {
             Some(critic) => {
-                critic.forward(self.isa, &self.weights, observations, &mut self.values);
+                let input = self.policy.critic_input(observations, &mut self.room);
+                critic.forward(self.isa, &self.weights, input, &mut self.values);
                 values.extend_from_slice(self.values.output());
             }
             None => {

@@ -325,5 +325,6 @@ fn read(name: &str, body: &[u8]) -> Option<EnvSpec> {
         observation: bounds(observation),
         action: if word(0) == 0 { Space::Discrete { n: size } } else { bounds(action) },
         steps_max: (word(2) > 0).then_some(word(2)),
+        cells: None,
     })
 }

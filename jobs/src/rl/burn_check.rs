@@ -89,6 +89,12 @@ fn trajectory(policy: &Arc<Policy>, env: &str, steps: usize, weights: &[f32]) ->
     rollout.play(&mut actor, Explore::Sample, steps).expect("a rollout")
 }
 
+/// Other weights, not far from these.
+fn moved(mut weights: Vec<f32>) -> Vec<f32> {
+    weights.iter_mut().enumerate().for_each(|(at, weight)| *weight += ((at * 7919 % 101) as f32 - 50.0) * 2e-3);
+    weights
+}
+
 #[test]
 fn gradient_of_ppo_is_burns() {
     for (env, steps) in [("CartPole-v1", 64), ("Pendulum-v1", 48), ("Acrobot-v1", 32)] {
@@ -100,9 +106,7 @@ fn gradient_of_ppo_is_burns() {
         let policy =
             Policy::new(PolicyKind::ActorCritic, environment.spec(), &[64, 64], Ppo::FIGURES).expect("a policy");
         let policy = Arc::new(policy);
-        let mut old = policy.first_weights(7);
-        old.iter_mut().enumerate().for_each(|(at, weight)| *weight += ((at * 7919 % 101) as f32 - 50.0) * 2e-3);
-        let trajectory = trajectory(&policy, env, steps, &old);
+        let trajectory = trajectory(&policy, env, steps, &moved(policy.first_weights(7)));
         let mut ppo = Ppo::new(config.clone(), &policy, 7);
         ppo.take(0, 0, trajectory.clone()).expect("taken");
         let mut sums = vec![0.0; ppo.sums_len()];

@@ -1,5 +1,5 @@
 //! The `[rl]` section of a spec: what is learned where and how. Owns keys, defaults (CleanRL's, by algorithm and kind of action; of IMPALA, which it does not
-//! have, those of its sibling Cleanba) and their checks; makes no environment.
+//! have, what held on CartPole with a policy four updates behind: docs/rl.md) and their checks; makes no environment.
 
 use std::path::PathBuf;
 
@@ -111,6 +111,8 @@ pub struct ImpalaConfig {
     pub ent_coef: f64,
     pub vf_coef: f64,
     pub truncation: Truncation,
+    /// Over all advantages of an update.
+    pub normalise_advantages: bool,
     /// Updates that the policy of a trajectory may be behind the learner's.
     pub staleness: u32,
 }
@@ -190,7 +192,7 @@ impl RlConfig {
 
     /// Envs of a lane.
     pub fn envs(&self) -> usize {
-        self.section.envs.unwrap_or(1)
+        self.section.envs.unwrap_or(if self.section.algorithm == Algorithm::Impala { 2 } else { 1 })
     }
 
     pub fn policy(&self) -> PolicyKind {
@@ -213,7 +215,7 @@ impl RlConfig {
                     128
                 }
             }
-            Algorithm::Impala => 20,
+            Algorithm::Impala => 32,
             Algorithm::Dqn => 10,
         });
         let total = section.total_steps.unwrap_or(if continuous { 1_000_000 } else { 500_000 });
@@ -270,12 +272,13 @@ impl Section {
     fn impala(&self, rounds: u64) -> ImpalaConfig {
         let rho = self.rho.unwrap_or(1.0) as f32;
         ImpalaConfig {
-            rate: self.rate(2.5e-3, true, rounds),
+            rate: self.rate(1e-3, true, rounds),
             max_grad_norm: Some(self.max_grad_norm.unwrap_or(0.5)),
             gamma: self.gamma.unwrap_or(0.99),
-            ent_coef: self.ent_coef.unwrap_or(0.01),
-            vf_coef: self.vf_coef.unwrap_or(0.5),
+            ent_coef: self.ent_coef.unwrap_or(0.005),
+            vf_coef: self.vf_coef.unwrap_or(1.0),
             truncation: Truncation { rho, c: self.c.unwrap_or(1.0) as f32, policy_rho: rho },
+            normalise_advantages: self.normalise_advantages.unwrap_or(false),
             staleness: self.staleness.unwrap_or(4),
         }
     }
@@ -301,6 +304,12 @@ impl Section {
     }
 
     fn check(&self, spec: &Spec<'_>) -> Result<(), JobError> {
+        self.check_keys(spec)?;
+        self.check_ranges(spec)
+    }
+
+    /// Keys of other algorithms.
+    fn check_keys(&self, spec: &Spec<'_>) -> Result<(), JobError> {
         let (ppo, impala, dqn) = (Algorithm::Ppo, Algorithm::Impala, Algorithm::Dqn);
         let whose: [(&str, bool, &[Algorithm]); 19] = [
             ("normalise", self.normalise.is_some(), &[ppo, impala]),
@@ -309,7 +318,7 @@ impl Section {
             ("minibatches", self.minibatches.is_some(), &[ppo]),
             ("clip", self.clip.is_some(), &[ppo]),
             ("clip_values", self.clip_values.is_some(), &[ppo]),
-            ("normalise_advantages", self.normalise_advantages.is_some(), &[ppo]),
+            ("normalise_advantages", self.normalise_advantages.is_some(), &[ppo, impala]),
             ("ent_coef", self.ent_coef.is_some(), &[ppo, impala]),
             ("vf_coef", self.vf_coef.is_some(), &[ppo, impala]),
             ("staleness", self.staleness.is_some(), &[impala]),
@@ -327,6 +336,10 @@ impl Section {
             let problem = format!("{key} is no key of this algorithm");
             return Err(spec.mistake(SECTION, key, &problem, "remove it, or change algorithm"));
         }
+        Ok(())
+    }
+
+    fn check_ranges(&self, spec: &Spec<'_>) -> Result<(), JobError> {
         let whole = |value: Option<u64>, max: u64| value.is_none_or(|value| (1..=max).contains(&value));
         let size = |value: Option<usize>, max: u64| whole(value.map(|value| value as u64), max);
         let positive = |value: Option<f64>| value.is_none_or(|value| value > 0.0 && value.is_finite());

@@ -237,6 +237,7 @@ impl Learn for Dqn {
         }
         self.learner.restore(tensors)?;
         self.target = target;
+        self.keep(0..0);
         Ok(())
     }
 }

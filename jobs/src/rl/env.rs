@@ -7,6 +7,7 @@
 use std::io;
 
 use super::Space;
+use super::cells::Cells;
 use super::classic;
 use super::scan_budget::{ScanBudget, WorldConfig};
 
@@ -20,6 +21,8 @@ pub struct EnvSpec {
     pub action: Space,
     /// Steps after which an episode is truncated. None: the environment has no such limit, or keeps it to itself.
     pub steps_max: Option<u32>,
+    /// Where the actions are the cells of a grid, and the observation is theirs.
+    pub cells: Option<Cells>,
 }
 
 impl EnvSpec {

@@ -43,7 +43,7 @@ pub trait Learn: Send {
     /// How rollouts of the job choose.
     fn explore(&self) -> Explore;
 
-    /// A lane's trajectory of this round. One that comes again is the same, and counts once.
+    /// A lane's trajectory of this round, after the last update of the round before. One that comes again is the same, and counts once.
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError>;
 
     /// Numbers of `sums`.
@@ -77,9 +77,12 @@ pub trait Learn: Send {
         self.learner().snapshot()
     }
 
-    /// Takes the tensors of [`Self::snapshot`].
+    /// Takes the tensors of [`Self::snapshot`], and forgets what it has of any lane. In the middle of a round trajectories are taken again, and the round
+    /// begun again, before the next gradient.
     fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), RlError> {
-        self.learner_mut().restore(tensors)
+        self.learner_mut().restore(tensors)?;
+        self.keep(0..0);
+        Ok(())
     }
 }
 
@@ -111,6 +114,39 @@ pub(crate) fn round(updates: u32, sums: &[f32]) -> Round {
         episode_return: mean_of(returns),
         episode_length: mean_of(lengths),
         explained_variance: (variance > 0.0).then(|| 1.0 - missed / count / variance),
+    }
+}
+
+/// Mean and deviation by which advantages are normalised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Scale {
+    mean: f32,
+    deviation: f32,
+}
+
+impl Scale {
+    pub const NONE: Self = Self { mean: 0.0, deviation: 1.0 };
+
+    /// From [`Self::moments`] summed over all lanes: the deviation of a sample, as PyTorch's `std`. One advantage alone has none.
+    pub fn new(moments: &[f32]) -> Self {
+        let [count, sum, square] = [0, 1, 2].map(|at| f64::from(moments[at]));
+        if count < 2.0 {
+            return Self::NONE;
+        }
+        let mean = sum / count;
+        let variance = ((square - sum * mean) / (count - 1.0)).max(0.0);
+        Self { mean: mean as f32, deviation: variance.sqrt() as f32 + 1e-8 }
+    }
+
+    /// How many advantages there are, their sum and that of their squares.
+    pub fn moments(advantages: &[f32], rows: &[u32]) -> [f32; 3] {
+        let values = || rows.iter().map(|&row| f64::from(advantages[row as usize]));
+        [rows.len() as f32, values().sum::<f64>() as f32, values().map(|value| value * value).sum::<f64>() as f32]
+    }
+
+    #[inline(always)]
+    pub fn apply(self, advantage: f32) -> f32 {
+        (advantage - self.mean) / self.deviation
     }
 }
 

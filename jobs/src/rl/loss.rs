@@ -22,6 +22,8 @@ pub(crate) struct Heads {
     policy: Arc<Policy>,
     isa: Isa,
     observations: Vec<f32>,
+    /// What the networks see of them, where that differs.
+    rooms: [Vec<f32>; 2],
     actor: Activations,
     critic: Activations,
     /// Gradients of the outputs.
@@ -34,12 +36,13 @@ pub(crate) struct Heads {
 
 impl Heads {
     pub fn new(policy: &Arc<Policy>) -> Self {
-        let width = policy.actor.outputs();
+        let width = policy.width();
         let continuous = if policy.log_std.is_some() { width } else { 0 };
         Self {
             policy: policy.clone(),
             isa: Isa::best(),
             observations: Vec::new(),
+            rooms: Default::default(),
             actor: Activations::default(),
             critic: Activations::default(),
             output: Vec::new(),
@@ -57,11 +60,14 @@ impl Heads {
             self.observations.extend_from_slice(&trajectory.observations[row as usize * len..][..len]);
         }
         if let Some(at) = self.policy.log_std {
-            self.log_std.copy_from_slice(&weights[at..at + self.policy.actor.outputs()]);
+            self.log_std.copy_from_slice(&weights[at..at + self.policy.width()]);
         }
-        self.policy.actor.forward(self.isa, weights, &self.observations, &mut self.actor);
+        let [actor_room, critic_room] = &mut self.rooms;
+        let input = self.policy.actor_input(&self.observations, actor_room);
+        self.policy.actor.forward(self.isa, weights, input, &mut self.actor);
         let critic = self.policy.critic.as_ref().expect("PPO and IMPALA have a critic");
-        critic.forward(self.isa, weights, &self.observations, &mut self.critic);
+        let input = self.policy.critic_input(&self.observations, critic_room);
+        critic.forward(self.isa, weights, input, &mut self.critic);
     }
 
     /// Values of the rows.
@@ -71,7 +77,7 @@ impl Heads {
 
     /// Log-probabilities of the actions of the rows.
     pub fn log_probs(&mut self, trajectory: &Trajectory, rows: &[u32], out: &mut Vec<f32>) {
-        let width = self.policy.actor.outputs();
+        let width = self.policy.width();
         for (output, &row) in self.actor.output().chunks_exact(width).zip(rows) {
             let row = row as usize;
             out.push(if self.policy.log_std.is_some() {
@@ -90,7 +96,7 @@ impl Heads {
         rows: &[u32],
         mut slopes: impl FnMut(usize, Row) -> (f32, f32, f32),
     ) {
-        let width = self.policy.actor.outputs();
+        let width = self.policy.width();
         self.output.clear();
         self.output.resize(rows.len() * width, 0.0);
         self.value.clear();
@@ -126,10 +132,16 @@ impl Heads {
     /// Adds the gradient of the weights.
     pub fn backward(&mut self, weights: &[f32], gradient: &mut [f32]) {
         let policy = self.policy.clone();
-        let (input, isa) = (&self.observations, self.isa);
-        policy.actor.backward(isa, weights, (input, &self.output), &mut self.actor, gradient);
+        let isa = self.isa;
+        // As the forward pass left them.
+        let [actor_room, critic_room] = &self.rooms;
+        let (actor_input, critic_input) = match policy.cells() {
+            Some(_) => (actor_room, critic_room),
+            None => (&self.observations, &self.observations),
+        };
+        policy.actor.backward(isa, weights, (actor_input, &self.output), &mut self.actor, gradient);
         let critic = policy.critic.as_ref().expect("PPO and IMPALA have a critic");
-        critic.backward(isa, weights, (input, &self.value), &mut self.critic, gradient);
+        critic.backward(isa, weights, (critic_input, &self.value), &mut self.critic, gradient);
         if let Some(at) = policy.log_std {
             let sums = gradient[at..].iter_mut().zip(&mut self.log_std_gradient);
             sums.for_each(|(sum, part)| *sum += std::mem::take(part));

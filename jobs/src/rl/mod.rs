@@ -6,6 +6,7 @@ mod bridge;
 mod bridge_process;
 #[cfg(test)]
 mod burn_check;
+mod cells;
 mod classic;
 mod config;
 mod curve;
@@ -38,6 +39,7 @@ mod trig;
 
 pub use actor::{Acted, Actor, Choices, Explore, Place};
 pub use bridge::{Bridge, BridgeConfig};
+pub use cells::Cells;
 pub use config::{Algorithm, AlgorithmConfig, DqnConfig, ImpalaConfig, PpoConfig, Rate, RlConfig, RlPlan};
 pub use curve::{COLUMNS, Curve};
 pub use dqn::Dqn;

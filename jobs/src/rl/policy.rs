@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
+use super::cells::Cells;
 use super::draws::{Draws, Stream};
 use super::error::RlError;
 use super::math::{exp, ln};
-use super::net::{Activation, Mlp};
+use super::net::{Activation, BLOCK, Mlp};
 use super::{EnvError, EnvSpec, Space};
 use crate::train::{Layout, ParamSpec};
 
@@ -27,6 +28,8 @@ pub struct Policy {
     env: String,
     observation: usize,
     action: Space,
+    /// The actor judges each cell by itself, the critic their means.
+    cells: Option<Cells>,
     pub(crate) actor: Mlp,
     /// None: the actor's outputs are values.
     pub(crate) critic: Option<Mlp>,
@@ -43,10 +46,16 @@ impl Policy {
             let problem = "DQN needs an environment whose actions are choices".to_owned();
             return Err(EnvError::Options { name: env.name.clone(), problem }.into());
         }
-        let sizes = |outputs| [&[env.observation_len()], hidden, &[outputs]].concat();
+        let cells = env.cells.filter(|_| kind == PolicyKind::ActorCritic);
+        let sizes = |inputs: usize, outputs: usize| [&[inputs], hidden, &[outputs]].concat();
+        let len = env.observation_len();
+        let (actor_sizes, critic_sizes) = match cells {
+            Some(cells) => (sizes(cells.inputs(), 1), sizes(cells.whole_inputs(), 1)),
+            None => (sizes(len, env.action.len()), sizes(len, 1)),
+        };
         let activation = if kind == PolicyKind::Q { Activation::Relu } else { Activation::Tanh };
         let mut params: Vec<ParamSpec> = Vec::new();
-        let actor = Mlp::new(&sizes(env.action.len()), activation, 0);
+        let actor = Mlp::new(&actor_sizes, activation, 0);
         push_layers(&mut params, &actor, if kind == PolicyKind::Q { "q" } else { "actor" });
         let mut end = actor.len();
         let log_std = (!discrete).then_some(end);
@@ -55,13 +64,13 @@ impl Policy {
             params.push(ParamSpec { path: "log_std".to_owned(), shape: vec![len], offset, len });
             end += len;
         }
-        let critic = (kind == PolicyKind::ActorCritic).then(|| Mlp::new(&sizes(1), activation, end));
+        let critic = (kind == PolicyKind::ActorCritic).then(|| Mlp::new(&critic_sizes, activation, end));
         if let Some(critic) = &critic {
             push_layers(&mut params, critic, "critic");
         }
         let (observation, action) = (env.observation_len(), env.action.clone());
         let layout = Arc::new(Layout { params, figures });
-        Ok(Self { kind, env: env.name.clone(), observation, action, actor, critic, log_std, layout })
+        Ok(Self { kind, env: env.name.clone(), observation, action, cells, actor, critic, log_std, layout })
     }
 
     pub fn kind(&self) -> PolicyKind {
@@ -76,6 +85,36 @@ impl Policy {
     /// Numbers of an observation.
     pub fn observation_len(&self) -> usize {
         self.observation
+    }
+
+    /// Outputs of the actor for an observation.
+    pub(crate) fn width(&self) -> usize {
+        self.action.len()
+    }
+
+    /// What the actor sees of observations: they themselves, or what is written to `room`.
+    pub(crate) fn actor_input<'a>(&self, observations: &'a [f32], room: &'a mut Vec<f32>) -> &'a [f32] {
+        let Some(cells) = self.cells else { return observations };
+        room.clear();
+        cells.expand(observations, room);
+        room
+    }
+
+    /// The same of the critic.
+    pub(crate) fn critic_input<'a>(&self, observations: &'a [f32], room: &'a mut Vec<f32>) -> &'a [f32] {
+        let Some(cells) = self.cells else { return observations };
+        room.clear();
+        cells.pool(observations, room);
+        room
+    }
+
+    pub(crate) fn cells(&self) -> Option<Cells> {
+        self.cells
+    }
+
+    /// Rows that are computed at once.
+    pub(crate) fn block(&self) -> usize {
+        self.cells.map_or(BLOCK, |cells| (8 * BLOCK / cells.len()).max(1))
     }
 
     pub fn action(&self) -> &Space {

@@ -12,11 +12,10 @@ use super::actor::Explore;
 use super::config::PpoConfig;
 use super::draws::{Draws, Stream};
 use super::error::{RlError, check_len};
-use super::learn::{COMMON, Learn, Round, common, part, round};
+use super::learn::{COMMON, Learn, Round, Scale, common, part, round};
 use super::learner::{Adam, Learner, Updated};
 use super::loss::{Heads, Row};
 use super::math::exp;
-use super::net::BLOCK;
 use super::policy::Policy;
 use super::returns::{Steps, gae};
 use super::trajectory::Trajectory;
@@ -31,13 +30,6 @@ struct Batch {
     returns: Vec<f32>,
     /// Of each epoch: the rows that are transitions, shuffled.
     orders: Vec<Vec<u32>>,
-}
-
-/// Mean and deviation of a minibatch's advantages.
-#[derive(Debug, Clone, Copy)]
-struct Scale {
-    mean: f32,
-    deviation: f32,
 }
 
 pub struct Ppo {
@@ -89,7 +81,7 @@ impl Ppo {
         let (batch, scale) = (&self.batches[&lane], self.scales[update]);
         let order = &batch.orders[update / self.config.minibatches];
         let rows = order[Self::rows(&self.config, batch, update)].to_vec();
-        let advantage = |&row: &u32| (batch.advantages[row as usize] - scale.mean) / scale.deviation;
+        let advantage = |&row: &u32| scale.apply(batch.advantages[row as usize]);
         let advantages = rows.iter().map(advantage).collect();
         let returns = rows.iter().map(|&row| batch.returns[row as usize]).collect();
         (rows, advantages, returns)
@@ -114,12 +106,21 @@ impl Learn for Ppo {
     }
 
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
-        // It may come again in the middle of a round, when updates have been applied: its version is the round's.
-        let expected = [lane.into(), round * trajectory.steps as u64];
-        let got = [trajectory.lane.into(), trajectory.begun];
-        if let Some(at) = (0..2).find(|&at| got[at] != expected[at]) {
-            let what = ["lane of a trajectory", "first step of a trajectory"][at];
-            return Err(RlError::Contract { what, got: got[at], expected: expected[at] });
+        if round == self.round && self.batches.contains_key(&lane) {
+            return Ok(());
+        }
+        // The policy is that of the round's beginning: also for a learner that takes over a lane in the middle of it.
+        let lag = self.learner.version().checked_sub(trajectory.version);
+        let begun = round * trajectory.steps as u64;
+        let contract = |what, got, expected| Err(RlError::Contract { what, got, expected });
+        if trajectory.lane != lane {
+            return contract("lane of a trajectory", trajectory.lane.into(), lane.into());
+        }
+        if trajectory.begun != begun {
+            return contract("first step of a trajectory", trajectory.begun, begun);
+        }
+        if lag.is_none_or(|lag| lag >= self.updates() as u64) {
+            return contract("version of a trajectory's policy", trajectory.version, self.learner.version());
         }
         if round != self.round {
             self.round = round;
@@ -162,10 +163,7 @@ impl Learn for Ppo {
         for (update, out) in out[..3 * self.updates()].chunks_exact_mut(3).enumerate() {
             let order = &batch.orders[update / self.config.minibatches];
             let rows = &order[Self::rows(&self.config, batch, update)];
-            let advantages = || rows.iter().map(|&row| f64::from(batch.advantages[row as usize]));
-            out[0] = rows.len() as f32;
-            out[1] = advantages().sum::<f64>() as f32;
-            out[2] = advantages().map(|advantage| advantage * advantage).sum::<f64>() as f32;
+            out.copy_from_slice(&Scale::moments(&batch.advantages, rows));
         }
         let figures = common(&batch.trajectory, &batch.orders[0], Some(&batch.returns));
         out[3 * self.updates()..].copy_from_slice(&figures);
@@ -180,14 +178,7 @@ impl Learn for Ppo {
         }
         self.round = number;
         let normalise = self.config.normalise_advantages;
-        let scale = |moments: &[f32]| {
-            let [count, sum, square] = [0, 1, 2].map(|at| f64::from(moments[at]));
-            let mean = sum / count;
-            let variance = ((square - sum * mean) / (count - 1.0)).max(0.0);
-            // One sample has no deviation: PyTorch's would be no number.
-            let good = normalise && count > 1.0;
-            if good { Scale { mean: mean as f32, deviation: variance.sqrt() as f32 + 1e-8 } } else { Scale::NONE }
-        };
+        let scale = |moments| if normalise { Scale::new(moments) } else { Scale::NONE };
         self.scales = moments.chunks_exact(3).map(scale).collect();
         Ok(round(self.updates() as u32, figures))
     }
@@ -205,7 +196,7 @@ impl Learn for Ppo {
         let (gradient, figures) = out.split_at_mut(self.learner.layout().len());
         let mut sums = [0f64; Ppo::FIGURES];
         let config = &self.config;
-        for rows in rows.chunks(BLOCK) {
+        for rows in rows.chunks(self.learner.policy().block()) {
             self.heads.forward(self.learner.weights(), &batch.trajectory, rows);
             self.heads.differentiate(&batch.trajectory, rows, |at, row| {
                 let slopes = loss(config, &row, (batch, at, scale));
@@ -228,10 +219,6 @@ impl Learn for Ppo {
     }
 }
 
-impl Scale {
-    const NONE: Self = Self { mean: 0.0, deviation: 1.0 };
-}
-
 /// Slopes of the loss of one row by log-probability, entropy and value, and its figures.
 struct Slopes {
     log_prob: f32,
@@ -243,7 +230,7 @@ struct Slopes {
 #[inline(always)]
 fn loss(config: &PpoConfig, row: &Row, (batch, at, scale): (&Batch, usize, Scale)) -> Slopes {
     let (clip, entropy_coef, value_coef) = (config.clip as f32, config.ent_coef as f32, config.vf_coef as f32);
-    let advantage = (batch.advantages[at] - scale.mean) / scale.deviation;
+    let advantage = scale.apply(batch.advantages[at]);
     let log_ratio = row.log_prob - batch.trajectory.log_probs[at];
     let ratio = exp(log_ratio);
     let (free, cut) = (-advantage * ratio, -advantage * ratio.clamp(1.0 - clip, 1.0 + clip));

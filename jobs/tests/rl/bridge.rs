@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const OWNER: &str = "STOKE_TEST_BRIDGE_OWNER";
 
 /// A Python that has gymnasium. None, and said why, where the packages cannot be had.
-fn python() -> Option<&'static Path> {
+pub(crate) fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
     PYTHON
         .get_or_init(|| {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use stoke_jobs::rl::{
-    Actor, Learn, Pcg64, RlConfig, RlPlan, Rollout, RolloutConfig, Solo, Trajectory, learn, make, tree_sum,
+    Actor, Learn, Pcg64, RlConfig, RlError, RlPlan, Rollout, RolloutConfig, Solo, Trajectory, learn, make, tree_sum,
 };
 
 /// Trains until the mean of the last 100 episodes' returns is above `goal`; the env steps that it took. None: the budget was spent.
@@ -66,20 +66,25 @@ fn dqn_learns_cart_pole() {
     println!("solved after {steps} steps");
 }
 
+type NewLearner = Box<dyn Fn() -> Box<dyn Learn>>;
+
 /// A job in pieces: learners that own lanes, and actors that get a lane's state as bytes and give its trajectory as bytes.
 struct Cluster {
     plan: RlPlan,
     learners: Vec<(Range<u32>, Box<dyn Learn>)>,
     actors: Vec<(Actor, Rollout)>,
     lanes: Vec<Vec<u8>>,
+    /// Of the round, by lane.
+    trajectories: Vec<Vec<u8>>,
+    /// The update at which the last learner dies and another one takes over its lanes, and how to make it.
+    death: Option<(u32, NewLearner)>,
 }
 
 impl Cluster {
-    fn new(spec: &str, seed: u64, owned: &[Range<u32>], actors: usize) -> Self {
+    fn new(spec: &str, (seed, count): (u64, u32), learners: u32, actors: usize) -> Self {
         let config = RlConfig::parse(spec).expect("a good spec");
         let new_env = || config.environment().make(config.envs()).expect("a native environment");
         let env = new_env().spec().clone();
-        let count = owned.last().expect("a learner").end;
         let plan = config.plan(spec, &env, count).expect("a plan");
         let new_learner = || learn(&config, &plan, &env, seed).expect("a learner");
         let rollout = RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma };
@@ -90,9 +95,13 @@ impl Cluster {
             first.save().expect("its bytes")
         });
         Self {
-            learners: owned.iter().map(|lanes| (lanes.clone(), new_learner())).collect(),
+            learners: (0..learners)
+                .map(|at| (at * count / learners..(at + 1) * count / learners, new_learner()))
+                .collect(),
             actors: (0..actors).map(|_| (Actor::new(&policy, seed), Rollout::new(rollout, new_env()))).collect(),
             lanes: lanes.collect(),
+            trajectories: vec![Vec::new(); count as usize],
+            death: None,
             plan,
         }
     }
@@ -116,6 +125,7 @@ impl Cluster {
             let (_, learner) = self.learners.iter_mut().find(|(lanes, _)| lanes.contains(&lane)).expect("an owner");
             let trajectory = Trajectory::decode(&bytes, learner.policy()).expect("a trajectory");
             learner.take(round, lane, trajectory).expect("taken");
+            self.trajectories[lane as usize] = bytes;
         }
         self.lanes = after;
         let sums_len = self.learners[0].1.sums_len();
@@ -124,12 +134,31 @@ impl Cluster {
             self.learners.iter_mut().map(|(_, learner)| learner.begin(round, &sums).expect("a round").updates);
         let updates = updates.collect::<Vec<_>>()[0];
         for update in 0..updates {
+            if self.death.as_ref().is_some_and(|(at, _)| *at == update) {
+                self.replace(round, &sums);
+            }
             let flat = self.learners[0].1.learner().layout().flat_len();
             let sum = self.sum(flat, |learner, lane, part| learner.gradient(update, lane, part).expect("a gradient"));
             self.learners.iter_mut().for_each(|(_, learner)| {
                 learner.apply(update, &sum).expect("an update");
             });
         }
+    }
+
+    /// Another learner has the state of a living one, and gets the trajectories and the sums of the round again.
+    fn replace(&mut self, round: u64, sums: &[f32]) {
+        let state = self.learners[0].1.snapshot().tensors().expect("tensors");
+        let (lanes, _) = self.learners.pop().expect("one that dies");
+        let (_, new_learner) = self.death.as_ref().expect("a death");
+        let mut learner = new_learner();
+        learner.restore(state).expect("a state");
+        for lane in lanes.clone() {
+            let bytes = &self.trajectories[lane as usize];
+            let trajectory = Trajectory::decode(bytes, learner.policy()).expect("a trajectory");
+            learner.take(round, lane, trajectory).expect("taken");
+        }
+        learner.begin(round, sums).expect("a round");
+        self.learners.push((lanes, learner));
     }
 
     fn sum(&mut self, len: usize, each: impl Fn(&mut dyn Learn, u32, &mut [f32])) -> Vec<f32> {
@@ -150,15 +179,111 @@ fn weights_do_not_depend_on_the_number_of_learners_and_actors() {
         let mut solo = Solo::new(spec, 4, 3).expect("a good spec");
         (0..12).for_each(|_| drop(solo.round().expect("a round")));
         let expected = solo.learner().learner().weights_blake3();
-        for (owned, actors) in [(vec![(0, 4)], 1), (vec![(0, 2), (2, 4)], 3), (vec![(0, 1), (1, 2), (2, 3), (3, 4)], 2)]
-        {
-            let owned: Vec<_> = owned.into_iter().map(|(from, to)| from..to).collect();
-            let mut cluster = Cluster::new(spec, 3, &owned, actors);
+        for (learners, actors) in [(1, 1), (2, 3), (4, 2)] {
+            let mut cluster = Cluster::new(spec, (3, 4), learners, actors);
             let mut order = Pcg64::new(actors as u64);
             (0..12).for_each(|round| cluster.round(round, &mut order));
             for (lanes, learner) in &cluster.learners {
-                assert_eq!(learner.learner().weights_blake3(), expected, "{spec}: {owned:?}, {lanes:?}, {actors}");
+                assert_eq!(learner.learner().weights_blake3(), expected, "{spec}: {learners}, {lanes:?}, {actors}");
             }
         }
     }
+}
+
+#[test]
+fn learner_that_takes_over_in_the_middle_of_a_round_changes_no_bit() {
+    let hash = |death: Option<u32>| {
+        let mut cluster = Cluster::new(CART_POLE, (3, 4), 2, 2);
+        let mut order = Pcg64::new(1);
+        for round in 0..4 {
+            let new_learner = || -> Box<dyn Learn> {
+                let config = RlConfig::parse(CART_POLE).expect("a good spec");
+                let env = config.environment().make(1).expect("an environment").spec().clone();
+                learn(&config, &config.plan(CART_POLE, &env, 4).expect("a plan"), &env, 3).expect("a learner")
+            };
+            cluster.death = death.map(|at| ((at + round as u32 * 5) % 16, Box::new(new_learner) as _));
+            cluster.round(round, &mut order);
+        }
+        cluster.learners.iter().map(|(_, learner)| learner.learner().weights_blake3()).collect::<Vec<_>>()
+    };
+    let calm = hash(None);
+    assert_eq!(calm[0], calm[1]);
+    for death in [0, 1, 7, 15] {
+        assert_eq!(hash(Some(death)), calm, "a death at update {death}");
+    }
+}
+
+#[test]
+fn learner_that_is_restored_goes_on_with_the_same_bits() {
+    let dqn = "[rl]\nalgorithm = 'dqn'\nenvironment = 'CartPole-v1'\nlearning_starts = 40\ntarget_every = 70\n";
+    for spec in [CART_POLE, dqn] {
+        let mut cluster = Cluster::new(spec, (3, 4), 1, 1);
+        let mut order = Pcg64::new(1);
+        (0..6).for_each(|round| cluster.round(round, &mut order));
+        let saved = cluster.learners[0].1.snapshot().tensors().expect("tensors");
+        let config = RlConfig::parse(spec).expect("a good spec");
+        let env = config.environment().make(1).expect("an environment").spec().clone();
+        // Another seed: nothing of its own may be left.
+        let mut other = learn(&config, &cluster.plan, &env, 99).expect("a learner");
+        other.restore(saved.clone()).expect("a state");
+        assert_eq!(other.learner().weights_blake3(), cluster.learners[0].1.learner().weights_blake3());
+        assert_eq!(other.learner().fingerprint(), cluster.learners[0].1.learner().fingerprint());
+        assert_eq!(other.learner().version(), cluster.learners[0].1.learner().version());
+        assert_eq!(other.snapshot().tensors().expect("tensors"), saved);
+        for damaged in 0..saved.len() {
+            let mut tensors = saved.clone();
+            tensors.remove(damaged);
+            assert!(other.restore(tensors).is_err(), "without {}", saved[damaged].name);
+        }
+        assert_eq!(other.snapshot().tensors().expect("tensors"), saved, "nothing changes before everything is checked");
+    }
+    // All of PPO's state is there: the next rounds are the same.
+    let mut whole = Cluster::new(CART_POLE, (3, 4), 1, 1);
+    let mut order = Pcg64::new(1);
+    (0..3).for_each(|round| whole.round(round, &mut order));
+    let mut resumed = Cluster::new(CART_POLE, (3, 4), 2, 1);
+    resumed.lanes.clone_from(&whole.lanes);
+    for (_, learner) in &mut resumed.learners {
+        learner.restore(whole.learners[0].1.snapshot().tensors().expect("tensors")).expect("a state");
+    }
+    for round in 3..6 {
+        whole.round(round, &mut order);
+        resumed.round(round, &mut order);
+    }
+    let hash = |cluster: &Cluster| cluster.learners[0].1.learner().weights_blake3();
+    assert_eq!(hash(&resumed), hash(&whole));
+}
+
+#[test]
+fn trajectories_of_another_round_or_lane_or_too_old_a_policy_are_refused() {
+    let impala = "[rl]\nalgorithm = 'impala'\nenvironment = 'CartPole-v1'\nstaleness = 2\n";
+    for (spec, rounds) in [(CART_POLE, 1), (impala, 3)] {
+        let mut cluster = Cluster::new(spec, (3, 4), 1, 1);
+        let (explore, steps) = (cluster.learners[0].1.explore(), cluster.plan.steps);
+        let state = cluster.lanes[0].clone();
+        let (actor, rollout) = &mut cluster.actors[0];
+        actor.load(0, cluster.learners[0].1.learner().weights()).expect("weights");
+        let (old, _) = rollout.run(&state, actor, (explore, steps)).expect("a rollout");
+        let mut order = Pcg64::new(1);
+        (0..rounds).for_each(|round| cluster.round(round, &mut order));
+        let learner = &mut cluster.learners[0].1;
+        let refused = |result: Result<(), RlError>| matches!(result, Err(RlError::Contract { .. }));
+        assert!(refused(learner.take(rounds, 0, old.clone())), "{spec}: too old");
+        assert!(refused(learner.take(rounds, 1, Trajectory { version: learner.learner().version(), ..old.clone() })));
+        assert!(refused(learner.take(rounds, 0, Trajectory { version: u64::MAX, ..old })), "{spec}: of the future");
+    }
+}
+
+#[test]
+fn weights_have_these_bits_on_every_machine() {
+    let continuous = "[rl]\nalgorithm = 'ppo'\nenvironment = 'Pendulum-v1'\nsteps = 256\n";
+    let dqn = "[rl]\nalgorithm = 'dqn'\nenvironment = 'CartPole-v1'\nlearning_starts = 100\n";
+    let impala = "[rl]\nalgorithm = 'impala'\nenvironment = 'Acrobot-v1'\n";
+    let hashes = [CART_POLE, continuous, dqn, impala].map(|spec| {
+        let mut solo = Solo::new(spec, 4, 3).expect("a good spec");
+        (0..8).for_each(|_| drop(solo.round().expect("a round")));
+        solo.learner().learner().weights_blake3()[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    });
+    // They change only with the arithmetic: then every job's bits do, and the change log says so.
+    assert_eq!(hashes, ["92e78704", "41d9934b", "d1c6b47c", "f336bdb9"]);
 }

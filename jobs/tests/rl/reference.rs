@@ -112,7 +112,7 @@ fn near(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
 
 fn policy(kind: PolicyKind, action: Space, hidden: &[usize], figures: usize) -> Arc<Policy> {
     let observation = Space::Box { low: vec![-1.0; 4], high: vec![1.0; 4] };
-    let env = EnvSpec { name: "none".to_owned(), observation, action, steps_max: None };
+    let env = EnvSpec { name: "none".to_owned(), observation, action, steps_max: None, cells: None };
     Arc::new(Policy::new(kind, &env, hidden, figures).expect("a policy"))
 }
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use serde_json::Map;
 use stoke_jobs::rl::{
-    Actor, EnvError, Explore, NATIVE, Pcg64, Policy, PolicyKind, RlError, Rollout, RolloutConfig, TRANSITION,
-    Trajectory, make,
+    Actor, EnvConfig, EnvError, Explore, NATIVE, Pcg64, Policy, PolicyKind, RlError, Rollout, RolloutConfig,
+    TRANSITION, Trajectory, make,
 };
 
 fn policy(env: &str) -> Arc<Policy> {
@@ -49,6 +50,33 @@ fn rollout_is_a_function_of_state_and_weights() {
         assert!(piece.rewards == rewards && one.save().expect("its bytes") == state, "{env}, {normalise}");
         assert_eq!((piece.lane, piece.begun, piece.version), (2, 0, 9));
         assert!(piece.flags.iter().any(|flag| flag & TRANSITION != 0));
+    }
+}
+
+#[test]
+fn rollout_of_gymnasiums_environment_goes_on_in_another_process() {
+    let Some(python) = crate::bridge::python() else { return };
+    for name in ["Taxi-v4", "FrozenLake-v1"] {
+        let python = Some(python.to_owned());
+        let env = EnvConfig { name: name.to_owned(), options: Map::new(), python, folders: Vec::new() };
+        let begin = || {
+            let config = RolloutConfig { seed: 4, normalise: false, gamma: 0.99 };
+            Rollout::new(config, env.make(2).expect("gymnasium starts"))
+        };
+        let spec = env.make(1).expect("gymnasium starts").spec().clone();
+        let policy = Policy::new(PolicyKind::ActorCritic, &spec, &[16], 6).expect("a policy");
+        let mut actor = actor(&Arc::new(policy));
+        let (mut one, mut other) = (begin(), begin());
+        one.begin(0).expect("a lane");
+        let mut state = one.save().expect("its bytes");
+        for steps in [30, 170, 90] {
+            let here = one.run(&state, &mut actor, (Explore::Sample, steps)).expect("a rollout");
+            let there = other.run(&state, &mut actor, (Explore::Sample, steps)).expect("a rollout");
+            assert!(here == there, "{name}");
+            // The next piece is played where the envs have to be restored.
+            other.begin(1).expect("another lane");
+            state = here.1;
+        }
     }
 }
 

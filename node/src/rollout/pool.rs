@@ -65,18 +65,26 @@ struct Sent {
     order: PlayOrder,
 }
 
+/// A lane for a player.
+struct Assigned {
+    number: u64,
+    order: PlayOrder,
+    /// Where the player has those of another version: theirs and their bytes.
+    weights: Option<(u64, Bytes)>,
+}
+
 impl Shared {
     fn round(&self) -> MutexGuard<'_, Round> {
         self.round.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next lane for a player, and the weights where it has those of another version.
-    fn assign(&self, to: RankId, has: Option<u64>) -> Option<(u64, PlayOrder, Option<(u64, Bytes)>)> {
+    /// The next lane for a player that has weights of a version.
+    fn assign(&self, to: RankId, has: Option<u64>) -> Option<Assigned> {
         let mut round = self.round();
         let (number, order) = round.waiting.pop_front()?;
         let weights = (has != Some(round.version)).then(|| (round.version, round.weights.clone()));
         round.sent.insert(number, Sent { lane: order.lane, to, at: Instant::now(), order: order.clone() });
-        Some((number, order, weights))
+        Some(Assigned { number, order, weights })
     }
 
     fn returned(&self, number: u64, played: Option<PlayedBytes>) {
@@ -221,7 +229,7 @@ async fn order(
         if let Ok(credit) = credits.acquire().await {
             credit.forget();
         }
-        let (number, order, weights) = loop {
+        let Assigned { number, order, weights } = loop {
             let ordered = shared.ordered.notified();
             tokio::pin!(ordered);
             // From here on nothing is missed.

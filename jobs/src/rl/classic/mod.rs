@@ -77,6 +77,7 @@ impl<D: Dynamics> Classic<D> {
             observation: D::observation(),
             action: D::action(),
             steps_max: Some(D::STEPS_MAX),
+            cells: None,
         };
         Self {
             spec,

@@ -15,13 +15,12 @@ pub use ports::{Class, Port, PortTable};
 pub use world::{Probed, WorldConfig};
 
 use self::world::World;
+use super::cells::{Cells, FEATURES};
 use super::env::{Actions, EnvError, EnvSpec, Step, VecEnv, check_actions, check_len, check_step};
 use super::pcg64::{self, Pcg64};
 use super::space::Space;
 
 pub(super) const NAME: &str = "scan-budget";
-/// Numbers of an observation that a cell has.
-const FEATURES: usize = 3;
 
 /// Envs of simulated internets. An observation has three numbers for each cell (group after group, port after port), all from 0 to 1: the share of
 /// probes that found a service, in this pass over its hosts or, before its first batch, in the last; the share of its hosts that were ever probed; the
@@ -54,6 +53,7 @@ impl ScanBudget {
             observation: Space::Box { low: vec![0.0; len], high: vec![1.0; len] },
             action: Space::Discrete { n: config.cells() as u32 },
             steps_max: None,
+            cells: Some(Cells { groups: config.groups, ports: config.ports, systems: config.systems }),
         };
         let empty = || Env { rng: Pcg64::new(0), world: World::empty(&config), course: Course::Unseeded };
         let envs = (0..envs).map(|_| empty()).collect();
