@@ -390,6 +390,8 @@ pub fn transport_failure(error: TransportError) -> Failure {
             "log in again with `stoke login --join TOKEN --coordinator HOST:PORT`, and check the address",
         ),
         TransportError::Bind { .. } => (Exit::Conflict, "choose another port, or stop the process that has it"),
+        // The same question would get the same answer.
+        TransportError::Frame(_) => (Exit::Negative, "run the same stoke release on both sides"),
         other => closed_failure(other.closed()),
     };
     let failure = Failure::from_error(exit, error);
@@ -416,6 +418,8 @@ async fn pause(wait: &mut Duration) {
 
 #[cfg(test)]
 mod tests {
+    use stoke_protocol::codec::CodecError;
+
     use super::*;
 
     #[test]
@@ -436,5 +440,7 @@ mod tests {
         }
         let role = Closed::ByPeer { code: CloseCode::WrongRole, reason: String::new() };
         assert_eq!(transport_failure(TransportError::Closed(role)).exit, Exit::Denied);
+        let unreadable = transport_failure(TransportError::Frame(CodecError::Version { theirs: 1 }));
+        assert_eq!(unreadable.exit, Exit::Negative, "asking again gives the same");
     }
 }

@@ -40,6 +40,21 @@ impl Exit {
         }
     }
 
+    /// The opposite; none where no command ends so.
+    pub fn of_code(code: i32) -> Option<Self> {
+        let all = [
+            Self::Ok,
+            Self::Negative,
+            Self::Usage,
+            Self::NotFound,
+            Self::Denied,
+            Self::Unavailable,
+            Self::Conflict,
+            Self::Interrupted,
+        ];
+        all.into_iter().find(|exit| i32::from(exit.code()) == code)
+    }
+
     /// The name that programs see in `--json` errors.
     fn name(self) -> &'static str {
         match self {

@@ -2,13 +2,14 @@
 //! follow the wire; ids are the strings that people type (`job-7`), moments are milliseconds since the Unix epoch.
 
 use serde_json::{Value, json};
+use stoke_protocol::ids::NodeId;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{
     CheckpointView, ClusterView, DrainView, Explanation, JobState, JobView, NodeState, NodeView, OutcomeView,
     TokenScope, TokenState, TokenView,
 };
 use stoke_protocol::message::node::LogChunk;
-use stoke_protocol::message::rank::Progress;
+use stoke_protocol::message::rank::{Progress, RlProgress};
 use stoke_protocol::message::serve::Traffic;
 use stoke_protocol::message::split::{Planned, Split, SplitRank};
 
@@ -113,6 +114,24 @@ fn progress(progress: &Progress) -> Value {
         "apply_ms": float(progress.apply_ms),
         "samples": progress.samples,
         "skipped_steps": progress.skipped,
+        "rl": progress.rl.as_ref().map(rl_progress),
+    })
+}
+
+fn rl_progress(rl: &RlProgress) -> Value {
+    let figure = |value: Option<f32>| value.map_or(Value::Null, float);
+    json!({
+        "round": rl.round,
+        "rounds": rl.rounds,
+        "env_steps": rl.env_steps,
+        "env_steps_per_second": rl.env_steps_per_second,
+        "episodes": rl.episodes,
+        "episode_return": figure(rl.episode_return),
+        "explained_variance": figure(rl.explained_variance),
+        "approx_kl": figure(rl.approx_kl),
+        "entropy": figure(rl.entropy),
+        "lag": figure(rl.lag),
+        "environment_failures": rl.environment_failures,
     })
 }
 
@@ -155,17 +174,21 @@ pub fn explanation(view: &Explanation) -> Value {
         .iter()
         .map(|event| json!({ "at_ms": event.at_ms, "index": event.index.0, "text": event.text }))
         .collect();
-    json!({ "job": job(&view.job), "nodes": nodes, "events": events, "split": view.split.as_deref().map(split) })
+    let on = |rank: usize| view.job.placement.iter().find(|(id, _)| id.0 as usize == rank).map(|(_, node)| *node);
+    let split = view.split.as_deref().map(|view| split(view, on));
+    json!({ "job": job(&view.job), "nodes": nodes, "events": events, "split": split })
 }
 
 pub fn planned(view: &Planned) -> Value {
     let nodes: Vec<Value> =
         view.nodes.iter().map(|(node, reason)| json!({ "node": node.to_string(), "reason": reason })).collect();
-    json!({ "model": view.model, "split": view.split.as_ref().map(split), "reason": view.reason, "nodes": nodes })
+    let fits_now = view.split.is_some() && view.reason.is_empty();
+    let split = view.split.as_ref().map(|view| split(view, |_| None));
+    json!({ "model": view.model, "split": split, "fits_now": fits_now, "reason": view.reason, "nodes": nodes })
 }
 
-/// Layers from the first to the last.
-fn split(view: &Split) -> Value {
+/// Layers from the first to the last. `on`: where a rank is, if it has been placed.
+fn split(view: &Split, on: impl Fn(usize) -> Option<NodeId>) -> Value {
     let rank = |(number, rank): (usize, &SplitRank)| {
         json!({
             "rank": number,
@@ -173,7 +196,8 @@ fn split(view: &Split) -> Value {
             "part": rank.part,
             "layers": [rank.layers.0, rank.layers.1.saturating_sub(1)],
             "memory_bytes": rank.memory_bytes,
-            "node": rank.node.to_string(),
+            "node": on(number).unwrap_or(rank.node).to_string(),
+            "planned_node": rank.node.to_string(),
             "layer_ms": rank.layer_ns as f64 / 1e6,
             "rtt_ms": f64::from(rank.rtt_us) / 1e3,
         })
@@ -217,6 +241,16 @@ fn traffic(traffic: Traffic) -> &'static str {
         Traffic::Share { .. } => "share",
         Traffic::Shadow => "shadow",
         Traffic::Leaving => "leaving",
+    }
+}
+
+/// The same for people.
+pub fn traffic_words(traffic: Traffic) -> String {
+    match traffic {
+        Traffic::Rest => "all new ones that no share takes".into(),
+        Traffic::Share { millionths } => format!("a share of {} of the new ones", f64::from(millionths) / 1e6),
+        Traffic::Shadow => "a copy of each new one; nobody gets its answers".into(),
+        Traffic::Leaving => "no new ones: it leaves".into(),
     }
 }
 

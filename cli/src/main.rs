@@ -1,14 +1,18 @@
 //! The `stoke` binary: argument parsing, the runtime, the exit code. Everything else is in the commands.
 
 mod chaos;
+mod chart;
 mod client;
 mod command;
 mod detection;
 mod diagnosis;
+mod example;
 mod failure;
 mod json;
 mod local;
 mod logging;
+mod model;
+mod named;
 mod output;
 mod place;
 mod progress;
@@ -126,6 +130,9 @@ mod tests {
             if nested.is_empty() && !command.is_hide_set() {
                 let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("Example"), "{} has no example", command.get_name());
+                // Longer ones are wrapped, and nobody can paste them.
+                let long = help.lines().find(|line| line.starts_with("  stoke ") && line.chars().count() > 100);
+                assert_eq!(long, None, "{}", command.get_name());
             }
             commands.extend(nested);
         }

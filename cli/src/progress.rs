@@ -125,6 +125,9 @@ fn ended(generation: Generation, reason: &str) -> String {
 
 /// Loss, accuracy, speed and the time that is left at this speed.
 fn figures(progress: &rank::Progress) -> String {
+    if let Some(rl) = &progress.rl {
+        return rl_figures(rl);
+    }
     let mut text = format!("loss {:.4} accuracy {:.4}", progress.loss, progress.accuracy);
     if progress.samples_per_second > 0.0 {
         let _ = write!(text, " {} samples/s", output::grouped(progress.samples_per_second as u64));
@@ -134,6 +137,28 @@ fn figures(progress: &rank::Progress) -> String {
     if progress.samples_per_second > 0.0 && samples_left > 0 {
         let left_ms = samples_left as f64 / progress.samples_per_second * 1000.0;
         let _ = write!(text, ", {} left", output::duration_ms(left_ms as u64));
+    }
+    text
+}
+
+/// Return, speed in steps of environments, and what shows whether learning is sound.
+fn rl_figures(rl: &rank::RlProgress) -> String {
+    let mut text = match rl.episode_return {
+        Some(mean) => format!("return {mean:.1} over the last 100 episodes"),
+        None => "no episode has ended".to_owned(),
+    };
+    let _ = write!(text, ", {} env steps", output::grouped(rl.env_steps));
+    if rl.env_steps_per_second > 0.0 {
+        let _ = write!(text, ", {}/s", output::grouped(rl.env_steps_per_second as u64));
+    }
+    let named = [("KL", rl.approx_kl), ("explained variance", rl.explained_variance), ("lag", rl.lag)];
+    for (name, value) in named {
+        if let Some(value) = value {
+            let _ = write!(text, ", {name} {value:.3}");
+        }
+    }
+    if rl.environment_failures > 0 {
+        let _ = write!(text, ", {} of environments", output::count(rl.environment_failures, "failure"));
     }
     text
 }
@@ -164,7 +189,25 @@ mod tests {
             samples: 5000,
             skipped: 0,
             lanes: 2,
+            rl: None,
         };
         assert_eq!(figures(&progress), "loss 0.2500 accuracy 0.9000 1,000 samples/s, 5.0s left");
+        let rl = rank::RlProgress {
+            round: 3,
+            rounds: 10,
+            env_steps: 1536,
+            env_steps_per_second: 51_200.0,
+            episodes: 20,
+            episode_return: Some(31.25),
+            explained_variance: None,
+            approx_kl: Some(0.0123),
+            entropy: Some(0.6),
+            lag: None,
+            environment_failures: 1,
+        };
+        assert_eq!(
+            figures(&rank::Progress { rl: Some(rl), ..progress }),
+            "return 31.2 over the last 100 episodes, 1,536 env steps, 51,200/s, KL 0.012, 1 failure of environments"
+        );
     }
 }

@@ -79,7 +79,10 @@ impl Report {
         if let Some(checkpoint) = self.view.checkpoint.as_ref().filter(|_| self.view.state == JobState::Succeeded) {
             let folder = checkpoint.uri.strip_prefix("file://").unwrap_or(&checkpoint.uri);
             let (program, folder) = (output::program(), output::quoted(folder));
-            text.push_str(&format!("\nuse it:  {program} predict --checkpoint {folder} < lines.txt\n"));
+            text.push_str(&match self.view.trainer.as_str() {
+                "rl" => format!("\nuse it:  {program} eval {folder}; {program} plot {folder}\n"),
+                _ => format!("\nuse it:  {program} predict --checkpoint {folder} < lines.txt\n"),
+            });
         }
         text
     }
@@ -133,7 +136,8 @@ fn summary_table(view: &JobView) -> output::Table {
         }
         table.row(["loss".into(), format!("{:.6}", outcome.loss)]);
         for (name, value) in &outcome.metrics {
-            table.row([format!("held-out {name}"), format!("{value:.4}")]);
+            let held_out = if view.trainer == "rl" { "" } else { "held-out " };
+            table.row([format!("{held_out}{name}"), format!("{value:.4}")]);
         }
         table.row(["weights_blake3".into(), outcome.weights_blake3.to_string()]);
     }

@@ -2,15 +2,19 @@
 
 use serde_json::{Value, json};
 use stoke_protocol::message::client::{JobView, LoadView, ScaleView, ServesView};
+use stoke_protocol::spec::Precision;
 
-use crate::json::float;
+use crate::json::{self, float};
 use crate::output::{self, Table, grouped};
 
 /// Part of a job's document; field names are stable.
 pub fn document(serves: &ServesView) -> Value {
-    let ServesView { model, ready, load, replicas, answering, held, scale } = serves;
+    let ServesView { model, task, weights, precision, ready, load, replicas, answering, held, scale } = serves;
     json!({
         "model": model,
+        "task": task,
+        "weights": weights,
+        "precision": precision,
         "ready": ready,
         "replicas": replicas,
         "answering": answering,
@@ -38,14 +42,29 @@ fn load_document(load: &LoadView) -> Value {
 pub fn lines(job: &JobView) -> String {
     let Some(serves) = &job.serves else { return String::new() };
     let mut table = Table::bare();
-    let answers = if serves.ready { "it answers" } else { "it does not answer" };
-    table.row(["serves".into(), format!("{}, {answers}", serves.model)]);
+    let precision = if serves.precision == Precision::Full { ", in full precision" } else { "" };
+    let answers = match (job.state.is_terminal(), serves.ready) {
+        (true, _) => "",
+        (false, true) => ", it answers",
+        (false, false) => ", it does not answer",
+    };
+    table.row(["serves".into(), format!("{} from {}{precision}{answers}", serves.model, serves.weights)]);
+    if job.state.is_terminal() {
+        return table.render();
+    }
+    let places: Vec<String> = job.placement.iter().map(|(rank, node)| format!("{rank} on {node}")).collect();
+    if !places.is_empty() {
+        table.row(["ranks".into(), places.join(", ")]);
+    }
+    if let Some(traffic) = job.traffic {
+        table.row(["requests".into(), json::traffic_words(traffic)]);
+    }
     table.row(["replicas".into(), replicas(serves)]);
     let here = match &serves.load {
         Some(load) => format!("{} running, {} waiting", load.running, load.waiting),
         None => "its head was not heard in the last seconds".into(),
     };
-    table.row(["requests".into(), format!("{here}; at gateways {} of {} wait for a head", serves.held, serves.model)]);
+    table.row(["now".into(), format!("{here}; at gateways {} of {} wait for a head", serves.held, serves.model)]);
     if let Some(load) = &serves.load {
         table.row(["speed".into(), speed(load)]);
         let (answers, tokens) = (output::count(load.answers, "answer"), output::count(load.tokens, "token"));
@@ -72,6 +91,8 @@ fn speed(load: &LoadView) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stoke_protocol::spec::Task;
+
     use super::*;
 
     #[test]
@@ -79,6 +100,9 @@ mod tests {
         let scale = ScaleView { min: 1, max: 4, requests: 16, first_token_ms: Some(2_000) };
         let serves = ServesView {
             model: "m".into(),
+            task: Task::Generate,
+            weights: "/m".into(),
+            precision: Precision::Rounded,
             ready: true,
             load: None,
             replicas: 3,

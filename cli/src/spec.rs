@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use stoke_jobs::JobError;
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{JobSpec, plain_toml};
 
 use crate::failure::{Exit, Failure, OrFail};
 use crate::output;
@@ -95,7 +95,7 @@ fn read(path: &Path) -> Result<(String, String, PathBuf), Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::from_error(Exit::Usage, error)
             .context(format!("read spec {}", path.display()))
-            .help("name a job spec, for example jobs/specs/domains.toml")
+            .help("name the file of a spec: jobs/specs/domains.toml is one that trains, jobs/specs/serve-smollm2.toml one that serves")
     })?;
     let base = std::path::absolute(path).or_fail(Exit::Usage, "resolve the spec's path")?;
     let base = base.parent().map(Path::to_path_buf).unwrap_or(current()?);
@@ -134,7 +134,7 @@ fn changes(args: &SpecArgs) -> Result<Vec<Change>, Failure> {
 fn changed(text: &str, changes: &[Change]) -> Result<String, (Option<usize>, String)> {
     let mut document: toml::Table = toml::from_str(text).map_err(|error| {
         let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        (line, error.message().replace('\n', ", "))
+        (line, plain_toml(error.message()))
     })?;
     for change in changes {
         set_key(&mut document, &change.key, change.value.clone()).map_err(|problem| (None, problem))?;

@@ -199,6 +199,12 @@ impl<'a> Spec<'a> {
         JobError::Config { line, problem: format!("unknown trainer \"{name}\""), mend }
     }
 
+    /// A policy is no classifier, and no plain module.
+    pub fn no_classifier(&self) -> JobError {
+        let problem = "trainer \"rl\" learns a policy: it classifies nothing".to_owned();
+        JobError::Config { line: 1, problem, mend: "`stoke eval JOB` tells what it is worth".to_owned() }
+    }
+
     /// The files that `[data]` names.
     pub fn data_paths(&self) -> Result<Vec<PathBuf>, JobError> {
         let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
@@ -241,6 +247,10 @@ fn plain(expected: &str) -> &str {
     match expected {
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
         "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a section",
+        other if other.starts_with("struct ") => "a section",
         other => other,
     }
 }

@@ -29,4 +29,24 @@ pub enum JobError {
     /// The pool of compute threads could not be started.
     #[error("start {threads} compute threads: {problem}")]
     Threads { threads: usize, problem: String },
+    /// An environment that fails, or what rollouts and learners say of each other.
+    #[error(transparent)]
+    Rl(Box<crate::rl::RlError>),
+}
+
+impl JobError {
+    /// Whether another try may end otherwise: the machine, or a process that an environment runs in, was at fault.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Threads { .. } => true,
+            Self::Rl(error) => matches!(&**error, crate::rl::RlError::Env(error) if error.is_passing()),
+            Self::Config { .. }
+            | Self::File { .. }
+            | Self::Row { .. }
+            | Self::Data { .. }
+            | Self::NonFinite { .. }
+            | Self::Tensor { .. }
+            | Self::Contract { .. } => false,
+        }
+    }
 }

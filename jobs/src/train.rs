@@ -22,7 +22,7 @@ use self::fingerprint::Fingerprint;
 pub use snapshot::{Snapshot, weights_blake3};
 
 use crate::config::Spec;
-use crate::{JobError, data};
+use crate::{JobError, data, rl};
 
 /// Figures at the tail of the flat vector, summed over lanes as the gradients are: loss sum, correct predictions, samples.
 pub const STATS: usize = 3;
@@ -131,6 +131,24 @@ pub struct Applied {
     pub samples: u64,
 }
 
+/// How reinforcement learning goes, for reports. None: not known yet, or no figure of the algorithm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RlProgress {
+    pub round: u64,
+    pub rounds: u64,
+    /// Of all envs together.
+    pub env_steps: u64,
+    pub episodes: u64,
+    /// Mean over the last hundred episodes.
+    pub episode_return: Option<f32>,
+    pub explained_variance: Option<f32>,
+    pub approx_kl: Option<f32>,
+    pub entropy: Option<f32>,
+    /// Updates that trajectories were behind.
+    pub lag: Option<f32>,
+    pub environment_failures: u64,
+}
+
 /// A named f32 tensor of a checkpoint: `model.<path>` or `optimizer.<path>.<field>`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NamedTensor {
@@ -180,6 +198,11 @@ pub trait Train: Send {
         weights_blake3(&self.snapshot().weights().expect("parameters are f32"))
     }
 
+    /// Of reinforcement learning.
+    fn rl(&self) -> Option<RlProgress> {
+        None
+    }
+
     /// A checksum over the bits of the parameters in layout order, cheap enough for every step: equal on replicas that are
     /// equal.
     fn fingerprint(&self) -> u64;
@@ -207,14 +230,15 @@ pub trait Predict: Send {
 }
 
 /// Names of the built-in trainers.
-pub const TRAINERS: [&str; 2] = ["domains", "digits"];
+pub const TRAINERS: [&str; 3] = ["domains", "digits", "rl"];
 
-/// Reads the spec's `[data] [model] [optimizer] [schedule]`, loads the data and builds the model of `trainer`.
+/// Reads the spec's `[data] [model] [optimizer] [schedule]`, or `[rl]`, loads the data and builds the model of `trainer`.
 pub fn load(config_toml: &str, trainer: &str, plan: Plan) -> Result<Box<dyn Train>, JobError> {
     let spec = Spec::new(config_toml);
     match trainer {
         "domains" => domains::load(&spec, plan),
         "digits" => digits::load(&spec, plan),
+        "rl" => rl::load(config_toml, &plan),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
 }
@@ -225,6 +249,7 @@ pub fn check(config_toml: &str, trainer: &str) -> Result<(), JobError> {
     match trainer {
         "domains" => domains::sections(&spec).map(drop),
         "digits" => digits::sections(&spec).map(drop),
+        "rl" => rl::check(config_toml),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
 }
@@ -245,6 +270,7 @@ pub fn classifier(
     match trainer {
         "domains" => domains::classifier(&spec, tensors),
         "digits" => digits::classifier(&spec, tensors),
+        "rl" => Err(spec.no_classifier()),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
 }
@@ -257,6 +283,7 @@ pub fn pytorch(config_toml: &str, trainer: &str, mut tensors: Vec<NamedTensor>) 
     match trainer {
         "domains" => domains::pytorch(&spec, tensors),
         "digits" => digits::pytorch(&spec, tensors),
+        "rl" => Err(spec.no_classifier()),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
 }

@@ -11,3 +11,4 @@ mod server;
 pub mod worker;
 
 pub use config::{Config, Gateway};
+pub use server::model_folder;

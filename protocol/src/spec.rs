@@ -1,10 +1,11 @@
 //! The job spec: one TOML document that people write. Owns its keys, their defaults and their checks; errors name the key, the line and the
-//! mend. The sections `[data]`, `[model]`, `[optimizer]` and `[schedule]` belong to the trainer and are checked by `stoke-jobs`.
+//! mend. The sections `[data]`, `[model]`, `[optimizer]`, `[schedule]` and `[rl]` belong to the trainer and are checked by `stoke-jobs`.
 
 mod replicas;
 mod serve;
 mod span;
 mod train;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,7 @@ pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
 pub use train::{OnNan, Straggler, Train};
+pub use words::{plain_json, plain_toml};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
 pub const SPEC_BYTES_MAX: usize = 32 * 1024;
@@ -26,6 +28,8 @@ pub const RANKS_MAX: u32 = 256;
 /// The names of all that are kept travel in one control frame.
 pub const KEEP_MAX: u32 = 1_000;
 const NAME_CHARS_MAX: usize = 63;
+/// The trainer of jobs with `[rl]`.
+const RL: &str = "rl";
 /// More than the processors of any machine: a rank starts so many threads at once.
 const THREADS_MAX: u32 = 256;
 /// Of a rank, where nobody has said or measured how much it needs.
@@ -38,7 +42,7 @@ const URI_BYTES_MAX: usize = 4096;
 pub struct JobSpec {
     /// For people; letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// A built-in trainer: `domains`, `digits`. Empty: the job serves.
+    /// A built-in trainer: `domains`, `digits`, `rl`. Empty: the job serves, or has `[rl]`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub trainer: String,
     /// Higher goes first.
@@ -64,6 +68,8 @@ pub struct JobSpec {
     pub optimizer: toml::Table,
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub schedule: toml::Table,
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub rl: toml::Table,
 }
 
 /// What each rank needs.
@@ -157,7 +163,8 @@ impl JobSpec {
                 text.len()
             )));
         }
-        let spec: Self = toml::from_str(text).map_err(|error| SpecError::from_toml(text, &error))?;
+        let mut spec: Self = toml::from_str(text).map_err(|error| SpecError::from_toml(text, &error))?;
+        spec.complete_rl().map_err(|(key, message)| SpecError { line: line_of_key(text, key), message })?;
         spec.check(text)?;
         // Short keys like `a.b.c = 1` grow when each table gets its own heading.
         let canonical = spec.to_toml().len();
@@ -167,6 +174,37 @@ impl JobSpec {
             )));
         }
         Ok(spec)
+    }
+
+    /// A job with `[rl]` has its length there, and one sample a lane and step: `[train]` says the rest, or is left out.
+    fn complete_rl(&mut self) -> Result<(), (&'static str, String)> {
+        if self.rl.is_empty() {
+            return match &self.train {
+                Some(train) if train.batch == 0 => {
+                    Err(("train", "missing field `batch`: add for example `batch = 64`".into()))
+                }
+                _ => Ok(()),
+            };
+        }
+        if self.trainer.is_empty() {
+            self.trainer = RL.to_owned();
+        }
+        if self.trainer != RL {
+            return Err((
+                "trainer",
+                format!("trainer = {:?} has no section [rl]: leave one of them out", self.trainer),
+            ));
+        }
+        let train = self.train.get_or_insert_default();
+        if train.steps.is_some() || train.epochs.is_some_and(|epochs| epochs != 1) {
+            let key = if train.steps.is_some() { "steps" } else { "epochs" };
+            return Err((key, format!("{key}: leave it out, `[rl] total_steps` says how long a job learns")));
+        }
+        if train.batch != 0 && train.batch != train.lanes {
+            return Err(("batch", "batch: leave it out, [rl] says what a round and an update are made of".into()));
+        }
+        (train.epochs, train.batch) = (Some(1), train.lanes);
+        Ok(())
     }
 
     /// The canonical text: what is submitted, journalled and hashed.
@@ -188,12 +226,9 @@ impl JobSpec {
         }
     }
 
-    /// Whether ranks, layers or memory of a decoder that is served are left to be chosen.
+    /// Whether the layers of a model are cut over ranks: by what its nodes have, as far as the spec does not say how.
     pub fn awaits_split(&self) -> bool {
-        let serve = self.serve.as_ref().filter(|serve| serve.task == Task::Generate);
-        let is_written =
-            |serve: &Serve| serve.said_stages().is_some() && serve.tensor.is_some() && self.resources.memory.is_some();
-        serve.is_some_and(|serve| !is_written(serve))
+        self.serve.as_ref().is_some_and(|serve| serve.task == Task::Generate)
     }
 
     fn check(&self, text: &str) -> Result<(), SpecError> {
@@ -208,9 +243,10 @@ impl JobSpec {
         let checked = match (&self.train, &self.serve) {
             (Some(train), None) => self.check_trainer().and_then(|()| train.check()),
             (None, Some(serve)) => self.check_server().and_then(|()| serve.check()),
-            (Some(_), Some(_)) => {
-                Err(("serve", "the spec has both [train] and [serve]: a job does one of them".into()))
-            }
+            (Some(_), Some(_)) => Err((
+                "serve",
+                "the spec has both [train] and [serve]: a job does one of them, leave the other out".into(),
+            )),
             (None, None) => Err(("train", "missing section [train], or [serve] for a job that serves a model".into())),
         };
         if let Err((key, message)) = checked {
@@ -292,6 +328,7 @@ impl JobSpec {
             ("model", self.model.is_empty()),
             ("optimizer", self.optimizer.is_empty()),
             ("schedule", self.schedule.is_empty()),
+            ("rl", self.rl.is_empty()),
             ("checkpoint", self.checkpoint == Checkpoint::default()),
             ("trainer", self.trainer.is_empty()),
         ];
@@ -338,17 +375,6 @@ pub fn check_uri(uri: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// What serde expects, for people who do not write Rust.
-fn plain(expected: &str) -> &str {
-    match expected {
-        "u32" => "a whole number from 0 to 4294967295",
-        "u64" => "a whole number, 0 or more",
-        "i32" => "a whole number from -2147483648 to 2147483647",
-        "f32" => "a number",
-        other => other,
-    }
-}
-
 fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=NAME_CHARS_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.')
@@ -372,13 +398,7 @@ impl SpecError {
 
     fn from_toml(text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map(|Range { start, .. }| 1 + text[..start.min(text.len())].matches('\n').count());
-        // The parser's own words name the key and what was expected.
-        let message = error.message().replace('\n', ", ");
-        let message = match message.rsplit_once(", expected ") {
-            Some((problem, expected)) => format!("{problem}, expected {}", plain(expected)),
-            None => message,
-        };
-        Self { line, message }
+        Self { line, message: plain_toml(error.message()) }
     }
 }
 
@@ -436,7 +456,7 @@ impl Serialize for Bytes {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "expected a size: write for example \"512MiB\"")]
         enum Written {
             Count(u64),
             Text(String),

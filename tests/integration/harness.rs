@@ -2,7 +2,7 @@
 //! that it starts, and ends them by id.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -173,6 +173,27 @@ pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
         thread::sleep(POLL_EVERY);
     }
+}
+
+/// A Python that has these packages of PyPI and can import `modules`, made once below the user's cache. None, and said why, where they cannot be had.
+pub fn python_with(name: &str, packages: &[&str], modules: &str) -> Option<PathBuf> {
+    let folder = std::env::home_dir()?.join(".cache/stoke-tests").join(name);
+    let python = folder.join("bin/python");
+    let have = || Command::new(&python).args(["-c", &format!("import {modules}")]).output();
+    if have().is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder).output();
+    let installed =
+        made.and_then(|_| Command::new(&python).args(["-m", "pip", "install", "-q"]).args(packages).output());
+    let why = match installed {
+        Ok(output) if output.status.success() => return Some(python),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    // Past the capture of the test runner: nobody should take this for a test that was done.
+    writeln!(std::io::stderr(), "not tested with {}: {why}", packages.join(", ")).expect("stderr");
+    None
 }
 
 pub fn signal(pid: u32, signal: Signal) {

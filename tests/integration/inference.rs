@@ -50,7 +50,14 @@ fn what_is_wrong_with_a_model_or_a_prompt_is_said_with_its_mend() {
     let good = model("smollm2-135m-instruct");
     let infer = |model: &str, more: &[&str]| run([&["infer", "--model", model], more].concat());
     infer("/nowhere/model.gguf", &["x"]).expect(2).says(&["open the model", "/nowhere/model.gguf"]);
-    infer(&model("all-minilm-l6-v2"), &["x"]).expect(2).says(&["is not supported"]);
+    infer(&model("all-minilm-l6-v2"), &["x"]).expect(2).says(&["makes vectors of texts", "stoke embed --model"]);
+    infer("nowhere", &["x"]).expect(3).says(&["no model nowhere in", "smollm2-135m-instruct"]);
+    infer("job-3", &["x"]).expect(2).says(&["is a job of the cluster", "gateway"]);
+    // By its name in the folder of models.
+    assert_eq!(
+        infer("smollm2-135m-instruct", &["--max-tokens", "3", "x"]).expect(0).stdout,
+        infer(&good, &["--max-tokens", "3", "x"]).expect(0).stdout
+    );
     infer(&good, &["--temperature", "-1", "x"]).expect(2).says(&["temperature is -1, and must be from 0"]);
     infer(&good, &["--top-p", "2", "x"]).expect(2).says(&["top_p is 2"]);
     infer(&good, &["--max-tokens", "100000", "x"]).expect(2).says(&["more than the 8192", "--max-tokens"]);
@@ -117,6 +124,6 @@ fn what_is_wrong_with_texts_to_embed_is_said_and_long_ones_are_cut() {
         .says(&["line 2", "is longer than 524288 bytes"]);
     run(["embed", "--model", "/nowhere", "x"]).expect(2).says(&["open the model", "/nowhere"]);
     let decoder = model("smollm2-135m-instruct");
-    run(["embed", "--model", &decoder, "x"]).expect(2).says(&["an embedding model in a GGUF file is not supported"]);
+    run(["embed", "--model", &decoder, "x"]).expect(2).says(&["makes text, and no vectors", "stoke infer --model"]);
     run(["embed", "x"]).expect(2).says(&["--model"]);
 }

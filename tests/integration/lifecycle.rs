@@ -1,8 +1,11 @@
 //! `up`, `down`, `doctor`: a cluster that stays, and the folder that it stays in.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::Value;
 
 use crate::harness::{Background, poll, processes_naming, run, stoke, text};
+use crate::serving::{RUNTIME, client};
 
 #[test]
 fn a_cluster_goes_up_and_down_and_comes_back_with_its_jobs() {
@@ -75,6 +78,47 @@ fn a_cluster_with_drained_nodes_comes_up_and_says_how_they_serve_again() {
     let spec = crate::harness::spec("digits.toml");
     let submit = ["--cluster", dir, "submit", spec.to_str().expect("UTF-8"), "--ranks", "1"];
     run([&submit[..], &["--set", "train.steps=2", "--wait"]].concat()).expect(0);
+}
+
+/// Tokens and TLS of a local cluster's gateways: they stay until they are taken back.
+#[test]
+fn a_cluster_keeps_the_tokens_of_its_gateways() {
+    let parent = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| parent.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (dir, tokens) = (path("local"), path("tokens"));
+    let write = |text: &str| {
+        std::fs::write(&tokens, text).expect("written");
+        std::fs::set_permissions(&tokens, std::fs::Permissions::from_mode(0o600)).expect("permissions");
+    };
+    let _guard = Down(dir.clone());
+    run(["up", "--dir", &dir, "--gateway-certificate", &path("c")])
+        .expect(2)
+        .says(&["needs both files", "--gateway-key"]);
+    write("anna short\n");
+    run(["up", "--nodes", "1", "--dir", &dir, "--gateway-tokens", &tokens])
+        .expect(2)
+        .says(&["tokens:1:", "16 characters"]);
+    write("anna 0123456789abcdef\n");
+    let status = |token: Option<&str>| {
+        let nodes = run(["--cluster", &dir, "nodes", "--json"]).expect(0).json();
+        let request = client().get(format!("{}/v1/models", text(&nodes["nodes"][0]["gateway"])));
+        let request = token.map_or(request.try_clone(), |token| Some(request.bearer_auth(token))).expect("a request");
+        RUNTIME.block_on(request.send()).expect("an answer").status().as_u16()
+    };
+    run(["up", "--nodes", "1", "--dir", &dir, "--gateway-tokens", &tokens]).expect(0);
+    assert_eq!((status(None), status(Some("0123456789abcdef"))), (401, 200));
+    let spec = crate::harness::spec("serve-smollm2.toml");
+    let sets = ["serve.task=infer", "serve.model=identity", "serve.stages=1", "serve.name=noop"];
+    let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
+    let serve = [&["--cluster", &dir, "serve", spec.to_str().expect("UTF-8")][..], &sets].concat();
+    let told = run(serve).expect(0).stdout;
+    assert!(told.contains("Bearer TOKEN"), "{told}");
+    run(["down", "--dir", &dir]).expect(0);
+    run(["up", "--dir", &dir]).expect(0);
+    assert_eq!(status(None), 401, "as before");
+    run(["down", "--dir", &dir]).expect(0);
+    run(["up", "--dir", &dir, "--gateway-tokens", "none"]).expect(0);
+    assert_eq!(status(None), 200);
 }
 
 #[test]

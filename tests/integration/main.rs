@@ -21,6 +21,7 @@ mod nodes;
 mod orphans;
 mod pruning;
 mod recovery;
+mod rl;
 mod scaling;
 mod serving;
 mod slow_disk;

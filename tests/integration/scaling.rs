@@ -61,7 +61,11 @@ fn replicas_come_and_go_with_the_requests_and_no_request_fails() {
     let load = &view["serves"]["load"];
     assert_eq!((&view["serves"]["replicas"], &view["serves"]["scale"]["max"]), (&json!(3), &json!(3)), "{view}");
     assert!(load["tokens"].as_u64() > Some(0) && load["first_token_p99_ms"].as_u64().is_some(), "{view}");
-    assert!(cluster.run(&["status", &served.job]).expect(0).stdout.contains("chat, it answers"));
+    let shown = cluster.run(&["status", &served.job]).expect(0).stdout;
+    assert!(
+        shown.contains("chat from ") && shown.contains(", it answers") && shown.contains("rank-0 on node-"),
+        "{shown}"
+    );
     let refused = cluster.run(&["scale", "chat", "--replicas", "2"]);
     assert_ne!(refused.code(), 0);
     refused.says(&["1 to 3, as job-", "serve.replicas.min=N"]);

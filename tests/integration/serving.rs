@@ -2,7 +2,6 @@
 //! and coordinators die.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::harness::{Cluster, poll, process_of, run, run_with_input, signal, spec, text};
+use crate::harness::{Cluster, poll, process_of, python_with, run, run_with_input, signal, spec, text};
 use crate::inference::model;
 use crate::recovery::rank_of;
 
@@ -394,9 +393,37 @@ fn replicas_come_together_and_what_cannot_be_changed_is_said() {
     refused(&["serve", "rollback", "nothing"], 3, &["no job serves nothing"]);
     refused(&["scale", "nothing", "--replicas", "2"], 3, &["no job serves nothing"]);
     refused(&["scale", "chat", "--replicas", "0"], 2, &["0 replicas of chat", "stoke cancel"]);
-    refused(&["scale", "chat", "--ranks", "2"], 2, &["is not a job", "--replicas"]);
+    refused(
+        &["scale", "chat", "--ranks", "2"],
+        2,
+        &["is the name of 2 jobs: job-1 (chat), job-2 (chat)", "--replicas"],
+    );
+    refused(&["scale", "chat"], 2, &["--ranks", "--replicas"]);
+    refused(&["serve", "promote", "chat"], 6, &["nothing waits to be promoted"]);
     refused(&[&serve[..2], &sets, &["--set", "serve.share=2"]].concat(), 2, &["above 0 and up to 1"]);
-    assert_eq!(cluster.json(&["serve", "rollback", "chat"])["jobs"], json!(jobs), "nothing is tried, nothing changes");
+    let unchanged = cluster.json(&["serve", "rollback", "chat"]);
+    assert_eq!(unchanged["jobs"], json!(jobs), "nothing is tried, nothing changes");
+    assert!(text(&unchanged["nothing"]).starts_with("no job of chat has a share"), "{unchanged}");
+    let again = cluster.run(&["serve", "promote", "job-2"]).expect(0).stdout;
+    assert!(again.starts_with("nothing was changed: job-1, job-2 had all new requests before"), "{again}");
+    // Names, where jobs are named.
+    assert_eq!(cluster.json(&["status", "chat"])["jobs"].as_array().map(Vec::len), Some(2));
+    for command in ["explain", "logs", "cancel"] {
+        refused(&[command, "chat"], 2, &["is the name of 2 jobs: job-1 (chat), job-2 (chat)"]);
+        refused(&[command, "nothing"], 3, &["no job is \"nothing\"", "there is job-2 (chat), job-1 (chat)"]);
+    }
+    let twice = cluster.run(&[&serve[..2], &sets, &["--set", "resources.memory=512MiB"]].concat()).expect(0);
+    twice.says(&["chat is served by job-1, job-2 already: job-3 comes beside it"]);
+    assert_eq!(cluster.json(&["scale", "job-1", "--replicas", "1"])["model"], "chat");
+    for job in ["job-2", "job-3"] {
+        let left = cluster.wait_for_state(job, "cancelled");
+        assert!(text(&left["reason"]).starts_with("it has left, as admin asked"), "{left}");
+    }
+    cluster.run(&["logs", "chat"]).expect(0);
+    assert_eq!(cluster.json(&["explain", "chat"])["job"]["job"], "job-1");
+    assert_eq!(cluster.json(&["cancel", "chat"])["job"], "job-1");
+    refused(&["cancel", "chat"], 3, &["job-3 is cancelled", "stoke explain job-3"]);
+    assert_eq!(cluster.json(&["status", "chat"])["job"], "job-3", "the newest that has ended");
 }
 
 #[test]
@@ -414,7 +441,7 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     refused(&["serve.model=/nowhere/at/all"], &["/nowhere/at/all"]);
     let good = format!("serve.model={}", model(NAME));
     refused(&[&good, "serve.context=9000"], &["trained for 8192 tokens"]);
-    refused(&[&good, "serve.cache=1MiB"], &["has room for", "a request may have 2048", "use at least"]);
+    refused(&[&good, "serve.cache=1MiB"], &["cache = \"1MiB\"", "one request may need 45MiB", "use at least that"]);
     refused(&["serve.stages=0"], &["stages = 0: use 1 to 256"]);
     refused(&["serve.task=embed"], &["an encoder or a classifier has one rank"]);
     refused(&[&good, "serve.task=embed", "serve.stages=1"], &["task = \"generate\""]);
@@ -440,33 +467,10 @@ fn what_cannot_be_served_is_said_with_its_mend() {
     assert_eq!(served.chats(1, 2, |_| ()).len(), 1);
 }
 
-/// Packages of PyPI, below the user's cache.
-const CLIENTS: [&str; 2] = ["openai==3.57.0", "tritonclient[http,grpc]==2.73.0"];
-
-/// A Python that has the clients. None, and said why, where the packages cannot be had.
+/// A Python that has the clients.
 fn python() -> Option<PathBuf> {
-    let folder = std::env::home_dir()?.join(".cache/stoke-tests").join("clients-openai-3.57.0-tritonclient-2.73.0");
-    let python = folder.join("bin/python");
-    let have = || Command::new(&python).args(["-c", "import openai, tritonclient.grpc, tritonclient.http"]).output();
-    if have().is_ok_and(|output| output.status.success()) {
-        return Some(python);
-    }
-    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder).output();
-    let installed =
-        made.and_then(|_| Command::new(&python).args(["-m", "pip", "install", "-q"]).args(CLIENTS).output());
-    match installed {
-        Ok(output) if output.status.success() => Some(python),
-        Ok(output) => {
-            // Past the capture of the test runner: nobody should take this for a test that was done.
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            writeln!(std::io::stderr(), "not tested with OpenAI's and Triton's clients: {why}").expect("stderr");
-            None
-        }
-        Err(error) => {
-            writeln!(std::io::stderr(), "not tested with OpenAI's and Triton's clients: {error}").expect("stderr");
-            None
-        }
-    }
+    let packages = ["openai==3.57.0", "tritonclient[http,grpc]==2.73.0"];
+    python_with("clients-openai-3.57.0-tritonclient-2.73.0", &packages, "openai, tritonclient.grpc, tritonclient.http")
 }
 
 #[test]

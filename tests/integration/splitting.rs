@@ -79,16 +79,20 @@ fn what_cannot_be_cut_is_said_node_by_node() {
     let spec = spec.to_str().expect("UTF-8");
     let shown = cluster.run(&["explain", spec]).expect(1).stdout;
     assert!(shown.contains("no node can serve") && shown.matches("fetch it there").count() >= 3, "{shown}");
-    let job = text(&cluster.json(&["submit", spec])["job"]);
+    cluster.run(&["serve", spec, "--timeout", "1ms"]).expect(1).says(&["no answer within 1ms", "job-1: coming up"]);
     let reason = poll("the reason", || {
-        let reason = text(&cluster.job(&job)["reason"]);
+        let reason = text(&cluster.job("job-1")["reason"]);
         reason.contains("no node can serve").then_some(reason)
     });
     assert!(reason.contains("node-1") && reason.contains("fetch it there"), "{reason}");
-    let waits = cluster.json(&["explain", &job]);
+    let waits = cluster.json(&["explain", "job-1"]);
     assert_eq!(waits["nodes"].to_string().matches("fetch it there").count(), 2, "{waits:#}");
-    cluster.run(&["cancel", &job]).expect(0);
+    // Both nodes have said so twice.
+    cluster.run(&["serve", spec]).expect(1).says(&["has ended: no node can serve", "fetch it there"]);
+    assert_eq!(text(&cluster.job("job-1")["state"]), "failed");
     let good = format!("serve.model={}", model(NAME));
+    let serve = ["serve", spec, "--set", &good, "--set", "serve.stages=99"];
+    cluster.run(&serve).expect(1).says(&["stages = 99: the model has 30 layers, use at most 30"]);
     let planned = |more: &str, code: i32| cluster.run(&["explain", spec, "--set", &good, "--set", more]).expect(code);
     let shown = planned("serve.context=9000", 1).stdout;
     assert!(shown.contains("trained for 8192 tokens"), "{shown}");
@@ -97,8 +101,12 @@ fn what_cannot_be_cut_is_said_node_by_node() {
     let shown = planned("serve.tensor=4", 1).stdout;
     assert!(shown.contains("can be cut into 3 parts at most"), "{shown}");
     let all = ["explain", spec, "--set", &good, "--set", "serve.stages=1", "--set", "serve.tensor=1"];
-    cluster.run(&[&all[..], &["--set", "resources.memory=1GiB"]].concat()).expect(2).says(&["leaves nothing to plan"]);
-    cluster.run(&["explain", "job-x"]).expect(2).says(&["name a job"]);
+    let shown = cluster.run(&[&all[..], &["--set", "resources.memory=1GiB"]].concat()).expect(0).stdout;
+    assert!(shown.contains("1 x 1 ranks") && shown.contains("0-29") && shown.contains("1GiB"), "{shown}");
+    let shown = cluster.run(&[&all[..], &["--set", "resources.memory=300MiB"]].concat()).expect(1).stdout;
+    assert!(shown.contains("a rank with 30 layers of this model needs"), "{shown}");
+    cluster.run(&["explain", "job-x"]).expect(3).says(&["no job is \"job-x\""]);
+    cluster.run(&["explain", "nope.toml"]).expect(2).says(&["name a job or a model", "the file of a spec"]);
     let train = crate::harness::spec("digits.toml");
     cluster.run(&["explain", train.to_str().expect("UTF-8")]).expect(2).says(&["no section [serve]"]);
 }

@@ -197,6 +197,7 @@ fn progress() -> Progress {
         samples: 30_720,
         skipped: 0,
         lanes: 2,
+        rl: None,
     }
 }
 

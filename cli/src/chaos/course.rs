@@ -270,6 +270,7 @@ mod tests {
             samples: step * 8,
             skipped: 0,
             lanes: 2,
+            rl: None,
         };
         let job = JobView {
             job: JobId(1),

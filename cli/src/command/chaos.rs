@@ -12,7 +12,8 @@ use crate::{output, place};
 
 const EXAMPLES: &str = "\
 Examples:
-  stoke up --nodes 3 && stoke submit jobs/specs/domains.toml && stoke chaos \"kill-rank every 3s\" --for 20s
+  stoke up --nodes 3 && stoke submit jobs/specs/domains.toml
+  stoke chaos \"kill-rank every 3s\" --for 20s
   stoke chaos \"pause-node every 5s for 2s, kill-coordinator at 4s\" --seed 7
   stoke chaos \"lose-packets every 5s for 3s by 10%, slow-rank at 4s by 50%\" --for 30s
   stoke chaos \"kill-rank every 2s\" --json | jq '.jobs[].steps_lost'

@@ -28,7 +28,7 @@ const EXPORT_EXAMPLES: &str = "\
 Examples:
   stoke checkpoint export job-3 --out model.safetensors
   stoke checkpoint export job-3 400 --out model.safetensors --json
-  python3 -c 'from safetensors.torch import load_file; print(load_file(\"model.safetensors\").keys())'";
+  python3 -c 'from safetensors.torch import load_file; print(load_file(\"model.safetensors\"))'";
 
 #[derive(Subcommand, Debug)]
 pub enum Checkpoint {

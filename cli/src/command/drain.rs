@@ -17,13 +17,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const EXAMPLES: &str = "\
 Examples:
   stoke drain node-2                    # until it is empty; then its agent can be stopped
-  stoke drain node-2 --deadline 5m      # what is left then is stopped, and its jobs go on as after a loss
+  stoke drain node-2 --deadline 5m      # what is left then is stopped; jobs go on as after a loss
   stoke drain node-2 --undo             # it serves again";
 
-/// Empty a node: it gets no new ranks, and those that it has move to other nodes between two steps
+/// Empty a node: it gets no new ranks, and those that it has move to other nodes
 ///
-/// A rank's successor is placed elsewhere, receives the state while the job trains, and takes over between two steps: no step is lost or done
-/// again. Where there is no room elsewhere the job goes on with fewer ranks, down to its ranks_min; then the drain waits and says for what.
+/// A rank's successor is placed elsewhere. Of a job that trains it receives the state while the others step, and takes over between two steps: no step is
+/// lost or done again. Of a model that is served it loads its layers, and answers go on with the same tokens after a pause. Where there is no room
+/// elsewhere a job that trains goes on with fewer ranks, down to its ranks_min; then, and for a model, the drain waits and says for what.
 /// Ends with 0 when the node is empty, with 1 when the deadline came first. Interrupted, the drain itself goes on.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]

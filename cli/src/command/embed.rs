@@ -4,16 +4,16 @@ use std::io::{BufRead, Read};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use stoke_jobs::lm::{Encoder, TEXT_BYTES_MAX, Weights};
+use stoke_jobs::lm::{Encoder, TEXT_BYTES_MAX};
 
 use crate::Global;
 use crate::failure::{Exit, Failure, OrFail};
-use crate::output;
+use crate::{model, output};
 
 const EXAMPLES: &str = "\
 Examples:
   python3 jobs/models/fetch.py all-minilm-l6-v2
-  stoke embed --model ~/.cache/stoke/models/all-minilm-l6-v2 \"CN=*.example.com, O=Example Inc.\"
+  stoke embed --model all-minilm-l6-v2 \"CN=*.example.com, O=Example Inc.\"
   stoke embed --model FOLDER < banners.txt > vectors.jsonl
   stoke embed --model FOLDER --json \"one text\" \"another\" | jq -c '.embedding[:3]'";
 
@@ -29,8 +29,9 @@ const INPUT_BYTES: usize = 64 << 10;
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A folder with config.json, model.safetensors and tokenizer.json as Hugging Face publishes it
-    #[arg(long, value_name = "PATH")]
+    /// A folder with config.json, model.safetensors and tokenizer.json as Hugging Face publishes it; or the name of one below ~/.cache/stoke/models (or
+    /// $STOKE_MODELS)
+    #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
 
     /// The texts; left out or `-`: each line of standard input is one
@@ -48,11 +49,11 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 }
 
 fn embed(args: &Args, as_json: bool) -> Result<Exit, Failure> {
-    let weights = Weights::open(&args.model).or_fail(Exit::Usage, "open the model")?;
+    let weights = model::open(&args.model)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0) as usize).build();
     let pool = pool.or_fail(Exit::Negative, "start compute threads")?;
     let mut work = Work {
-        encoder: Encoder::open(&weights).or_fail(Exit::Usage, "open the model")?,
+        encoder: model::encoder(&weights, &args.model)?,
         pool,
         as_json,
         texts: 0,

@@ -1,6 +1,6 @@
 //! `stoke explain`: why a job waits, and what has happened to it; of a model that is to be served, how it would be cut over the nodes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use stoke_protocol::ids::{JobId, NodeId};
 use stoke_protocol::message::client::{Explanation, Reply, Request};
@@ -9,8 +9,9 @@ use stoke_protocol::spec::Bytes;
 
 use super::connect;
 use crate::Global;
-use crate::client::{PATIENCE_WATCHING, Repeat, unexpected};
+use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
 use crate::failure::{Exit, Failure};
+use crate::named::{self, Among};
 use crate::spec::{self, SpecArgs};
 use crate::{json, output, served};
 
@@ -18,17 +19,18 @@ const EXAMPLES: &str = "\
 Examples:
   stoke explain job-3
   stoke explain job-3 --json | jq '.nodes[].reason'
-  stoke explain jobs/specs/serve-smollm2.toml             how its model would be cut over the nodes; nothing is started
-  stoke explain SPEC --set serve.tensor=2                 the same with one more thing said
+  stoke explain smollm2-135m-instruct             the job that serves it
+  stoke explain jobs/specs/serve-smollm2.toml     how its model would be cut; nothing is started
+  stoke explain SPEC --set serve.tensor=2         the same with one more thing said
 
-Ends with 1 where no node has the model, or it fits nowhere.";
+Ends with 1 where no node has the model, or it fits nowhere even if nothing else ran.";
 
 /// Tell why a job waits or ended, node by node, with its timeline; or how a model would be cut over nodes
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The job, e.g. job-3; or the spec (TOML) of a model that is to be served
-    #[arg(value_name = "JOB|SPEC")]
+    /// The job, e.g. job-3, or the model that it serves; or the spec (TOML) of a model that is to be served
+    #[arg(value_name = "JOB|MODEL|SPEC")]
     what: String,
 
     /// Change a key of the spec, e.g. `--set serve.stages=2`; repeatable
@@ -39,13 +41,22 @@ pub struct Args {
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     match args.what.parse::<JobId>() {
         Ok(_) if !args.sets.is_empty() => Err(Failure::usage("--set is for a SPEC: a job's does not change")),
-        Ok(job) => explain_job(job, global).await,
+        Ok(job) => explain_job(&mut connect(global).await?, job, global).await,
+        Err(_) if args.sets.is_empty() && !is_path(&args.what) => {
+            let mut client = connect(global).await?;
+            let job = named::job(&mut client, &args.what, Among::All).await?;
+            explain_job(&mut client, job, global).await
+        }
         Err(_) => plan(args, global).await,
     }
 }
 
-async fn explain_job(job: JobId, global: &Global) -> Result<Exit, Failure> {
-    let mut client = connect(global).await?;
+/// Whether it names a file, rather than a model or a job.
+fn is_path(what: &str) -> bool {
+    what == "-" || what.contains('/') || what.ends_with(".toml") || Path::new(what).exists()
+}
+
+async fn explain_job(client: &mut Client, job: JobId, global: &Global) -> Result<Exit, Failure> {
     let reply = client.ask(&Request::Explain { job }, Repeat::Safe).await?;
     let Reply::Explained(explanation) = reply else { return Err(unexpected()) };
     if global.json {
@@ -58,8 +69,10 @@ async fn explain_job(job: JobId, global: &Global) -> Result<Exit, Failure> {
 
 async fn plan(Args { what, sets }: Args, global: &Global) -> Result<Exit, Failure> {
     let prepared = spec::prepare(&SpecArgs { spec: PathBuf::from(&what), ranks: None, sets, resume: None });
-    let spec =
-        prepared.map_err(|failure| failure.help("name a job (`stoke jobs` lists them) or the file of a spec"))?;
+    let spec = prepared.map_err(|failure| match what == "-" || Path::new(&what).exists() {
+        true => failure,
+        false => failure.help("name a job or a model (`stoke jobs` lists them), or the file of a spec"),
+    })?;
     let mut client = connect(global).await?.with_patience(PATIENCE_WATCHING);
     let reply = client.ask(&Request::Plan { spec: spec.to_toml() }, Repeat::Safe).await?;
     let Reply::Planned(planned) = reply else { return Err(unexpected()) };
@@ -97,7 +110,13 @@ pub fn render(explanation: &Explanation) -> String {
 
 fn render_plan(planned: &Planned) -> String {
     let mut text = match &planned.split {
-        Some(split) => format!("{}: {}", planned.model, render_split(split, |_| None)),
+        Some(split) => {
+            let waits = match planned.reason.as_str() {
+                "" => String::new(),
+                reason => format!("it would wait for room: {reason}\n"),
+            };
+            format!("{}: {}{waits}", planned.model, render_split(split, |_| None))
+        }
         None => format!("{}: cannot be served now: {}\n", planned.model, planned.reason),
     };
     text.push_str(&render_nodes(&planned.nodes));

@@ -14,13 +14,13 @@ use stoke_node::probe::free_memory_bytes;
 
 use crate::Global;
 use crate::failure::{Exit, Failure, OrFail};
-use crate::output;
+use crate::{model, output};
 
 const EXAMPLES: &str = "\
 Examples:
   python3 jobs/models/fetch.py smollm2-135m-instruct
-  stoke infer --model ~/.cache/stoke/models/smollm2-135m-instruct \"What is a TLS certificate?\"
-  stoke infer --model FOLDER --system \"Answer in one word.\" --temperature 0.7 --seed 3 < question.txt
+  stoke infer --model smollm2-135m-instruct \"What is a TLS certificate?\"
+  stoke infer --model FOLDER --system \"Answer in one word.\" --temperature 0.7 < question.txt
   stoke infer --model FOLDER --raw --json \"HTTP/1.1 200 OK\" | jq -r .text";
 
 /// Rows of a batch: a long prompt is read in parts of so many tokens.
@@ -32,8 +32,9 @@ const ROWS_MAX: usize = 256;
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A GGUF file, or a folder with one, or with config.json, safetensors files and tokenizer.json as Hugging Face publishes them
-    #[arg(long, value_name = "PATH")]
+    /// A GGUF file, or a folder with one, or with config.json, safetensors files and tokenizer.json as Hugging Face publishes them; or the name of a
+    /// folder below ~/.cache/stoke/models (or $STOKE_MODELS)
+    #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
 
     /// The prompt; left out or `-`: read from standard input
@@ -93,8 +94,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
 fn answer(args: &Args, as_json: bool) -> Result<Exit, Failure> {
     let sampling = sampling(args);
     sampling.check().map_err(Failure::usage)?;
-    let weights = Weights::open(&args.model).or_fail(Exit::Usage, "open the model")?;
-    let config = weights.config().or_fail(Exit::Usage, "open the model")?;
+    let weights = model::open(&args.model)?;
+    let config = model::decoder(&weights, &args.model)?;
     let tokenizer = Tokenizer::open(&weights).or_fail(Exit::Usage, "open the model's tokenizer")?;
     if tokenizer.vocabulary() > config.vocab {
         let (ids, rows) = (tokenizer.vocabulary(), config.vocab);

@@ -7,19 +7,22 @@ use super::connect;
 use crate::Global;
 use crate::client::{Client, Repeat, unexpected};
 use crate::failure::{Exit, Failure};
+use crate::named::{self, Among};
 use crate::{json, output};
 
 const EXAMPLES: &str = "\
 Examples:
   stoke logs job-3 --tail 50
-  stoke logs job-3 -f --rank 1";
+  stoke logs job-3 -f --rank 1
+  stoke logs smollm2-135m-instruct -f";
 
 /// Show the output of a job's ranks
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The job, e.g. job-3
-    job: JobId,
+    /// The job, e.g. job-3; or the model that it serves, or its name
+    #[arg(value_name = "JOB|MODEL")]
+    job: String,
 
     /// Keep printing what is written later, until the job has ended
     #[arg(short, long)]
@@ -49,6 +52,7 @@ async fn must_be_a_rank(client: &mut Client, job: JobId, rank: Rank) -> Result<(
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut client = connect(global).await?;
     let Args { job, follow, rank, tail } = args;
+    let job = named::job(&mut client, &job, Among::All).await?;
     if let Some(rank) = rank {
         must_be_a_rank(&mut client, job, rank).await?;
     }

@@ -8,6 +8,7 @@ mod doctor;
 mod down;
 mod drain;
 mod embed;
+mod eval;
 mod explain;
 mod infer;
 mod jobs;
@@ -15,6 +16,7 @@ mod login;
 mod logs;
 mod node;
 mod nodes;
+mod plot;
 mod predict;
 mod prune;
 mod revision;
@@ -33,6 +35,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde::de::DeserializeOwned;
+use stoke_protocol::spec::plain_toml;
 
 use crate::Global;
 use crate::client::Client;
@@ -62,6 +65,8 @@ pub enum Command {
     #[command(subcommand)]
     Checkpoint(checkpoint::Checkpoint),
     Predict(predict::Args),
+    Eval(eval::Args),
+    Plot(plot::Args),
     Infer(infer::Args),
     Embed(embed::Args),
     /// Create, list and revoke join tokens
@@ -110,6 +115,8 @@ impl Command {
             Self::Explain(args) => alone(explain::run(args, global)),
             Self::Checkpoint(command) => alone(checkpoint::run(command, global)),
             Self::Predict(args) => alone(predict::run(args, global)),
+            Self::Eval(args) => alone(eval::run(args, global)),
+            Self::Plot(args) => alone(plot::run(args, global)),
             Self::Infer(args) => alone(infer::run(args, global)),
             Self::Embed(args) => alone(embed::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),
@@ -147,7 +154,7 @@ fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
     let text = std::fs::read_to_string(path).or_fail(Exit::Usage, format!("read settings {}", path.display()))?;
     toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        Failure::usage(format!("{}:{line}: {}", path.display(), error.message().replace('\n', ", ")))
+        Failure::usage(format!("{}:{line}: {}", path.display(), plain_toml(error.message())))
     })
 }
 

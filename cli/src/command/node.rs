@@ -1,9 +1,11 @@
 //! `stoke node`: the agent of a machine; and what is done to a machine as a member of the cluster.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use stoke_node::agent::{self, Agent, HomeError, JoinError, StartError};
+use stoke_node::gateway::GatewayError;
 use stoke_node::{Config, Gateway};
 use stoke_protocol::identity::Credentials;
 use stoke_protocol::message::client::{Reply, Request};
@@ -17,8 +19,10 @@ use crate::{json, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --join - < token.txt     the first time
-  stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --label zone=a           ever after";
+  # the first time
+  stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --join - < token.txt
+  # ever after
+  stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --label zone=a";
 
 const RELEASE_EXAMPLES: &str = "\
 Examples:
@@ -196,11 +200,19 @@ async fn run_remove(args: Remove, global: &Global) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Another agent on the folder is a conflict: nothing is wrong with the arguments.
+/// Another agent on the folder, and a port in use, are conflicts: nothing is wrong with the arguments.
 fn start_failure(error: StartError, name: &str) -> Failure {
     let exit = match &error {
         StartError::Home(HomeError::InUse { .. }) => Exit::Conflict,
-        _ => Exit::Negative,
+        StartError::Gateway(GatewayError::Bind { source, .. }) if source.kind() == ErrorKind::AddrInUse => {
+            Exit::Conflict
+        }
+        StartError::Gateway(_) | StartError::Offer(_) | StartError::NoCoordinator => Exit::Usage,
+        StartError::Home(_)
+        | StartError::Identity(_)
+        | StartError::Transport(_)
+        | StartError::Command(_)
+        | StartError::Actor(_) => Exit::Negative,
     };
     Failure::from_error(exit, error).context(format!("start the agent of {name}"))
 }

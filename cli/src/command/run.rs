@@ -34,10 +34,10 @@ use crate::spec::{self, SpecArgs};
 const EXAMPLES: &str = "\
 Examples:
   stoke run jobs/specs/domains.toml
-  stoke run jobs/specs/serve-smollm2.toml --nodes 2                   a language model over HTTP, until Ctrl-C
+  stoke run jobs/specs/serve-smollm2.toml --nodes 2         a language model over HTTP
   stoke run jobs/specs/digits.toml --nodes 3 --set train.epochs=1
   stoke run SPEC --json | jq -r .weights_blake3
-  stoke run SPEC --nodes 3 --chaos \"kill-rank every 3s\" --seed 7      the same weights as without; docs/chaos.md
+  stoke run SPEC --nodes 3 --chaos \"kill-rank every 3s\" --seed 7     the same weights as without
   stoke run SPEC --chaos \"pause-node every 5s for 2s, kill-coordinator at 4s\"
   stoke run SPEC --resume stoke-runs/NAME/TIME/JOB/step-00000100-g1     continue an interrupted run
 
@@ -177,7 +177,14 @@ async fn live(
     interrupted: impl Future<Output = ()>,
 ) -> Result<Report, Failure> {
     let detection = Detection::Default;
-    let wish = Wish { nodes: scene.nodes, listen: up::any_port(), metrics: None, detection, life };
+    let wish = Wish {
+        nodes: scene.nodes,
+        listen: up::any_port(),
+        metrics: None,
+        detection,
+        gateways: Default::default(),
+        life,
+    };
     let mut cluster = LocalCluster::start(&scene.folder, &wish)?;
     let ended = tokio::select! {
         () = interrupted => Err(scene.interrupted()),
@@ -255,7 +262,10 @@ pub(super) async fn never_placed(admin: &Path, job: JobId) -> Failure {
         Ok(explanation) if explanation.job.state == JobState::Queued && explanation.job.world_sizes.is_empty() => {
             let text = explain::render(&explanation);
             Failure::new(Exit::Negative, format!("{job} can never be placed here\n{text}"))
-                .help("ask for less in [resources], or start more nodes with --nodes")
+                .help(match explanation.job.serves.is_some() {
+                    true => "where the model is missing, fetch it (jobs/models/fetch.py) or write its absolute path; where there is no room, ask for less, or start more nodes with --nodes",
+                    false => "ask for less in [resources], or start more nodes with --nodes",
+                })
         }
         // It was placed, or the coordinator is away: watching tells what becomes of it.
         Ok(_) | Err(_) => std::future::pending().await,

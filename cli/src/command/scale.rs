@@ -1,12 +1,12 @@
 //! `stoke scale`: more or fewer ranks for a job that trains, more or fewer replicas for a model that is served, while they run.
 
-use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Reply, Request};
 
 use super::{connect, revision};
 use crate::Global;
 use crate::client::{Repeat, unexpected};
 use crate::failure::{Exit, Failure};
+use crate::named::{self, Among};
 use crate::output;
 
 const EXAMPLES: &str = "\
@@ -24,30 +24,34 @@ Examples:
 /// are cancelled when their answers are over. Jobs with a share or a shadow are not counted. A model whose spec has [serve.replicas] scales itself, and
 /// is not scaled by this.
 #[derive(clap::Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = clap::ArgGroup::new("how many").required(true))]
 pub struct Args {
-    /// The job, e.g. job-3; or with --replicas the model, as clients name it
+    /// The job, e.g. job-3, or its name; with --replicas the model, as clients name it, or a job that serves it
     #[arg(value_name = "JOB|MODEL")]
     target: String,
 
     /// How many ranks the job is to have: at most one a lane
-    #[arg(long, value_name = "N", required_unless_present = "replicas", conflicts_with = "replicas")]
+    #[arg(long, value_name = "N", group = "how many")]
     ranks: Option<u32>,
 
     /// How many jobs are to serve the model
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "how many")]
     replicas: Option<u32>,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
-    if let Some(replicas) = args.replicas {
-        return revision::change(Request::Replicas { model: args.target, replicas }, global).await;
-    }
-    let (job, ranks): (Result<JobId, _>, _) = (args.target.parse(), args.ranks.unwrap_or(1));
-    let job = job.map_err(|_| {
-        Failure::usage(format!("{:?} is not a job", args.target)).help("`stoke scale MODEL --replicas N` is for models")
-    })?;
     let mut client = connect(global).await?;
+    if let Some(replicas) = args.replicas {
+        let model = named::model(&mut client, &args.target).await?;
+        return revision::change(&mut client, Request::Replicas { model, replicas }, global).await;
+    }
+    let job = named::job(&mut client, &args.target, Among::Living).await.map_err(|failure| match failure.exit {
+        Exit::Usage => {
+            failure.help("`stoke scale MODEL --replicas N` is for models; --ranks is for one job that trains")
+        }
+        _ => failure,
+    })?;
+    let ranks = args.ranks.unwrap_or(1);
     let request = Request::Scale { job, ranks };
     let Reply::Scaled { job, ranks } = client.ask(&request, Repeat::Safe).await? else { return Err(unexpected()) };
     if global.json {

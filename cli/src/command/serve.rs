@@ -14,34 +14,37 @@ use stoke_protocol::spec::{JobSpec, Task};
 use super::run::{hear, never_placed};
 use super::{connect, revision, stop_signal, submit, up};
 use crate::Global;
+use crate::chaos::schedule;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
 use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::folder::Folder;
+use crate::local::gateways::GatewayFiles;
 use crate::local::handle::{Life, LocalCluster, Wish};
 use crate::local::supervisor::end_orphans;
 use crate::progress::Progress;
 use crate::spec::{self, SpecArgs};
-use crate::{output, report};
+use crate::{example, named, output, place, report};
 
 /// Between two looks at the job: a watch of it ends with the job only. How long a model takes to load, or to find room, nobody here knows: Ctrl-C ends
-/// the wait, and the end of the job does.
+/// the wait, --timeout and the end of the job do.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
   python3 jobs/models/fetch.py smollm2-135m-instruct     once, on every node
   stoke serve jobs/specs/serve-smollm2.toml
-  stoke serve SPEC --replicas 2                             two jobs that share the requests
-  stoke serve SPEC --set serve.replicas.max=4               as many jobs as the requests need, up to four
-  stoke serve NEW --set serve.share=0.1                     a tenth of the new requests, to try another revision
-  stoke serve promote job-2                                 it is good: all requests, and the others leave
-  stoke serve rollback smollm2-135m-instruct                it is not
+  stoke serve SPEC --replicas 2                  two jobs that share the requests
+  stoke serve SPEC --set serve.replicas.max=4    as many jobs as the requests need, up to four
+  stoke serve NEW --set serve.share=0.1          a tenth of the requests, to try another revision
+  stoke serve promote job-2                      it is good: all requests, and the others leave
+  stoke serve rollback smollm2-135m-instruct     it is not
   curl -s http://GATEWAY/v1/chat/completions -H 'content-type: application/json' -d '
     {\"model\": \"smollm2-135m-instruct\", \"max_tokens\": 100, \"temperature\": 0,
      \"messages\": [{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}]}'
 
-Ends with 0 when the model answers; it goes on serving until `stoke cancel JOB`.";
+Ends with 0 when the model answers; it goes on serving until `stoke cancel JOB`. Ends with 1 when the job can never answer, for example
+because no node has its model, or --timeout is over.";
 
 /// Serve a model on the cluster, and wait until it answers
 ///
@@ -67,6 +70,10 @@ pub struct Args {
     /// Submit so many jobs, with the keys KEY-1 to KEY-N, and wait until all of them answer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     replicas: Option<u32>,
+
+    /// How long to wait for the model to answer, e.g. 90s or 5m; the job comes up all the same [default: as long as it takes]
+    #[arg(long, value_name = "TIME", value_parser = schedule::duration)]
+    timeout: Option<Duration>,
 }
 
 #[derive(clap::Subcommand, Debug)]
@@ -84,15 +91,21 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let began = Instant::now();
     let spec = args.spec.ok_or_else(|| Failure::usage("give a SPEC, or `promote` or `rollback`"))?;
     let job_spec = spec::prepare(&SpecArgs { spec, ranks: None, sets: args.sets, resume: None })?;
-    let Some(wanted) = Wanted::of(&job_spec) else {
+    let Some(mut wanted) = Wanted::of(&job_spec) else {
         return Err(Failure::usage("the spec has no section [serve]").help("`stoke submit` is for jobs that train"));
     };
     let mut client = connect(global).await?.with_patience(PATIENCE_WATCHING);
+    let known = Folder::new(&place::cluster_dir(global.cluster.as_deref())?).read_state();
+    wanted.door = known.map(|state| state.gateways).unwrap_or_default();
     let interrupted = stop_signal()?;
     let key = args.key.unwrap_or_else(submit::fresh_key);
+    let before = named::serving(&mut client, &wanted.model).await?;
     let mut jobs = Vec::new();
     for key in keys(&key, args.replicas) {
         jobs.push(submit::submit(&mut client, &key, &job_spec).await?.0);
+    }
+    if let Some(words) = named::beside(&wanted.model, &before, &jobs) {
+        output::say(words);
     }
     let progress = RefCell::new(Progress::new());
     let all = async {
@@ -102,13 +115,17 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         }
         Ok::<_, Failure>(served)
     };
+    let timeout = args.timeout.unwrap_or(Duration::MAX);
+    let left = |exit: Exit, what: String| {
+        let names = jobs.iter().map(JobId::to_string).collect::<Vec<_>>().join(", ");
+        let failure = Failure::new(exit, format!("{what}; {names}: coming up all the same"));
+        failure.help("`stoke explain JOB` shows how far one is, `stoke cancel JOB` ends it")
+    };
     let served = tokio::select! {
-        served = all => served?,
-        () = interrupted => {
-            let names = jobs.iter().map(JobId::to_string).collect::<Vec<_>>().join(", ");
-            return Err(Failure::new(Exit::Interrupted, format!("interrupted; {names}: coming up all the same"))
-                .help("`stoke explain JOB` shows how far one is, `stoke cancel JOB` ends it"));
+        served = tokio::time::timeout(timeout, all) => {
+            served.map_err(|_| left(Exit::Negative, format!("no answer within {timeout:?}")))??
         }
+        () = interrupted => return Err(left(Exit::Interrupted, "interrupted".to_owned())),
     };
     progress.borrow().finish();
     tell(&served, &wanted, began.elapsed(), global.json)?;
@@ -128,12 +145,15 @@ struct Wanted {
     /// As clients name it.
     model: String,
     task: Task,
+    /// Of the cluster's gateways.
+    door: GatewayFiles,
 }
 
 impl Wanted {
     fn of(job_spec: &JobSpec) -> Option<Self> {
         let serve = job_spec.serve.as_ref()?;
-        Some(Self { model: serve.name.clone().unwrap_or_else(|| job_spec.name.clone()), task: serve.task })
+        let model = serve.name.clone().unwrap_or_else(|| job_spec.name.clone());
+        Some(Self { model, task: serve.task, door: GatewayFiles::default() })
     }
 }
 
@@ -154,7 +174,8 @@ pub async fn here(job_spec: &JobSpec, nodes: u32, keep: bool, global: &Global) -
     let dir = builder.tempdir().or_fail(Exit::Negative, "make a temporary folder")?;
     let life = if keep { Life::OursKeepFolder } else { Life::Ours };
     let folder = Folder::new(dir.path());
-    let wish = Wish { nodes, listen: up::any_port(), metrics: None, detection: Detection::Default, life };
+    let (detection, gateways) = (Detection::Default, GatewayFiles::default());
+    let wish = Wish { nodes, listen: up::any_port(), metrics: None, detection, gateways, life };
     let mut cluster = LocalCluster::start(&folder, &wish)?;
     let progress = RefCell::new(Progress::new());
     let ended = tokio::select! {
@@ -251,7 +272,7 @@ fn places(view: &JobView) -> String {
 }
 
 fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Result<(), Failure> {
-    let Wanted { model, task } = wanted;
+    let Wanted { model, task, door } = wanted;
     let Served { job, gateways, .. } = served.last().expect("a command serves at least one job");
     let ranks: usize = served.iter().map(|served| served.view.placement.len()).sum();
     let seconds = took.as_secs_f64();
@@ -271,20 +292,6 @@ fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Re
         return output::print(&table.render());
     };
     table.row(["gateways".into(), gateways.join(" ")]);
-    let example = match task {
-        Task::Generate => format!(
-            "curl -s {first}/v1/chat/completions -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \
-             \"max_tokens\": 100, \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"What is a TLS certificate?\"}}]}}'"
-        ),
-        Task::Embed => format!(
-            "curl -s {first}/v1/embeddings -H 'content-type: application/json' -d '{{\"model\": \"{model}\", \
-             \"input\": \"nginx/1.24.0 (Ubuntu)\"}}'"
-        ),
-        Task::Infer => format!(
-            "curl -s {first}/v2/models/{model}/infer -d '{{\"inputs\": [{{\"name\": \"line\", \"shape\": [1], \"datatype\": \"BYTES\", \
-             \"data\": [\"example.org\"]}}]}}'"
-        ),
-    };
-    table.row(["try".into(), example]);
+    table.row(["try".into(), example::request((model, *task), first, door)]);
     output::print(&table.render())
 }

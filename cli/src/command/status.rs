@@ -1,36 +1,40 @@
 //! `stoke status`: the cluster at a glance, or one job.
 
-use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{JobView, Reply, Request};
 
 use super::connect;
 use crate::Global;
 use crate::client::{Repeat, unexpected};
 use crate::failure::{Exit, Failure};
-use crate::{json, output, report, served};
+use crate::{json, named, output, report, served};
 
 const EXAMPLES: &str = "\
 Examples:
   stoke status
   stoke status --json | jq .nodes_up
   stoke status job-3           # of one that serves: replicas, requests, tokens a second
+  stoke status smollm2-135m-instruct     # of all jobs that serve it
   stoke status job-3 --json | jq .serves.load";
 
 /// Show the cluster: coordinator, nodes, jobs, and who you are to it; or how one job stands
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A job, e.g. job-3
-    job: Option<JobId>,
+    /// A job, e.g. job-3; or the model that jobs serve, or a job's name
+    #[arg(value_name = "JOB|MODEL")]
+    job: Option<String>,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let mut client = connect(global).await?;
     if let Some(job) = args.job {
-        let Reply::Job(view) = client.ask(&Request::Job { job }, Repeat::Safe).await? else { return Err(unexpected()) };
-        match global.json {
-            true => output::print_json(&json::job(&view))?,
-            false => output::print(&job_lines(&view))?,
+        let views = named::jobs(&mut client, &job).await?;
+        match (global.json, &views[..]) {
+            (true, [view]) => output::print_json(&json::job(view))?,
+            (true, views) => {
+                output::print_json(&serde_json::json!({ "jobs": views.iter().map(json::job).collect::<Vec<_>>() }))?;
+            }
+            (false, views) => output::print(&views.iter().map(job_lines).collect::<Vec<_>>().join("\n"))?,
         }
         return Ok(Exit::Ok);
     }

@@ -18,7 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   stoke submit jobs/specs/domains.toml
   stoke submit jobs/specs/digits.toml --ranks 4 --set train.epochs=2 --wait
-  stoke submit nightly.toml --key nightly-2026-11-22     the same key again gives the same job, not another one";
+  stoke submit nightly.toml --key nightly-2026-11-22     the same key again gives the same job";
 
 /// Submit a job
 #[derive(clap::Args, Debug)]

@@ -9,6 +9,7 @@ use tokio::io::AsyncReadExt;
 use super::stop_signal;
 use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
+use crate::local::gateways::GatewayFiles;
 use crate::local::supervisor::{self, Options};
 
 #[derive(clap::Args, Debug)]
@@ -23,6 +24,8 @@ pub struct Args {
     metrics: Option<SocketAddr>,
     #[arg(long, default_value = "default")]
     detection: Detection,
+    #[command(flatten)]
+    gateways: GatewayFiles,
     /// Stop when standard input is closed
     #[arg(long)]
     lifeline: bool,
@@ -39,11 +42,11 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         rustix::process::setsid().or_fail(Exit::Negative, "leave the session of the terminal")?;
     }
     let stop = stop(stop_signal()?, args.lifeline);
-    let Args { nodes, listen, metrics, detection, .. } = args;
-    let options = Options { dir: args.dir.clone(), nodes, listen, metrics, detection };
+    let Args { dir, nodes, listen, metrics, detection, gateways, .. } = args;
+    let options = Options { dir: dir.clone(), nodes, listen, metrics, detection, gateways };
     let ended = supervisor::run(options, stop).await;
     if args.remove {
-        std::fs::remove_dir_all(&args.dir).or_fail(Exit::Negative, format!("remove {}", args.dir.display()))?;
+        std::fs::remove_dir_all(&dir).or_fail(Exit::Negative, format!("remove {}", dir.display()))?;
     }
     ended
 }

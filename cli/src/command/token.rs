@@ -12,8 +12,10 @@ use crate::{json, output};
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
-  stoke token create --role node                    then on the machine: stoke node --join - --coordinator HOST:PORT --dir DIR
-  stoke token create --role submitter --ttl 15m     then there: stoke login --join - --coordinator HOST:PORT";
+  stoke token create --role node
+  stoke node --join - --coordinator HOST:PORT --dir DIR       on the machine that joins
+  stoke token create --role submitter --ttl 15m
+  stoke login --join - --coordinator HOST:PORT                where that person is";
 const LIST_EXAMPLES: &str = "Example:\n  stoke token list";
 const REVOKE_EXAMPLES: &str = "Example:\n  stoke token revoke token-4";
 

@@ -8,6 +8,7 @@ use crate::Global;
 use crate::detection::Detection;
 use crate::failure::{Exit, Failure};
 use crate::local::folder::Folder;
+use crate::local::gateways::GatewayFiles;
 use crate::local::handle::{Life, LocalCluster, Wish};
 use crate::local::notice::{Notice, WithoutRanks};
 use crate::{output, place};
@@ -15,7 +16,8 @@ use crate::{output, place};
 const EXAMPLES: &str = "\
 Examples:
   stoke up --nodes 3
-  stoke up --dir /tmp/trial && stoke --cluster /tmp/trial nodes";
+  stoke up --dir /tmp/trial && stoke --cluster /tmp/trial nodes
+  stoke up --gateway-tokens tokens     # models ask for a token; `--gateway-tokens none` ends that";
 
 /// Start a cluster on this machine and leave it running; later commands find it
 ///
@@ -43,6 +45,9 @@ pub struct Args {
     /// How soon a node that says nothing is taken as lost: `default` after 4 s, `fast` after 1.1 s
     #[arg(long, value_name = "PROFILE", default_value = "default")]
     detection: Detection,
+
+    #[command(flatten)]
+    gateways: GatewayFiles,
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
@@ -58,7 +63,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     }
     let nodes = args.nodes.unwrap_or_else(|| folder.known_nodes().unwrap_or(2));
     let (listen, metrics, detection) = (args.listen, args.metrics, args.detection);
-    let wish = Wish { nodes, listen, metrics, detection, life: Life::ItsOwn };
+    let gateways = args.gateways.over(folder.read_state().map(|state| state.gateways).unwrap_or_default())?;
+    let wish = Wish { nodes, listen, metrics, detection, gateways, life: Life::ItsOwn };
     let mut cluster = LocalCluster::start(&folder, &wish)?;
     let ready = tokio::select! {
         () = interrupted => Err(Failure::new(Exit::Interrupted, "interrupted before the cluster was up")),
@@ -88,7 +94,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     for WithoutRanks { node, reason, .. } in without_ranks {
         table.row([node, format!("gets no ranks: {reason}")]);
     }
-    table.row(["next".into(), "stoke submit --wait SPEC, stoke nodes, stoke down".into()]);
+    table.row(["next".into(), "stoke submit --wait SPEC, stoke serve SPEC, stoke nodes, stoke down".into()]);
     output::print(&table.render())?;
     Ok(Exit::Ok)
 }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::gateways::GatewayFiles;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::{output, place};
 
@@ -39,6 +40,9 @@ pub struct State {
     pub supervisor: u32,
     pub address: String,
     pub metrics: Option<String>,
+    /// An older `local.json` has none.
+    #[serde(default)]
+    pub gateways: GatewayFiles,
     pub processes: Vec<Process>,
 }
 
@@ -249,7 +253,13 @@ mod tests {
         let folder = Folder::new(dir.path());
         folder.create().unwrap();
         let process = Process { name: "coordinator".into(), pid: 7, restarts: 1 };
-        let state = State { supervisor: 1, address: "127.0.0.1:1".into(), metrics: None, processes: vec![process] };
+        let state = State {
+            supervisor: 1,
+            address: "127.0.0.1:1".into(),
+            metrics: None,
+            gateways: GatewayFiles::default(),
+            processes: vec![process],
+        };
         folder.must_not_be_stopped().expect("no cluster was here");
         folder.write_state(&state).unwrap();
         assert_eq!(folder.read_state(), Some(state));

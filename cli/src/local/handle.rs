@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::folder::Folder;
+use super::gateways::GatewayFiles;
 use super::notice::Notice;
 use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
@@ -35,6 +36,7 @@ pub struct Wish {
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
     pub detection: Detection,
+    pub gateways: GatewayFiles,
     pub life: Life,
 }
 
@@ -55,6 +57,7 @@ impl LocalCluster {
         command.arg("supervise").arg("--dir").arg(&folder.dir);
         command.args(["--nodes", &wish.nodes.to_string(), "--listen", &wish.listen.to_string()]);
         command.args(["--detection", wish.detection.name()]);
+        command.args(wish.gateways.arguments());
         if let Some(metrics) = wish.metrics {
             command.args(["--metrics", &metrics.to_string()]);
         }
@@ -122,9 +125,9 @@ impl LocalCluster {
 /// A notice that ends a run.
 pub fn failed(notice: Notice) -> Failure {
     match notice {
-        Notice::Failed { reason, help, log, conflict } => {
+        Notice::Failed { reason, help, log, exit } => {
             let log: String = log.iter().map(|line| format!("\n  {line}")).collect();
-            let exit = if conflict { Exit::Conflict } else { Exit::Negative };
+            let exit = Exit::of_code(exit.into()).unwrap_or(Exit::Negative);
             let failure = Failure::new(exit, format!("local cluster: {reason}{log}"));
             if help.is_empty() { failure } else { failure.help(help) }
         }

@@ -111,7 +111,7 @@ impl Keeper {
                     return Some(match status {
                         Err(error) => (format!("could not be watched: {error}"), Exit::Negative),
                         Ok(status) => {
-                            let told = [Exit::Conflict, Exit::Denied];
+                            let told = [Exit::Conflict, Exit::Denied, Exit::Usage];
                             let told = told.into_iter().find(|exit| status.code() == Some(exit.code().into()));
                             (describe(status), told.unwrap_or(Exit::Negative))
                         }

@@ -5,6 +5,7 @@
 //! its folder removed. So nothing is left behind, even after `kill -9` of either: the supervisor's children die with it.
 
 pub mod folder;
+pub mod gateways;
 pub mod handle;
 mod keeper;
 pub mod notice;

@@ -13,9 +13,9 @@ pub enum Notice {
     Restarting { process: String, reason: String, restarts: u32 },
     /// The process is back.
     Restarted { process: String, pid: u32 },
-    /// The cluster cannot go on; the supervisor takes it down. `log` is the tail of the log of the process that caused it; `conflict` when
-    /// something else has its port or its folder.
-    Failed { reason: String, help: String, log: Vec<String>, conflict: bool },
+    /// The cluster cannot go on; the supervisor takes it down. `log` is the tail of the log of the process that caused it; `exit` the code that
+    /// whoever asked for it ends with.
+    Failed { reason: String, help: String, log: Vec<String>, exit: u8 },
 }
 
 /// A node that is drained, or in quarantine.

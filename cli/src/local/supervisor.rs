@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::folder::{Folder, Process, State, node_ip, node_name};
+use super::gateways::GatewayFiles;
 use super::keeper::{Happening, Keeper, Phase};
 use super::notice::{Listening, Notice, WithoutRanks};
 use super::process::Launch;
@@ -40,6 +41,7 @@ pub struct Options {
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
     pub detection: Detection,
+    pub gateways: GatewayFiles,
 }
 
 struct Supervisor {
@@ -80,6 +82,7 @@ impl Supervisor {
             state: State {
                 supervisor: std::process::id(),
                 processes: Vec::new(),
+                gateways: options.gateways.clone(),
                 ..folder.read_state().unwrap_or_default()
             },
             listening: false,
@@ -296,7 +299,7 @@ impl Supervisor {
         let port = coordinator.rsplit_once(':').map_or("0", |(_, port)| port);
         let gateway = format!("{ip}:{port}");
         let arguments = strings(&["node", "--dir", &dir, "--coordinator", &coordinator, "--name", &name, "--ip", &ip]);
-        let arguments = [arguments, strings(&["--gateway", &gateway])].concat();
+        let arguments = [arguments, strings(&["--gateway", &gateway]), self.options.gateways.arguments()].concat();
         Launch { log: self.folder.log(&name), name, arguments, weather: self.folder.weather() }
     }
 
@@ -369,8 +372,12 @@ async fn node_token(client: &mut Client) -> Result<String, Failure> {
 }
 
 fn failed(failure: &Failure, log: Vec<String>) -> Notice {
-    let conflict = failure.exit == Exit::Conflict;
-    Notice::Failed { reason: failure.message(), help: failure.help_text(), log, conflict }
+    // What a start lacks is told; that somebody waited too long for it is no more than that it failed.
+    let exit = match failure.exit {
+        Exit::Conflict | Exit::Usage => failure.exit,
+        _ => Exit::Negative,
+    };
+    Notice::Failed { reason: failure.message(), help: failure.help_text(), log, exit: exit.code() }
 }
 
 /// To whoever started us, if it still listens, and to the log.

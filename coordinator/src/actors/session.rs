@@ -188,7 +188,7 @@ impl Talk {
                 FromNode::Demand(demands) => Words::Demand(demands.0),
                 FromNode::Swept { job, index, removed, error } => Words::Swept(Sweep { job, index, removed, error }),
                 FromNode::Surveyed { survey, found } => {
-                    let rtt_us = u32::try_from(self.arguments.connection.rtt().as_micros()).unwrap_or(u32::MAX);
+                    let rtt_us = u32::try_from(self.arguments.connection.least_rtt().as_micros()).unwrap_or(u32::MAX);
                     Words::Surveyed { rtt_us, survey, found }
                 }
                 FromNode::Hello(_) => {

@@ -92,7 +92,7 @@ impl Cluster {
                 true => Ok(()),
                 false => Err(Refused::NotFound("none of these jobs is known".into())),
             },
-            Event::SplitChosen { job, .. } => self.ask_job(*job, Job::check_split),
+            Event::SplitChosen { job, .. } | Event::SplitRefused { job, .. } => self.ask_job(*job, Job::check_split),
         }
     }
 

@@ -240,6 +240,7 @@ impl Cluster {
                 }
             }
             Event::SplitChosen { job, chosen } => self.drive(*job, |job| job.take_split(&mut scene, chosen)),
+            Event::SplitRefused { job, reason } => self.drive(*job, |job| job.refuse_split(&mut scene, reason)),
         }
         self.free_early(&mut orders);
         orders

@@ -61,7 +61,13 @@ impl Job {
             self.started.get_or_insert(scene.at);
             self.tell_membership(scene, None);
             let (generation, world) = (self.generation, self.ask.ranks);
-            self.note(scene, format!("{generation} runs, its world size is {world}"));
+            self.note(
+                scene,
+                match self.serves {
+                    Some(_) => format!("{generation} has its {}", rank_count(world)),
+                    None => format!("{generation} runs, its world size is {world}"),
+                },
+            );
         } else if state == JobState::Running && !rank_is_known(run, id) && !run.ranks[&id].leaving {
             if scene.bug == Some(PlantedBug::ReadyOwnsLanes) {
                 run.members.push(id);

@@ -218,6 +218,11 @@ pub enum Event {
         job: JobId,
         chosen: Box<Chosen>,
     },
+    /// No node could ever serve the model of a job that waits for its cut.
+    SplitRefused {
+        job: JobId,
+        reason: String,
+    },
 }
 
 /// A job as it was submitted. What the state needs of the spec stands beside its text, so that a replay never depends on how a later release

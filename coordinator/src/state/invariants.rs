@@ -8,6 +8,7 @@ use stoke_protocol::message::rank::RankId;
 use super::cluster::Cluster;
 use super::machine::Job;
 use super::run::Run;
+use super::split::Cut;
 
 impl Cluster {
     /// Every invariant that can be seen in one state; the error starts with its number.
@@ -34,6 +35,8 @@ impl Cluster {
         let Some(run) = &job.run else {
             return match job.state {
                 JobState::Queued | JobState::Cancelled => Ok(()),
+                // No node could serve its model.
+                JobState::Failed if job.cut == Cut::Awaited => Ok(()),
                 JobState::Starting | JobState::Running | JobState::Recovering | JobState::Cancelling => {
                     Err(format!("J1: {} is {:?} without ranks", job.id, job.state))
                 }

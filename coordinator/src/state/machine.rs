@@ -395,7 +395,11 @@ impl Job {
 
     pub fn cancel(&mut self, scene: &mut Scene<'_>, by: &str) {
         self.note(scene, format!("cancelled by {by}"));
-        let reason = format!("cancelled by {by}");
+        let reason = match self.serves.as_ref().and_then(|serves| serves.leave.as_ref()) {
+            // People have not asked for its end, but for others in its place.
+            Some(leave) => format!("it has left, as {} asked: its model's requests go to other jobs", leave.by),
+            None => format!("cancelled by {by}"),
+        };
         if self.state == JobState::Queued {
             return self.end(scene, JobState::Cancelled, reason);
         }
@@ -493,7 +497,7 @@ impl Job {
         }
     }
 
-    fn end(&mut self, scene: &mut Scene<'_>, state: JobState, reason: String) {
+    pub(super) fn end(&mut self, scene: &mut Scene<'_>, state: JobState, reason: String) {
         assert!(!self.state.is_terminal(), "J3: {} has ended as {:?}", self.id, self.state);
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         self.note(scene, format!("{}{why}", state_word(state)));

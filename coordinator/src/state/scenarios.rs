@@ -22,6 +22,7 @@ use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Req
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{Capacity, Heartbeat, NodeHello, RankInventory, Report, ToNode};
 use stoke_protocol::message::rank::{Exit, Membership, Origin, Outcome, RankEvent, RankId, ShardRecord, StartFrom};
+use stoke_protocol::message::split::Surveyed;
 
 use super::cluster::Cluster;
 use super::control::{Control, Input, Options, SessionId, Step, Ticket};
@@ -32,6 +33,20 @@ use super::time::{Mono, Now, Time};
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
 const SECRET: Digest = Digest([9; 32]);
+
+/// What every node says at once of a model that is named by a path.
+const SMALL: Surveyed = Surveyed {
+    layers: 2,
+    layer_bytes: 1 << 20,
+    embedding_bytes: 1 << 10,
+    output_bytes: 0,
+    kv_heads: 1,
+    parts_max: 1,
+    token_bytes: 64,
+    context: 2048,
+    vocabulary: 1024,
+    layer_ns: 1_000_000,
+};
 
 struct World {
     control: Control,
@@ -95,12 +110,20 @@ impl World {
     fn step(&mut self, input: Input) -> Step {
         let step = self.control.step(self.now(), input);
         self.records.extend(step.records.iter().cloned());
+        let mut asked = Vec::new();
         for effect in &step.effects {
-            if let Effect::Send { session, message } = effect {
-                self.told.push((*session, message.clone()));
+            match effect {
+                Effect::Send { session, message: ToNode::Survey(survey) } if survey.model.starts_with('/') => {
+                    asked.push((*session, survey.clone()));
+                }
+                Effect::Send { session, message } => self.told.push((*session, message.clone())),
+                _ => {}
             }
         }
         self.control.cluster().check_invariants().unwrap();
+        for (session, survey) in asked {
+            self.step(Input::Surveyed { session, rtt_us: 400, survey, found: Ok(SMALL) });
+        }
         step
     }
 

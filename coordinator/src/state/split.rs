@@ -8,13 +8,14 @@
 //! D4: parts of a layer exchange sums twice a layer: unasked they are placed on one node, or where a round trip is small against half a layer.
 
 use serde::{Deserialize, Serialize};
-use stoke_protocol::ids::NodeId;
+use stoke_protocol::ids::{Digest, NodeId};
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::split::{Split, SplitRank, Surveyed};
 use stoke_protocol::spec::{Bytes, JobSpec, RANKS_MAX, Serve};
 
 use super::machine::{Job, Scene, Seat};
 use super::members::Room;
+use super::words::rank_count;
 
 /// Unasked, a model is not cut into more: its tokens would travel longer than they are computed.
 const STAGES_MAX: u32 = 64;
@@ -48,6 +49,8 @@ pub struct Chosen {
     pub split: Split,
     /// The spec as its ranks get it: with the cut.
     pub spec: String,
+    /// Of all that the cut follows from: jobs of a model that ask alike are cut alike.
+    pub asked: Digest,
 }
 
 /// A node that has the model, with what it has free.
@@ -86,20 +89,39 @@ struct Need<'a> {
     model: &'a Surveyed,
 }
 
+/// Why there is no cut.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Unfit {
+    /// Nodes with more room would mend it, or other answers of theirs.
+    Short(String),
+    /// No node could mend it: the spec does not fit the model.
+    Wrong(String),
+}
+
+impl Unfit {
+    pub fn words(&self) -> &str {
+        match self {
+            Self::Short(words) | Self::Wrong(words) => words,
+        }
+    }
+}
+
 /// The cut, or what is short.
-pub fn split(spec: &JobSpec, model: &Surveyed, offers: &[Offer]) -> Result<Split, String> {
+pub fn split(spec: &JobSpec, model: &Surveyed, offers: &[Offer]) -> Result<Split, Unfit> {
     let serve = spec.serve.as_ref().expect("only jobs that serve are cut");
     let resources = &spec.resources;
     let memory_bytes = resources.memory.map(|memory| memory.0);
     let ask = Room { cpus: resources.cpus, memory_bytes: memory_bytes.unwrap_or(0), gpus: resources.gpus };
     let need = Need { serve, ask, memory_bytes, model };
-    need.check()?;
+    need.check().map_err(Unfit::Wrong)?;
     let mut found: Vec<Candidate<'_>> =
         need.tensors().into_iter().flat_map(|parts| need.candidates(parts, offers)).collect();
     // Fewer ranks first; among as many the faster.
     found.sort_by_key(|candidate| (candidate.ranks(), candidate.token_ns));
     let mut found = found.into_iter();
-    let Some(fewest) = found.next() else { return Err(need.short(offers)) };
+    let Some(fewest) = found.next() else {
+        return Err(if need.fits_somewhere() { Unfit::Short(need.short(offers)) } else { Unfit::Wrong(need.unfit()) });
+    };
     let (few, slow_ns) = (fewest.ranks(), fewest.token_ns);
     let best = found.fold(fewest, |best, other| {
         let faster = other.token_ns.saturating_mul(CLEARLY.1) <= best.token_ns.saturating_mul(CLEARLY.0);
@@ -140,6 +162,46 @@ impl Need<'_> {
         match self.serve.layers.as_ref().map(|written| written.iter().map(|own| u64::from(*own)).sum::<u64>()) {
             Some(sum) if sum != u64::from(layers) => Err(format!("layers are {sum} together: the model has {layers}")),
             Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether there would be a cut on as many nodes as it may have, each with all the memory in the world.
+    fn fits_somewhere(&self) -> bool {
+        let nodes = self.serve.said_stages().unwrap_or(STAGES_MAX.min(self.model.layers));
+        self.tensors().into_iter().any(|parts| {
+            let whole = |of_one: u32| of_one.saturating_mul(parts);
+            let memory_bytes = self.memory_bytes.map_or(u64::MAX / 2, |memory| memory.saturating_mul(parts.into()));
+            let free = Room { cpus: whole(self.ask.cpus), memory_bytes, gpus: whole(self.ask.gpus) };
+            let node =
+                |number: u32| Offer { node: NodeId(number.into()), free, layer_ns: u64::from(u32::MAX), rtt_us: 0 };
+            let nodes: Vec<Offer> = (0..nodes).map(node).collect();
+            !self.candidates(parts, &nodes).is_empty()
+        })
+    }
+
+    /// What is wrong where no nodes would do.
+    fn unfit(&self) -> String {
+        let Surveyed { layers, .. } = *self.model;
+        let stages = self.serve.said_stages().unwrap_or(STAGES_MAX.min(layers));
+        let fewest = match &self.serve.layers {
+            Some(written) => written.iter().copied().max().unwrap_or(layers),
+            None => layers.div_ceil(stages.max(1)),
+        };
+        let parts = u64::from(self.tensors().last().copied().unwrap_or(1));
+        let request = self.request_bytes(fewest, parts);
+        let own = if fewest == 1 { "1 layer".to_owned() } else { format!("{fewest} layers") };
+        match self.memory_bytes {
+            _ if request > self.serve.cache.0 => format!(
+                "cache = \"{}\": keys and values of one request may need {} in a rank with {own}: use at least that, or a smaller context",
+                self.serve.cache,
+                whole_words(request)
+            ),
+            Some(memory) => format!(
+                "memory = \"{}\": a rank with {own} of this model needs {}: write more, or leave it out and it is chosen",
+                Bytes(memory),
+                whole_words(self.bytes(fewest, parts, (true, true)).min(self.bytes(fewest, parts, (false, true))))
+            ),
+            None => format!("the {layers} layers of this model cannot be cut in this way"),
         }
     }
 
@@ -329,7 +391,7 @@ impl Need<'_> {
         Split { stages: stages as u32, tensor, ranks: ranks.into(), token_ns, stage_ns, why }
     }
 
-    /// Why nothing fits.
+    /// Why nothing fits now.
     fn short(&self, offers: &[Offer]) -> String {
         let alone = self.bytes(self.model.layers, 1, (true, true));
         // One layer with the output is the least that the last of many stages has.
@@ -338,13 +400,25 @@ impl Need<'_> {
             format!("{} has {} and {} cpus free", offer.node, words(offer.free.memory_bytes), offer.free.cpus)
         };
         let shown: Vec<String> = offers.iter().take(8).map(room).collect();
+        let shown = if shown.is_empty() { "no node is there".to_owned() } else { shown.join("; ") };
+        let (ranks, without_memory) = (self.serve.ranks(), Room { memory_bytes: 0, ..self.ask });
+        let slots = offers.iter().fold(0, |sum: u32, offer| sum.saturating_add(offer.free.slots(&without_memory)));
+        if slots < ranks {
+            let gpus = if self.ask.gpus > 0 { format!(" and {} gpus", self.ask.gpus) } else { String::new() };
+            return format!(
+                "its model does not fit: it needs at least {} with {} cpus{gpus} each, and there is room for {slots}; {shown}: \
+                 free some, add nodes, or ask for less",
+                rank_count(ranks),
+                self.ask.cpus
+            );
+        }
         let mut limit = match self.memory_bytes {
             Some(memory) => format!(", and the spec gives {} to each", words(memory)),
             None => String::new(),
         };
         let request = self.request_bytes(self.model.layers, 1);
         if request > self.serve.cache.0 {
-            let (cache, needed) = (self.serve.cache, Bytes(request.div_ceil(1 << 20) << 20));
+            let (cache, needed) = (self.serve.cache, whole_words(request));
             limit.push_str(&format!(", of a cache of {cache} where one request may need {needed} over all layers"));
         }
         if let Some(stages) = self.serve.said_stages() {
@@ -354,12 +428,11 @@ impl Need<'_> {
             limit.push_str(&format!(", in {parts} parts a stage"));
         }
         format!(
-            "its model does not fit: a rank by itself needs {} of memory, of many ranks each at least {}{limit}, with {} cpus; {}: \
+            "its model does not fit: a rank by itself needs {} of memory, of many ranks each at least {}{limit}, with {} cpus; {shown}: \
              free some, add nodes, or ask for less",
-            words(alone),
-            words(least),
-            self.ask.cpus,
-            if shown.is_empty() { "no node is there".to_owned() } else { shown.join("; ") }
+            whole_words(alone),
+            whole_words(least),
+            self.ask.cpus
         )
     }
 }
@@ -390,14 +463,25 @@ fn milliseconds(ns: u64) -> String {
     format!("{:.2} ms", ns as f64 / 1e6)
 }
 
+/// Of what there is: rounded down.
 fn words(bytes: u64) -> Bytes {
     Bytes(bytes >> 20 << 20)
+}
+
+/// Of what is needed: rounded up.
+fn whole_words(bytes: u64) -> Bytes {
+    Bytes(bytes.div_ceil(1 << 20) << 20)
 }
 
 impl Job {
     /// It waits for its cut before it waits for room.
     pub fn awaits_cut(&self) -> bool {
         self.state == JobState::Queued && self.cut == Cut::Awaited
+    }
+
+    /// No node could mend what is wrong with its cut.
+    pub(super) fn refuse_split(&mut self, scene: &mut Scene<'_>, reason: &str) {
+        self.end(scene, JobState::Failed, reason.to_owned());
     }
 
     pub(super) fn check_split(&self) -> Result<(), String> {
@@ -544,16 +628,41 @@ mod tests {
         assert!(memory.ranks.iter().all(|rank| rank.memory_bytes == 350 * MIB), "{memory:?}");
         assert_eq!(memory.stages, 3, "two of them on one node");
         let parts = split(&spec("tensor = 5", ""), &model(), &nodes).unwrap_err();
-        assert!(parts.starts_with("tensor = 5"), "{parts}");
+        assert!(matches!(&parts, Unfit::Wrong(words) if words.starts_with("tensor = 5")), "{parts:?}");
         let many = split(&spec("stages = 31", ""), &model(), &nodes).unwrap_err();
-        assert!(many.contains("use at most 30"), "{many}");
+        assert!(matches!(&many, Unfit::Wrong(words) if words.contains("use at most 30")), "{many:?}");
     }
 
     #[test]
     fn what_is_short_is_said() {
-        let nothing =
-            split(&spec("", ""), &model(), &[offer(1, 1, 200, 1_000, 100), offer(2, 1, 150, 1_000, 100)]).unwrap_err();
-        assert!(nothing.contains("needs 549MiB") || nothing.contains("needs 548MiB"), "{nothing}");
-        assert!(nothing.contains("n1 has 200MiB") || nothing.contains("node-1 has 200MiB"), "{nothing}");
+        let short = |spec: &JobSpec, offers: &[Offer]| match split(spec, &model(), offers) {
+            Err(Unfit::Short(words)) => words,
+            other => panic!("{other:?}"),
+        };
+        let nothing = short(&spec("", ""), &[offer(1, 1, 200, 1_000, 100), offer(2, 1, 150, 1_000, 100)]);
+        assert!(nothing.contains("needs 549MiB") && nothing.contains("node-1 has 200MiB"), "{nothing}");
+        let cpus = short(&spec("stages = 3\ntensor = 2", "cpus = 2"), &[offer(1, 7, 4096, 1_000, 100)]);
+        assert!(cpus.contains("at least 6 ranks with 2 cpus each, and there is room for 3"), "{cpus}");
+    }
+
+    #[test]
+    fn what_no_node_could_mend_is_said_at_once() {
+        let wrong = |spec: &JobSpec| match split(spec, &model(), &[]) {
+            Err(Unfit::Wrong(words)) => words,
+            other => panic!("{other:?}"),
+        };
+        let memory = wrong(&spec("stages = 1\ntensor = 1", "memory = \"400MiB\""));
+        assert!(
+            memory.starts_with("memory = \"400MiB\": a rank with 30 layers of this model needs 549MiB"),
+            "{memory}"
+        );
+        let little = wrong(&spec("", "memory = \"200MiB\""));
+        assert!(little.starts_with("memory = \"200MiB\": a rank with 1 layer"), "{little}");
+        let cache = wrong(&spec("context = 2048\nstages = 1\ntensor = 1", ""));
+        assert!(
+            cache.starts_with("cache = \"20MiB\"") && cache.contains("need 120MiB in a rank with 30 layers"),
+            "{cache}"
+        );
+        assert!(matches!(split(&spec("", ""), &model(), &[]), Err(Unfit::Short(_))));
     }
 }

@@ -204,6 +204,7 @@ mod tests {
             samples: 1,
             skipped: 0,
             lanes,
+            rl: None,
         }
     }
 

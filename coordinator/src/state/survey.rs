@@ -2,13 +2,14 @@
 //! the answers; how a model is cut is `split.rs`'s. Volatile: a restart forgets it and asks again, but for cuts that were chosen. Part of `control.rs`.
 //!
 //! V1: a cut is chosen once all nodes that may carry the job have answered, or have had long enough; a job of a model that is cut in the same way by
-//!   its spec as one that serves gets the same cut.
+//!   its spec as one that serves gets the same cut. A job that no node could ever serve fails; whatever time or more nodes may mend is waited for.
 //! V2: a node has one question about a model at a time, and is asked again only when its answer is old, or was a problem that may be mended.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use stoke_protocol::ids::{JobId, NodeId};
+use stoke_protocol::codec;
+use stoke_protocol::ids::{Digest, JobId, NodeId};
 use stoke_protocol::message::client::Reply;
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::split::{Planned, SURVEYING, Split, Survey, Surveyed};
@@ -22,13 +23,16 @@ use super::machine::{Ask, Job};
 use super::members::{Node, Room};
 use super::requests::{self, invalid, unavailable};
 use super::room::{Left, carries};
-use super::split::{self, Chosen, Cut, Offer};
+use super::serving::Serves;
+use super::split::{self, Chosen, Cut, Offer, Unfit};
 use super::time::Mono;
 
 /// A part of the weights is read from a disk and computed with; whoever needs longer is left out.
 const ANSWER_MS_MAX: u64 = 30_000;
 /// What was wrong may be mended: asked again after so long while somebody waits for it.
 const AGAIN_MS: u64 = 5_000;
+/// A job fails when every node of the cluster has said so often in a row that it cannot serve the model.
+const REFUSALS: u32 = 2;
 /// Other files may lie there by now, and other ranks compute.
 const FRESH_MS: u64 = 600_000;
 /// Nodes that are asked about a model, those with most processors free: more would make a plan slow.
@@ -74,6 +78,8 @@ struct Asked {
     session: SessionId,
     at: Mono,
     answer: Option<Answer>,
+    /// How often in a row it has said that it cannot serve the model.
+    refusals: u32,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -81,6 +87,13 @@ struct Answer {
     at: Mono,
     rtt_us: u32,
     found: Result<Surveyed, String>,
+}
+
+/// What comes of a look at a job or a spec.
+struct Plan {
+    split: Split,
+    /// Why it has to wait for room, if it has to.
+    waits: Option<String>,
 }
 
 /// Somebody who waits for a plan.
@@ -159,6 +172,7 @@ impl Control {
             found => found,
         };
         let found = found.map_err(|words| words.chars().take(WORDS_CHARS_MAX).collect());
+        asked.refusals = if found.is_ok() { 0 } else { asked.refusals.saturating_add(1) };
         asked.answer = Some(Answer { at: now, rtt_us, found });
         self.surveys.stirred = true;
     }
@@ -171,8 +185,8 @@ impl Control {
                 invalid("the spec has no section [serve]".into(), "only models that are served are cut over nodes")
             }
             Ok(spec) if !spec.awaits_split() => invalid(
-                "the spec leaves nothing to plan: a decoder without `serve.stages`, `serve.tensor` or `resources.memory` has a plan".into(),
-                "leave one of them out, or serve it as it is",
+                "there is nothing to plan: encoders and classifiers are not cut, they have one rank with what [resources] says".into(),
+                "serve it: `stoke explain JOB` tells where it goes, or what it waits for",
             ),
             Ok(_) if self.surveys.clients.len() >= CLIENTS_MAX => {
                 unavailable("too many plans are being made".into(), "try again in a moment")
@@ -228,6 +242,7 @@ impl Control {
                         None if age >= ANSWER_MS_MAX => {
                             let found =
                                 Err(format!("has said nothing about the model for {} s", ANSWER_MS_MAX / 1_000));
+                            asked.refusals = 0;
                             asked.answer = Some(Answer { at: now, rtt_us: 0, found });
                             self.surveys.stirred = true;
                             true
@@ -241,7 +256,7 @@ impl Control {
                     }
                     asked.at = now;
                 } else {
-                    book.insert(node, Asked { session, at: now, answer: None });
+                    book.insert(node, Asked { session, at: now, answer: None, refusals: 0 });
                 }
                 step.effects.push(Effect::Send { session, message: ToNode::Survey(survey.clone()) });
             }
@@ -277,67 +292,114 @@ impl Control {
     /// V1.
     fn cut_job(&mut self, step: &mut Step, id: JobId, spec: JobSpec) {
         let Some(job) = self.cluster.jobs().get(id) else { return };
-        let split = match self.cut_alike(job, &spec) {
-            Some(split) => Ok(split),
-            None => self.plan_split(&spec, &job.ask),
+        let asked = asked(&spec);
+        let split = match self.cut_alike(job, asked) {
+            Some(other) => self.place_alike(job, &spec, other),
+            None => self.plan_split(&spec, &job.ask).map(|plan| plan.split),
         };
-        let cut = split.and_then(|split| complete(spec, split));
-        match cut {
-            Ok(chosen) => {
-                let committed = self.commit(step, Event::SplitChosen { job: id, chosen: Box::new(chosen) });
-                assert!(committed.is_ok(), "V1: {id} waits for its cut: {committed:?}");
-            }
-            Err(why) => {
+        let cut = split.and_then(|split| complete(spec, split, asked).map_err(Unfit::Wrong));
+        let event = match cut {
+            Ok(chosen) => Event::SplitChosen { job: id, chosen: Box::new(chosen) },
+            Err(Unfit::Wrong(reason)) => Event::SplitRefused { job: id, reason },
+            Err(Unfit::Short(why)) => {
                 if let Some(uncut) = self.surveys.uncut.get_mut(&id).filter(|uncut| uncut.why != why) {
                     uncut.why = why;
                     step.effects.push(Effect::Changed { job: id });
                 }
+                return;
             }
-        }
+        };
+        let committed = self.commit(step, event);
+        assert!(committed.is_ok(), "V1: {id} waits for its cut: {committed:?}");
     }
 
     /// The cut of another job of the same model that has not ended, where both specs leave it in the same way.
-    fn cut_alike(&self, job: &Job, spec: &JobSpec) -> Option<Split> {
+    fn cut_alike(&self, job: &Job, asked: Digest) -> Option<(JobId, Split)> {
         let model = &job.serves.as_ref()?.model;
         self.cluster.serving(model).filter(|(other, _)| other.owner == job.owner).find_map(|(other, _)| {
             let Cut::Chosen(chosen) = &other.cut else { return None };
-            let theirs = JobSpec::parse(&other.spec).ok()?;
-            (asks(&theirs) == asks(spec)).then(|| chosen.split.clone())
+            (chosen.asked == asked).then(|| (other.id, chosen.split.clone()))
         })
     }
 
-    /// By what is free now; or, where that is too little, by what would be if nothing else ran: then the job waits for room.
-    fn plan_split(&self, spec: &JobSpec, ask: &Ask) -> Result<Split, String> {
-        let survey = survey_of(spec).ok_or("the spec has no section [serve]")?;
+    /// The same layers, on nodes of its own where there are some: on those of the other job where nothing better is known.
+    fn place_alike(&self, job: &Job, spec: &JobSpec, (other, theirs): (JobId, Split)) -> Result<Split, Unfit> {
+        match self.plan_split(&cut_as(spec.clone(), &theirs), &job.ask) {
+            Ok(Plan { split, .. }) => Ok(Split { why: format!("as {other} is"), ..split }),
+            Err(Unfit::Short(words)) if !self.silent(spec, &job.ask).is_empty() => Err(Unfit::Short(words)),
+            Err(_) => Ok(theirs),
+        }
+    }
+
+    /// Nodes that have not answered yet.
+    fn silent(&self, spec: &JobSpec, ask: &Ask) -> Vec<NodeId> {
+        let Some(survey) = survey_of(spec) else { return Vec::new() };
+        let mut nodes = self.may_carry(ask);
+        nodes.retain(|node| self.surveys.answer(&survey, *node).is_none());
+        nodes
+    }
+
+    /// Nodes that have ranks of a model, or are to get some: another job of it is safer elsewhere, and does not compete with them.
+    fn carrying(&self, spec: &JobSpec) -> BTreeSet<NodeId> {
+        let Some(serves) = Serves::of(spec) else { return BTreeSet::new() };
+        let jobs = self.cluster.serving(&serves.model).map(|(job, _)| job);
+        let nodes = jobs.flat_map(|job| match (&job.run, &job.cut) {
+            (Some(run), _) => run.ranks.values().filter(|rank| rank.is_wanted()).map(|rank| rank.node).collect(),
+            (None, Cut::Chosen(chosen)) => chosen.split.ranks.iter().map(|rank| rank.node).collect(),
+            (None, Cut::Awaited | Cut::Written) => Vec::new(),
+        });
+        nodes.collect()
+    }
+
+    /// By what is free now, on nodes without other jobs of the model if they will do; or, where that is too little, by what would be if nothing else
+    /// ran: then the job waits for room.
+    fn plan_split(&self, spec: &JobSpec, ask: &Ask) -> Result<Plan, Unfit> {
+        let short = |words: String| Err(Unfit::Short(words));
+        let Some(survey) = survey_of(spec) else { return short("the spec has no section [serve]".into()) };
         let nodes = self.may_carry(ask);
         if nodes.is_empty() {
-            return Err("no node is up that may have its ranks: `stoke explain JOB` says why not".into());
+            return short("no node is up that may have its ranks: `stoke explain` says why not".into());
         }
-        let silent: Vec<NodeId> =
-            nodes.iter().copied().filter(|node| self.surveys.answer(&survey, *node).is_none()).collect();
+        let silent = self.silent(spec, ask);
         if !silent.is_empty() {
-            return Err(format!("its model is being surveyed on {}", listed(&silent)));
+            return short(format!("its model is being surveyed on {}", listed(&silent)));
         }
-        let answers = nodes
-            .iter()
-            .filter_map(|node| Some((self.cluster.members().node(*node)?, self.surveys.answer(&survey, *node)?)));
         let has = self.having(&survey, &nodes);
-        let Some(model) = commonest(&has) else {
-            let said = answers.filter_map(|(node, answer)| Some((node.id, answer.found.clone().err()?)));
-            return Err(nowhere(&survey.model, said.collect()));
-        };
+        let Some(model) = commonest(&has) else { return Err(self.nowhere(&survey, ask, &nodes)) };
         let alike = || has.iter().filter(|(.., found)| shape(found) == model);
-        let offers = |room: &dyn Fn(&Node) -> Room| -> Vec<Offer> {
+        let carrying = self.carrying(spec);
+        let offers = |room: &dyn Fn(&Node) -> Room, shunned: &BTreeSet<NodeId>| -> Vec<Offer> {
             let offer = |(node, rtt_us, found): &(&Node, u32, Surveyed)| Offer {
                 node: node.id,
                 free: room(node),
                 layer_ns: found.layer_ns,
                 rtt_us: *rtt_us,
             };
-            alike().map(offer).collect()
+            alike().map(offer).filter(|offer| !shunned.contains(&offer.node)).collect()
         };
-        split::split(spec, &model, &offers(&Node::free))
-            .or_else(|short| split::split(spec, &model, &offers(&|node| Room::of(&node.capacity))).map_err(|_| short))
+        let plan = |offers: Vec<Offer>| split::split(spec, &model, &offers);
+        let none = BTreeSet::new();
+        match plan(offers(&Node::free, &carrying)).or_else(|_| plan(offers(&Node::free, &none))) {
+            Ok(split) => Ok(Plan { split, waits: None }),
+            Err(Unfit::Wrong(words)) => Err(Unfit::Wrong(words)),
+            Err(Unfit::Short(words)) => match plan(offers(&|node| Room::of(&node.capacity), &none)) {
+                Ok(split) => Ok(Plan { split, waits: Some(words) }),
+                Err(_) => Err(Unfit::Short(words)),
+            },
+        }
+    }
+
+    /// No node that was asked has the model: for good where there are no others, and they stay with it.
+    fn nowhere(&self, survey: &Survey, ask: &Ask, nodes: &[NodeId]) -> Unfit {
+        let said = nodes.iter().filter_map(|node| {
+            let asked = self.surveys.models.get(survey)?.get(node)?;
+            Some((*node, asked.answer.as_ref()?.found.clone().err()?, asked.refusals))
+        });
+        let said: Vec<(NodeId, String, u32)> = said.collect();
+        let all = self.cluster.members().nodes().filter(|node| carries(node, ask)).count() == nodes.len();
+        let for_good = all && said.iter().all(|(.., refusals)| *refusals >= REFUSALS);
+        let words = nowhere(&survey.model, said.into_iter().map(|(node, words, _)| (node, words)).collect());
+        if for_good { Unfit::Wrong(words) } else { Unfit::Short(words) }
     }
 
     /// Nodes that have a model under this name, and how it is there.
@@ -357,8 +419,8 @@ impl Control {
                 continue;
             }
             let (split, reason) = match self.plan_split(&client.spec, &client.ask) {
-                Ok(split) => (Some(split), String::new()),
-                Err(why) => (None, why),
+                Ok(Plan { split, waits }) => (Some(split), waits.unwrap_or_default()),
+                Err(unfit) => (None, unfit.words().to_owned()),
             };
             let nodes = self.survey_lines(&client.spec, &client.ask).into();
             let model = client.spec.serve.as_ref().map(|serve| serve.model.clone()).unwrap_or_default();
@@ -411,13 +473,16 @@ impl Control {
 }
 
 /// What a cut follows from. Whatever else a spec says, of replicas, shares or priorities, changes none.
-fn asks(spec: &JobSpec) -> Option<impl PartialEq> {
-    let Serve { stages, tensor, layers, context, cache, keep, running, .. } = spec.serve.clone()?;
-    Some((survey_of(spec)?, (stages, tensor, layers), (context, cache, keep, running), spec.resources.clone()))
+fn asked(spec: &JobSpec) -> Digest {
+    let cut = spec.serve.as_ref().map(|Serve { stages, tensor, layers, context, cache, keep, running, .. }| {
+        (survey_of(spec), (stages, tensor, layers), (context, cache, keep, running), &spec.resources)
+    });
+    let bytes = codec::encode_record(&cut).expect("a spec has only types that encode");
+    Digest(*blake3::hash(&bytes).as_bytes())
 }
 
-/// The spec as the ranks get it.
-fn complete(mut spec: JobSpec, split: Split) -> Result<Chosen, String> {
+/// With the same layers in the same ranks.
+fn cut_as(mut spec: JobSpec, split: &Split) -> JobSpec {
     if let Some(serve) = &mut spec.serve {
         let of = |stage: u32| {
             split.ranks.iter().find(|rank| rank.stage == stage).map_or(0, |rank| rank.layers.1 - rank.layers.0)
@@ -425,9 +490,14 @@ fn complete(mut spec: JobSpec, split: Split) -> Result<Chosen, String> {
         serve.layers = Some((0..split.stages).map(of).collect());
         (serve.stages, serve.tensor) = (Some(split.stages), Some(split.tensor));
     }
-    let text = spec.to_toml();
+    spec
+}
+
+/// The spec as the ranks get it.
+fn complete(spec: JobSpec, split: Split, asked: Digest) -> Result<Chosen, String> {
+    let text = cut_as(spec, &split).to_toml();
     match JobSpec::parse(&text) {
-        Ok(_) => Ok(Chosen { split, spec: text }),
+        Ok(_) => Ok(Chosen { split, spec: text, asked }),
         Err(error) => Err(format!("its spec with the cut into {} ranks: {error}", split.ranks.len())),
     }
 }

@@ -66,11 +66,12 @@ impl Control {
     }
 
     fn serves_view(&self, job: &Job, models: &BTreeMap<String, Regulars>) -> Option<ServesView> {
-        let model = job.serves.as_ref()?.model.clone();
+        let Serves { model, task, weights: (weights, precision), .. } = job.serves.clone()?;
         let (replicas, answering, scale) = models.get(&model).map(Regulars::view).unwrap_or_default();
         let (held, _refused) = self.loads.unplaced(self.now.mono, &model);
         let load = job.serving().and_then(|_| self.loads.view(self.now.mono, job.id));
-        Some(ServesView { model, ready: job.answers(), load, replicas, answering, held, scale })
+        let ready = job.answers();
+        Some(ServesView { model, task, weights, precision, ready, load, replicas, answering, held, scale })
     }
 
     /// Of every model that is served, for metrics.

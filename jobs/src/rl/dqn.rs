@@ -18,7 +18,7 @@ use crate::JobError;
 use crate::lm::kernels::Isa;
 use crate::train::{NamedTensor, Snapshot};
 
-const FIGURES: [&str; 2] = ["td_loss", "q_value"];
+pub(crate) const FIGURES: [&str; 2] = ["td_loss", "q_value"];
 /// The target network's weights in a checkpoint.
 const TARGET: &str = "optimizer.target";
 
@@ -95,6 +95,14 @@ impl Dqn {
         }
     }
 
+    /// What was told of another round is of no use.
+    fn enter(&mut self, round: u64) {
+        if round != self.round {
+            self.round = round;
+            self.common.clear();
+        }
+    }
+
     /// Updates after so many env steps.
     fn updates_after(&self, steps: u64) -> u64 {
         steps.saturating_sub(self.config.learning_starts) / self.config.train_every
@@ -120,10 +128,7 @@ impl Learn for Dqn {
     }
 
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
-        if round != self.round {
-            self.round = round;
-            self.common.clear();
-        }
+        self.enter(round);
         if self.common.contains_key(&lane) {
             // It came twice, as after a lost answer: its transitions count once.
             return Ok(());
@@ -135,6 +140,10 @@ impl Learn for Dqn {
         }
         self.common.insert(lane, common(&trajectory, &transitions, None));
         Ok(())
+    }
+
+    fn updates_max(&self) -> u32 {
+        self.config.round_steps.div_ceil(self.config.train_every) as u32
     }
 
     fn sums_len(&self) -> usize {
@@ -150,7 +159,7 @@ impl Learn for Dqn {
 
     fn begin(&mut self, number: u64, sums: &[f32]) -> Result<Round, RlError> {
         check_len("sums of a round", sums.len(), COMMON)?;
-        self.round = number;
+        self.enter(number);
         let (before, after) = (number * self.config.round_steps, (number + 1) * self.config.round_steps);
         if before / self.config.target_every != after / self.config.target_every {
             self.target.copy_from_slice(self.learner.weights());

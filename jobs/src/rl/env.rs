@@ -151,6 +151,26 @@ pub enum EnvError {
 }
 
 impl EnvError {
+    /// Whether another process may do better with the same actions.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Raised { .. }
+            | Self::Ended { .. }
+            | Self::Silent { .. }
+            | Self::Answer { .. }
+            | Self::Closed { .. } => true,
+            Self::Unknown { .. }
+            | Self::Options { .. }
+            | Self::Action { .. }
+            | Self::Contract { .. }
+            | Self::NotReset { .. }
+            | Self::State { .. }
+            | Self::Unsaved { .. }
+            | Self::Start { .. }
+            | Self::NonFinite { .. } => false,
+        }
+    }
+
     /// Whether the environment is of no use any more: it has to be made and reset again.
     pub fn is_fatal(&self) -> bool {
         match self {

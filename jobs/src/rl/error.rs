@@ -20,6 +20,15 @@ pub enum RlError {
     NonFinite { update: u64, what: &'static str },
 }
 
+impl From<RlError> for JobError {
+    fn from(error: RlError) -> Self {
+        match error {
+            RlError::Job(error) => error,
+            error => Self::Rl(Box::new(error)),
+        }
+    }
+}
+
 /// The check that most calls begin with.
 pub(crate) fn check_len(what: &'static str, got: usize, expected: usize) -> Result<(), RlError> {
     if got == expected { Ok(()) } else { Err(RlError::Contract { what, got: got as u64, expected: expected as u64 }) }

@@ -52,6 +52,9 @@ pub trait Learn: Send {
     /// What a lane has to tell of its trajectory; replaces `out`.
     fn sums(&self, lane: u32, out: &mut [f32]) -> Result<(), RlError>;
 
+    /// Updates of a round at most.
+    fn updates_max(&self) -> u32;
+
     /// Begins the round with the sum over all lanes.
     fn begin(&mut self, round: u64, sums: &[f32]) -> Result<Round, RlError>;
 

@@ -4,32 +4,38 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::actor::Actor;
-use super::config::{AlgorithmConfig, RlConfig, RlPlan};
-use super::dqn::Dqn;
+use super::actor::{Actor, Explore};
+use super::config::{Algorithm, AlgorithmConfig, RlConfig, RlPlan};
+use super::dqn::{self, Dqn};
 use super::env::VecEnv;
 use super::error::RlError;
 use super::evaluation::{Normaliser, evaluate};
-use super::impala::Impala;
+use super::impala::{self, Impala};
 use super::learn::{Learn, Round, tree_sum};
 use super::learner::Updated;
 use super::policy::Policy;
-use super::ppo::Ppo;
+use super::ppo::{self, Ppo};
 use super::rollout::{Rollout, RolloutConfig};
 
 /// The learner of a plan, at the job's beginning.
 pub fn learn(config: &RlConfig, plan: &RlPlan, env: &super::EnvSpec, seed: u64) -> Result<Box<dyn Learn>, RlError> {
-    let figures = match plan.algorithm {
-        AlgorithmConfig::Ppo(_) => Ppo::FIGURES,
-        AlgorithmConfig::Impala(_) => Impala::FIGURES,
-        AlgorithmConfig::Dqn(_) => Dqn::FIGURES,
-    };
+    // With the number of samples.
+    let figures = figures_of(config.algorithm()).len() + 1;
     let policy = Arc::new(Policy::new(config.policy(), env, &plan.hidden, figures)?);
     Ok(match &plan.algorithm {
         AlgorithmConfig::Ppo(config) => Box::new(Ppo::new(config.clone(), &policy, seed)),
         AlgorithmConfig::Impala(config) => Box::new(Impala::new(config.clone(), &policy, seed)),
         AlgorithmConfig::Dqn(config) => Box::new(Dqn::new(config.clone(), &policy, seed)),
     })
+}
+
+/// Names of the figures of an algorithm's updates.
+pub(crate) fn figures_of(algorithm: Algorithm) -> &'static [&'static str] {
+    match algorithm {
+        Algorithm::Ppo => &ppo::FIGURES,
+        Algorithm::Impala => &impala::FIGURES,
+        Algorithm::Dqn => &dqn::FIGURES,
+    }
 }
 
 /// What came of a round: its beginning, and its updates.
@@ -94,7 +100,7 @@ impl Solo {
                 (_, lane) => normaliser = lane,
             }
         }
-        evaluate(&mut self.actor, env, normaliser.as_ref(), (seed, steps_max))
+        Ok(evaluate(&mut self.actor, env, normaliser.as_ref(), (seed, steps_max, Explore::Greedy))?.returns)
     }
 
     pub fn round(&mut self) -> Result<Report, RlError> {

@@ -320,7 +320,7 @@ fn mistakes_in_a_spec_are_named() {
     assert!(message("digits", "channels = [4, 8]", "channels = [4]").contains("an array of length 2"));
     assert!(message("digits", "channels = [4, 8]", "channels = [4, 8, 9]").contains("an array of length 2"));
     let error = stoke_jobs::check(&spec("digits"), "digitz").expect_err("no such trainer").to_string();
-    assert_eq!(error, "line 3: unknown trainer \"digitz\" (write one of domains, digits)");
+    assert_eq!(error, "line 3: unknown trainer \"digitz\" (write one of domains, digits, rl)");
 }
 
 #[test]

@@ -100,6 +100,7 @@ fn progress(step: u64) -> Progress {
         samples: 0,
         skipped: 0,
         lanes: 2,
+        rl: None,
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderValue, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use serde::Serialize;
@@ -87,8 +87,9 @@ impl Service {
             Err(problem) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(id = ?id, path = parts.uri.path(), kind = ?problem.kind, problem = problem.message, "refused a request");
-                // A client of HTTP/2 sees a stream that is reset in the middle of its body as broken, and no status.
-                if parts.version == Version::HTTP_2 {
+                // A client that is still sending when the stream is reset or the connection closed sees it as broken, and no status. One that asks
+                // before it sends a body (HTTP/1.1) has sent nothing, and to read would be to ask for it.
+                if !parts.headers.contains_key(EXPECT) {
                     body::drain(&mut body).await;
                 }
                 refused(shape, &problem)

@@ -389,6 +389,8 @@ async fn embeddings_come_as_numbers_and_as_base64_and_survive_a_loss() {
     let body = json!({"model": "e", "input": "a", "encoding_format": "base64"});
     let response = post(&gateway, "/v1/embeddings", body).await;
     assert_eq!(response.json()["data"][0]["embedding"], "AACAPwAAwkLNzMw9");
+    let response = post(&gateway, "/v1/embeddings", json!({"model": "e", "input": ["a", ""]})).await;
+    assert_eq!((response.status, response.message().contains("text 1 is empty")), (400, true), "{}", response.text);
     let response = post(&gateway, CHAT, json!({"model": "e", "messages": [{"role": "user", "content": "a"}]})).await;
     assert_eq!(response.status, 400);
     assert!(response.message().contains("/v1/embeddings"), "{}", response.message());

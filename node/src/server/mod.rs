@@ -39,6 +39,7 @@ use self::head::Head;
 use self::links::{Frame, Links};
 pub use self::meter::Meter;
 use self::model::Model;
+pub use self::model::folder as model_folder;
 use self::single::{Given, Single};
 use self::split::Spot;
 use self::stage::Worker;

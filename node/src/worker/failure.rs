@@ -79,10 +79,7 @@ impl From<ExchangeError> for Failure {
 impl From<JobError> for Failure {
     fn from(error: JobError) -> Self {
         let text = text_of(&error);
-        match error {
-            JobError::Threads { .. } => Self::Error(text),
-            _ => Self::Permanent(text),
-        }
+        if error.is_passing() { Self::Error(text) } else { Self::Permanent(text) }
     }
 }
 

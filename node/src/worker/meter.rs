@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stoke_jobs::{Applied, Plan};
 use stoke_protocol::ids::{Generation, Step};
-use stoke_protocol::message::rank::Progress;
+use stoke_protocol::message::rank::{Progress, RlProgress};
 
 /// Between two reports.
 const EVERY: Duration = Duration::from_millis(500);
@@ -27,6 +27,8 @@ pub struct Meter {
     lap: Instant,
     reported: Instant,
     reported_step: u64,
+    /// Of a job with `[rl]`.
+    reported_env_steps: u64,
     logged: Instant,
     parts: [Duration; 3],
     last: Option<Applied>,
@@ -44,6 +46,7 @@ impl Meter {
             lap: now,
             reported: now,
             reported_step: step,
+            reported_env_steps: 0,
             logged: now,
             parts: [Duration::ZERO; 3],
             last: None,
@@ -95,10 +98,33 @@ impl Meter {
         due
     }
 
+    fn rl(&mut self, rl: stoke_jobs::RlProgress, since: Duration) -> RlProgress {
+        let done = rl.env_steps.saturating_sub(std::mem::replace(&mut self.reported_env_steps, rl.env_steps));
+        RlProgress {
+            round: rl.round,
+            rounds: rl.rounds,
+            env_steps: rl.env_steps,
+            env_steps_per_second: done as f64 / since.as_secs_f64().max(1e-6),
+            episodes: rl.episodes,
+            episode_return: rl.episode_return,
+            explained_variance: rl.explained_variance,
+            approx_kl: rl.approx_kl,
+            entropy: rl.entropy,
+            lag: rl.lag,
+            environment_failures: rl.environment_failures,
+        }
+    }
+
     /// A report, if it is time for one or the last step is done. `step` steps were applied.
-    pub fn due(&mut self, (generation, lanes): (Generation, u32), step: u64, skipped: u64) -> Option<Progress> {
+    pub fn due(
+        &mut self,
+        (generation, lanes): (Generation, u32),
+        step: u64,
+        (skipped, rl): (u64, Option<stoke_jobs::RlProgress>),
+    ) -> Option<Progress> {
         let since = self.reported.elapsed();
         let applied = self.last.filter(|_| since >= EVERY || step == self.steps)?;
+        let rl = rl.map(|rl| self.rl(rl, since));
         let steps = (step - self.reported_step).max(1);
         let mean_ms = |part: Part| (self.parts[part as usize].as_secs_f64() * 1e3 / steps as f64) as f32;
         let progress = Progress {
@@ -115,6 +141,7 @@ impl Meter {
             samples: step * self.batch,
             skipped,
             lanes,
+            rl,
         };
         self.reported = Instant::now();
         self.reported_step = step;

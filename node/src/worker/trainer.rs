@@ -264,7 +264,9 @@ impl Trainer {
         while self.step < self.plan.steps {
             let all_told = self.step(generation, exchange, &mut sums, &work.orders)?;
             let lanes = sums.owned().len() as u32;
-            if let Some(progress) = self.meter.due((generation, lanes), self.step, self.train.skipped()) {
+            if let Some(progress) =
+                self.meter.due((generation, lanes), self.step, (self.train.skipped(), self.train.rl()))
+            {
                 if place.position == 0 && self.meter.is_log_due() {
                     let Progress { loss, accuracy, samples_per_second, .. } = progress;
                     tracing::info!(step = self.step, loss, accuracy, samples_per_second, "training");

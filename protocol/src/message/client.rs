@@ -11,6 +11,7 @@ use super::split::{Planned, Split};
 use crate::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
 use crate::ledger::Ledger;
 use crate::list::List;
+use crate::spec::{Precision, Task};
 
 /// Client → coordinator.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -273,6 +274,10 @@ pub struct JobView {
 pub struct ServesView {
     /// As clients name it.
     pub model: String,
+    pub task: Task,
+    /// Its files, as the spec names them.
+    pub weights: String,
+    pub precision: Precision,
     /// The gang is whole, and a token has gone through all of it.
     pub ready: bool,
     /// What its head said last; none where it has not been heard for a few seconds.

@@ -223,6 +223,29 @@ pub struct Progress {
     pub skipped: u64,
     /// Lanes that the rank computes.
     pub lanes: u32,
+    /// Of a job with `[rl]`.
+    pub rl: Option<RlProgress>,
+}
+
+/// How reinforcement learning goes. None: not known yet, or the algorithm has no such figure.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RlProgress {
+    pub round: u64,
+    pub rounds: u64,
+    /// Of all envs of all ranks together.
+    pub env_steps: u64,
+    pub env_steps_per_second: f64,
+    /// That have ended.
+    pub episodes: u64,
+    /// Mean over the last hundred episodes.
+    pub episode_return: Option<f32>,
+    pub explained_variance: Option<f32>,
+    pub approx_kl: Option<f32>,
+    pub entropy: Option<f32>,
+    /// Updates that trajectories were behind.
+    pub lag: Option<f32>,
+    /// Environments that failed and were made anew.
+    pub environment_failures: u64,
 }
 
 /// Agent → rank.

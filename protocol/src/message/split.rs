@@ -76,8 +76,9 @@ pub struct SplitRank {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Planned {
     pub model: String,
-    /// None: `reason` says why.
+    /// None: it cannot be served, `reason` says why.
     pub split: Option<Split>,
+    /// With a split: why it would wait for room. Empty: it fits now.
     pub reason: String,
     /// What each node says.
     pub nodes: List<(NodeId, String)>,

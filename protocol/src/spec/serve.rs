@@ -10,6 +10,8 @@ pub const IDENTITY: &str = "identity";
 
 /// As long as a path may be on Linux.
 const MODEL_BYTES_MAX: usize = 4096;
+/// Less has room for no request of any model.
+const CACHE_BYTES_MIN: u64 = 1 << 20;
 /// Requests of a gang that run or wait.
 const REQUESTS_MAX: u32 = 65_536;
 
@@ -213,6 +215,13 @@ impl Serve {
                 "stages and tensor cut decoders only: an encoder or a classifier has one rank".into(),
             );
         }
+        if self.cache.0 < CACHE_BYTES_MIN {
+            let cache = self.cache.0;
+            return fail(
+                "cache",
+                format!("cache = {cache} bytes: write at least 1MiB, with its unit, for example \"256MiB\""),
+            );
+        }
         within("threads", self.threads, THREADS_MAX)?;
         within("running", self.running, REQUESTS_MAX)?;
         within("waiting", self.waiting, REQUESTS_MAX)?;
@@ -236,12 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_waits_for_its_cut_unless_its_spec_says_all_of_it() {
+    fn a_decoder_waits_for_its_cut_and_an_encoder_has_none() {
         let awaits = |serve: &str, resources: &str| spec(serve, resources).unwrap().awaits_split();
-        let memory = "memory = \"1GiB\"";
-        assert!(awaits("", "") && awaits("stages = 2\ntensor = 1", "") && awaits("stages = 2", memory));
-        assert!(!awaits("stages = 2\ntensor = 1", memory) && !awaits("layers = [3, 4]\ntensor = 1", memory));
-        assert!(!awaits("task = \"embed\"", ""), "an encoder is not cut");
+        assert!(awaits("", "") && awaits("stages = 2\ntensor = 1", "memory = \"1GiB\""));
+        assert!(!awaits("task = \"embed\"", ""));
         let written = spec("layers = [3, 4]", "").unwrap();
         assert_eq!((written.serve.as_ref().unwrap().ranks(), written.resources.memory().0), (2, 1 << 30));
         assert_eq!(JobSpec::parse(&written.to_toml()).unwrap(), written, "what is left out stays left out");

@@ -14,7 +14,8 @@ pub struct Train {
     /// Passes over the training set, rounded up to whole steps; or `steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u64>,
-    /// Samples in a step, over all ranks.
+    /// Samples in a step, over all ranks. 0: left out, which jobs with `[rl]` do.
+    #[serde(default)]
     pub batch: u32,
     /// Fixed slices of the batch; a rank owns whole lanes. The result depends on it, and not on the number of ranks.
     #[serde(default = "default_lanes")]
@@ -72,6 +73,24 @@ fn default_lanes() -> u32 {
 /// So no wrong parameters are ever in a sum that is applied.
 fn every_step() -> u64 {
     1
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            epochs: None,
+            batch: 0,
+            lanes: default_lanes(),
+            seed: 0,
+            accumulate: super::one(),
+            clip_norm: None,
+            threads: super::one(),
+            digest_every: every_step(),
+            on_nan: OnNan::default(),
+            straggler: Straggler::default(),
+        }
+    }
 }
 
 impl Train {

@@ -173,8 +173,9 @@ impl Connection {
         self.0.quinn.close_reason().map(Closed::from)
     }
 
-    pub fn rtt(&self) -> Duration {
-        self.0.quinn.rtt()
+    /// The least of all round trips so far: what the way takes when nobody is busy.
+    pub fn least_rtt(&self) -> Duration {
+        self.0.quinn.stats().path.min_rtt
     }
 
     pub fn stats(&self) -> ConnectionStats {

@@ -264,5 +264,6 @@ fn progress(generation: Generation, step: Step, steps: Step) -> Progress {
         samples: 8 * step.0,
         skipped: 0,
         lanes: 2,
+        rl: None,
     }
 }

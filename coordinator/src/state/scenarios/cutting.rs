@@ -1,7 +1,7 @@
 //! Models whose cut is left to the cluster: who is asked, when the cut is chosen, and that it stays.
 
 use stoke_protocol::message::rank::StartRank;
-use stoke_protocol::message::split::{Planned, Survey, Surveyed};
+use stoke_protocol::message::split::{Planned, Split, Survey, Surveyed};
 use stoke_protocol::spec::Precision;
 
 use super::*;
@@ -142,6 +142,43 @@ fn what_no_node_has_is_said_node_by_node_and_asked_for_again() {
 }
 
 #[test]
+fn what_all_nodes_lack_twice_fails_and_is_waited_for_where_a_node_is_away() {
+    let mut world = World::new();
+    let (_, first) = world.node(1);
+    let (_, second) = world.node(1);
+    let job = world.submit("k", SPEC);
+    world.surveyed(first, missing());
+    world.surveyed(second, missing());
+    world.wait(5_500, &[first, second]);
+    world.surveyed(first, missing());
+    assert_eq!(world.state(job), JobState::Queued);
+    world.surveyed(second, missing());
+    assert_eq!(world.state(job), JobState::Failed);
+    assert!(world.reason(job).contains("there is no folder m"), "{}", world.reason(job));
+    world.restart();
+    assert_eq!(world.state(job), JobState::Failed);
+    let first = world.connect(NodeId(1), 1, 1, &[]);
+    let job = world.submit("k-2", SPEC);
+    for _ in 0..4 {
+        world.surveyed(first, missing());
+        world.wait(5_500, &[first]);
+    }
+    assert_eq!(world.state(job), JobState::Queued, "the other node may have it");
+}
+
+#[test]
+fn a_spec_that_does_not_fit_its_model_fails_at_once() {
+    let mut world = World::new();
+    let (_, first) = world.node(1);
+    let spec = SPEC.replace("[serve]\n", "[serve]\nstages = 31\n");
+    let job = world.submit("k", &spec);
+    world.surveyed(first, found());
+    assert_eq!(world.state(job), JobState::Failed);
+    assert_eq!(world.reason(job), "stages = 31: the model has 30 layers, use at most 30");
+    assert_eq!(world.cut(job), Cut::Awaited);
+}
+
+#[test]
 fn a_node_with_another_model_under_the_same_name_gets_no_rank() {
     let mut world = World::new();
     let sessions = [(); 3].map(|()| world.node(1).1);
@@ -194,9 +231,28 @@ fn a_replica_is_cut_as_the_first_one_and_waits_for_room() {
     world.surveyed(second, found());
     let replica = world.submit("k-2", &SPEC.replace("name = \"chat\"\n", "name = \"chat\"\npriority = -1\n"));
     let (Cut::Chosen(theirs), Cut::Chosen(own)) = (world.cut(job), world.cut(replica)) else { panic!("not cut") };
-    assert_eq!(theirs.split, own.split);
+    assert_eq!(own.split, Split { why: "as job-1 is".into(), ..theirs.split });
     assert_eq!(world.state(replica), JobState::Queued);
     assert_eq!(world.reason(replica), "needs room for 2 ranks; there is room for 0 now");
+}
+
+/// One node that dies takes one of them along.
+#[test]
+fn a_replica_goes_to_a_node_without_the_model_where_there_is_one() {
+    let mut world = World::new();
+    let sessions = [(); 3].map(|()| world.node(2).1);
+    let small = found().map(|found| Surveyed { layers: 4, ..found });
+    let spec = SPEC.replace("[serve]\n", "[serve]\nstages = 1\ntensor = 1\n");
+    let jobs = ["a", "b", "c", "d"].map(|key| world.submit(key, &spec));
+    for session in sessions {
+        world.surveyed(session, small.clone());
+    }
+    let mut nodes = jobs.map(|job| {
+        let run = world.control.cluster().jobs().get(job).unwrap().run.clone().unwrap();
+        run.ranks.values().map(|rank| rank.node.0).collect::<Vec<_>>()
+    });
+    nodes.sort();
+    assert_eq!(nodes, [[1], [1], [2], [3]]);
 }
 
 #[test]
@@ -225,9 +281,16 @@ fn a_plan_is_told_and_nothing_is_journalled() {
     assert_eq!(world.records.len(), entries);
     let viewer = world.ask(&user(UserRole::Viewer, "v"), plan());
     assert!(matches!(viewer, Reply::Refused(Refusal { code: RefusalCode::Forbidden, .. })), "{viewer:?}");
-    let written = format!("{SPEC}stages = 1\ntensor = 1\n[resources]\nmemory = \"1GiB\"\n");
-    let refused = world.ask(&ada(), Request::Plan { spec: written });
+    assert_eq!(planned.reason, "");
+    let written = format!("{SPEC}stages = 2\ntensor = 1\n[resources]\nmemory = \"1000MiB\"\n");
+    let Some(Reply::Planned(whole)) = world.try_ask(&ada(), Request::Plan { spec: written }) else { panic!("no plan") };
+    assert!(whole.split.unwrap().ranks.iter().all(|rank| rank.memory_bytes == 1000 << 20));
+    let encoder = "name = \"e\"\n[serve]\nmodel = \"m\"\ntask = \"embed\"\n";
+    let refused = world.ask(&ada(), Request::Plan { spec: encoder.into() });
     assert!(matches!(refused, Reply::Refused(Refusal { code: RefusalCode::Invalid, .. })), "{refused:?}");
+    let job = world.submit("k", SPEC);
+    let Some(Reply::Planned(waits)) = world.try_ask(&ada(), plan()) else { panic!("no plan") };
+    assert!(waits.split.is_some() && waits.reason.contains("does not fit"), "{job}: {}", waits.reason);
 }
 
 #[test]
@@ -264,8 +327,7 @@ fn a_rank_that_has_failed_twice_on_a_node_goes_to_another_one() {
     let (_, first) = world.node(1);
     let (_, second) = world.node(4);
     let (_, third) = world.node(3);
-    let spec =
-        "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ntensor = 1\ncache = 1024\n[resources]\nmemory = 2048\n";
+    let spec = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ntensor = 1\ncache = \"1MiB\"\n[resources]\nmemory = \"200MiB\"\n";
     let job = world.submit("k", spec);
     let node_of = |world: &World, rank: u32| {
         let run = world.control.cluster().jobs().get(job).unwrap().run.as_ref().unwrap();

@@ -4,8 +4,8 @@ use stoke_protocol::message::load::{Demand, Load};
 
 use super::*;
 
-const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 1\ntensor = 1\ncache = 1024\n[serve.replicas]\nmax = 3\nrequests = 4\ngrow_after = \"3s\"\n\
-                    shrink_after = \"10s\"\n[resources]\nmemory = 2048\n";
+const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 1\ntensor = 1\ncache = \"1MiB\"\n[serve.replicas]\nmax = 3\nrequests = 4\ngrow_after = \"3s\"\n\
+                    shrink_after = \"10s\"\n[resources]\nmemory = \"200MiB\"\n";
 
 fn ada() -> Subject {
     user(UserRole::Submitter, "ada")

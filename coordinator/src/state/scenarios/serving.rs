@@ -4,8 +4,7 @@ use stoke_protocol::message::serve::{Route, Routes, Traffic};
 
 use super::*;
 
-const SPEC: &str =
-    "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ntensor = 1\ncache = 1024\n[resources]\nmemory = 2048\n";
+const SPEC: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 2\ntensor = 1\ncache = \"1MiB\"\n[resources]\nmemory = \"200MiB\"\n";
 
 impl World {
     /// The newest routes that a session was told.
@@ -128,8 +127,7 @@ fn a_model_is_one_owners_and_a_split_has_its_size() {
     assert!(matches!(scaled, Reply::Refused(Refusal { code: RefusalCode::Invalid, .. })), "{scaled:?}");
 }
 
-const SOLO: &str =
-    "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 1\ntensor = 1\ncache = 1024\n[resources]\nmemory = 2048\n";
+const SOLO: &str = "name = \"chat\"\n[serve]\nmodel = \"/m\"\nstages = 1\ntensor = 1\ncache = \"1MiB\"\n[resources]\nmemory = \"200MiB\"\n";
 
 /// What another revision of the model is submitted with.
 fn other(key: &str) -> String {
@@ -275,6 +273,8 @@ fn a_promoted_revision_gets_everything_and_the_others_leave_when_their_answers_a
     assert_eq!(world.state(jobs[0]), JobState::Running);
     world.beats(session, index, 0);
     assert_eq!(jobs.iter().map(|job| world.state(*job)).collect::<Vec<_>>(), [JobState::Cancelling; 2]);
+    let reason = world.control.cluster().jobs().get(jobs[0]).expect("it is kept").reason.clone();
+    assert!(reason.starts_with("it has left, as ada asked"), "{reason}");
     world.refused(Request::Promote { job: jobs[0] }, RefusalCode::Conflict, "job-1");
 }
 

@@ -1,12 +1,15 @@
 //! The bodies of OpenAI's requests: which fields there are, what they may be, and the question that they make. Pure.
 //!
 //! A field that would change the answer and is not done here is an error that names it, unless its value asks for nothing. Other fields that are
-//! not known are ignored, as vLLM does: clients send many that mean nothing here.
+//! not known are ignored, as vLLM does: clients send many that mean nothing here. One that is nearly the name of a field is a mistake, and is told of.
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use stoke_protocol::list::List;
 use stoke_protocol::message::serve::{Generate, Message, Prompt, Sampling};
+use stoke_protocol::spec::plain_json;
 
 use super::value::{Asked, Content, OneOrMany, Prompts, TEXTS_MAX};
 use crate::gateway::error::{Kind, Problem};
@@ -17,6 +20,30 @@ const STOP_BYTES_MAX: usize = 1024;
 /// Answers to one request: each is a question of its own to the gang.
 const CHOICES_MAX: usize = 16;
 const MESSAGES_MAX: usize = 4096;
+/// As OpenAI has them. A model's template would write any other into the prompt, and the model would answer somehow.
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+/// Fields of a request for text that change its answer.
+const FIELDS: [&str; 16] = [
+    "model",
+    "messages",
+    "prompt",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "n",
+    "response_format",
+];
+/// What other servers call them.
+const OTHERS: [(&str, &str); 3] =
+    [("max_new_tokens", "max_tokens"), ("num_predict", "max_tokens"), ("repeat_penalty", "repetition_penalty")];
 /// What OpenAI takes where a completion (not a chat) says nothing.
 const COMPLETION_TOKENS: u32 = 16;
 
@@ -163,6 +190,7 @@ struct EmbeddingFields {
 /// The question of a chat. `seed`: where the request has none.
 pub(in crate::gateway) fn chat_question(body: &[u8], seed: u64) -> Result<TextRequest, Problem> {
     let mut fields: TextFields = parse(body)?;
+    check_names(body)?;
     fields.refuse_undone()?;
     if !fields.logprobs.is_nothing() {
         return Err(undone("logprobs"));
@@ -184,6 +212,7 @@ pub(in crate::gateway) fn chat_question(body: &[u8], seed: u64) -> Result<TextRe
 /// The question of a completion. `seed`: where the request has none.
 pub(in crate::gateway) fn completion_question(body: &[u8], seed: u64) -> Result<TextRequest, Problem> {
     let mut fields: TextFields = parse(body)?;
+    check_names(body)?;
     fields.refuse_undone()?;
     if !matches!(fields.logprobs, Asked::Nothing) {
         // 0 asks for those of the tokens that were chosen.
@@ -208,6 +237,9 @@ pub(in crate::gateway) fn embedding_texts(body: &[u8]) -> Result<EmbeddingReques
     };
     if texts.is_empty() || texts.len() > TEXTS_MAX {
         return Err(Problem::field("input", format!("input: send 1 to {TEXTS_MAX} texts")));
+    }
+    if let Some(at) = texts.iter().position(String::is_empty) {
+        return Err(Problem::field("input", format!("input: text {at} is empty (counted from 0): leave it out")));
     }
     let base64 = match fields.encoding_format.as_deref() {
         None | Some("float") => false,
@@ -337,8 +369,10 @@ impl TextFields {
 impl ChatMessage {
     fn checked(self, index: usize) -> Result<Message, Problem> {
         let param = |field: &str| format!("messages[{index}].{field}");
-        if self.role.is_empty() || self.role.len() > 64 {
-            return Err(Problem::field(param("role"), "a message's role has 1 to 64 bytes"));
+        if !ROLES.contains(&self.role.as_str()) {
+            let role: String = self.role.chars().take(64).collect();
+            let message = format!("{}: {role:?} is none; use {}", param("role"), ROLES.join(", "));
+            return Err(Problem::field(param("role"), message));
         }
         for (name, asked) in [("tool_calls", &self.tool_calls), ("function_call", &self.function_call)] {
             if !asked.is_nothing() {
@@ -362,15 +396,44 @@ pub(in crate::gateway) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, P
         let path = error.path().to_string();
         let inner = error.into_inner();
         match inner.classify() {
-            serde_json::error::Category::Data if path != "." => {
-                Problem { param: Some(path.clone()), ..Problem::new(Kind::Invalid, format!("{path}: {inner}")) }
-            }
-            serde_json::error::Category::Data => Problem::new(Kind::Invalid, inner.to_string()),
+            serde_json::error::Category::Data if path != "." => Problem {
+                param: Some(path.clone()),
+                ..Problem::new(Kind::Invalid, format!("{path}: {}", plain_json(&inner.to_string())))
+            },
+            serde_json::error::Category::Data => Problem::new(Kind::Invalid, plain_json(&inner.to_string())),
             _ => Problem::new(Kind::Invalid, format!("the body is not JSON: {inner}")),
         }
     })?;
     json.end().map_err(|error| Problem::new(Kind::Invalid, format!("the body is not JSON: {error}")))?;
     Ok(parsed)
+}
+
+/// Refuses names that somebody has mistyped, or knows from another server: the answer would not be what was asked for.
+fn check_names(body: &[u8]) -> Result<(), Problem> {
+    let names: BTreeMap<String, IgnoredAny> = parse(body)?;
+    for name in names.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
+        let other = OTHERS.iter().find(|(other, _)| other == name).map(|(_, meant)| *meant);
+        if let Some(meant) = other.or_else(|| FIELDS.into_iter().find(|field| is_nearly(name, field))) {
+            return Err(Problem::field(name.clone(), format!("{name} is not known: use {meant}")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two names differ in one character, or in how their words are joined (`maxTokens`).
+fn is_nearly(name: &str, field: &str) -> bool {
+    let joined = |name: &str| name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    if name.len() > field.len() + 4 {
+        return false;
+    }
+    let (name, field) = (joined(name), joined(field));
+    let (a, b) = (name.as_bytes(), field.as_bytes());
+    let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&a[same..], &b[same..]);
+    let (after_a, after_b) = (a.get(1..).unwrap_or_default(), b.get(1..).unwrap_or_default());
+    // Short names that differ in one character are names of other things.
+    let is_long = field.len() >= 6;
+    name == field || is_long && (after_a == after_b || a == after_b || after_a == b)
 }
 
 fn undone(name: &str) -> Problem {
@@ -396,5 +459,30 @@ fn within(name: &str, value: Option<f64>, default: f64, (least, most): (f64, f64
             Err(Problem::field(name, format!("{name} is {value}: use a number above 0 and at most {most}")))
         }
         false => Err(Problem::field(name, format!("{name} is {value}: use {least} to {most}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_nearly_right_are_told_of() {
+        for (name, field) in [
+            ("max_token", "max_tokens"),
+            ("maxTokens", "max_tokens"),
+            ("temprature", "temperature"),
+            ("top-p", "top_p"),
+            ("max_new_tokens", "max_tokens"),
+        ] {
+            let problem = check_names(format!("{{\"model\": \"m\", \"{name}\": 1}}").as_bytes()).unwrap_err();
+            assert_eq!(problem.message, format!("{name} is not known: use {field}"));
+        }
+        for name in ["user", "store", "top_a", "metadata", "models", "parallel_tool_calls", "max_tokens", "stop", "x"] {
+            assert_eq!(
+                check_names(format!("{{\"{name}\": {{}}}}").as_bytes()).map_err(|problem| problem.message),
+                Ok(())
+            );
+        }
     }
 }

@@ -14,7 +14,7 @@ async fn what_is_wrong_with_a_request_is_said() {
     let cases = [
         (chat("model", json!("zz")), 404, "no model \"zz\": there is m"),
         (chat("temperature", json!(-0.1)), 400, "temperature is -0.1"),
-        (chat("temperature", json!("hot")), 400, "temperature: invalid type"),
+        (chat("temperature", json!("hot")), 400, "temperature: invalid type: string \"hot\", expected a number"),
         (chat("top_p", json!(0)), 400, "top_p is 0"),
         (chat("top_k", json!(-2)), 400, "top_k is -2"),
         (chat("max_tokens", json!(0)), 400, "max_tokens is 0"),
@@ -33,6 +33,8 @@ async fn what_is_wrong_with_a_request_is_said() {
         (chat("messages", json!([])), 400, "messages: send 1 to"),
         (chat("messages", json!("hello")), 400, "messages: invalid type"),
         (chat("messages", json!([{"role": "user"}])), 400, "a message has a content"),
+        (chat("messages", json!([{"role": "usr", "content": "x"}])), 400, "messages[0].role: \"usr\" is none"),
+        (chat("max_token", json!(5)), 400, "max_token is not known: use max_tokens"),
         (chat("messages", json!([{"role": "user", "content": [{"type": "image_url"}]}])), 400, "type \"text\""),
         (plain, 400, "messages is missing"),
         ("{\"model\": \"m\", \"temperature\": NaN}".into(), 400, "the body is not JSON"),
@@ -113,6 +115,13 @@ async fn what_is_too_large_is_refused_before_it_is_kept() {
     let request = format!("POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999\r\n\r\n");
     client.write_all(request.as_bytes()).await.unwrap();
     let mut answer = [0; 64];
+    let read = timeout(LONG, client.read(&mut answer)).await.unwrap().unwrap();
+    assert!(answer[..read].starts_with(b"HTTP/1.1 413"), "{}", String::from_utf8_lossy(&answer[..read]));
+    // Whoever sends all of it first is told, too.
+    let mut client = TcpStream::connect(gateway.address()).await.unwrap();
+    let request = format!("POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", 12 << 20);
+    client.write_all(request.as_bytes()).await.unwrap();
+    client.write_all(&vec![b' '; 12 << 20]).await.expect("the connection is there to the end of the body");
     let read = timeout(LONG, client.read(&mut answer)).await.unwrap().unwrap();
     assert!(answer[..read].starts_with(b"HTTP/1.1 413"), "{}", String::from_utf8_lossy(&answer[..read]));
     // A body that fits, with more text than a head takes.

@@ -1,0 +1,475 @@
+//! A reinforcement-learning job as a trainer: its rounds cut into steps that lanes are summed in, so that all that holds of training (any number of ranks, their
+//! deaths, checkpoints) holds of it. Owns what a round follows from, and the envs of the lanes that this rank plays.
+//!
+//! A round of `1 + U` steps: the first sums what lanes have to tell of their trajectories, with the state that each lane is in afterwards; each of the others is an
+//! update. What a trajectory follows from (L1: the lane's state, the weights and the version of the round) is the same on every learner, so whoever owns
+//! a lane at any step of the round plays the same trajectory, and nothing is lost with a rank.
+//!
+//! Bytes of states travel three to a number: sums with zeros, and whole numbers below 2^24, are exact in f32.
+
+use std::collections::BTreeMap;
+
+use super::actor::{Actor, Explore};
+use super::config::{RlConfig, RlPlan};
+use super::curve::Curve;
+use super::error::RlError;
+use super::evaluation::{Normaliser, Returns, evaluate};
+use super::learn::{Learn, Round};
+use super::rollout::{Rollout, RolloutConfig};
+use super::solo::learn;
+use crate::JobError;
+use crate::train::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, RlProgress, Snapshot, Train};
+
+/// Bytes of a number.
+const PACKED: usize = 3;
+/// An environment that fails so often in a row for the same trajectory fails the rank.
+const FAILURES_MAX: u32 = 5;
+/// Where a lane may have more bytes later: the actions of a bridge's episode so far.
+const LANE_BYTES_SPARE: usize = 1 << 14;
+/// Episodes of the evaluation at the end.
+const EPISODES: usize = 10;
+/// An episode of it that is longer counts with what it has until then.
+pub(super) const STEPS_MAX: u32 = 100_000;
+
+/// What the trajectories of a round follow from.
+#[derive(Debug, Clone, PartialEq)]
+struct Course {
+    round: u64,
+    version: u64,
+    weights: Vec<f32>,
+    /// Of each lane; empty: it begins.
+    states: Vec<Vec<u8>>,
+    begun: Option<Begun>,
+}
+
+/// After the first step of a round.
+#[derive(Debug, Clone, PartialEq)]
+struct Begun {
+    sums: Vec<f32>,
+    /// Of each lane, behind its trajectory.
+    after: Vec<Vec<u8>>,
+    updates: u32,
+}
+
+pub(crate) struct RlTrainer {
+    config: RlConfig,
+    plan: RlPlan,
+    seed: u64,
+    learn: Box<dyn Learn>,
+    /// The policy's parameters, and as many figures as the longest vector of a step has.
+    layout: Layout,
+    updates_max: u32,
+    actor: Actor,
+    players: BTreeMap<u32, Rollout>,
+    /// Lanes whose trajectory of the round was taken, with the state behind it.
+    played: BTreeMap<u32, Vec<u8>>,
+    course: Course,
+    /// Numbers of a lane's state.
+    lane_numbers: usize,
+    /// Failures of environments here that no sum has shown yet.
+    failures: u32,
+    curve: Curve,
+    vector: Vec<f32>,
+}
+
+/// Sections that were read, without an environment.
+pub(crate) fn check(config_toml: &str) -> Result<(), JobError> {
+    RlConfig::parse(config_toml).map(drop)
+}
+
+pub(crate) fn load(config_toml: &str, plan: &Plan) -> Result<Box<dyn Train>, JobError> {
+    let config = RlConfig::parse(config_toml)?;
+    Ok(Box::new(RlTrainer::new(config_toml, config, (plan.seed, plan.lanes as u32))?))
+}
+
+impl RlTrainer {
+    fn new(config_toml: &str, config: RlConfig, (seed, lanes): (u64, u32)) -> Result<Self, RlError> {
+        let env = config.environment().make(config.envs())?;
+        let spec = env.spec().clone();
+        let plan = config.plan(config_toml, &spec, lanes)?;
+        let learn = learn(&config, &plan, &spec, seed)?;
+        let actor = Actor::new(learn.policy(), seed);
+        let mut first = Rollout::new(rollout_config(&plan, seed), env);
+        first.begin(0)?;
+        let bytes = first.save()?.len();
+        let spare = if config.environment().is_native() { bytes / 2 } else { LANE_BYTES_SPARE * plan.envs };
+        let lane_numbers = 1 + (bytes + spare).div_ceil(PACKED);
+        let rollouts = learn.sums_len() + 1 + lanes as usize * lane_numbers;
+        let parameters = learn.learner().layout();
+        let figures = rollouts.max(parameters.flat_len()) - parameters.len() + 1;
+        let layout = Layout { params: parameters.params.clone(), figures };
+        let updates_max = learn.updates_max();
+        let course = Course {
+            round: 0,
+            version: 0,
+            weights: learn.learner().weights().to_vec(),
+            states: vec![Vec::new(); lanes as usize],
+            begun: None,
+        };
+        let curve = Curve::new(learn.figures());
+        let vector = vec![0.0; layout.flat_len()];
+        Ok(Self {
+            config,
+            plan,
+            seed,
+            learn,
+            layout,
+            updates_max,
+            actor,
+            players: BTreeMap::from([(0, first)]),
+            played: BTreeMap::new(),
+            course,
+            lane_numbers,
+            failures: 0,
+            curve,
+            vector,
+        })
+    }
+
+    fn round_steps(&self) -> u64 {
+        1 + u64::from(self.updates_max)
+    }
+
+    /// Where a step stands: its round, and which of the round's.
+    fn place(&self, step: u64) -> (u64, u32) {
+        (step / self.round_steps(), (step % self.round_steps()) as u32)
+    }
+
+    /// Goes on to a round when the one before it is done.
+    fn advance(&mut self, round: u64) -> Result<(), RlError> {
+        if self.course.round == round {
+            return Ok(());
+        }
+        let begun = self.course.begun.take().filter(|_| self.course.round + 1 == round);
+        let Some(begun) = begun else {
+            let (got, expected) = (round, self.course.round);
+            return Err(RlError::Contract { what: "round of a step", got, expected });
+        };
+        let learner = self.learn.learner();
+        let (version, weights) = (learner.version(), learner.weights().to_vec());
+        self.course = Course { round, version, weights, states: begun.after, begun: None };
+        self.played.clear();
+        Ok(())
+    }
+
+    /// Sees to it that the learner has the lane's trajectory of the round.
+    fn play(&mut self, lane: u32) -> Result<(), RlError> {
+        if self.played.contains_key(&lane) {
+            return Ok(());
+        }
+        let mut failed = 0;
+        let (trajectory, after) = loop {
+            match self.trajectory(lane) {
+                Err(RlError::Env(error)) if error.is_passing() && failed + 1 < FAILURES_MAX => {
+                    self.players.remove(&lane);
+                    failed += 1;
+                }
+                played => break played?,
+            }
+        };
+        self.failures += failed;
+        self.learn.take(self.course.round, lane, trajectory)?;
+        self.played.insert(lane, after);
+        if let Some(begun) = &self.course.begun {
+            self.learn.begin(self.course.round, &begun.sums)?;
+        }
+        Ok(())
+    }
+
+    /// L1.
+    fn trajectory(&mut self, lane: u32) -> Result<(super::Trajectory, Vec<u8>), RlError> {
+        let Course { version, weights, states, .. } = &self.course;
+        self.actor.load(*version, weights)?;
+        let player = match self.players.entry(lane) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let env = self.config.environment().make(self.plan.envs)?;
+                entry.insert(Rollout::new(rollout_config(&self.plan, self.seed), env))
+            }
+        };
+        let (explore, steps, state) = (self.learn.explore(), self.plan.steps, &states[lane as usize]);
+        if !state.is_empty() {
+            return player.run(state, &mut self.actor, (explore, steps));
+        }
+        if player.at() != Some((lane, 0)) {
+            player.begin(lane)?;
+        }
+        let trajectory = player.play(&mut self.actor, explore, steps)?;
+        Ok((trajectory, player.save()?))
+    }
+
+    /// The first step of a round, of one lane: what it tells, the failures of environments, and its state afterwards.
+    fn tell(&mut self, lane: u32) -> Result<(), RlError> {
+        self.play(lane)?;
+        let sums = self.learn.sums_len();
+        self.vector.fill(0.0);
+        self.learn.sums(lane, &mut self.vector[..sums])?;
+        self.vector[sums] = std::mem::take(&mut self.failures) as f32;
+        let at = sums + 1 + lane as usize * self.lane_numbers;
+        pack(&self.played[&lane], &mut self.vector[at..at + self.lane_numbers])
+    }
+
+    fn compute(&mut self, step: u64, lane: u32) -> Result<(), RlError> {
+        let (round, part) = self.place(step);
+        self.advance(round)?;
+        let updates = self.course.begun.as_ref().map(|begun| begun.updates);
+        match (part, updates) {
+            (0, _) => self.tell(lane)?,
+            (_, Some(updates)) if part <= updates => {
+                self.play(lane)?;
+                self.vector.fill(0.0);
+                let numbers = self.learn.learner().layout().flat_len();
+                self.learn.gradient(part - 1, lane, &mut self.vector[..numbers])?;
+            }
+            (_, Some(_)) => self.vector.fill(0.0),
+            (_, None) => return Err(RlError::Contract { what: "rounds that were begun", got: 0, expected: 1 }),
+        }
+        *self.vector.last_mut().expect("a vector has the count of samples") = 1.0;
+        Ok(())
+    }
+
+    fn take(&mut self, step: u64, sum: &[f32]) -> Result<Applied, RlError> {
+        let (round, part) = self.place(step);
+        self.advance(round)?;
+        let samples = *sum.last().unwrap_or(&0.0) as u64;
+        if part == 0 {
+            self.begin(round, sum)?;
+        } else if part <= self.course.begun.as_ref().map_or(0, |begun| begun.updates) {
+            let sum = &sum[..self.learn.learner().layout().flat_len()];
+            // A replay buffer that was lost with its rank fills again first.
+            if *sum.last().unwrap_or(&0.0) > 0.0 {
+                let updated = self.learn.apply(part - 1, sum)?;
+                self.curve.updated(&updated);
+            }
+        }
+        let last = self.curve.last();
+        Ok(Applied { loss: last.loss, accuracy: 0.0, grad_norm: last.grad_norm, lr: last.lr, samples })
+    }
+
+    fn begin(&mut self, round: u64, sum: &[f32]) -> Result<(), RlError> {
+        let len = self.learn.sums_len();
+        let sums = sum[..len].to_vec();
+        let begun = self.learn.begin(round, &sums)?;
+        let lanes = sum[len + 1..][..self.plan.lanes as usize * self.lane_numbers].chunks_exact(self.lane_numbers);
+        let after = lanes.map(unpack).collect::<Result<Vec<_>, _>>()?;
+        self.curve.began(&begun, sum[len]);
+        let Round { updates, .. } = begun;
+        self.course.begun = Some(Begun { sums, after, updates });
+        Ok(())
+    }
+
+    /// Of episodes with seeds that training does not use.
+    fn returns(&mut self) -> Result<Returns, RlError> {
+        let learner = self.learn.learner();
+        self.actor.load(learner.version(), learner.weights())?;
+        let states = self.course.begun.as_ref().map_or(&self.course.states, |begun| &begun.after);
+        let player = self.players.values().next();
+        let normaliser = player.map_or(Ok(None), |player| normaliser(player, states))?;
+        let mut env = self.config.environment().make(EPISODES)?;
+        evaluate(&mut self.actor, &mut *env, normaliser.as_ref(), (self.seed, STEPS_MAX, Explore::Sample))
+    }
+
+    /// Of all learners together.
+    fn transitions_of_round(&self) -> u64 {
+        u64::from(self.plan.lanes) * (self.plan.envs * self.plan.steps) as u64
+    }
+}
+
+fn rollout_config(plan: &RlPlan, seed: u64) -> RolloutConfig {
+    RolloutConfig { seed, normalise: plan.normalise, gamma: plan.gamma }
+}
+
+/// The statistics of all lanes together. None: nothing is normalised.
+pub(super) fn normaliser(player: &Rollout, states: &[Vec<u8>]) -> Result<Option<Normaliser>, RlError> {
+    let mut all: Option<Normaliser> = None;
+    for state in states.iter().filter(|state| !state.is_empty()) {
+        match (&mut all, player.normaliser(state)?) {
+            (Some(all), Some(lane)) => all.merge(&lane),
+            (_, lane) => all = lane,
+        }
+    }
+    Ok(all)
+}
+
+/// The length, then the bytes.
+fn pack(bytes: &[u8], to: &mut [f32]) -> Result<(), RlError> {
+    let room = (to.len() - 1) * PACKED;
+    if bytes.len() > room {
+        let (got, expected) = (bytes.len() as u64, room as u64);
+        return Err(RlError::Contract { what: "bytes of a lane's state, at most", got, expected });
+    }
+    to[0] = bytes.len() as f32;
+    for (number, bytes) in to[1..].iter_mut().zip(bytes.chunks(PACKED)) {
+        *number = bytes.iter().rev().fold(0, |number, byte| (number << 8) | u32::from(*byte)) as f32;
+    }
+    Ok(())
+}
+
+fn unpack(from: &[f32]) -> Result<Vec<u8>, RlError> {
+    let bad = || RlError::Bytes { what: "the states of lanes in a sum", problem: "numbers that are no bytes".into() };
+    let whole =
+        |number: &f32| (*number >= 0.0 && number.fract() == 0.0 && *number < 16_777_216.0).then_some(*number as u32);
+    let len = from.first().and_then(whole).ok_or_else(bad)? as usize;
+    let mut bytes = Vec::with_capacity(len + PACKED);
+    for number in &from[1..] {
+        if bytes.len() >= len {
+            break;
+        }
+        bytes.extend(&whole(number).ok_or_else(bad)?.to_le_bytes()[..PACKED]);
+    }
+    if bytes.len() < len {
+        return Err(bad());
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+impl Train for RlTrainer {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// One a lane and step.
+    fn samples(&self) -> u64 {
+        self.plan.rounds * self.round_steps() * u64::from(self.plan.lanes)
+    }
+
+    fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {
+        self.compute(work.step, work.lane)?;
+        sink(0, &self.vector);
+        Ok(())
+    }
+
+    fn apply(&mut self, step: u64, sum: &[f32]) -> Result<Applied, JobError> {
+        if sum.len() != self.layout.flat_len() {
+            let (got, expected) = (sum.len() as u64, self.layout.flat_len() as u64);
+            return Err(JobError::Contract { what: "length of the sum", got, expected });
+        }
+        self.take(step, sum).map_err(|error| match error {
+            RlError::NonFinite { what, .. } => JobError::NonFinite { step, what },
+            error => error.into(),
+        })
+    }
+
+    fn skip(&mut self) {
+        self.learn.learner_mut().skip();
+    }
+
+    fn skipped(&self) -> u64 {
+        self.learn.learner().skipped()
+    }
+
+    fn evaluate(&mut self) -> Result<Metrics, JobError> {
+        let returns = self.returns()?;
+        let mut metrics = returns.metrics();
+        metrics.extend(self.curve.metrics());
+        Ok(metrics)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let tensors = self.course.tensors().into_iter().chain(self.curve.tensors());
+        tensors.fold(self.learn.snapshot(), Snapshot::with)
+    }
+
+    fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError> {
+        let (own, learners): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| tensor.name.starts_with("rl."));
+        let course = Course::of(&own, (self.plan.lanes, self.course.weights.len()))?;
+        let curve = Curve::of(&own, self.learn.figures())?;
+        self.learn.restore(learners)?;
+        if let Some(begun) = &course.begun {
+            self.learn.begin(course.round, &begun.sums)?;
+        }
+        (self.course, self.curve) = (course, curve);
+        self.played.clear();
+        self.players.clear();
+        Ok(())
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.learn.learner().fingerprint()
+    }
+
+    fn rl(&self) -> Option<RlProgress> {
+        let rounds = self.course.round + u64::from(self.course.begun.is_some());
+        let env_steps = rounds * self.transitions_of_round();
+        Some(self.curve.progress((rounds, self.plan.rounds), env_steps))
+    }
+}
+
+const HEAD: &str = "rl.round";
+const WEIGHTS: &str = "rl.round.weights";
+const SUMS: &str = "rl.round.sums";
+const STATES: &str = "rl.lanes";
+const AFTER: &str = "rl.lanes.after";
+
+impl Course {
+    fn tensors(&self) -> Vec<NamedTensor> {
+        let flat =
+            |name: &str, values: Vec<f32>| NamedTensor { name: name.to_owned(), shape: vec![values.len()], values };
+        let number = |value: u64| [(value & 0xff_ffff) as f32, (value >> 24) as f32];
+        let updates = self.begun.as_ref().map_or(-1.0, |begun| begun.updates as f32);
+        let head = [&number(self.round)[..], &number(self.version), &[updates]].concat();
+        let mut tensors =
+            vec![flat(HEAD, head), flat(WEIGHTS, self.weights.clone()), flat(STATES, packed(&self.states))];
+        if let Some(begun) = &self.begun {
+            tensors.push(flat(SUMS, begun.sums.clone()));
+            tensors.push(flat(AFTER, packed(&begun.after)));
+        }
+        tensors
+    }
+
+    fn of(tensors: &[NamedTensor], (lanes, parameters): (u32, usize)) -> Result<Self, JobError> {
+        let wrong = |name: &str, problem: &str| JobError::Tensor { name: name.to_owned(), problem: problem.to_owned() };
+        let find = |name: &str| {
+            let found = tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.values);
+            found.ok_or_else(|| wrong(name, "missing"))
+        };
+        let states = |name: &str| {
+            let states = unpacked(find(name)?).map_err(|error| wrong(name, &error.to_string()))?;
+            if states.len() == lanes as usize { Ok(states) } else { Err(wrong(name, "of another number of lanes")) }
+        };
+        let [low, high, version, version_high, updates] = find(HEAD)?[..] else {
+            return Err(wrong(HEAD, "of another shape"));
+        };
+        let number = |low: f32, high: f32| low as u64 | (high as u64) << 24;
+        let begun = if updates < 0.0 {
+            None
+        } else {
+            Some(Begun { sums: find(SUMS)?.clone(), after: states(AFTER)?, updates: updates as u32 })
+        };
+        let weights = find(WEIGHTS)?.clone();
+        if weights.len() != parameters {
+            return Err(wrong(WEIGHTS, "of another policy"));
+        }
+        let (round, version) = (number(low, high), number(version, version_high));
+        Ok(Self { round, version, weights, states: states(STATES)?, begun })
+    }
+}
+
+/// The lanes of a checkpoint, as they are there; empty where one has not begun.
+pub(super) fn lanes_of(tensors: &[NamedTensor], lanes: u32) -> Result<Vec<Vec<u8>>, JobError> {
+    let parameters = tensors.iter().find(|tensor| tensor.name == WEIGHTS).map_or(0, |tensor| tensor.values.len());
+    let Course { states, begun, .. } = Course::of(tensors, (lanes, parameters))?;
+    Ok(begun.map_or(states, |begun| begun.after))
+}
+
+/// Each with its length.
+fn packed(states: &[Vec<u8>]) -> Vec<f32> {
+    let mut numbers = Vec::new();
+    for state in states {
+        let from = numbers.len();
+        numbers.resize(from + 1 + state.len().div_ceil(PACKED), 0.0);
+        pack(state, &mut numbers[from..]).expect("there is just room for it");
+    }
+    numbers
+}
+
+fn unpacked(mut numbers: &[f32]) -> Result<Vec<Vec<u8>>, RlError> {
+    let mut states = Vec::new();
+    while let Some(len) = numbers.first() {
+        let (state, rest) = numbers.split_at(numbers.len().min(1 + (*len as usize).div_ceil(PACKED)));
+        states.push(unpack(state)?);
+        numbers = rest;
+    }
+    Ok(states)
+}

@@ -1,0 +1,137 @@
+//! Reinforcement learning: the same bits on any number of ranks, through kills and a resume; environments of gymnasium's whose processes die; and what is told of
+//! a policy afterwards.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::harness::{Run, checkpoint_at, cluster_of, poll, processes_naming, python_with, run, signal, step_of, text};
+
+const STEPS: u64 = 300_000;
+
+fn cart_pole(nodes: u32) -> Run {
+    Run::new("ppo-cartpole.toml", nodes).set("rl.total_steps", STEPS)
+}
+
+/// What each of these runs must end with.
+fn undisturbed() -> &'static Value {
+    static DONE: OnceLock<Value> = OnceLock::new();
+    DONE.get_or_init(|| cart_pole(1).finish().0)
+}
+
+#[track_caller]
+fn same(summary: &Value) {
+    for key in ["weights_blake3", "loss", "samples", "ledger", "step", "metrics"] {
+        assert_eq!(summary[key], undisturbed()[key], "{key} differs:\n{summary:#}");
+    }
+}
+
+#[test]
+fn cart_pole_is_solved_and_the_weights_are_the_same_on_one_two_and_three_nodes() {
+    let metrics = &undisturbed()["metrics"];
+    assert!(metrics["episode_return_last_100"].as_f64() > Some(475.0), "{metrics:#}");
+    assert!(metrics["eval_return_mean"].as_f64() > Some(475.0), "{metrics:#}");
+    assert!(metrics["env_steps"].as_f64() > Some(290_000.0) && metrics["environment_failures"] == 0.0, "{metrics:#}");
+    same(&cart_pole(2).finish().0);
+    same(&cart_pole(3).finish().0);
+}
+
+#[test]
+fn ranks_that_are_killed_change_no_bit_of_what_is_learned() {
+    let (running, _scratch) = cart_pole(3).with(&["--chaos", "kill-rank every 1s", "--seed", "3"]).start();
+    let summary = running.wait().expect(0).says(&["chaos: kill-rank: the rank of node-"]).json();
+    same(&summary);
+    let chaos = &summary["chaos"];
+    assert!(chaos["recoveries"].as_u64() > Some(0) && chaos["samples_lost"] == 0, "{chaos:#}");
+}
+
+#[test]
+fn a_run_that_is_resumed_in_the_middle_of_a_round_ends_as_one_that_was_not_interrupted() {
+    // 17 steps a round: 2,500 are 147 of them and one.
+    let long = || cart_pole(2).set("checkpoint.every", 2_500).set("checkpoint.keep", 9);
+    let (whole, scratch) = long().finish();
+    same(&whole);
+    let halfway = checkpoint_at(&scratch, 5_000);
+    let (resumed, _scratch) = long().with(&["--resume", halfway.to_str().expect("UTF-8")]).finish();
+    same(&resumed);
+}
+
+#[test]
+fn a_policy_is_evaluated_and_its_learning_is_drawn() {
+    let (summary, scratch) = cart_pole(1).finish();
+    let last = checkpoint_at(&scratch, summary["step"].as_u64().expect("steps"));
+    let last = last.to_str().expect("UTF-8");
+    let eval = ["eval", last, "--seeds", "3", "--episodes", "4", "--json"];
+    let told = run(eval).expect(0).json();
+    assert_eq!((&told["environment"], &told["episodes"]), (&"CartPole-v1".into(), &12.into()), "{told:#}");
+    assert!(told["return_mean"].as_f64() > Some(475.0) && told["return_std"].as_f64().is_some(), "{told:#}");
+    assert_eq!(told["seeds"].as_array().map(Vec::len), Some(3));
+    assert_eq!(run(eval).expect(0).json(), told, "the same seeds, the same episodes");
+    let shown = run(["eval", last, "--seeds", "1", "--greedy"]).expect(0).stdout;
+    assert!(shown.contains("CartPole-v1 by ppo-cartpole") && shown.contains("the most probable actions"), "{shown}");
+
+    let picture = scratch.path().join("curve.svg");
+    let picture = picture.to_str().expect("UTF-8");
+    run(["plot", last, "--out", picture]).expect(0);
+    let svg = std::fs::read_to_string(picture).expect("a picture");
+    assert!(svg.starts_with("<svg") && svg.contains("episode_return") && svg.contains("explained_variance"));
+    let points = run(["plot", last, "--json"]).expect(0).json()["points"].as_array().expect("points").clone();
+    assert!(points.len() > 500, "{}", points.len());
+    let returns = |at: usize| points[at]["episode_return"].as_f64();
+    assert!(returns(0) < Some(60.0) && points[20]["approx_kl"].as_f64().is_some(), "{:?}", points[0]);
+    run(["plot", last, "--columns", "reward"]).expect(2).says(&["no column \"reward\"", "episode_return"]);
+    run(["predict", "--checkpoint", last]).expect(1).says(&["learns a policy", "stoke eval"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_section_rl_is_said_with_its_line_and_mend() {
+    let spec = crate::harness::spec("ppo-cartpole.toml");
+    let refused = |set: &str, words: &[&str]| {
+        run(["run", spec.to_str().expect("UTF-8"), "--set", set]).expect(2).says(words);
+    };
+    refused("rl.algorithm=a3c", &["a3c", "ppo"]);
+    refused("rl.gamma=1.5", &["gamma is out of range"]);
+    refused("rl.replay=100", &["replay is no key of this algorithm"]);
+    refused("train.steps=100", &["[rl] total_steps"]);
+    refused("train.batch=64", &["batch: leave it out"]);
+    refused("trainer=digits", &["has no section [rl]"]);
+}
+
+/// A Python that has gymnasium: the one of the bridge's own tests.
+fn python() -> Option<PathBuf> {
+    python_with("gymnasium-1.4.0-numpy-2.4.6", &["gymnasium==1.4.0", "numpy==2.4.6"], "gymnasium, numpy")
+}
+
+/// Whether a process is an interpreter, and no command that was given the path of one.
+fn is_python(pid: u32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.to_string_lossy().contains("python"))
+}
+
+/// Not a native one: its process dies in the middle, twice, and what is learned is the same.
+#[test]
+fn an_environment_of_gymnasiums_is_learned_and_its_deaths_are_survived_and_counted() {
+    let Some(python) = python() else { return };
+    let blackjack = || {
+        let run = Run::new("ppo-cartpole.toml", 2).set("rl.environment", "Blackjack-v1").set("rl.total_steps", 60_000);
+        run.set("train.lanes", 2).set("rl.envs", 4).set("rl.python", python.display())
+    };
+    let (calm, _scratch) = blackjack().finish();
+    assert!(calm["metrics"]["eval_return_mean"].as_f64() > Some(-0.6), "{calm:#}");
+    assert!(calm["metrics"]["episode_return_last_100"].as_f64() > Some(-0.35), "random play has -0.4: {calm:#}");
+    let (running, scratch) = blackjack().start();
+    poll("the first rounds", || step_of(&cluster_of(&scratch)).filter(|step| *step > 50));
+    let mut struck = Vec::new();
+    for _ in 0..2 {
+        let victim = poll("a process of the environment", || {
+            let started = processes_naming("Blackjack-v1").into_iter().map(|(pid, _)| pid);
+            started.filter(|pid| !struck.contains(pid)).find(|pid| is_python(*pid))
+        });
+        signal(victim, Signal::KILL);
+        struck.push(victim);
+    }
+    let told = running.wait().expect(0).json();
+    assert!(told["metrics"]["environment_failures"].as_f64() >= Some(1.0), "{told:#}");
+    assert_eq!(text(&told["weights_blake3"]), text(&calm["weights_blake3"]));
+}
