@@ -95,6 +95,14 @@ impl Dqn {
         }
     }
 
+    /// What was told of another round is of no use.
+    fn enter(&mut self, round: u64) {
+        if round != self.round {
+            self.round = round;
+            self.common.clear();
+        }
+    }
+
     /// Updates after so many env steps.
     fn updates_after(&self, steps: u64) -> u64 {
         steps.saturating_sub(self.config.learning_starts) / self.config.train_every
@@ -120,10 +128,7 @@ impl Learn for Dqn {
     }
 
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
-        if round != self.round {
-            self.round = round;
-            self.common.clear();
-        }
+        self.enter(round);
         if self.common.contains_key(&lane) {
             // It came twice, as after a lost answer: its transitions count once.
             return Ok(());
@@ -154,13 +159,19 @@ impl Learn for Dqn {
 
     fn begin(&mut self, number: u64, sums: &[f32]) -> Result<Round, RlError> {
         check_len("sums of a round", sums.len(), COMMON)?;
-        self.round = number;
+        self.enter(number);
         let (before, after) = (number * self.config.round_steps, (number + 1) * self.config.round_steps);
         if before / self.config.target_every != after / self.config.target_every {
             self.target.copy_from_slice(self.learner.weights());
         }
         let updates = self.updates_after(after) - self.updates_after(before);
         Ok(Round { explained_variance: None, ..round(updates as u32, sums) })
+    }
+
+    /// The target network is that of the round's beginning.
+    fn resume(&mut self, round: u64, _: &[f32]) -> Result<(), RlError> {
+        self.enter(round);
+        Ok(())
     }
 
     fn gradient(&mut self, _: u32, lane: u32, out: &mut [f32]) -> Result<(), RlError> {

@@ -54,6 +54,14 @@ impl Impala {
         self.batches.get(&lane).ok_or(RlError::Contract { what: "trajectories of a lane", got: 0, expected: 1 })
     }
 
+    /// What is there of another round is of no use.
+    fn enter(&mut self, round: u64) {
+        if round != self.round {
+            self.round = round;
+            self.batches.clear();
+        }
+    }
+
     fn trace(&mut self, trajectory: Trajectory) -> Batch {
         let (weights, heads) = (self.learner.weights(), &mut self.heads);
         let rows = trajectory.rows();
@@ -104,7 +112,8 @@ impl Learn for Impala {
 
     /// A trajectory whose policy is more than `staleness` updates behind is refused.
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
-        if round == self.round && self.batches.contains_key(&lane) {
+        self.enter(round);
+        if self.batches.contains_key(&lane) {
             return Ok(());
         }
         let lag = self.learner.version().checked_sub(trajectory.version);
@@ -115,10 +124,6 @@ impl Learn for Impala {
         if trajectory.lane != lane {
             let (got, expected) = (trajectory.lane.into(), lane.into());
             return Err(RlError::Contract { what: "lane of a trajectory", got, expected });
-        }
-        if round != self.round {
-            self.round = round;
-            self.batches.clear();
         }
         let batch = self.trace(trajectory);
         self.batches.insert(lane, batch);
@@ -147,7 +152,7 @@ impl Learn for Impala {
         if sums.iter().any(|sum| !sum.is_finite()) {
             return Err(RlError::NonFinite { update: self.learner.version(), what: "an advantage" });
         }
-        self.round = number;
+        self.enter(number);
         let (moments, figures) = sums.split_at(3);
         self.scale = if self.config.normalise_advantages { Scale::new(moments) } else { Scale::NONE };
         Ok(round(1, figures))

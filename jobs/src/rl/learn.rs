@@ -58,6 +58,11 @@ pub trait Learn: Send {
     /// Begins the round with the sum over all lanes.
     fn begin(&mut self, round: u64, sums: &[f32]) -> Result<Round, RlError>;
 
+    /// Takes up a round again that was begun with these sums: trajectories of it have come since, or its state was restored.
+    fn resume(&mut self, round: u64, sums: &[f32]) -> Result<(), RlError> {
+        self.begin(round, sums).map(drop)
+    }
+
     /// The lane's part of an update of this round: the sum of gradients over its samples, then the figures, the number of samples last; replaces `out`
     /// ([`crate::Layout::flat_len`]).
     fn gradient(&mut self, update: u32, lane: u32, out: &mut [f32]) -> Result<(), RlError>;

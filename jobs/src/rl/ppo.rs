@@ -60,6 +60,14 @@ impl Ppo {
         }
     }
 
+    /// What is there of another round is of no use.
+    fn enter(&mut self, round: u64) {
+        if round != self.round {
+            self.round = round;
+            self.batches.clear();
+        }
+    }
+
     fn updates(&self) -> usize {
         self.config.epochs * self.config.minibatches
     }
@@ -106,7 +114,8 @@ impl Learn for Ppo {
     }
 
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
-        if round == self.round && self.batches.contains_key(&lane) {
+        self.enter(round);
+        if self.batches.contains_key(&lane) {
             return Ok(());
         }
         // The policy is that of the round's beginning: also for a learner that takes over a lane in the middle of it.
@@ -121,10 +130,6 @@ impl Learn for Ppo {
         }
         if lag.is_none_or(|lag| lag >= self.updates() as u64) {
             return contract("version of a trajectory's policy", trajectory.version, self.learner.version());
-        }
-        if round != self.round {
-            self.round = round;
-            self.batches.clear();
         }
         self.scales.clear();
         let rows = trajectory.rows();
@@ -176,7 +181,7 @@ impl Learn for Ppo {
         if sums.iter().any(|sum| !sum.is_finite()) {
             return Err(RlError::NonFinite { update: self.learner.version(), what: "an advantage" });
         }
-        self.round = number;
+        self.enter(number);
         let normalise = self.config.normalise_advantages;
         let scale = |moments| if normalise { Scale::new(moments) } else { Scale::NONE };
         self.scales = moments.chunks_exact(3).map(scale).collect();

@@ -182,7 +182,7 @@ impl RlTrainer {
         self.learn.take(self.course.round, lane, trajectory)?;
         self.played.insert(lane, after);
         if let Some(begun) = &self.course.begun {
-            self.learn.begin(self.course.round, &begun.sums)?;
+            self.learn.resume(self.course.round, &begun.sums)?;
         }
         Ok(())
     }
@@ -391,7 +391,7 @@ impl Train for RlTrainer {
         let curve = Curve::of(&own, self.learn.figures())?;
         self.learn.restore(learners)?;
         if let Some(begun) = &course.begun {
-            self.learn.begin(course.round, &begun.sums)?;
+            self.learn.resume(course.round, &begun.sums)?;
         }
         (self.course, self.curve) = (course, curve);
         self.played.clear();

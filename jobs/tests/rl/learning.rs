@@ -287,3 +287,24 @@ fn weights_have_these_bits_on_every_machine() {
     // They change only with the arithmetic: then every job's bits do, and the change log says so.
     assert_eq!(hashes, ["92e78704", "41d9934b", "d1c6b47c", "f336bdb9"]);
 }
+
+#[test]
+fn lane_that_comes_back_after_a_round_elsewhere_brings_its_own_trajectory() {
+    for spec in [CART_POLE, "[rl]\nalgorithm = 'impala'\nenvironment = 'CartPole-v1'\n"] {
+        let mut cluster = Cluster::new(spec, (3, 1), 1, 1);
+        cluster.round(0, &mut Pcg64::new(1));
+        let (_, learner) = &mut cluster.learners[0];
+        let mut sums = vec![0.0; learner.sums_len()];
+        learner.sums(0, &mut sums).expect("sums");
+        // The round begins while the lane is with another learner.
+        learner.begin(1, &sums).expect("a round");
+        let (actor, rollout) = &mut cluster.actors[0];
+        actor.load(learner.learner().version(), learner.learner().weights()).expect("weights");
+        let steps = (learner.explore(), cluster.plan.steps);
+        let (trajectory, _) = rollout.run(&cluster.lanes[0], actor, steps).expect("a rollout");
+        learner.take(1, 0, trajectory).expect("taken");
+        let mut later = sums.clone();
+        learner.sums(0, &mut later).expect("sums");
+        assert_ne!(later, sums, "{spec}");
+    }
+}
