@@ -169,6 +169,13 @@ pub struct RlPlan {
     pub normalise: bool,
 }
 
+impl RlPlan {
+    /// Whether rounds are played with weights that are one update old.
+    pub fn is_behind(&self) -> bool {
+        matches!(&self.algorithm, AlgorithmConfig::Impala(impala) if impala.staleness > 0)
+    }
+}
+
 impl RlConfig {
     pub fn parse(config_toml: &str) -> Result<Self, JobError> {
         let spec = Spec::new(config_toml);

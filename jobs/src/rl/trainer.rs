@@ -5,6 +5,9 @@
 //! update. What a trajectory follows from (L1: the lane's state, the weights and the version of the round) is the same on every learner, so whoever owns
 //! a lane at any step of the round plays the same trajectory, and nothing is lost with a rank.
 //!
+//! A round of IMPALA is played with the weights that the round before began with (`Course::fresh`), so that it can be played while that one is learned from: one
+//! update behind, on every learner, whoever plays.
+//!
 //! Bytes of states travel three to a number: sums with zeros, and whole numbers below 2^24, are exact in f32.
 
 use std::collections::BTreeMap;
@@ -37,6 +40,8 @@ struct Course {
     round: u64,
     version: u64,
     weights: Vec<f32>,
+    /// Where rollouts may be behind: the learner's weights when the round began, which the next round is played with.
+    fresh: Option<(u64, Vec<f32>)>,
     /// Of each lane; empty: it begins.
     states: Vec<Vec<u8>>,
     begun: Option<Begun>,
@@ -62,6 +67,8 @@ pub(crate) struct RlTrainer {
     player: Player,
     /// Others who play lanes.
     rollouts: Option<Box<dyn Rollouts>>,
+    /// Of which round they were told, and which lanes.
+    told: Option<(u64, Vec<u32>)>,
     /// Rounds of lanes that were played here, and by others.
     played_here: u64,
     played_elsewhere: u64,
@@ -106,6 +113,7 @@ impl RlTrainer {
             round: 0,
             version: 0,
             weights: learn.learner().weights().to_vec(),
+            fresh: plan.is_behind().then(|| (0, learn.learner().weights().to_vec())),
             states: vec![Vec::new(); lanes as usize],
             begun: None,
         };
@@ -122,6 +130,7 @@ impl RlTrainer {
             updates_max,
             player,
             rollouts: None,
+            told: None,
             played_here: 0,
             played_elsewhere: 0,
             played: BTreeMap::new(),
@@ -153,8 +162,12 @@ impl RlTrainer {
             return Err(RlError::Contract { what: "round of a step", got, expected });
         };
         let learner = self.learn.learner();
-        let (version, weights) = (learner.version(), learner.weights().to_vec());
-        self.course = Course { round, version, weights, states: begun.after, begun: None };
+        let now = (learner.version(), learner.weights().to_vec());
+        let ((version, weights), fresh) = match self.course.fresh.take() {
+            Some(before) => (before, Some(now)),
+            None => (now, None),
+        };
+        self.course = Course { round, version, weights, fresh, states: begun.after, begun: None };
         self.played.clear();
         Ok(())
     }
@@ -341,11 +354,22 @@ impl Train for RlTrainer {
         let (round, _) = self.place(step);
         self.advance(round)?;
         let Some(rollouts) = &mut self.rollouts else { return Ok(()) };
-        let missing = lanes.filter(|lane| !self.played.contains_key(lane));
-        let state = |lane: u32| PlayOrder { lane, state: self.course.states[lane as usize].clone() };
-        let orders: Vec<PlayOrder> = missing.map(state).collect();
-        if !orders.is_empty() {
-            rollouts.begin(self.course.version, &self.course.weights, orders);
+        let played = &self.played;
+        let missing: Vec<u32> = lanes.clone().filter(|lane| !played.contains_key(lane)).collect();
+        let course = &self.course;
+        // With all of this round's here, the next round may begin before its weights are learned.
+        let ahead = course.begun.as_ref().zip(course.fresh.as_ref()).filter(|_| missing.is_empty());
+        let ((version, weights), states, round, lanes) = match ahead {
+            Some((begun, (version, weights))) => ((*version, weights), &begun.after, round + 1, lanes.collect()),
+            None => ((course.version, &course.weights), &course.states, round, missing),
+        };
+        // Those that are under way need not be told again.
+        let told =
+            self.told.as_ref().is_some_and(|(of, told)| *of == round && lanes.iter().all(|lane| told.contains(lane)));
+        if !lanes.is_empty() && !told {
+            let order = |lane: &u32| PlayOrder { lane: *lane, state: states[*lane as usize].clone() };
+            rollouts.begin(version, weights, lanes.iter().map(order).collect());
+            self.told = Some((round, lanes));
         }
         Ok(())
     }
@@ -387,14 +411,19 @@ impl Train for RlTrainer {
 
     fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError> {
         let (own, learners): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| tensor.name.starts_with("rl."));
-        let course = Course::of(&own, (self.plan.lanes, self.course.weights.len()))?;
+        let mut course = Course::of(&own, (self.plan.lanes, self.course.weights.len()))?;
         let curve = Curve::of(&own, self.learn.figures())?;
         self.learn.restore(learners)?;
         if let Some(begun) = &course.begun {
             self.learn.resume(course.round, &begun.sums)?;
         }
+        // The spec may say otherwise now.
+        let learner = self.learn.learner();
+        let fresh = course.fresh.take().unwrap_or_else(|| (learner.version(), learner.weights().to_vec()));
+        course.fresh = self.plan.is_behind().then_some(fresh);
         (self.course, self.curve) = (course, curve);
         self.played.clear();
+        self.told = None;
         self.player.forget();
         Ok(())
     }
@@ -413,6 +442,7 @@ impl Train for RlTrainer {
 
 const HEAD: &str = "rl.round";
 const WEIGHTS: &str = "rl.round.weights";
+const FRESH: &str = "rl.round.fresh";
 const SUMS: &str = "rl.round.sums";
 const STATES: &str = "rl.lanes";
 const AFTER: &str = "rl.lanes.after";
@@ -426,6 +456,9 @@ impl Course {
         let head = [&number(self.round)[..], &number(self.version), &[updates]].concat();
         let mut tensors =
             vec![flat(HEAD, head), flat(WEIGHTS, self.weights.clone()), flat(STATES, packed(&self.states))];
+        if let Some((version, weights)) = &self.fresh {
+            tensors.push(flat(FRESH, [&number(*version)[..], weights].concat()));
+        }
         if let Some(begun) = &self.begun {
             tensors.push(flat(SUMS, begun.sums.clone()));
             tensors.push(flat(AFTER, packed(&begun.after)));
@@ -456,8 +489,15 @@ impl Course {
         if weights.len() != parameters {
             return Err(wrong(WEIGHTS, "of another policy"));
         }
+        let fresh = match find(FRESH).ok().map(Vec::as_slice) {
+            Some([low, high, weights @ ..]) if weights.len() == parameters => {
+                Some((number(*low, *high), weights.to_vec()))
+            }
+            Some(_) => return Err(wrong(FRESH, "of another policy")),
+            None => None,
+        };
         let (round, version) = (number(low, high), number(version, version_high));
-        Ok(Self { round, version, weights, states: states(STATES)?, begun })
+        Ok(Self { round, version, weights, fresh, states: states(STATES)?, begun })
     }
 }
 
