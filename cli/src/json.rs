@@ -132,6 +132,8 @@ fn rl_progress(rl: &RlProgress) -> Value {
         "entropy": figure(rl.entropy),
         "lag": figure(rl.lag),
         "environment_failures": rl.environment_failures,
+        "played_here": rl.played_here,
+        "played_elsewhere": rl.played_elsewhere,
     })
 }
 

@@ -204,6 +204,8 @@ mod tests {
             entropy: Some(0.6),
             lag: None,
             environment_failures: 1,
+            played_here: 0,
+            played_elsewhere: 12,
         };
         assert_eq!(
             figures(&rank::Progress { rl: Some(rl), ..progress }),

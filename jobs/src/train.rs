@@ -147,6 +147,9 @@ pub struct RlProgress {
     /// Updates that trajectories were behind.
     pub lag: Option<f32>,
     pub environment_failures: u64,
+    /// Rounds of lanes that this rank has played, and that others have for it.
+    pub played_here: u64,
+    pub played_elsewhere: u64,
 }
 
 /// A named f32 tensor of a checkpoint: `model.<path>` or `optimizer.<path>.<field>`.
@@ -197,6 +200,14 @@ pub trait Train: Send {
     fn weights_blake3(&self) -> [u8; 32] {
         weights_blake3(&self.snapshot().weights().expect("parameters are f32"))
     }
+
+    /// Before the lanes of a step are asked for: what can be done meanwhile elsewhere is begun.
+    fn prepare(&mut self, _step: u64, _lanes: Range<u32>) -> Result<(), JobError> {
+        Ok(())
+    }
+
+    /// Others who play lanes, of reinforcement learning.
+    fn play_elsewhere(&mut self, _rollouts: Box<dyn rl::Rollouts>) {}
 
     /// Of reinforcement learning.
     fn rl(&self) -> Option<RlProgress> {

@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod gateway;
 mod link;
 pub mod probe;
+mod rollout;
 mod server;
 pub mod worker;
 

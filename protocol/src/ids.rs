@@ -70,6 +70,16 @@ number_id!(/** One worker process of a job. */ Rank, u32, "rank-");
 number_id!(/** A start of an agent process: messages of an older incarnation are dropped (I5). */ Incarnation, u64, "i");
 number_id!(/** Position in the journal; the first entry is 1. */ LogIndex, u64, "log-");
 
+/// Slots of ranks that play environments for those that learn begin here: no job has so many members.
+pub const ROLLOUT_SLOTS: u32 = 1_000;
+
+impl Rank {
+    /// Whether it plays environments, and is no member.
+    pub fn is_rollout(self) -> bool {
+        self.0 >= ROLLOUT_SLOTS
+    }
+}
+
 /// What fences the frames of ranks from each other: a generation, and what its members have made of it while the coordinator was away. Ballot 0
 /// is the coordinator's own membership; higher ones are drawn by members (`message::peer::Proposal`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]

@@ -81,6 +81,9 @@ pub struct Resources {
     pub ranks: Option<u32>,
     /// A job that has lost ranks goes on with no fewer than this, while replacements come up.
     pub ranks_min: u32,
+    /// Of a job with `[rl]`: ranks besides, that play environments for those that learn. They come and go: whoever learns can play by itself.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rollouts: u32,
     pub cpus: u32,
     /// Left out: 1 GiB; of a decoder that is served, what its part of the model needs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,9 +133,13 @@ fn one() -> u32 {
     1
 }
 
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
 impl Default for Resources {
     fn default() -> Self {
-        Self { ranks: None, ranks_min: 1, cpus: 1, memory: None, gpus: 0, labels: BTreeMap::new() }
+        Self { ranks: None, ranks_min: 1, rollouts: 0, cpus: 1, memory: None, gpus: 0, labels: BTreeMap::new() }
     }
 }
 
@@ -269,6 +276,12 @@ impl JobSpec {
         let most = resources.ranks.unwrap_or(self.ranks_max());
         if !(1..=most).contains(&resources.ranks_min) {
             return fail("ranks_min", format!("ranks_min = {}: use 1 to {most}", resources.ranks_min));
+        }
+        if resources.rollouts > 0 && self.rl.is_empty() {
+            return fail("rollouts", "rollouts: only jobs with [rl] have ranks that play environments".into());
+        }
+        if resources.rollouts > RANKS_MAX {
+            return fail("rollouts", format!("rollouts = {}: use at most {RANKS_MAX}", resources.rollouts));
         }
         if resources.cpus == 0 {
             return fail("cpus", "cpus = 0: a rank needs at least 1".into());

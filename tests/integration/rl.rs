@@ -7,7 +7,9 @@ use std::sync::OnceLock;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Run, checkpoint_at, cluster_of, poll, processes_naming, python_with, run, signal, step_of, text};
+use crate::harness::{
+    Background, Run, checkpoint_at, cluster_of, poll, processes_naming, python_with, run, signal, step_of, stoke, text,
+};
 
 const STEPS: u64 = 300_000;
 
@@ -45,6 +47,23 @@ fn ranks_that_are_killed_change_no_bit_of_what_is_learned() {
     same(&summary);
     let chaos = &summary["chaos"];
     assert!(chaos["recoveries"].as_u64() > Some(0) && chaos["samples_lost"] == 0, "{chaos:#}");
+}
+
+/// Ranks that only play: the bits are the same with and without them, and while they die.
+#[test]
+fn lanes_are_played_elsewhere_and_whoever_plays_may_die() {
+    let (calm, _scratch) = cart_pole(3).set("resources.ranks", 1).set("resources.rollouts", 2).finish();
+    same(&calm);
+    let run = cart_pole(4).set("resources.ranks", 2).set("resources.rollouts", 2);
+    let (running, scratch) = run.with(&["--chaos", "kill-rank every 500ms", "--seed", "5"]).start();
+    let cluster = cluster_of(&scratch);
+    let elsewhere = poll("a lane that was played elsewhere", || {
+        let jobs = Background::start(stoke(["--json", "jobs", "--cluster", cluster.to_str()?])).wait();
+        let jobs: Value = serde_json::from_str(&jobs.stdout).ok()?;
+        jobs["jobs"][0]["progress"]["rl"]["played_elsewhere"].as_u64().filter(|played| *played > 0)
+    });
+    assert!(elsewhere > 0);
+    same(&running.wait().expect(0).json());
 }
 
 #[test]

@@ -117,6 +117,7 @@ impl Life {
                 Some(Told::Frame(frame)) => match frame {
                     ToRank::Start(_) | ToRank::Stores(_) | ToRank::Coordinator { .. } => {}
                     ToRank::Settle(_) | ToRank::Adopted | ToRank::Taken { .. } | ToRank::Abandon { .. } => {}
+                    ToRank::Rollouts { .. } => {}
                     ToRank::Certificate { .. } => {
                         let address = SocketAddr::new(self.ip, 9_000 + self.start.id.rank.0 as u16);
                         self.say(RankEvent::Ready { address }).await;

@@ -24,7 +24,7 @@ use stoke_protocol::message::node::{
     Capacity, FromNode, Gpu, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, RankInventory, ReadLog, Report,
     ToNode,
 };
-use stoke_protocol::message::peer::{Part, TensorHeader};
+use stoke_protocol::message::peer::{FromPlayer, Part, TensorHeader, ToPlayer};
 use stoke_protocol::message::rank::{
     Exit, FromRank, Given, Member, Membership, Origin, Outcome, Progress, Purpose, RankEvent, RankId, ShardRecord,
     StartFrom, StartRank, StoreSettings, ToRank,
@@ -85,6 +85,8 @@ pub fn targets() -> Vec<Target> {
         frames("reply", decode_frame::<Reply, REQUEST>, frame(replies(), FrameCap::Request)),
         frames("join_request", decode_frame::<JoinRequest, CONTROL>, frame(vec![join_request()], FrameCap::Control)),
         frames("join_reply", decode_frame::<JoinReply, CONTROL>, frame(join_reply(), FrameCap::Control)),
+        frames("to_player", decode_frame::<ToPlayer, HEADER>, frame(to_player(), FrameCap::Header)),
+        frames("from_player", decode_frame::<FromPlayer, HEADER>, frame(from_player(), FrameCap::Header)),
         frames("tensor_header", decode_frame::<TensorHeader, HEADER>, frame(vec![tensor_header()], FrameCap::Header)),
         frames("question", decode_frame::<serve::Question, REQUEST>, frame(serving::questions(), FrameCap::Request)),
         frames("answer", decode_frame::<serve::Answer, REQUEST>, frame(serving::answers(), FrameCap::Request)),
@@ -326,6 +328,7 @@ fn to_node() -> Vec<ToNode> {
             keep: vec!["step-00000001-g1".to_owned()].into(),
         },
         ToNode::Abandon { id: id(), generation: Generation(4), step: Step(9) },
+        ToNode::Rollouts { id: id(), rollouts: membership().members },
         ToNode::Routes(serving::routes()),
         ToNode::Survey(serving::survey()),
     ]
@@ -377,6 +380,7 @@ fn to_rank() -> Vec<ToRank> {
         ToRank::Stop { reason: "cancelled".into() },
         ToRank::Stores(StoreSettings(vec![("AWS_REGION".to_owned(), "eu-north-1".to_owned())].into())),
         ToRank::Abandon { generation: Generation(4), step: Step(9) },
+        ToRank::Rollouts { rollouts: membership().members },
     ]
 }
 
@@ -437,6 +441,17 @@ fn join_request() -> JoinRequest {
 
 fn join_reply() -> Vec<JoinReply> {
     vec![JoinReply::Accepted { certificate: vec![48; 500].into() }, JoinReply::Refused { reason: "expired".into() }]
+}
+
+fn to_player() -> Vec<ToPlayer> {
+    vec![ToPlayer::Weights { version: 40, count: 9_155 }, ToPlayer::Play { order: 7, lane: 3, bytes: 400 }]
+}
+
+fn from_player() -> Vec<FromPlayer> {
+    vec![
+        FromPlayer::Played { order: 7, trajectory: 30_000, state: 400, failures: 0 },
+        FromPlayer::Failed { order: 8, error: "the process of environment Blackjack-v1 ended".into() },
+    ]
 }
 
 fn tensor_header() -> TensorHeader {

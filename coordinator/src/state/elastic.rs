@@ -38,7 +38,8 @@ impl Job {
         if run.ranks.values().any(|rank| rank.outcome.is_some()) {
             return Vec::new();
         }
-        (0..self.ask.ranks).map(Rank).filter(|slot| run.of_slot(*slot).is_none()).collect()
+        let slots = (0..self.ask.ranks).map(Rank).chain(self.rollout_slots());
+        slots.filter(|slot| run.of_slot(*slot).is_none()).collect()
     }
 
     /// Room was found for missing ranks of a running job.
@@ -68,6 +69,8 @@ impl Job {
                     None => format!("{generation} runs, its world size is {world}"),
                 },
             );
+        } else if id.rank.is_rollout() {
+            self.note(scene, format!("{} is ready", id.rank));
         } else if state == JobState::Running && !rank_is_known(run, id) && !run.ranks[&id].leaving {
             if scene.bug == Some(PlantedBug::ReadyOwnsLanes) {
                 run.members.push(id);
@@ -77,6 +80,7 @@ impl Job {
             self.note(scene, format!("{} is ready and joins", id.rank));
             self.regroup(scene, true);
         }
+        self.tell_rollouts(scene);
         self.changed(scene);
     }
 
@@ -108,7 +112,7 @@ impl Job {
         let before = std::mem::replace(&mut self.ask.ranks, ranks);
         self.note(scene, format!("resized from {before} to {} by {by}", rank_count(ranks)));
         if let Some(run) = self.run.as_mut().filter(|_| self.state == JobState::Running) {
-            let surplus = |id: &RankId| id.rank.0 >= ranks;
+            let surplus = |id: &RankId| id.rank.0 >= ranks && !id.rank.is_rollout();
             let known = run.members.iter().chain(&run.joining).any(surplus);
             for (id, rank) in run.ranks.iter_mut().filter(|(id, rank)| surplus(id) && !rank.gone && !rank.leaving) {
                 rank.leaving = rank.outcome.is_none();
@@ -270,6 +274,14 @@ impl Job {
 
     /// Ranks that were wanted are not there any more: the others go on, if they are enough.
     pub(super) fn lose(&mut self, scene: &mut Scene<'_>, lost: &[RankId], reason: &str, fault: bool) {
+        let (rollouts, lost): (Vec<RankId>, Vec<RankId>) = lost.iter().partition(|id| id.rank.is_rollout());
+        if !rollouts.is_empty() && self.state == JobState::Running {
+            self.lose_rollouts(scene, reason, fault);
+            if lost.is_empty() {
+                return;
+            }
+        }
+        let lost = &lost[..];
         let least = if scene.bug == Some(PlantedBug::TooFewGoOn) { 1 } else { self.least_live() };
         let Some(run) = self.run.as_mut() else { return };
         let (running, run_generation) = (self.state == JobState::Running, run.generation);

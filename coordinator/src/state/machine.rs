@@ -75,6 +75,8 @@ pub struct Ask {
     pub labels: BTreeMap<String, String>,
     /// Rank by rank, where they are unequal: of a model that was cut.
     pub seats: Vec<Seat>,
+    /// Ranks besides that play environments, where there is room (`rollouts.rs`).
+    pub rollouts: u32,
 }
 
 /// What one rank of a cut model needs, and the node that it was meant for.
@@ -93,7 +95,7 @@ impl Ask {
     /// Of one rank by itself.
     pub fn of(&self, rank: Rank) -> Self {
         let seats = self.seats.get(rank.0 as usize).copied().into_iter().collect();
-        Self { ranks: 1, room: self.room_of(rank), labels: self.labels.clone(), seats }
+        Self { ranks: 1, room: self.room_of(rank), labels: self.labels.clone(), seats, rollouts: 0 }
     }
 }
 
@@ -425,6 +427,9 @@ impl Job {
                 if rank_is_known(run, id) {
                     // Whoever missed the plan missed the step at which it began.
                     send(ToNode::Membership { id, membership: run.membership(None) });
+                }
+                if self.ask.rollouts > 0 && !id.rank.is_rollout() {
+                    send(self.rollouts_for(id));
                 }
                 let committing = run.committing.filter(|_| run.members.first() == Some(&id));
                 if let Some((step, shards)) = committing.and_then(|step| Some((step, complete(run, step, None)?))) {

@@ -37,7 +37,8 @@ pub mod replicas;
 mod reports;
 pub mod requests;
 mod revisions;
-pub mod room;
+pub mod rollouts;
+mod room;
 pub mod run;
 pub mod scaling;
 #[cfg(test)]

@@ -137,6 +137,7 @@ impl Job {
         if known {
             self.regroup(scene, true);
         }
+        self.tell_rollouts(scene);
     }
 }
 

@@ -9,7 +9,7 @@ use super::checkpoints::{Checkpoint, Keep};
 use super::cluster::Cluster;
 use super::effect::Order;
 use super::elastic::End;
-use super::machine::{Scene, stop_order};
+use super::machine::{Job, Scene, stop_order};
 use super::planted::PlantedBug;
 use super::pruning::needed;
 use super::words::exit_words;
@@ -95,9 +95,9 @@ impl Cluster {
             RankEvent::WentOn { generation, step, members } => job.went_on(scene, id, (*generation, *step), members),
         });
         self.replan |= matches!(event, RankEvent::Failed { .. });
-        // A gang that runs now, or a rank that owns lanes, may have ranks that are to move.
+        // A gang that runs now, or a rank that owns lanes, may have ranks that are to move, or lack some that play.
         let grown = matches!(event, RankEvent::Ready { .. } | RankEvent::Joined { .. });
-        self.replan |= grown && self.jobs.get(id.job).is_some_and(|job| !job.moving().is_empty());
+        self.replan |= grown && self.jobs.get(id.job).is_some_and(Job::is_lacking);
     }
 
     /// The second phase of a checkpoint: it becomes visible, or its generation fails with the reason.

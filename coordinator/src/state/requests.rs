@@ -151,6 +151,7 @@ impl Control {
                 room: Room { cpus: resources.cpus, memory_bytes: resources.memory().0, gpus: resources.gpus },
                 labels: resources.labels.clone(),
                 seats: Vec::new(),
+                rollouts: resources.rollouts,
             },
         }
     }

@@ -3,6 +3,7 @@
 mod blame;
 mod cutting;
 mod draining;
+mod playing;
 mod pruning;
 mod scaling;
 mod serving;

@@ -159,7 +159,12 @@ impl Curve {
         metrics
     }
 
-    pub fn progress(&self, (round, rounds): (u64, u64), env_steps: u64) -> RlProgress {
+    pub fn progress(
+        &self,
+        (round, rounds): (u64, u64),
+        env_steps: u64,
+        (played_here, played_elsewhere): (u64, u64),
+    ) -> RlProgress {
         let figure = |name: &str| {
             let at = self.figures.iter().position(|figure| *figure == name)?;
             match self.updates {
@@ -179,6 +184,8 @@ impl Curve {
             entropy: figure("entropy"),
             lag: figure("lag"),
             environment_failures: self.failures,
+            played_here,
+            played_elsewhere,
         }
     }
 

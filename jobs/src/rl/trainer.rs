@@ -15,15 +15,15 @@ use super::curve::Curve;
 use super::error::RlError;
 use super::evaluation::{Normaliser, Returns, evaluate};
 use super::learn::{Learn, Round};
+use super::player::{PlayOrder, Played, PlayedBytes, Player, Rollouts};
 use super::rollout::{Rollout, RolloutConfig};
 use super::solo::learn;
+use super::trajectory::Trajectory;
 use crate::JobError;
 use crate::train::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, RlProgress, Snapshot, Train};
 
 /// Bytes of a number.
 const PACKED: usize = 3;
-/// An environment that fails so often in a row for the same trajectory fails the rank.
-const FAILURES_MAX: u32 = 5;
 /// Where a lane may have more bytes later: the actions of a bridge's episode so far.
 const LANE_BYTES_SPARE: usize = 1 << 14;
 /// Episodes of the evaluation at the end.
@@ -59,8 +59,12 @@ pub(crate) struct RlTrainer {
     /// The policy's parameters, and as many figures as the longest vector of a step has.
     layout: Layout,
     updates_max: u32,
-    actor: Actor,
-    players: BTreeMap<u32, Rollout>,
+    player: Player,
+    /// Others who play lanes.
+    rollouts: Option<Box<dyn Rollouts>>,
+    /// Rounds of lanes that were played here, and by others.
+    played_here: u64,
+    played_elsewhere: u64,
     /// Lanes whose trajectory of the round was taken, with the state behind it.
     played: BTreeMap<u32, Vec<u8>>,
     course: Course,
@@ -88,7 +92,6 @@ impl RlTrainer {
         let spec = env.spec().clone();
         let plan = config.plan(config_toml, &spec, lanes)?;
         let learn = learn(&config, &plan, &spec, seed)?;
-        let actor = Actor::new(learn.policy(), seed);
         let mut first = Rollout::new(rollout_config(&plan, seed), env);
         first.begin(0)?;
         let bytes = first.save()?.len();
@@ -108,6 +111,8 @@ impl RlTrainer {
         };
         let curve = Curve::new(learn.figures());
         let vector = vec![0.0; layout.flat_len()];
+        let actor = Actor::new(learn.policy(), seed);
+        let player = Player::new((config.clone(), plan.clone()), seed, actor, learn.explore());
         Ok(Self {
             config,
             plan,
@@ -115,8 +120,10 @@ impl RlTrainer {
             learn,
             layout,
             updates_max,
-            actor,
-            players: BTreeMap::from([(0, first)]),
+            player,
+            rollouts: None,
+            played_here: 0,
+            played_elsewhere: 0,
             played: BTreeMap::new(),
             course,
             lane_numbers,
@@ -157,17 +164,21 @@ impl RlTrainer {
         if self.played.contains_key(&lane) {
             return Ok(());
         }
-        let mut failed = 0;
-        let (trajectory, after) = loop {
-            match self.trajectory(lane) {
-                Err(RlError::Env(error)) if error.is_passing() && failed + 1 < FAILURES_MAX => {
-                    self.players.remove(&lane);
-                    failed += 1;
-                }
-                played => break played?,
+        let elsewhere = self.rollouts.as_mut().and_then(|rollouts| rollouts.take(lane));
+        // What somebody else has played is not trusted to be of this round; whatever is wrong with it, the lane can be played here.
+        let elsewhere = elsewhere.and_then(|bytes| self.accept(lane, bytes));
+        let Played { trajectory, after, failures } = match elsewhere {
+            Some(played) => {
+                self.played_elsewhere += 1;
+                played
+            }
+            None => {
+                self.played_here += 1;
+                self.player.load(self.course.version, &self.course.weights)?;
+                self.player.play(lane, &self.course.states[lane as usize])?
             }
         };
-        self.failures += failed;
+        self.failures += failures;
         self.learn.take(self.course.round, lane, trajectory)?;
         self.played.insert(lane, after);
         if let Some(begun) = &self.course.begun {
@@ -176,26 +187,13 @@ impl RlTrainer {
         Ok(())
     }
 
-    /// L1.
-    fn trajectory(&mut self, lane: u32) -> Result<(super::Trajectory, Vec<u8>), RlError> {
-        let Course { version, weights, states, .. } = &self.course;
-        self.actor.load(*version, weights)?;
-        let player = match self.players.entry(lane) {
-            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                let env = self.config.environment().make(self.plan.envs)?;
-                entry.insert(Rollout::new(rollout_config(&self.plan, self.seed), env))
-            }
-        };
-        let (explore, steps, state) = (self.learn.explore(), self.plan.steps, &states[lane as usize]);
-        if !state.is_empty() {
-            return player.run(state, &mut self.actor, (explore, steps));
-        }
-        if player.at() != Some((lane, 0)) {
-            player.begin(lane)?;
-        }
-        let trajectory = player.play(&mut self.actor, explore, steps)?;
-        Ok((trajectory, player.save()?))
+    fn accept(&self, lane: u32, bytes: PlayedBytes) -> Option<Played> {
+        let trajectory = Trajectory::decode(&bytes.trajectory, self.learn.policy()).ok()?;
+        let Trajectory { version, begun, steps, envs, .. } = trajectory;
+        let expected =
+            (self.course.version, self.course.round * self.plan.steps as u64, self.plan.steps, self.plan.envs);
+        let right = trajectory.lane == lane && (version, begun, steps, envs) == expected;
+        right.then_some(Played { trajectory, after: bytes.after, failures: bytes.failures })
     }
 
     /// The first step of a round, of one lane: what it tells, the failures of environments, and its state afterwards.
@@ -261,12 +259,11 @@ impl RlTrainer {
     /// Of episodes with seeds that training does not use.
     fn returns(&mut self) -> Result<Returns, RlError> {
         let learner = self.learn.learner();
-        self.actor.load(learner.version(), learner.weights())?;
+        self.player.load(learner.version(), learner.weights())?;
         let states = self.course.begun.as_ref().map_or(&self.course.states, |begun| &begun.after);
-        let player = self.players.values().next();
-        let normaliser = player.map_or(Ok(None), |player| normaliser(player, states))?;
+        let normaliser = self.player.normaliser(states)?;
         let mut env = self.config.environment().make(EPISODES)?;
-        evaluate(&mut self.actor, &mut *env, normaliser.as_ref(), (self.seed, STEPS_MAX, Explore::Sample))
+        evaluate(self.player.actor(), &mut *env, normaliser.as_ref(), (self.seed, STEPS_MAX, Explore::Sample))
     }
 
     /// Of all learners together.
@@ -340,6 +337,23 @@ impl Train for RlTrainer {
         Ok(())
     }
 
+    fn prepare(&mut self, step: u64, lanes: std::ops::Range<u32>) -> Result<(), JobError> {
+        let (round, _) = self.place(step);
+        self.advance(round)?;
+        let Some(rollouts) = &mut self.rollouts else { return Ok(()) };
+        let missing = lanes.filter(|lane| !self.played.contains_key(lane));
+        let state = |lane: u32| PlayOrder { lane, state: self.course.states[lane as usize].clone() };
+        let orders: Vec<PlayOrder> = missing.map(state).collect();
+        if !orders.is_empty() {
+            rollouts.begin(self.course.version, &self.course.weights, orders);
+        }
+        Ok(())
+    }
+
+    fn play_elsewhere(&mut self, rollouts: Box<dyn Rollouts>) {
+        self.rollouts = Some(rollouts);
+    }
+
     fn apply(&mut self, step: u64, sum: &[f32]) -> Result<Applied, JobError> {
         if sum.len() != self.layout.flat_len() {
             let (got, expected) = (sum.len() as u64, self.layout.flat_len() as u64);
@@ -381,7 +395,7 @@ impl Train for RlTrainer {
         }
         (self.course, self.curve) = (course, curve);
         self.played.clear();
-        self.players.clear();
+        self.player.forget();
         Ok(())
     }
 
@@ -392,7 +406,8 @@ impl Train for RlTrainer {
     fn rl(&self) -> Option<RlProgress> {
         let rounds = self.course.round + u64::from(self.course.begun.is_some());
         let env_steps = rounds * self.transitions_of_round();
-        Some(self.curve.progress((rounds, self.plan.rounds), env_steps))
+        let played = (self.played_here, self.played_elsewhere);
+        Some(self.curve.progress((rounds, self.plan.rounds), env_steps, played))
     }
 }
 

@@ -312,6 +312,7 @@ impl AgentState {
                 self.pass_on(id, ToRank::Commit { generation, step, shards }, out);
             }
             ToNode::Committed { id, step, keep } => self.pass_on(id, ToRank::Committed { step, keep }, out),
+            ToNode::Rollouts { id, rollouts } => self.pass_on(id, ToRank::Rollouts { rollouts }, out),
             ToNode::Abandon { id, generation, step } => self.pass_on(id, ToRank::Abandon { generation, step }, out),
             ToNode::Release { id } => self.pass_on(id, ToRank::Release, out),
             ToNode::Stop { id, reason, grace_ms } => self.stop(id, reason, grace_ms, out),

@@ -2,7 +2,7 @@
 //! endpoint, the connections and the streams that peers open before this rank has heard of their generation; moves no values.
 //!
 //! M1: a connection is used only for the rank that its certificate names, and that rank is of this job.
-//! M2: whoever else connects is refused with a code, and counted; nodes are let in where there is a door for them. M3: a stream of a generation that is over here is stopped and counted.
+//! M2: whoever else connects is refused with a code, and counted; nodes, or ranks that learn, are let in where there is a door for them. M3: a stream of a generation that is over here is stopped and counted.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -117,11 +117,16 @@ impl Mesh {
         self.shared.own
     }
 
-    /// From here on nodes may connect: their gateways ask this rank.
+    /// From here on nodes may connect: their gateways ask this rank. Of a rank that plays environments, those that learn.
     pub fn open_door(&self) -> mpsc::Receiver<Connection> {
         let (enter, entered) = mpsc::channel(VISITORS_MAX);
         *self.shared.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(enter);
         entered
+    }
+
+    /// A connection of one's own to a rank that plays environments. Tries until it is there or `CONNECT_MAX` is over.
+    pub(crate) async fn call(&self, peer: &Member) -> Result<Connection, ExchangeError> {
+        self.shared.dial(peer, Instant::now() + CONNECT_MAX).await
     }
 
     pub(crate) fn io(&self) -> &Io {
@@ -250,6 +255,10 @@ impl Shared {
             connection.close(CloseCode::WrongRole, &format!("this is {}, you are {theirs}", self.own));
             return None;
         }
+        if self.own.rank.is_rollout() {
+            self.let_in(connection);
+            return None;
+        }
         if theirs >= self.own {
             connection.close(CloseCode::WrongRole, "the lower rank dials the higher one");
             return None;
@@ -264,14 +273,17 @@ impl Shared {
 
     /// Somebody who is no rank (M2).
     fn visit(&self, connection: &Connection) {
-        let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match (&connection.peer().subject, door) {
-            (Subject::Node(_), Some(door)) => {
-                if door.try_send(connection.clone()).is_err() {
-                    connection.close(CloseCode::TooSlow, "this rank takes nobody in at the moment");
-                }
-            }
-            (_, _) => connection.close(CloseCode::WrongRole, "ranks only"),
+        match &connection.peer().subject {
+            Subject::Node(_) if !self.own.rank.is_rollout() => self.let_in(connection),
+            _ => connection.close(CloseCode::WrongRole, "ranks only"),
+        }
+    }
+
+    fn let_in(&self, connection: &Connection) {
+        match self.door.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            Some(door) if door.try_send(connection.clone()).is_ok() => {}
+            Some(_) => connection.close(CloseCode::TooSlow, "this rank takes nobody in at the moment"),
+            None => connection.close(CloseCode::WrongRole, "ranks only"),
         }
     }
 

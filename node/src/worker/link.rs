@@ -25,6 +25,7 @@ use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
 use crate::checkpoint::{self, ShardMemory};
 use crate::exchange::Mesh;
+use crate::rollout;
 use crate::server::{self, Meter};
 
 /// What the vault still removes when the job is done is waited for so long. The process does nothing else any more.
@@ -187,6 +188,10 @@ impl Linked {
                 self.finish()
             }
             ToRank::Abandon { generation, step } => self.vault(Order::Abandon { generation, step }),
+            ToRank::Rollouts { rollouts } => {
+                self.orders.rollouts(rollouts.0);
+                Ok(())
+            }
             ToRank::Coordinator { reachable } => {
                 self.orders.coordinator(reachable);
                 Ok(())
@@ -224,8 +229,12 @@ impl Linked {
         let train = move || {
             let told = link.clone();
             let tell = move |say| drop(told.cast(Message::Trainer(say)));
-            let serves = given.spec.serve.is_some();
-            let ended = catch(|| if serves { server::run(given, &tell) } else { trainer::run(given, &tell) });
+            let (serves, plays) = (given.spec.serve.is_some(), given.start.id.rank.is_rollout());
+            let ended = catch(|| match (serves, plays) {
+                (true, _) => server::run(given, &tell),
+                (false, true) => rollout::run(given, &tell),
+                (false, false) => trainer::run(given, &tell),
+            });
             let _ = link.cast(Message::Ended(ended));
         };
         let thread = std::thread::Builder::new().name("trainer".to_owned()).spawn(train);

@@ -112,6 +112,8 @@ impl Meter {
             entropy: rl.entropy,
             lag: rl.lag,
             environment_failures: rl.environment_failures,
+            played_here: rl.played_here,
+            played_elsewhere: rl.played_elsewhere,
         }
     }
 

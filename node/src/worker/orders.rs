@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stoke_protocol::ids::{Generation, Step};
-use stoke_protocol::message::rank::Membership;
+use stoke_protocol::message::rank::{Member, Membership};
 use tokio::sync::watch;
 
 use super::failure::Failure;
@@ -30,6 +30,8 @@ struct Told {
     /// The highest step whose checkpoint is in the catalogue.
     committed: Option<Step>,
     stopped: bool,
+    /// Ranks that are ready to play environments.
+    rollouts: Vec<Member>,
     /// The agent has no session with the coordinator: no membership can come.
     alone: bool,
 }
@@ -60,6 +62,22 @@ impl Orders {
             newer
         });
         self.interrupt();
+    }
+
+    pub fn rollouts(&self, rollouts: Vec<Member>) {
+        self.0.told.send_modify(|told| told.rollouts = rollouts);
+    }
+
+    /// Who is ready to play, when it is somebody else than `known`; none: this rank is to stop.
+    pub async fn other_rollouts(&self, known: &[Member]) -> Option<Vec<Member>> {
+        let mut told = self.0.told.subscribe();
+        let found = told.wait_for(|told| told.stopped || told.rollouts != known).await.ok()?;
+        (!found.stopped).then(|| found.rollouts.clone())
+    }
+
+    /// Waits until this rank is to stop.
+    pub async fn stopped(&self) {
+        let _ = self.0.told.subscribe().wait_for(|told| told.stopped).await;
     }
 
     pub fn committed(&self, step: Step) {

@@ -131,7 +131,7 @@ impl Tether {
             ToRank::Start(start) => self.id = Some(start.id),
             ToRank::Membership(_) | ToRank::Commit { .. } | ToRank::Committed { .. } | ToRank::Abandon { .. } => {}
             ToRank::Adopted | ToRank::Release | ToRank::Stop { .. } => {}
-            ToRank::Stores(_) | ToRank::Coordinator { .. } => {}
+            ToRank::Stores(_) | ToRank::Coordinator { .. } | ToRank::Rollouts { .. } => {}
         }
         let _ = self.actor.cast(Message::Frame(frame));
     }

@@ -35,7 +35,7 @@ use super::vault::{Copy, Order, Vault};
 use super::work::Work;
 use crate::checkpoint::{Manifest, ShardMemory};
 use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
-use crate::server;
+use crate::{rollout, server};
 
 /// What the trainer says to the rest of the process.
 pub enum Told {
@@ -79,7 +79,11 @@ pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     tell(Told::Loaded);
     let Assignment { start, spec, memory, orders, beat, outside, runtime } = given;
     let Ok(Outside { mesh, vault }) = outside.recv() else { return Err(Failure::Stopped) };
-    let mut work = Work { start, spec, memory, orders, runtime, mesh: Arc::new(mesh), vault, beat, tell };
+    let mesh = Arc::new(mesh);
+    if spec.resources.rollouts > 0 {
+        trainer.train.play_elsewhere(Box::new(rollout::Pool::start(mesh.clone(), orders.clone())));
+    }
+    let mut work = Work { start, spec, memory, orders, runtime, mesh, vault, beat, tell };
     let mut membership = work.runtime.block_on(work.orders.next(Generation(0)))?;
     let mut given = membership.clone();
     loop {
@@ -360,6 +364,7 @@ impl Trainer {
     ) -> Result<(), Failure> {
         let (size, flat) = (self.train.samples(), self.train.layout().flat_len());
         let counted_at = self.train.layout().samples_at();
+        self.train.prepare(self.step, sums.owned())?;
         for lane in sums.owned() {
             orders.check(generation)?;
             let positions = self.plan.lane_positions(self.step, lane);

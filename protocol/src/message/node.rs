@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::load::{Demand, Load};
-use super::rank::{Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
+use super::rank::{Member, Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
 use super::serve::Routes;
 use super::split::{Survey, Surveyed};
 use crate::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
@@ -149,6 +149,8 @@ pub enum ToNode {
     Routes(Routes),
     /// What this node has of a model that is to be served. Answered by `Surveyed`.
     Survey(Survey),
+    /// See `rank::ToRank::Rollouts`.
+    Rollouts { id: RankId, rollouts: List<Member> },
 }
 
 /// Agent → coordinator, request stream.

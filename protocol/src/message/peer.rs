@@ -98,6 +98,24 @@ pub struct StateHeader {
     pub blake3: Digest,
 }
 
+/// Learner to a rank that plays environments, on one stream: what is to be played. Weights come before the first order of their version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToPlayer {
+    /// `count` f32 follow, little-endian.
+    Weights { version: u64, count: u32 },
+    /// A round of a lane, from the state of which `bytes` follow; none: the lane begins. Answered by `Played` or `Failed`.
+    Play { order: u64, lane: u32, bytes: u32 },
+}
+
+/// The answers, on one stream, in the order of the orders.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum FromPlayer {
+    /// The trajectory and the lane's state afterwards follow. `failures`: environments that failed and were made anew.
+    Played { order: u64, trajectory: u32, state: u32, failures: u32 },
+    /// It could not be played; the text is for people.
+    Failed { order: u64, error: String },
+}
+
 /// The header of a run of f32 values of the flat gradient vector, on a bulk stream. `count` values follow as raw bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TensorHeader {

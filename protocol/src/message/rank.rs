@@ -246,6 +246,9 @@ pub struct RlProgress {
     pub lag: Option<f32>,
     /// Environments that failed and were made anew.
     pub environment_failures: u64,
+    /// Rounds of lanes that this rank has played itself, and that ranks which play have for it.
+    pub played_here: u64,
+    pub played_elsewhere: u64,
 }
 
 /// Agent → rank.
@@ -280,6 +283,8 @@ pub enum ToRank {
     /// The checkpoint at `step` will not be, because a member could not store its part: the room of this rank's is needed. To every rank; never of
     /// a checkpoint that was committed. Not answered.
     Abandon { generation: Generation, step: Step },
+    /// To a rank that learns: who is ready to play environments for it. It may come again; the newest list counts. Not answered.
+    Rollouts { rollouts: List<Member> },
 }
 
 /// Variables of the agent's environment that are for object stores. Never leaves the machine, and never a process's memory (I35).

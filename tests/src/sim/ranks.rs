@@ -305,6 +305,8 @@ impl World {
         let wait = self.streams.ranks.between("obeys", 1, 400);
         match frame {
             ToRank::Start(_) | ToRank::Stores(_) | ToRank::Settle(_) | ToRank::Adopted => {}
+            // Whoever learns needs nobody who plays.
+            ToRank::Rollouts { .. } => {}
             ToRank::Abandon { generation, step } => {
                 if process.committed.is_some_and(|committed| step <= committed) {
                     let id = process.id;
