@@ -112,8 +112,7 @@ impl Learn for Impala {
 
     /// A trajectory whose policy is more than `staleness` updates behind is refused.
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
-        self.enter(round);
-        if self.batches.contains_key(&lane) {
+        if round == self.round && self.batches.contains_key(&lane) {
             return Ok(());
         }
         let lag = self.learner.version().checked_sub(trajectory.version);
@@ -125,6 +124,7 @@ impl Learn for Impala {
             let (got, expected) = (trajectory.lane.into(), lane.into());
             return Err(RlError::Contract { what: "lane of a trajectory", got, expected });
         }
+        self.enter(round);
         let batch = self.trace(trajectory);
         self.batches.insert(lane, batch);
         Ok(())

@@ -114,8 +114,7 @@ impl Learn for Ppo {
     }
 
     fn take(&mut self, round: u64, lane: u32, trajectory: Trajectory) -> Result<(), RlError> {
-        self.enter(round);
-        if self.batches.contains_key(&lane) {
+        if round == self.round && self.batches.contains_key(&lane) {
             return Ok(());
         }
         // The policy is that of the round's beginning: also for a learner that takes over a lane in the middle of it.
@@ -131,6 +130,7 @@ impl Learn for Ppo {
         if lag.is_none_or(|lag| lag >= self.updates() as u64) {
             return contract("version of a trajectory's policy", trajectory.version, self.learner.version());
         }
+        self.enter(round);
         self.scales.clear();
         let rows = trajectory.rows();
         let (mut advantages, mut returns) = (vec![0.0; rows], vec![0.0; rows]);
