@@ -170,9 +170,12 @@ pub struct RlPlan {
 }
 
 impl RlPlan {
-    /// Whether rounds are played with weights that are one update old.
-    pub fn is_behind(&self) -> bool {
-        matches!(&self.algorithm, AlgorithmConfig::Impala(impala) if impala.staleness > 0)
+    /// Rounds that the weights which play are old: each is an update.
+    pub fn behind(&self) -> usize {
+        match &self.algorithm {
+            AlgorithmConfig::Impala(impala) => impala.staleness as usize,
+            AlgorithmConfig::Ppo(_) | AlgorithmConfig::Dqn(_) => 0,
+        }
     }
 }
 

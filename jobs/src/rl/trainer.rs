@@ -5,12 +5,12 @@
 //! update. What a trajectory follows from (L1: the lane's state, the weights and the version of the round) is the same on every learner, so whoever owns
 //! a lane at any step of the round plays the same trajectory, and nothing is lost with a rank.
 //!
-//! A round of IMPALA is played with the weights that the round before began with (`Course::fresh`), so that it can be played while that one is learned from: one
-//! update behind, on every learner, whoever plays.
+//! Rounds of IMPALA are played with weights that are some rounds old (`Course::later`), the same on every learner whoever plays: so a round can be played
+//! while the one before it is learned from.
 //!
 //! Bytes of states travel three to a number: sums with zeros, and whole numbers below 2^24, are exact in f32.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::actor::{Actor, Explore};
 use super::config::{RlConfig, RlPlan};
@@ -40,8 +40,8 @@ struct Course {
     round: u64,
     version: u64,
     weights: Vec<f32>,
-    /// Where rollouts may be behind: the learner's weights when the round began, which the next round is played with.
-    fresh: Option<(u64, Vec<f32>)>,
+    /// Where rollouts are behind: what the learner had at the beginning of each round since, the oldest first; up to as many as they are behind.
+    later: VecDeque<(u64, Vec<f32>)>,
     /// Of each lane; empty: it begins.
     states: Vec<Vec<u8>>,
     begun: Option<Begun>,
@@ -113,7 +113,7 @@ impl RlTrainer {
             round: 0,
             version: 0,
             weights: learn.learner().weights().to_vec(),
-            fresh: plan.is_behind().then(|| (0, learn.learner().weights().to_vec())),
+            later: VecDeque::new(),
             states: vec![Vec::new(); lanes as usize],
             begun: None,
         };
@@ -162,12 +162,12 @@ impl RlTrainer {
             return Err(RlError::Contract { what: "round of a step", got, expected });
         };
         let learner = self.learn.learner();
-        let now = (learner.version(), learner.weights().to_vec());
-        let ((version, weights), fresh) = match self.course.fresh.take() {
-            Some(before) => (before, Some(now)),
-            None => (now, None),
-        };
-        self.course = Course { round, version, weights, fresh, states: begun.after, begun: None };
+        let course = &mut self.course;
+        course.later.push_back((learner.version(), learner.weights().to_vec()));
+        if course.later.len() > self.plan.behind() {
+            (course.version, course.weights) = course.later.pop_front().expect("one was just pushed");
+        }
+        (course.round, course.states) = (round, begun.after);
         self.played.clear();
         Ok(())
     }
@@ -358,10 +358,11 @@ impl Train for RlTrainer {
         let missing: Vec<u32> = lanes.clone().filter(|lane| !played.contains_key(lane)).collect();
         let course = &self.course;
         // With all of this round's here, the next round may begin before its weights are learned.
-        let ahead = course.begun.as_ref().zip(course.fresh.as_ref()).filter(|_| missing.is_empty());
+        let ahead = course.begun.as_ref().filter(|_| missing.is_empty() && self.plan.behind() > 0);
+        let own = (course.version, &course.weights);
         let ((version, weights), states, round, lanes) = match ahead {
-            Some((begun, (version, weights))) => ((*version, weights), &begun.after, round + 1, lanes.collect()),
-            None => ((course.version, &course.weights), &course.states, round, missing),
+            Some(begun) => (course.next(self.plan.behind()).unwrap_or(own), &begun.after, round + 1, lanes.collect()),
+            None => (own, &course.states, round, missing),
         };
         // Those that are under way need not be told again.
         let told =
@@ -411,16 +412,12 @@ impl Train for RlTrainer {
 
     fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError> {
         let (own, learners): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| tensor.name.starts_with("rl."));
-        let mut course = Course::of(&own, (self.plan.lanes, self.course.weights.len()))?;
+        let course = Course::of(&own, (self.plan.lanes, self.course.weights.len()))?;
         let curve = Curve::of(&own, self.learn.figures())?;
         self.learn.restore(learners)?;
         if let Some(begun) = &course.begun {
             self.learn.resume(course.round, &begun.sums)?;
         }
-        // The spec may say otherwise now.
-        let learner = self.learn.learner();
-        let fresh = course.fresh.take().unwrap_or_else(|| (learner.version(), learner.weights().to_vec()));
-        course.fresh = self.plan.is_behind().then_some(fresh);
         (self.course, self.curve) = (course, curve);
         self.played.clear();
         self.told = None;
@@ -442,12 +439,18 @@ impl Train for RlTrainer {
 
 const HEAD: &str = "rl.round";
 const WEIGHTS: &str = "rl.round.weights";
-const FRESH: &str = "rl.round.fresh";
+const LATER: &str = "rl.round.later";
 const SUMS: &str = "rl.round.sums";
 const STATES: &str = "rl.lanes";
 const AFTER: &str = "rl.lanes.after";
 
 impl Course {
+    /// What the next round is played with, where it is behind by so many rounds. None: the same as this one.
+    fn next(&self, behind: usize) -> Option<(u64, &Vec<f32>)> {
+        let front = self.later.front().filter(|_| self.later.len() >= behind)?;
+        Some((front.0, &front.1))
+    }
+
     fn tensors(&self) -> Vec<NamedTensor> {
         let flat =
             |name: &str, values: Vec<f32>| NamedTensor { name: name.to_owned(), shape: vec![values.len()], values };
@@ -456,8 +459,9 @@ impl Course {
         let head = [&number(self.round)[..], &number(self.version), &[updates]].concat();
         let mut tensors =
             vec![flat(HEAD, head), flat(WEIGHTS, self.weights.clone()), flat(STATES, packed(&self.states))];
-        if let Some((version, weights)) = &self.fresh {
-            tensors.push(flat(FRESH, [&number(*version)[..], weights].concat()));
+        if !self.later.is_empty() {
+            let each = |(version, weights): &(u64, Vec<f32>)| [&number(*version)[..], weights].concat();
+            tensors.push(flat(LATER, self.later.iter().flat_map(each).collect()));
         }
         if let Some(begun) = &self.begun {
             tensors.push(flat(SUMS, begun.sums.clone()));
@@ -489,15 +493,14 @@ impl Course {
         if weights.len() != parameters {
             return Err(wrong(WEIGHTS, "of another policy"));
         }
-        let fresh = match find(FRESH).ok().map(Vec::as_slice) {
-            Some([low, high, weights @ ..]) if weights.len() == parameters => {
-                Some((number(*low, *high), weights.to_vec()))
-            }
-            Some(_) => return Err(wrong(FRESH, "of another policy")),
-            None => None,
-        };
+        let later = find(LATER).map_or(&[][..], Vec::as_slice);
+        let (each, rest) = (later.chunks_exact(2 + parameters), later.len() % (2 + parameters));
+        if rest > 0 {
+            return Err(wrong(LATER, "of another policy"));
+        }
+        let later = each.map(|each| (number(each[0], each[1]), each[2..].to_vec())).collect();
         let (round, version) = (number(low, high), number(version, version_high));
-        Ok(Self { round, version, weights, fresh, states: states(STATES)?, begun })
+        Ok(Self { round, version, weights, later, states: states(STATES)?, begun })
     }
 }
 
