@@ -1,6 +1,7 @@
 //! Reinforcement learning: the same bits on any number of ranks, through kills and a resume; environments of gymnasium's whose processes die; and what is told of
 //! a policy afterwards.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -49,6 +50,20 @@ fn ranks_that_are_killed_change_no_bit_of_what_is_learned() {
     same(&summary);
     let chaos = &summary["chaos"];
     assert!(chaos["recoveries"].as_u64() > Some(0) && chaos["samples_lost"] == 0, "{chaos:#}");
+}
+
+/// What observations are normalised by is a part of what was learned, also for a learner whose lanes others have played.
+#[test]
+fn a_policy_is_worth_the_same_whoever_played_its_lanes() {
+    let pendulum = |nodes| {
+        let run = Run::new("ppo-cartpole.toml", nodes).set("rl.environment", "Pendulum-v1");
+        run.set("rl.total_steps", 40_000).set("rl.steps", 256).set("resources.ranks", 1)
+    };
+    let (alone, _scratch) = pendulum(1).finish();
+    let (helped, _scratch) = pendulum(3).set("resources.rollouts", 2).finish();
+    for key in ["weights_blake3", "metrics"] {
+        assert_eq!(helped[key], alone[key], "{key}");
+    }
 }
 
 /// Ranks that only play: the bits are the same with and without them, and while they die.
@@ -141,6 +156,15 @@ fn what_is_wrong_with_a_section_rl_is_said_with_its_line_and_mend() {
     refused("train.steps=100", &["[rl] total_steps"]);
     refused("train.batch=64", &["batch: leave it out"]);
     refused("trainer=digits", &["has no section [rl]"]);
+    // A name that is mistyped, and an interpreter without packages, whatever this machine has.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (python, out) = (folder.path().join("python"), folder.path().join("out"));
+    std::fs::write(&python, "#!/bin/sh\nexec python3 -I -S \"$@\"\n").expect("written");
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).expect("may be run");
+    let sets = ["--set", "rl.environment=CartPol-v1", "--set", &format!("rl.python={}", python.display())];
+    let started = ["run", spec.to_str().expect("UTF-8"), "--out", out.to_str().expect("UTF-8")];
+    let words = ["none of CartPole-v1, Acrobot-v1", "has no gymnasium", "[rl] python"];
+    run([&started[..], &sets].concat()).expect(1).says(&words);
 }
 
 /// A Python that has gymnasium: the one of the bridge's own tests.

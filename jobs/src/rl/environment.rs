@@ -55,7 +55,18 @@ impl EnvConfig {
             start_max: START_MAX,
             step_max: STEP_MAX,
         };
-        Ok(Box::new(Bridge::start(&bridge)?))
+        let python = &bridge.python;
+        match Bridge::start(&bridge) {
+            // Which is what a native name that is mistyped comes to.
+            Err(EnvError::Raised { said, .. }) if said.contains("No module named 'gymnasium'") => {
+                Err(options(format!(
+                    "it is none of {}, and {} has no gymnasium for others: mend the name, or write [rl] python with an interpreter that has it",
+                    NATIVE.join(", "),
+                    python.display()
+                )))
+            }
+            started => Ok(Box::new(started?)),
+        }
     }
 }
 

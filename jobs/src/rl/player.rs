@@ -2,7 +2,6 @@
 //! gives follows from lane, state and weights alone (L1), so that it does not matter who plays.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use super::actor::{Actor, Explore};
 use super::config::{RlConfig, RlPlan};
@@ -84,14 +83,10 @@ impl Player {
 
     /// L1.
     fn attempt(&mut self, lane: u32, state: &[u8]) -> Result<(Trajectory, Vec<u8>), RlError> {
-        let rollout = match self.lanes.entry(lane) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let env = self.config.environment().make(self.plan.envs)?;
-                let config = RolloutConfig { seed: self.seed, normalise: self.plan.normalise, gamma: self.plan.gamma };
-                entry.insert(Rollout::new(config, env))
-            }
-        };
+        if !self.lanes.contains_key(&lane) {
+            self.lanes.insert(lane, self.rollout()?);
+        }
+        let rollout = self.lanes.get_mut(&lane).expect("it was just put there");
         if !state.is_empty() {
             return rollout.run(state, &mut self.actor, (self.explore, self.plan.steps));
         }
@@ -102,9 +97,15 @@ impl Player {
         Ok((trajectory, rollout.save()?))
     }
 
-    /// The running figures of all lanes together. None: nothing is normalised, or no lane is here.
+    /// The running figures of all lanes together, whoever has played them. None: nothing is normalised.
     pub(super) fn normaliser(&self, states: &[Vec<u8>]) -> Result<Option<Normaliser>, RlError> {
-        self.lanes.values().next().map_or(Ok(None), |rollout| super::trainer::normaliser(rollout, states))
+        if self.plan.normalise { super::trainer::normaliser(&self.rollout()?, states) } else { Ok(None) }
+    }
+
+    fn rollout(&self) -> Result<Rollout, RlError> {
+        let env = self.config.environment().make(self.plan.envs)?;
+        let config = RolloutConfig { seed: self.seed, normalise: self.plan.normalise, gamma: self.plan.gamma };
+        Ok(Rollout::new(config, env))
     }
 }
 
