@@ -103,13 +103,26 @@ first=$(grep -o '"weights_blake3": *"[0-9a-f]*"' <<<"$result" | tail -n 1)
 [ -n "$first" ] || die "the job left no weights: $result"
 stoke checkpoint verify job-1 >/dev/null
 
+say "drains a node as a pod's end does: its preStop command waits for the ranks, and they move to the other node"
+job=$(stoke --json submit /jobs/specs/digits.toml --ranks 1 --set train.steps=2000 | jq --raw-output .job)
+holder() { stoke --json nodes | jq --raw-output --exit-status '.nodes[] | select(.ranks != []).name'; }
+until_true 60 "the job has a rank" holder
+from=$(holder)
+docker exec "$from" stoke-ranks-gone 1 2>&1 | grep -q "ranks still run" || die "stoke-ranks-gone sees no rank where one runs"
+stoke drain "$from" --deadline 60s >/dev/null
+docker exec "$from" stoke-ranks-gone 30 2>&1 | { ! grep .; } || die "ranks are left on a node that was drained"
+[ "$(holder)" != "$from" ] || die "the rank is where it was"
+stoke cancel "$job" >/dev/null
+stoke drain "$from" --undo >/dev/null
+
 say "stops a node (SIGTERM), and starts it again without a token: its identity is in its volume"
 docker stop --time 30 node-b >/dev/null
 [ "$(docker inspect --format '{{.State.ExitCode}}' node-b)" = 0 ] || die "the agent did not end in order"
 docker start node-b >/dev/null
 until_true 60 "node-b is back" two_up
 [ "$(stoke --json nodes | jq '.nodes | length')" = 2 ] || die "the node came back as another one"
-second=$(stoke --json submit /jobs/specs/digits.toml --ranks 2 --set train.steps=60 --set checkpoint.every=20 --wait | grep -o '"weights_blake3": *"[0-9a-f]*"' | tail -n 1)
+second=$(stoke --json submit /jobs/specs/digits.toml --ranks 2 --set train.steps=60 --set checkpoint.every=20 --wait |
+    grep -o '"weights_blake3": *"[0-9a-f]*"' | tail -n 1)
 [ "$first" = "$second" ] || die "two runs differ: $first and $second"
 docker stop --time 30 coordinator >/dev/null
 [ "$(docker inspect --format '{{.State.ExitCode}}' coordinator)" = 0 ] || die "the coordinator did not end in order"
