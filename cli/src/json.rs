@@ -134,6 +134,8 @@ fn rl_progress(rl: &RlProgress) -> Value {
         "environment_failures": rl.environment_failures,
         "played_here": rl.played_here,
         "played_elsewhere": rl.played_elsewhere,
+        "weights_sent": rl.weights_sent,
+        "broadcast_seconds": figure(rl.broadcast_seconds),
     })
 }
 

@@ -206,6 +206,8 @@ mod tests {
             environment_failures: 1,
             played_here: 0,
             played_elsewhere: 12,
+            weights_sent: 0,
+            broadcast_seconds: None,
         };
         assert_eq!(
             figures(&rank::Progress { rl: Some(rl), ..progress }),

@@ -15,6 +15,6 @@ pub use config::absolute_paths;
 pub use error::JobError;
 pub use order::order;
 pub use train::{
-    Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, RlProgress, STATS, Snapshot,
-    TRAINERS, Train, check, check_files, classifier, fingerprint, load, pytorch, weights_blake3,
+    Applied, Broadcast, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, RlProgress,
+    STATS, Snapshot, TRAINERS, Train, check, check_files, classifier, fingerprint, load, pytorch, weights_blake3,
 };

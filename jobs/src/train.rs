@@ -150,6 +150,16 @@ pub struct RlProgress {
     /// Rounds of lanes that this rank has played, and that others have for it.
     pub played_here: u64,
     pub played_elsewhere: u64,
+    pub broadcast: Broadcast,
+}
+
+/// How weights got to those who play.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Broadcast {
+    /// That this rank has sent.
+    pub bytes: u64,
+    /// From the beginning of a round until all had its weights, in the last round in which that was so.
+    pub seconds: Option<f32>,
 }
 
 /// A named f32 tensor of a checkpoint: `model.<path>` or `optimizer.<path>.<field>`.

@@ -84,6 +84,31 @@ fn lanes_are_played_elsewhere_and_whoever_plays_may_die() {
     same(&running.wait().expect(0).json());
 }
 
+/// Weights of two megabytes go from the learner to two players and from them to two others, any of which may die.
+#[test]
+fn big_weights_are_passed_on_from_player_to_player_and_whoever_passes_them_on_may_die() {
+    let big = |nodes| {
+        let run = Run::new("ppo-cartpole.toml", nodes).set("rl.hidden", "[512, 512]").set("train.lanes", 8);
+        run.set("rl.total_steps", 30_720).set("rl.minibatches", 1).set("restart.attempts", 20)
+    };
+    let (alone, _scratch) = big(1).finish();
+    let helped = big(5).set("resources.ranks", 1).set("resources.rollouts", 4);
+    let kills = "kill-rank at 2s, kill-rank at 3s, kill-rank at 4s";
+    let (running, scratch) = helped.with(&["--chaos", kills, "--seed", "7"]).start();
+    let cluster = cluster_of(&scratch);
+    let told = poll("weights that all four had", || {
+        let jobs = Background::start(stoke(["--json", "jobs", "--cluster", cluster.to_str()?])).wait();
+        let jobs: Value = serde_json::from_str(&jobs.stdout).ok()?;
+        let rl = jobs["jobs"][0]["progress"]["rl"].clone();
+        rl["broadcast_seconds"].as_f64().map(|_| rl)
+    });
+    assert!(told["weights_sent"].as_u64() >= Some(1 << 21), "{told:#}");
+    let struck = running.wait().expect(0).json();
+    for key in ["weights_blake3", "samples", "ledger", "metrics"] {
+        assert_eq!(struck[key], alone[key], "{key} differs:\n{struck:#}\n{alone:#}");
+    }
+}
+
 /// As many updates behind as the spec says, on one rank as on several that die, with others that play ahead.
 #[test]
 fn impala_is_behind_by_its_staleness_and_learns_the_same_through_kills() {

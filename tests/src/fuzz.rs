@@ -24,7 +24,7 @@ use stoke_protocol::message::node::{
     Capacity, FromNode, Gpu, Heartbeat, LogChunk, NodeHello, NodeReply, NodeRequest, RankInventory, ReadLog, Report,
     ToNode,
 };
-use stoke_protocol::message::peer::{FromPlayer, Part, TensorHeader, ToPlayer};
+use stoke_protocol::message::peer::{FromPlayer, Part, TensorHeader, ToPlayer, WeightsId};
 use stoke_protocol::message::rank::{
     Exit, FromRank, Given, Member, Membership, Origin, Outcome, Progress, Purpose, RankEvent, RankId, ShardRecord,
     StartFrom, StartRank, StoreSettings, ToRank,
@@ -444,13 +444,20 @@ fn join_reply() -> Vec<JoinReply> {
 }
 
 fn to_player() -> Vec<ToPlayer> {
-    vec![ToPlayer::Weights { version: 40, count: 9_155 }, ToPlayer::Play { order: 7, lane: 3, bytes: 400 }]
+    let weights = WeightsId { version: 40, digest: 0x0123_4567_89ab_cdef };
+    vec![
+        ToPlayer::Weights { id: weights, count: 9_155 },
+        ToPlayer::Play { order: 7, lane: 3, weights, bytes: 400 },
+        ToPlayer::PassOn { players: membership().members },
+    ]
 }
 
 fn from_player() -> Vec<FromPlayer> {
     vec![
         FromPlayer::Played { order: 7, trajectory: 30_000, state: 400, failures: 0 },
         FromPlayer::Failed { order: 8, error: "the process of environment Blackjack-v1 ended".into() },
+        FromPlayer::Wanting { order: 9 },
+        FromPlayer::Loaded { id: WeightsId { version: 40, digest: 1 } },
     ]
 }
 

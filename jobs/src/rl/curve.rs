@@ -4,7 +4,7 @@
 use super::learn::Round;
 use super::learner::Updated;
 use crate::JobError;
-use crate::train::{Metrics, NamedTensor, RlProgress};
+use crate::train::{Broadcast, Metrics, NamedTensor, RlProgress};
 
 /// Points that are kept. When there are more every second one goes: what a picture shows stays.
 const POINTS_MAX: usize = 4096;
@@ -186,6 +186,7 @@ impl Curve {
             environment_failures: self.failures,
             played_here,
             played_elsewhere,
+            broadcast: Broadcast::default(),
         }
     }
 

@@ -52,7 +52,7 @@ pub use learn::{Learn, Round, tree_sum};
 pub use learned::{Learned, curve};
 pub use learner::{Adam, Learner, Updated};
 pub use pcg64::Pcg64;
-pub use player::{PlayOrder, Played, PlayedBytes, Player, Rollouts};
+pub use player::{Found, PlayOrder, Played, PlayedBytes, Player, Rollouts};
 pub use policy::{Policy, PolicyKind};
 pub use ppo::Ppo;
 pub use returns::{Steps, Truncation, gae, vtrace};

@@ -11,6 +11,7 @@ use super::rollout::{Rollout, RolloutConfig};
 use super::solo::learn;
 use super::trajectory::Trajectory;
 use crate::JobError;
+use crate::train::Broadcast;
 
 /// An environment that fails so often in a row for the same trajectory is given up.
 const FAILURES_MAX: u32 = 5;
@@ -125,11 +126,23 @@ pub struct PlayedBytes {
     pub failures: u32,
 }
 
+/// A lane as its learner finds it.
+#[derive(Debug)]
+pub enum Found {
+    Played(PlayedBytes),
+    /// Somebody plays it; nobody has begun this one, and the learner is to play it meanwhile.
+    Meanwhile(u32),
+    /// Nobody plays it: the learner is to.
+    Nobody,
+}
+
 /// Others who play lanes for a learner.
 pub trait Rollouts: Send {
     /// A round begins with these weights; what was ordered before is not wanted any more.
     fn begin(&mut self, version: u64, weights: &[f32], orders: Vec<PlayOrder>);
 
-    /// What was played of a lane, waited for where somebody is about to play it. None: the learner is to play it itself.
-    fn take(&mut self, lane: u32) -> Option<PlayedBytes>;
+    /// What has become of a lane that the learner needs. Waits where somebody plays it and nothing else is to be played.
+    fn find(&mut self, lane: u32) -> Found;
+
+    fn broadcast(&self) -> Broadcast;
 }

@@ -18,7 +18,7 @@ use super::curve::Curve;
 use super::error::RlError;
 use super::evaluation::{Normaliser, Returns, evaluate};
 use super::learn::{Learn, Round};
-use super::player::{PlayOrder, Played, PlayedBytes, Player, Rollouts};
+use super::player::{Found, PlayOrder, Played, PlayedBytes, Player, Rollouts};
 use super::rollout::{Rollout, RolloutConfig};
 use super::solo::learn;
 use super::trajectory::Trajectory;
@@ -174,23 +174,32 @@ impl RlTrainer {
 
     /// Sees to it that the learner has the lane's trajectory of the round.
     fn play(&mut self, lane: u32) -> Result<(), RlError> {
-        if self.played.contains_key(&lane) {
-            return Ok(());
+        while !self.played.contains_key(&lane) {
+            match self.rollouts.as_mut().map_or(Found::Nobody, |rollouts| rollouts.find(lane)) {
+                // What somebody else has played is not trusted to be of this round; whatever is wrong with it, the lane can be played here.
+                Found::Played(bytes) => match self.accept(lane, bytes) {
+                    Some(played) => {
+                        self.played_elsewhere += 1;
+                        self.keep(lane, played)?;
+                    }
+                    None => self.play_here(lane)?,
+                },
+                Found::Meanwhile(other) if !self.played.contains_key(&other) => self.play_here(other)?,
+                Found::Meanwhile(_) => {}
+                Found::Nobody => self.play_here(lane)?,
+            }
         }
-        let elsewhere = self.rollouts.as_mut().and_then(|rollouts| rollouts.take(lane));
-        // What somebody else has played is not trusted to be of this round; whatever is wrong with it, the lane can be played here.
-        let elsewhere = elsewhere.and_then(|bytes| self.accept(lane, bytes));
-        let Played { trajectory, after, failures } = match elsewhere {
-            Some(played) => {
-                self.played_elsewhere += 1;
-                played
-            }
-            None => {
-                self.played_here += 1;
-                self.player.load(self.course.version, &self.course.weights)?;
-                self.player.play(lane, &self.course.states[lane as usize])?
-            }
-        };
+        Ok(())
+    }
+
+    fn play_here(&mut self, lane: u32) -> Result<(), RlError> {
+        self.player.load(self.course.version, &self.course.weights)?;
+        let played = self.player.play(lane, &self.course.states[lane as usize])?;
+        self.played_here += 1;
+        self.keep(lane, played)
+    }
+
+    fn keep(&mut self, lane: u32, Played { trajectory, after, failures }: Played) -> Result<(), RlError> {
         self.failures += failures;
         self.learn.take(self.course.round, lane, trajectory)?;
         self.played.insert(lane, after);
@@ -433,7 +442,8 @@ impl Train for RlTrainer {
         let rounds = self.course.round + u64::from(self.course.begun.is_some());
         let env_steps = rounds * self.transitions_of_round();
         let played = (self.played_here, self.played_elsewhere);
-        Some(self.curve.progress((rounds, self.plan.rounds), env_steps, played))
+        let broadcast = self.rollouts.as_ref().map(|rollouts| rollouts.broadcast()).unwrap_or_default();
+        Some(RlProgress { broadcast, ..self.curve.progress((rounds, self.plan.rounds), env_steps, played) })
     }
 }
 

@@ -4,8 +4,11 @@
 //! W1: what is played follows from the order and the weights before it on the same stream; nothing of a job is only here, so that such a rank may die
 //! at any time.
 
+mod feed;
 mod pool;
+mod round;
 mod stage;
+mod tree;
 
 use std::sync::Arc;
 
@@ -13,7 +16,9 @@ use stoke_jobs::rl::Player;
 use tokio::sync::mpsc;
 
 pub use pool::Pool;
+pub use tree::Cast;
 
+use self::feed::Feed;
 use self::stage::{Part, Stage};
 use crate::worker::{Assignment, Failure, Outside, Told, text_of};
 
@@ -29,8 +34,10 @@ pub(crate) fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure>
     let Ok(Outside { mesh, vault: _vault }) = outside.recv() else { return Err(Failure::Stopped) };
     let (parts, mut waiting) = mpsc::channel::<Part>(PARTS_MAX);
     let mut entered = mesh.open_door();
-    let stage = Arc::new(Stage { weights_len: player.weights_len(), lanes: train.lanes, parts });
-    mesh.io().spawn(async move {
+    let io = mesh.io().clone();
+    let feed = Feed::new(Arc::new(mesh), player.weights_len());
+    let stage = Arc::new(Stage { lanes: train.lanes, feed, parts });
+    io.spawn(async move {
         while let Some(connection) = entered.recv().await {
             tokio::spawn(stage.clone().receive(connection));
         }
@@ -44,18 +51,17 @@ pub(crate) fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure>
                 part = waiting.recv() => part,
             }
         });
-        let Some(Part { lane, state, weights, reply, .. }) = part else { return Err(Failure::Stopped) };
+        let Some(Part { lane, state, weights, reply }) = part else { return Err(Failure::Stopped) };
         let played = beat.piece(|| {
-            if loaded != Some(weights.version) {
-                player.load(weights.version, &weights.values)?;
-                loaded = Some(weights.version);
+            if loaded != Some(weights.id) {
+                player.load(weights.id.version, &weights.values)?;
+                loaded = Some(weights.id);
             }
             player.play(lane, &state)
         });
         if let Err(error) = &played {
             tracing::warn!(lane, %error, "a lane could not be played");
         }
-        // A learner that is gone needs no answer.
-        let _ = reply.send(played.map_err(|error| text_of(&error)));
+        reply.played(played.map_err(|error| text_of(&error)));
     }
 }

@@ -1,51 +1,84 @@
-//! The side of a rank that plays where learners connect: reads what they order, one stream each, and writes what was played. Owns the caps; plays nothing.
+//! The side of a rank that plays where others connect: reads what learners order, one stream each, and writes what was played. Owns the caps; plays nothing.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use stoke_jobs::rl::Played;
-use stoke_protocol::message::peer::{FromPlayer, ToPlayer};
-use stoke_protocol::transport::{BulkReceiver, BulkSender, Connection, TransportError};
-use tokio::sync::{mpsc, oneshot};
+use stoke_protocol::identity::Subject;
+use stoke_protocol::message::peer::{FromPlayer, ToPlayer, WeightsId};
+use stoke_protocol::message::rank::RankId;
+use stoke_protocol::transport::{BulkReceiver, BulkSender, CloseCode, Connection, TransportError};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::feed::{Feed, Weights};
 
 /// Of a lane's state.
 pub const STATE_BYTES_MAX: u32 = 64 << 20;
-/// Answers of one learner that wait to be written.
-const ANSWERS_MAX: usize = 16;
-
-/// A policy as it was told.
-pub struct Weights {
-    pub version: u64,
-    pub values: Vec<f32>,
-}
+/// Orders of one learner whose answers are not written yet; more wait in their stream.
+const ORDERS_MAX: usize = 16;
+/// Ranks that weights are passed on to, by one learner's word.
+const CHILDREN_MAX: usize = 16;
 
 /// A lane that is to be played.
 pub struct Part {
     pub lane: u32,
     pub state: Vec<u8>,
     pub weights: Arc<Weights>,
-    pub reply: oneshot::Sender<Result<Played, String>>,
+    pub reply: Reply,
+}
+
+/// Where the answer to an order goes. There is room for it.
+pub struct Reply {
+    order: u64,
+    room: mpsc::OwnedPermit<Answer>,
+}
+
+impl Reply {
+    pub fn played(self, played: Result<Played, String>) {
+        let order = self.order;
+        self.room.send(match played {
+            Ok(played) => Answer::Played(order, Box::new(played)),
+            Err(error) => Answer::Other(FromPlayer::Failed { order, error: error.chars().take(200).collect() }),
+        });
+    }
+
+    fn wanting(self) {
+        let order = self.order;
+        self.room.send(Answer::Other(FromPlayer::Wanting { order }));
+    }
+}
+
+enum Answer {
+    Played(u64, Box<Played>),
+    Other(FromPlayer),
 }
 
 pub struct Stage {
-    pub weights_len: usize,
     pub lanes: u32,
+    pub feed: Arc<Feed>,
     pub parts: mpsc::Sender<Part>,
 }
 
 impl Stage {
     pub async fn receive(self: Arc<Self>, connection: Connection) {
         let peer = connection.peer().to_string();
+        let Subject::Rank { job, generation, rank } = connection.peer().subject else { return };
+        let from = RankId { job, generation, rank };
         let served = async {
             let sender = connection.open_bulk().await?;
             let receiver = connection.accept_bulk().await?;
-            let (answers, to_write) = mpsc::channel(ANSWERS_MAX);
-            let writing = tokio::spawn(write(sender, to_write));
-            let read = self.read(receiver, answers).await;
-            writing.abort();
-            read
+            let (answers, to_write) = mpsc::channel(ORDERS_MAX);
+            let mut beside = JoinSet::new();
+            beside.spawn(write(sender, to_write));
+            if !from.rank.is_rollout() {
+                beside.spawn(tell_of_weights(self.feed.clone(), answers.clone()));
+            }
+            self.read(receiver, from, answers).await
         };
-        match served.await {
+        let served = served.await;
+        self.feed.pass_on(from, &[]);
+        match served {
             Ok(()) => tracing::debug!(%peer, "a learner has left"),
             Err(error) => tracing::info!(%peer, %error, "a learner is gone"),
         }
@@ -54,31 +87,24 @@ impl Stage {
     async fn read(
         &self,
         mut receiver: BulkReceiver,
-        answers: mpsc::Sender<(u64, oneshot::Receiver<Result<Played, String>>)>,
+        from: RankId,
+        answers: mpsc::Sender<Answer>,
     ) -> Result<(), TransportError> {
-        let mut weights: Option<Arc<Weights>> = None;
         while let Some(order) = receiver.read_header::<ToPlayer>().await? {
             match order {
-                ToPlayer::Weights { version, count } if count as usize == self.weights_len => {
-                    let mut bytes = vec![0; count as usize * 4];
-                    receiver.read_exact(&mut bytes).await?;
-                    let (numbers, _) = bytes.as_chunks::<4>();
-                    let values = numbers.iter().map(|number| f32::from_le_bytes(*number)).collect();
-                    weights = Some(Arc::new(Weights { version, values }));
-                }
-                ToPlayer::Play { order, lane, bytes } if bytes <= STATE_BYTES_MAX && lane < self.lanes => {
+                ToPlayer::Weights { id, count } => self.feed.receive(&mut receiver, (id, count)).await?,
+                ToPlayer::Play { order, lane, weights, bytes } if bytes <= STATE_BYTES_MAX && lane < self.lanes => {
                     let mut state = vec![0; bytes as usize];
                     receiver.read_exact(&mut state).await?;
-                    let Some(weights) = weights.clone() else { return Err(TransportError::Ended) };
-                    let (reply, played) = oneshot::channel();
-                    let part = Part { lane, state, weights, reply };
-                    let told = self.parts.send(part).await.is_ok() && answers.send((order, played)).await.is_ok();
-                    if !told {
-                        return Ok(());
-                    }
+                    let Ok(room) = answers.clone().reserve_owned().await else { return Ok(()) };
+                    let reply = Reply { order, room };
+                    tokio::spawn(enter(self.feed.clone(), self.parts.clone(), (lane, state, weights), reply));
                 }
-                ToPlayer::Weights { .. } | ToPlayer::Play { .. } => {
-                    receiver.stop(stoke_protocol::transport::CloseCode::Malformed);
+                ToPlayer::PassOn { players } if players.len() <= CHILDREN_MAX && !from.rank.is_rollout() => {
+                    self.feed.pass_on(from, &players);
+                }
+                ToPlayer::Play { .. } | ToPlayer::PassOn { .. } => {
+                    receiver.stop(CloseCode::Malformed);
                     return Err(TransportError::Ended);
                 }
             }
@@ -87,24 +113,42 @@ impl Stage {
     }
 }
 
-async fn write(
-    mut sender: BulkSender,
-    mut answers: mpsc::Receiver<(u64, oneshot::Receiver<Result<Played, String>>)>,
-) -> Result<(), TransportError> {
-    while let Some((order, played)) = answers.recv().await {
-        let Ok(played) = played.await else { return Ok(()) };
-        match played {
-            Ok(Played { trajectory, after, failures }) => {
+/// A lane may be played when its weights are here.
+async fn enter(
+    feed: Arc<Feed>,
+    parts: mpsc::Sender<Part>,
+    (lane, state, weights): (u32, Vec<u8>, WeightsId),
+    reply: Reply,
+) {
+    match feed.weights(weights).await {
+        // A rank that has ended plays nothing.
+        Some(weights) => drop(parts.send(Part { lane, state, weights, reply }).await),
+        None => reply.wanting(),
+    }
+}
+
+/// A learner hears of all weights that are whole.
+async fn tell_of_weights(feed: Arc<Feed>, answers: mpsc::Sender<Answer>) -> Result<(), TransportError> {
+    let mut told = None;
+    loop {
+        let id = feed.newest(told).await;
+        answers.send(Answer::Other(FromPlayer::Loaded { id })).await.map_err(|_| TransportError::Ended)?;
+        told = Some(id);
+    }
+}
+
+async fn write(mut sender: BulkSender, mut answers: mpsc::Receiver<Answer>) -> Result<(), TransportError> {
+    while let Some(answer) = answers.recv().await {
+        match answer {
+            Answer::Played(order, played) => {
+                let Played { trajectory, after, failures } = *played;
                 let bytes = trajectory.encode();
                 let header =
                     FromPlayer::Played { order, trajectory: bytes.len() as u32, state: after.len() as u32, failures };
                 sender.write_header(&header).await?;
                 sender.write_chunks(&mut [Bytes::from(bytes), Bytes::from(after)]).await?;
             }
-            Err(error) => {
-                let error = error.chars().take(200).collect();
-                sender.write_header(&FromPlayer::Failed { order, error }).await?;
-            }
+            Answer::Other(header) => sender.write_header(&header).await?,
         }
     }
     Ok(())

@@ -114,6 +114,8 @@ impl Meter {
             environment_failures: rl.environment_failures,
             played_here: rl.played_here,
             played_elsewhere: rl.played_elsewhere,
+            weights_sent: rl.broadcast.bytes,
+            broadcast_seconds: rl.broadcast.seconds,
         }
     }
 

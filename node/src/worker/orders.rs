@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::failure::Failure;
 use crate::exchange::AbortHandle;
+use crate::rollout::Cast;
 
 /// Shared by the link's actor and the trainer.
 #[derive(Clone)]
@@ -37,6 +38,11 @@ struct Told {
 }
 
 impl Told {
+    fn cast(&self) -> Cast {
+        let learners = self.newest.iter().flat_map(|newest| newest.members.iter()).map(|member| member.id);
+        Cast { learners: learners.collect(), players: self.rollouts.clone() }
+    }
+
     /// O2.
     fn interrupts(&self, current: Generation) -> bool {
         self.stopped || self.follower(current).is_some_and(|newest| newest.after != Some(current))
@@ -68,11 +74,11 @@ impl Orders {
         self.0.told.send_modify(|told| told.rollouts = rollouts);
     }
 
-    /// Who is ready to play, when it is somebody else than `known`; none: this rank is to stop.
-    pub async fn other_rollouts(&self, known: &[Member]) -> Option<Vec<Member>> {
+    /// Who learns and who is ready to play, when it is somebody else than `known`; none: this rank is to stop.
+    pub async fn other_cast(&self, known: &Cast) -> Option<Cast> {
         let mut told = self.0.told.subscribe();
-        let found = told.wait_for(|told| told.stopped || told.rollouts != known).await.ok()?;
-        (!found.stopped).then(|| found.rollouts.clone())
+        let found = told.wait_for(|told| told.stopped || told.cast() != *known).await.ok()?;
+        (!found.stopped).then(|| found.cast())
     }
 
     /// Waits until this rank is to stop.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::rank::RankId;
+use super::rank::{Member, RankId};
 use crate::ids::{Digest, Fingerprint, Step, Term};
 use crate::lanes::Subtree;
 use crate::ledger::Ledger;
@@ -98,22 +98,37 @@ pub struct StateHeader {
     pub blake3: Digest,
 }
 
-/// Learner to a rank that plays environments, on one stream: what is to be played. Weights come before the first order of their version.
+/// Which weights of a policy: how many updates had been applied to them, and the first eight bytes of their BLAKE3, little-endian. Whoever passes them on may be
+/// wrong or late.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum ToPlayer {
-    /// `count` f32 follow, little-endian.
-    Weights { version: u64, count: u32 },
-    /// A round of a lane, from the state of which `bytes` follow; none: the lane begins. Answered by `Played` or `Failed`.
-    Play { order: u64, lane: u32, bytes: u32 },
+pub struct WeightsId {
+    pub version: u64,
+    pub digest: u64,
 }
 
-/// The answers, on one stream, in the order of the orders.
+/// To a rank that plays environments, on one stream: by a learner what is to be played, by another that plays weights only.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToPlayer {
+    /// `count` f32 follow, little-endian.
+    Weights { id: WeightsId, count: u32 },
+    /// A round of a lane, from the state of which `bytes` follow; none: the lane begins. Answered by `Played`, `Failed` or `Wanting`. The weights
+    /// come on any stream, before or after.
+    Play { order: u64, lane: u32, weights: WeightsId, bytes: u32 },
+    /// To whom weights are to be passed on, from wherever they come; it replaces what this learner has said before.
+    PassOn { players: List<Member> },
+}
+
+/// To a learner, on one stream.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum FromPlayer {
     /// The trajectory and the lane's state afterwards follow. `failures`: environments that failed and were made anew.
     Played { order: u64, trajectory: u32, state: u32, failures: u32 },
     /// It could not be played; the text is for people.
     Failed { order: u64, error: String },
+    /// Its weights have not come, and none are on their way: the learner is to send them itself, and the order again.
+    Wanting { order: u64 },
+    /// All weights are here.
+    Loaded { id: WeightsId },
 }
 
 /// The header of a run of f32 values of the flat gradient vector, on a bulk stream. `count` values follow as raw bytes.

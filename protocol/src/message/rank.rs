@@ -249,6 +249,10 @@ pub struct RlProgress {
     /// Rounds of lanes that this rank has played itself, and that ranks which play have for it.
     pub played_here: u64,
     pub played_elsewhere: u64,
+    /// Bytes of weights that this rank has sent to ranks that play.
+    pub weights_sent: u64,
+    /// From the beginning of a round until all of those had its weights, in the last round in which that was so.
+    pub broadcast_seconds: Option<f32>,
 }
 
 /// Agent → rank.
