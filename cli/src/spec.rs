@@ -183,7 +183,7 @@ fn finish(text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
     if spec.serve.is_some() {
         return Ok(spec);
     }
-    stoke_jobs::check(text, &spec.trainer).map_err(problem)?;
+    stoke_jobs::check(text, &spec.trainer, spec.training().lanes).map_err(problem)?;
     let absolute = stoke_jobs::absolute_paths(text, base).map_err(problem)?;
     parse(&absolute)
 }

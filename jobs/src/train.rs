@@ -264,13 +264,13 @@ pub fn load(config_toml: &str, trainer: &str, plan: Plan) -> Result<Box<dyn Trai
     }
 }
 
-/// Validates `[data] [model] [optimizer] [schedule]` without touching the data.
-pub fn check(config_toml: &str, trainer: &str) -> Result<(), JobError> {
+/// Validates `[data] [model] [optimizer] [schedule]` without touching the data, or `[rl]` as far as that needs no Python. `lanes` is of the whole job.
+pub fn check(config_toml: &str, trainer: &str, lanes: u32) -> Result<(), JobError> {
     let spec = Spec::new(config_toml);
     match trainer {
         "domains" => domains::sections(&spec).map(drop),
         "digits" => digits::sections(&spec).map(drop),
-        "rl" => rl::check(config_toml),
+        "rl" => rl::check(config_toml, lanes),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
 }

@@ -181,6 +181,11 @@ fn what_is_wrong_with_a_section_rl_is_said_with_its_line_and_mend() {
     refused("train.steps=100", &["[rl] total_steps"]);
     refused("train.batch=64", &["batch: leave it out"]);
     refused("trainer=digits", &["has no section [rl]"]);
+    refused("rl.total_steps=100", &["total_steps is below one round", "raise it"]);
+    run(["run", spec.to_str().expect("UTF-8"), "--set", "rl.environment=Pendulum-v1", "--set", "rl.algorithm=dqn"])
+        .expect(2)
+        .says(&["DQN needs"]);
+    refused("rl.options={wind = 1}", &["rl.options", "there is no wind"]);
     // A name that is mistyped, and an interpreter without packages, whatever this machine has.
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (python, out) = (folder.path().join("python"), folder.path().join("out"));

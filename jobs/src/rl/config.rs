@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::environment::EnvConfig;
+use super::error::RlError;
 use super::policy::PolicyKind;
 use super::returns::Truncation;
-use super::{EnvSpec, Space};
+use super::{EnvError, EnvSpec, Space};
 use crate::JobError;
 use crate::config::Spec;
 
@@ -198,6 +199,15 @@ impl RlConfig {
             python: self.section.python.clone(),
             folders: self.section.folders.clone(),
         }
+    }
+
+    /// What does not suit the environment.
+    pub(super) fn mistake(config_toml: &str, key: &str, error: impl Into<RlError>) -> JobError {
+        let problem = match error.into() {
+            RlError::Env(EnvError::Options { name, problem }) => format!("{name}: {problem}"),
+            other => other.to_string(),
+        };
+        Spec::new(config_toml).mistake(SECTION, key, &problem, "docs/rl.md has what goes with which environment")
     }
 
     /// Envs of a lane.

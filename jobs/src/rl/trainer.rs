@@ -19,6 +19,7 @@ use super::error::RlError;
 use super::evaluation::{Normaliser, Returns, evaluate};
 use super::learn::{Learn, Round};
 use super::player::{Found, PlayOrder, Played, PlayedBytes, Player, Rollouts};
+use super::policy::Policy;
 use super::rollout::{Rollout, RolloutConfig};
 use super::solo::learn;
 use super::trajectory::Trajectory;
@@ -83,9 +84,16 @@ pub(crate) struct RlTrainer {
     vector: Vec<f32>,
 }
 
-/// Sections that were read, without an environment.
-pub(crate) fn check(config_toml: &str) -> Result<(), JobError> {
-    RlConfig::parse(config_toml).map(drop)
+/// What needs no Python: a native environment is made, and its policy laid out.
+pub(crate) fn check(config_toml: &str, lanes: u32) -> Result<(), JobError> {
+    let config = RlConfig::parse(config_toml)?;
+    if config.environment().is_native() {
+        let env = config.environment().make(1).map_err(|error| RlConfig::mistake(config_toml, "options", error))?;
+        let plan = config.plan(config_toml, env.spec(), lanes)?;
+        let policy = Policy::new(config.policy(), env.spec(), &plan.hidden, 0);
+        policy.map_err(|error| RlConfig::mistake(config_toml, "algorithm", error))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn load(config_toml: &str, plan: &Plan) -> Result<Box<dyn Train>, JobError> {

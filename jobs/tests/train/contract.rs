@@ -300,12 +300,12 @@ fn mistakes_in_a_spec_are_named() {
     let message = |trainer: &str, from: &str, to: &str| {
         let spec = spec(trainer);
         let line = 1 + spec.lines().position(|line| line == from).expect("the line is there");
-        let error = stoke_jobs::check(&spec.replace(from, to), trainer).expect_err("a wrong spec").to_string();
+        let error = stoke_jobs::check(&spec.replace(from, to), trainer, 4).expect_err("a wrong spec").to_string();
         error.strip_prefix(&format!("line {line}: ")).unwrap_or_else(|| panic!("not line {line}: {error}")).to_owned()
     };
     for trainer in TRAINERS {
-        stoke_jobs::check(&spec(trainer), trainer).expect("a good spec");
-        stoke_jobs::check(&common::spec(&format!("specs/{trainer}.toml")), trainer).expect("a good spec");
+        stoke_jobs::check(&spec(trainer), trainer, 4).expect("a good spec");
+        stoke_jobs::check(&common::spec(&format!("specs/{trainer}.toml")), trainer, 4).expect("a good spec");
     }
     let widths = "widths = [2, 3, 5]";
     assert_eq!(
@@ -319,7 +319,7 @@ fn mistakes_in_a_spec_are_named() {
     assert!(message("digits", "channels = [4, 8]", "channels = [4, 0]").starts_with("[model] channels is out of"));
     assert!(message("digits", "channels = [4, 8]", "channels = [4]").contains("an array of length 2"));
     assert!(message("digits", "channels = [4, 8]", "channels = [4, 8, 9]").contains("an array of length 2"));
-    let error = stoke_jobs::check(&spec("digits"), "digitz").expect_err("no such trainer").to_string();
+    let error = stoke_jobs::check(&spec("digits"), "digitz", 4).expect_err("no such trainer").to_string();
     assert_eq!(error, "line 3: unknown trainer \"digitz\" (write one of domains, digits, rl)");
 }
 
