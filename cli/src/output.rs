@@ -51,6 +51,11 @@ impl Table {
         self.rows.push(cells.into());
     }
 
+    /// A row of a table whose columns are known only when it is made.
+    pub fn cells(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
     pub fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {

@@ -1,5 +1,6 @@
 //! `stoke eval`: what a policy that was learned is worth, on this machine, over seeds that training never had.
 
+use stoke_jobs::rl::scan_budget::{Rival, WorldConfig};
 use stoke_jobs::rl::{Explore, Learned, Returns};
 use stoke_node::checkpoint as store;
 
@@ -16,7 +17,7 @@ Examples:
 
 /// Run a policy that was learned, and tell its mean return and deviation over seeds
 ///
-/// Episodes run on this machine, from the newest checkpoint of the job. Environments of gymnasium's need its Python here, as the job's [rl] says.
+/// Episodes run on this machine, from the newest checkpoint of the job. For scan-budget it also tells what baselines and oracles find per probe in the same worlds. Environments of gymnasium's need its Python here, as the job's [rl] says.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -56,10 +57,18 @@ fn evaluate(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bo
     let learned = Learned::new(&manifest.spec, manifest.lanes, &tensors)
         .or_fail(Exit::Negative, format!("make the policy of {uri} and its environment"))?;
     let explore = if args.greedy { Explore::Greedy } else { Explore::Sample };
+    let world = learned.world().or_fail(Exit::Negative, "read the options of the environment")?;
     let mut seeds: Vec<(u64, Returns)> = Vec::new();
+    let mut finders = world.as_ref().map(Finders::new);
     for seed in (args.first_seed..).take(args.seeds as usize) {
-        let returns = learned.evaluate((seed, args.episodes as usize), explore);
-        seeds.push((seed, returns.or_fail(Exit::Negative, format!("run episodes of seed {seed}"))?));
+        let episodes = (seed, args.episodes as usize);
+        let returns =
+            learned.evaluate(episodes, explore).or_fail(Exit::Negative, format!("run episodes of seed {seed}"))?;
+        if let (Some(finders), Some(world)) = (&mut finders, &world) {
+            let rivals = learned.rivals(world, episodes);
+            finders.push(seed, &returns, rivals.or_fail(Exit::Negative, format!("run baselines of seed {seed}"))?);
+        }
+        seeds.push((seed, returns));
     }
     let all = Returns {
         returns: seeds.iter().flat_map(|(_, seed)| seed.returns.iter().copied()).collect(),
@@ -73,10 +82,14 @@ fn evaluate(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bo
                 serde_json::json!({ "seed": seed, "return_mean": returns.mean(), "return_std": returns.deviation(), "returns": returns.returns })
             })
             .collect();
-        output::print_json(&serde_json::json!({
+        let mut told = serde_json::json!({
             "uri": uri, "environment": name, "step": step, "greedy": args.greedy, "episodes": all.returns.len(),
             "return_mean": all.mean(), "return_std": all.deviation(), "length_mean": all.length(), "seeds": each,
-        }))?;
+        });
+        if let Some(finders) = &finders {
+            told["services_per_probe"] = finders.json();
+        }
+        output::print_json(&told)?;
         return Ok(Exit::Ok);
     }
     let mut table = output::Table::new(&["seed", "episodes", "return", "deviation", "length"]);
@@ -90,6 +103,84 @@ fn evaluate(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bo
     }
     table.row(row("all".to_owned(), &all));
     let how = if args.greedy { "the most probable actions" } else { "actions drawn from the policy" };
-    output::print(&format!("{name} by {} at step {step}, {how}\n\n{}", manifest.name, table.render()))?;
+    let mut text = format!("{name} by {} at step {step}, {how}\n\n{}", manifest.name, table.render());
+    if let Some(finders) = &finders {
+        text.push_str(&finders.text());
+    }
+    output::print(&text)?;
     Ok(Exit::Ok)
+}
+
+/// Who found how many services per probe, over the seeds so far: the policy, baselines and oracles in the same worlds.
+struct Finders {
+    /// Batches of an episode: a reward is a batch's services per probe.
+    batches: f64,
+    /// Seed, policy, the others.
+    seeds: Vec<(u64, f64, Vec<Rival>)>,
+}
+
+impl Finders {
+    fn new(world: &WorldConfig) -> Self {
+        Self { batches: world.budget.into(), seeds: Vec::new() }
+    }
+
+    fn push(&mut self, seed: u64, returns: &Returns, rivals: Vec<Rival>) {
+        self.seeds.push((seed, returns.mean() / self.batches, rivals));
+    }
+
+    fn rivals(&self) -> &[Rival] {
+        self.seeds.first().map_or(&[], |(_, _, rivals)| rivals)
+    }
+
+    /// The policy's mean, then those of the others. Each seed has as many episodes.
+    fn means(&self) -> Vec<f64> {
+        let mean = |of: &dyn Fn(&(u64, f64, Vec<Rival>)) -> f64| {
+            self.seeds.iter().map(of).sum::<f64>() / self.seeds.len().max(1) as f64
+        };
+        let rival = |at: usize| mean(&|(_, _, rivals)| rivals[at].mean());
+        std::iter::once(mean(&|(_, policy, _)| *policy)).chain((0..self.rivals().len()).map(rival)).collect()
+    }
+
+    /// How many times as many as the best of those that are told nothing.
+    fn times_best_baseline(&self) -> f64 {
+        let means = self.means();
+        let baselines = self.rivals().iter().zip(&means[1..]).filter(|(rival, _)| !rival.oracle);
+        means[0] / baselines.map(|(_, mean)| *mean).fold(f64::MIN_POSITIVE, f64::max)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let names = || std::iter::once("policy").chain(self.rivals().iter().map(|rival| rival.name));
+        let object = |figures: Vec<f64>| -> serde_json::Map<String, serde_json::Value> {
+            names().map(|name| name.replace(' ', "_")).zip(figures.into_iter().map(Into::into)).collect()
+        };
+        let seed = |(seed, policy, rivals): &(u64, f64, Vec<Rival>)| {
+            let figures = std::iter::once(*policy).chain(rivals.iter().map(Rival::mean)).collect();
+            let mut told = object(figures);
+            told.insert("seed".to_owned(), (*seed).into());
+            told
+        };
+        let mut told = object(self.means());
+        told.insert("times_best_baseline".to_owned(), self.times_best_baseline().into());
+        told.insert("seeds".to_owned(), self.seeds.iter().map(seed).collect());
+        told.into()
+    }
+
+    fn text(&self) -> String {
+        let headings: Vec<&str> =
+            ["seed", "policy"].into_iter().chain(self.rivals().iter().map(|rival| rival.name)).collect();
+        let mut table = output::Table::new(&headings);
+        let row = |name: String, figures: Vec<f64>| -> Vec<String> {
+            std::iter::once(name).chain(figures.into_iter().map(|figure| format!("{figure:.3}"))).collect()
+        };
+        for (seed, policy, rivals) in &self.seeds {
+            let figures = std::iter::once(*policy).chain(rivals.iter().map(Rival::mean)).collect();
+            table.cells(row(seed.to_string(), figures));
+        }
+        table.cells(row("all".to_owned(), self.means()));
+        let times = self.times_best_baseline();
+        format!(
+            "\nservices found per probe, in the same worlds: the policy has {times:.2} times the best baseline\n(who is told rates or services is told what no scanner knows)\n\n{}",
+            table.render()
+        )
+    }
 }

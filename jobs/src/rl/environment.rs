@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::bridge::{Bridge, BridgeConfig};
 use super::env::{EnvError, NATIVE, VecEnv, make};
-use super::scan_budget::{ScanBudget, WorldConfig};
+use super::scan_budget::{self, ScanBudget, WorldConfig};
 
 /// How long Python may take to import and make environments: a cold disk, and as many processes beside it as a machine has ranks.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -32,12 +32,20 @@ impl EnvConfig {
         NATIVE.contains(&self.name.as_str())
     }
 
+    /// Of `scan-budget`: its options. None: it is another environment.
+    pub fn world(&self) -> Result<Option<WorldConfig>, EnvError> {
+        if self.name != scan_budget::NAME {
+            return Ok(None);
+        }
+        let options =
+            |error: serde_json::Error| EnvError::Options { name: self.name.clone(), problem: error.to_string() };
+        serde_json::from_value(Value::Object(self.options.clone())).map(Some).map_err(options)
+    }
+
     /// Makes so many envs; of gymnasium's, in a process of their own.
     pub fn make(&self, num_envs: usize) -> Result<Box<dyn VecEnv>, EnvError> {
         let options = |problem: String| EnvError::Options { name: self.name.clone(), problem };
-        if self.name == "scan-budget" {
-            let world: WorldConfig = serde_json::from_value(Value::Object(self.options.clone()))
-                .map_err(|error| options(error.to_string()))?;
+        if let Some(world) = self.world()? {
             return Ok(Box::new(ScanBudget::new(world, num_envs)?));
         }
         if self.is_native() {

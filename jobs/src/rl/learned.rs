@@ -7,6 +7,7 @@ use super::curve::Curve;
 use super::evaluation::{Normaliser, Returns, evaluate};
 use super::policy::Policy;
 use super::rollout::{Rollout, RolloutConfig};
+use super::scan_budget::{Rival, WorldConfig, rivals};
 use super::solo::figures_of;
 use super::trainer::{STEPS_MAX, lanes_of, normaliser};
 use super::{Actor, EnvSpec, Explore, RlError};
@@ -54,6 +55,16 @@ impl Learned {
         actor.load(0, &self.weights)?;
         let mut env = self.config.environment().make(episodes).map_err(RlError::from)?;
         Ok(evaluate(&mut actor, &mut *env, self.normaliser.as_ref(), (seed, STEPS_MAX, explore))?)
+    }
+
+    /// Of `scan-budget`: its world.
+    pub fn world(&self) -> Result<Option<WorldConfig>, JobError> {
+        Ok(self.config.environment().world().map_err(RlError::from)?)
+    }
+
+    /// Baselines and oracles in the worlds of [`Self::evaluate`] with this seed.
+    pub fn rivals(&self, world: &WorldConfig, (seed, episodes): (u64, usize)) -> Result<Vec<Rival>, JobError> {
+        Ok(rivals(world, seed, episodes).map_err(RlError::from)?)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::cells::Cells;
+use super::cells::{Cells, INPUTS};
 use super::draws::{Draws, Stream};
 use super::error::RlError;
 use super::math::{exp, ln};
@@ -46,11 +46,11 @@ impl Policy {
             let problem = "DQN needs an environment whose actions are choices".to_owned();
             return Err(EnvError::Options { name: env.name.clone(), problem }.into());
         }
-        let cells = env.cells.filter(|_| kind == PolicyKind::ActorCritic);
+        let cells = env.cells.clone().filter(|_| kind == PolicyKind::ActorCritic);
         let sizes = |inputs: usize, outputs: usize| [&[inputs], hidden, &[outputs]].concat();
         let len = env.observation_len();
-        let (actor_sizes, critic_sizes) = match cells {
-            Some(cells) => (sizes(cells.inputs(), 1), sizes(cells.whole_inputs(), 1)),
+        let (actor_sizes, critic_sizes) = match &cells {
+            Some(cells) => (sizes(INPUTS, 1), sizes(cells.whole_inputs(), 1)),
             None => (sizes(len, env.action.len()), sizes(len, 1)),
         };
         let activation = if kind == PolicyKind::Q { Activation::Relu } else { Activation::Tanh };
@@ -94,7 +94,7 @@ impl Policy {
 
     /// What the actor sees of observations: they themselves, or what is written to `room`.
     pub(crate) fn actor_input<'a>(&self, observations: &'a [f32], room: &'a mut Vec<f32>) -> &'a [f32] {
-        let Some(cells) = self.cells else { return observations };
+        let Some(cells) = &self.cells else { return observations };
         room.clear();
         cells.expand(observations, room);
         room
@@ -102,19 +102,19 @@ impl Policy {
 
     /// The same of the critic.
     pub(crate) fn critic_input<'a>(&self, observations: &'a [f32], room: &'a mut Vec<f32>) -> &'a [f32] {
-        let Some(cells) = self.cells else { return observations };
+        let Some(cells) = &self.cells else { return observations };
         room.clear();
         cells.pool(observations, room);
         room
     }
 
-    pub(crate) fn cells(&self) -> Option<Cells> {
-        self.cells
+    pub(crate) fn cells(&self) -> Option<&Cells> {
+        self.cells.as_ref()
     }
 
     /// Rows that are computed at once.
     pub(crate) fn block(&self) -> usize {
-        self.cells.map_or(BLOCK, |cells| (8 * BLOCK / cells.len()).max(1))
+        self.cells.as_ref().map_or(BLOCK, |cells| (8 * BLOCK / cells.len()).max(1))
     }
 
     pub fn action(&self) -> &Space {

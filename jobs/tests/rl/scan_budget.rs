@@ -1,6 +1,6 @@
 //! The simulated internet: the same world from the same seed, nothing found that was not there, and an order of merit among the baselines.
 
-use stoke_jobs::rl::scan_budget::{Baseline, ScanBudget, WorldConfig, play};
+use stoke_jobs::rl::scan_budget::{Baseline, Oracle, ScanBudget, WorldConfig, consult, play, rivals};
 use stoke_jobs::rl::{Actions, EnvError, StepBuffer, VecEnv};
 
 #[test]
@@ -17,6 +17,24 @@ fn who_thinks_finds_more_than_who_counts_and_who_counts_more_than_who_guesses() 
     let [random, frequency, bayesian] = [Baseline::Random, Baseline::Frequency, Baseline::Bayesian].map(mean);
     println!("services found per probe: random {random:.4}, frequency {frequency:.4}, Bayesian {bayesian:.4}");
     assert!(bayesian > 1.5 * frequency && frequency > 1.5 * random, "{random} {frequency} {bayesian}");
+}
+
+/// How much there is to be had: who is told every chance from the beginning, and so explores nothing, finds about 1.55 times what the best baseline does. A policy
+/// that has to find out cannot be much more than that above it.
+#[test]
+fn oracles_bound_what_a_policy_can_find() {
+    let config = WorldConfig::default();
+    let mean = |play: &dyn Fn(u64) -> f64| (100..120).map(play).sum::<f64>() / 20.0;
+    let bayesian = mean(&|seed| play(Baseline::Bayesian, &config, seed).expect("an episode").per_probe());
+    let [rates, services] = [Oracle::Rates, Oracle::Services]
+        .map(|oracle| mean(&|seed| consult(oracle, &config, seed).expect("an episode").per_probe()));
+    println!("services found per probe: Bayesian {bayesian:.4}, told rates {rates:.4}, told services {services:.4}");
+    assert!(rates > 1.4 * bayesian && rates < 1.7 * bayesian && services > rates, "{bayesian} {rates} {services}");
+    let told = rivals(&config, 7, 2).expect("episodes");
+    assert_eq!(told, rivals(&config, 7, 2).expect("episodes"), "the same worlds");
+    assert!(
+        told.iter().all(|rival| rival.per_probe.len() == 2) && told.iter().filter(|rival| rival.oracle).count() == 2
+    );
 }
 
 /// A world that stands still, small enough to be scanned whole.

@@ -1,9 +1,8 @@
 //! Policies for `scan-budget` that learn nothing from other episodes: what a trained one has to beat. They see what a scanner sees: the options, and
 //! what each batch found.
 
-use super::super::env::{Actions, EnvError, StepBuffer, VecEnv};
 use super::super::pcg64::Pcg64;
-use super::{Probed, ScanBudget, WorldConfig};
+use super::{Probed, WorldConfig};
 
 /// Which policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -160,37 +159,4 @@ impl Beliefs {
             seen.whole_passes += 1;
         }
     }
-}
-
-/// What an episode came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Score {
-    pub found: u64,
-    pub probes: u64,
-    /// Services that there were, each version counted.
-    pub existed: u64,
-}
-
-impl Score {
-    pub fn per_probe(&self) -> f64 {
-        self.found as f64 / self.probes as f64
-    }
-}
-
-/// One episode of a baseline in the world of this seed.
-pub fn play(baseline: Baseline, config: &WorldConfig, seed: u64) -> Result<Score, EnvError> {
-    let mut env = ScanBudget::new(config.clone(), 1)?;
-    let mut buffer = StepBuffer::new(&env);
-    let mut policy = Policy::new(baseline, config, seed);
-    env.reset(&[seed], &mut buffer.observations)?;
-    let mut score = Score { found: 0, probes: 0, existed: 0 };
-    while !buffer.terminated[0] {
-        env.step(Actions::Discrete(&[policy.choose()]), buffer.step())?;
-        let probed = env.probed(0).expect("a batch was done");
-        policy.learn(probed);
-        score.found += u64::from(probed.found);
-        score.probes += u64::from(probed.hosts);
-    }
-    score.existed = env.existed(0);
-    Ok(score)
 }

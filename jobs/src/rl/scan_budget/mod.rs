@@ -1,5 +1,5 @@
 //! The users' own problem: which hosts and ports to scan next. An environment over a simulated internet; owns episodes, observations and rewards.
-//! `world` owns what is out there, `ports` what is common, `baselines` the policies that a learned one has to beat.
+//! `world` owns what is out there, `ports` what is common, `baselines` the policies that a learned one has to beat, `score` what they come to.
 //!
 //! Hosts lie in groups (networks), groups in systems (autonomous systems: groups that follow each other), and each system has a profile, so that
 //! what was found in one of its groups tells of the others. Services appear, vanish and change while the scanner works. An episode is one new world
@@ -8,23 +8,25 @@
 
 mod baselines;
 mod ports;
+mod score;
 mod world;
 
-pub use baselines::{Baseline, Policy, Score, play};
+pub use baselines::{Baseline, Policy};
 pub use ports::{Class, Port, PortTable};
+pub use score::{Oracle, Rival, Score, consult, play, rivals};
 pub use world::{Probed, WorldConfig};
 
 use self::world::World;
-use super::cells::{Cells, FEATURES};
+use super::cells::{CellPort, Cells, FEATURES};
 use super::env::{Actions, EnvError, EnvSpec, Step, VecEnv, check_actions, check_len, check_step};
 use super::pcg64::{self, Pcg64};
 use super::space::Space;
 
 pub(super) const NAME: &str = "scan-budget";
 
-/// Envs of simulated internets. An observation has three numbers for each cell (group after group, port after port), all from 0 to 1: the share of
-/// probes that found a service, in this pass over its hosts or, before its first batch, in the last; the share of its hosts that were ever probed; the
-/// time since its last batch as a share of the budget (1: never). One more number is the share of the budget that is left.
+/// Envs of simulated internets. An observation has four numbers for each cell (group after group, port after port), all from 0 to 1: the share of
+/// the hosts that were probed for it with a service when they were last; the share of its hosts that were ever probed; the time since its last batch as
+/// a share of the budget (1: never); the share of its last batch that was known and had changed. One more number is the share of the budget that is left.
 pub struct ScanBudget {
     config: WorldConfig,
     spec: EnvSpec,
@@ -53,7 +55,7 @@ impl ScanBudget {
             observation: Space::Box { low: vec![0.0; len], high: vec![1.0; len] },
             action: Space::Discrete { n: config.cells() as u32 },
             steps_max: None,
-            cells: Some(Cells { groups: config.groups, ports: config.ports, systems: config.systems }),
+            cells: Some(cells(&config)),
         };
         let empty = || Env { rng: Pcg64::new(0), world: World::empty(&config), course: Course::Unseeded };
         let envs = (0..envs).map(|_| empty()).collect();
@@ -67,6 +69,10 @@ impl ScanBudget {
     /// What the env's last batch found. None: its episode has just begun.
     pub fn probed(&self, env: usize) -> Option<Probed> {
         self.envs[env].world.probed()
+    }
+
+    fn world(&self, env: usize) -> &World {
+        &self.envs[env].world
     }
 
     /// Services that were there at some time of the env's episode, each version counted: no scanner can find more.
@@ -174,6 +180,13 @@ fn read(config: &WorldConfig, bytes: &[u8]) -> Result<Env, &'static str> {
     };
     let rng = Pcg64::from_bytes(rng).ok_or("no generator has this state")?;
     Ok(Env { rng, world: World::restore(config, bytes)?, course })
+}
+
+/// What of the options a policy knows.
+fn cells(config: &WorldConfig) -> Cells {
+    let ports = &config.table.ports()[..config.ports];
+    let ports = ports.iter().map(|port| CellPort { frequency: port.frequency as f32, class: port.class as usize });
+    Cells { groups: config.groups, systems: config.systems, hosts: config.hosts, ports: ports.collect() }
 }
 
 fn observe(config: &WorldConfig, world: &World, row: &mut [f32]) {

@@ -1,6 +1,7 @@
 //! What is out there and what the scanner knows of it: services in cells (group and port), their generation from a generator, and their drift.
 //! Uses nothing of f64 but the four operations and comparisons, so that a world has the same bits everywhere.
 
+use super::super::cells::FEATURES;
 use super::super::pcg64::Pcg64;
 use super::ports::{Class, PortTable};
 use crate::order::order;
@@ -109,23 +110,22 @@ pub struct Probed {
 pub(super) struct Cell {
     /// Probes since the beginning.
     probes: u32,
-    /// Services in this pass over the hosts, and in the last whole one.
+    /// Hosts with a service when they were last probed.
     open: u32,
-    open_before: u32,
+    /// Of its last batch, hosts that were probed before and had changed.
+    changed: u32,
     /// Batches of the episode before and with the cell's last; 0: none.
     last: u32,
 }
 
 impl Cell {
     /// See [`super::ScanBudget`].
-    pub fn features(&self, config: &WorldConfig, now: u32) -> [f32; 3] {
+    pub fn features(&self, config: &WorldConfig, now: u32) -> [f32; FEATURES] {
         let hosts = config.hosts as u32;
-        let share = match self.probes % hosts {
-            0 => self.open_before as f32 / hosts as f32,
-            probed => self.open as f32 / probed as f32,
-        };
+        let probed = self.probes.min(hosts);
         let age = if self.last == 0 { 1.0 } else { (now - self.last) as f32 / config.budget as f32 };
-        [share, self.probes.min(hosts) as f32 / hosts as f32, age]
+        let share = self.open as f32 / probed.max(1) as f32;
+        [share, probed as f32 / hosts as f32, age, self.changed as f32 / config.batch as f32]
     }
 }
 
@@ -198,6 +198,28 @@ impl World {
         &self.cells[index]
     }
 
+    /// The chance that a host of the cell has a service; an outbreak's are not among it. For oracles.
+    pub fn chance(&self, config: &WorldConfig, cell: usize) -> f64 {
+        self.rates[cell] * self.densities[cell / config.ports]
+    }
+
+    pub fn scanned_whole(&self, config: &WorldConfig, cell: usize) -> bool {
+        self.cells[cell].probes as usize >= config.hosts
+    }
+
+    /// Of the hosts that are left of a pass over the cell, the share with a service that is not known, or not in this version. For oracles.
+    pub fn unknown_share(&self, config: &WorldConfig, cell: usize) -> f64 {
+        let (hosts, probes) = (config.hosts as u64, u64::from(self.cells[cell].probes));
+        let done = probes % hosts;
+        let key = self.key.wrapping_add(cell as u64);
+        let from = cell * config.hosts;
+        let unknown = |at: &usize| self.services[*at] & OPEN > 0 && self.services[*at] != self.known[*at];
+        // The whole cell, less what this pass has had: most cells are at the beginning of one, and need no order.
+        let all = (from..from + config.hosts).filter(unknown).count();
+        let had = (probes - done..probes).map(|probe| from + order(key, hosts, probe) as usize).filter(unknown).count();
+        (all - had) as f64 / (hosts - done) as f64
+    }
+
     /// Another world, of which the scanner knows nothing.
     pub fn draw(&mut self, config: &WorldConfig, rng: &mut Pcg64) {
         let profiles: Vec<usize> = (0..config.systems).map(|_| rng.below(PROFILES.len() as u64) as usize).collect();
@@ -225,19 +247,19 @@ impl World {
         let hosts = config.hosts as u64;
         let mut probed = Probed { cell, hosts: config.batch as u32, open: 0, found: 0 };
         let state = &mut self.cells[cell];
+        state.changed = 0;
         for _ in 0..config.batch {
             let key = self.key.wrapping_add(cell as u64);
             let at = cell * config.hosts + order(key, hosts, state.probes.into()) as usize;
             let (service, known) = (self.services[at], &mut self.known[at]);
             let open = service & OPEN > 0;
-            state.open += u32::from(open);
+            let found = open && service != *known;
+            state.open = state.open + u32::from(open) - u32::from(*known & OPEN > 0);
+            state.changed += u32::from(found && u64::from(state.probes) >= hosts);
             probed.open += u32::from(open);
-            probed.found += u32::from(open && service != *known);
+            probed.found += u32::from(found);
             *known = service;
             state.probes += 1;
-            if u64::from(state.probes) % hosts == 0 {
-                (state.open_before, state.open) = (state.open, 0);
-            }
         }
         self.batches += 1;
         state.last = self.batches;
@@ -305,7 +327,7 @@ impl World {
         bytes.extend(&self.known);
         self.rates.iter().chain(&self.densities).for_each(|number| bytes.extend(number.to_le_bytes()));
         for cell in &self.cells {
-            for word in [cell.probes, cell.open, cell.open_before, cell.last] {
+            for word in [cell.probes, cell.open, cell.changed, cell.last] {
                 bytes.extend(word.to_le_bytes());
             }
         }
@@ -339,8 +361,8 @@ impl World {
         let (key, bytes) = bytes.split_at(16 * world.cells.len());
         let words: Vec<u32> = key.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         for (cell, words) in world.cells.iter_mut().zip(words.as_chunks::<4>().0) {
-            let [probes, open, open_before, last] = *words;
-            *cell = Cell { probes, open, open_before, last };
+            let [probes, open, changed, last] = *words;
+            *cell = Cell { probes, open, changed, last };
         }
         let (longs, words) = bytes.split_at(16);
         let long = |index: usize| u64::from_le_bytes(longs[index * 8..][..8].try_into().expect("eight bytes"));
