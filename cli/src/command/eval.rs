@@ -115,8 +115,21 @@ fn evaluate(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bo
 struct Finders {
     /// Batches of an episode: a reward is a batch's services per probe.
     batches: f64,
-    /// Seed, policy, the others.
-    seeds: Vec<(u64, f64, Vec<Rival>)>,
+    seeds: Vec<Found>,
+}
+
+/// Services per probe in the worlds of one seed.
+struct Found {
+    seed: u64,
+    policy: f64,
+    rivals: Vec<Rival>,
+}
+
+impl Found {
+    /// The policy's, then those of the others.
+    fn figures(&self) -> Vec<f64> {
+        std::iter::once(self.policy).chain(self.rivals.iter().map(Rival::mean)).collect()
+    }
 }
 
 impl Finders {
@@ -125,20 +138,18 @@ impl Finders {
     }
 
     fn push(&mut self, seed: u64, returns: &Returns, rivals: Vec<Rival>) {
-        self.seeds.push((seed, returns.mean() / self.batches, rivals));
+        self.seeds.push(Found { seed, policy: returns.mean() / self.batches, rivals });
     }
 
     fn rivals(&self) -> &[Rival] {
-        self.seeds.first().map_or(&[], |(_, _, rivals)| rivals)
+        self.seeds.first().map_or(&[], |found| &found.rivals)
     }
 
     /// The policy's mean, then those of the others. Each seed has as many episodes.
     fn means(&self) -> Vec<f64> {
-        let mean = |of: &dyn Fn(&(u64, f64, Vec<Rival>)) -> f64| {
-            self.seeds.iter().map(of).sum::<f64>() / self.seeds.len().max(1) as f64
-        };
-        let rival = |at: usize| mean(&|(_, _, rivals)| rivals[at].mean());
-        std::iter::once(mean(&|(_, policy, _)| *policy)).chain((0..self.rivals().len()).map(rival)).collect()
+        let figures: Vec<Vec<f64>> = self.seeds.iter().map(Found::figures).collect();
+        let mean = |at: usize| figures.iter().map(|seed| seed[at]).sum::<f64>() / figures.len().max(1) as f64;
+        (0..=self.rivals().len()).map(mean).collect()
     }
 
     /// How many times as many as the best of those that are told nothing.
@@ -153,10 +164,9 @@ impl Finders {
         let object = |figures: Vec<f64>| -> serde_json::Map<String, serde_json::Value> {
             names().map(|name| name.replace(' ', "_")).zip(figures.into_iter().map(Into::into)).collect()
         };
-        let seed = |(seed, policy, rivals): &(u64, f64, Vec<Rival>)| {
-            let figures = std::iter::once(*policy).chain(rivals.iter().map(Rival::mean)).collect();
-            let mut told = object(figures);
-            told.insert("seed".to_owned(), (*seed).into());
+        let seed = |found: &Found| {
+            let mut told = object(found.figures());
+            told.insert("seed".to_owned(), found.seed.into());
             told
         };
         let mut told = object(self.means());
@@ -172,9 +182,8 @@ impl Finders {
         let row = |name: String, figures: Vec<f64>| -> Vec<String> {
             std::iter::once(name).chain(figures.into_iter().map(|figure| format!("{figure:.3}"))).collect()
         };
-        for (seed, policy, rivals) in &self.seeds {
-            let figures = std::iter::once(*policy).chain(rivals.iter().map(Rival::mean)).collect();
-            table.cells(row(seed.to_string(), figures));
+        for found in &self.seeds {
+            table.cells(row(found.seed.to_string(), found.figures()));
         }
         table.cells(row("all".to_owned(), self.means()));
         let times = self.times_best_baseline();
