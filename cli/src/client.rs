@@ -34,6 +34,9 @@ pub struct ClusterFile {
     pub cluster: String,
     /// `host:port`, tried at the same time.
     pub coordinator: Vec<String>,
+    /// URL of the HTTP API, where it has one: for other people's clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
 }
 
 impl ClusterFile {
@@ -426,7 +429,7 @@ mod tests {
     fn the_cluster_file_reads_back() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(ClusterFile::read(dir.path()).unwrap_err().exit, Exit::NotFound);
-        let file = ClusterFile { cluster: "ab".repeat(16), coordinator: vec!["127.0.0.1:7878".into()] };
+        let file = ClusterFile { cluster: "ab".repeat(16), coordinator: vec!["127.0.0.1:7878".into()], api: None };
         file.write(dir.path()).unwrap();
         assert_eq!(ClusterFile::read(dir.path()).unwrap(), file);
     }

@@ -8,7 +8,6 @@ mod detection;
 mod diagnosis;
 mod example;
 mod failure;
-mod json;
 mod local;
 mod logging;
 mod model;
@@ -22,6 +21,7 @@ mod spec;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use stoke_coordinator::api::json;
 
 use clap::Parser;
 

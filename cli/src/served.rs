@@ -1,42 +1,10 @@
 //! What people and programs read of a job that serves: its replicas, what it has under way and how fast it is. Asks nothing and decides nothing.
 
-use serde_json::{Value, json};
 use stoke_protocol::message::client::{JobView, LoadView, ScaleView, ServesView};
 use stoke_protocol::spec::Precision;
 
-use crate::json::{self, float};
+use crate::json;
 use crate::output::{self, Table, grouped};
-
-/// Part of a job's document; field names are stable.
-pub fn document(serves: &ServesView) -> Value {
-    let ServesView { model, task, weights, precision, ready, load, replicas, answering, held, scale } = serves;
-    json!({
-        "model": model,
-        "task": task,
-        "weights": weights,
-        "precision": precision,
-        "ready": ready,
-        "replicas": replicas,
-        "answering": answering,
-        "held": held,
-        "load": load.as_ref().map(load_document),
-        "scale": scale.as_ref().map(|ScaleView { min, max, requests, first_token_ms }| {
-            json!({ "min": min, "max": max, "requests": requests, "first_token_ms": first_token_ms })
-        }),
-    })
-}
-
-fn load_document(load: &LoadView) -> Value {
-    json!({
-        "running": load.running,
-        "waiting": load.waiting,
-        "answers": load.answers,
-        "tokens": load.tokens,
-        "tokens_per_second": float(load.tokens_per_second),
-        "first_token_p50_ms": load.first_token_p50_ms,
-        "first_token_p99_ms": load.first_token_p99_ms,
-    })
-}
 
 /// A few lines; none for a job that trains.
 pub fn lines(job: &JobView) -> String {

@@ -22,6 +22,9 @@ pub struct Config {
     /// HTTP address of `/metrics` and `/healthz`; it has no authentication, so keep it on the loopback or a private network. Default: none.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
+    /// HTTPS address of the API and the dashboard, for users who show their certificates. Default: none.
+    #[serde(default)]
+    pub api: Option<SocketAddr>,
     /// URI below which jobs keep their checkpoints unless they say otherwise. Every node must reach it. Default: `dir/checkpoints`.
     #[serde(default)]
     pub checkpoints: Option<String>,
@@ -68,12 +71,42 @@ impl Config {
             listen,
             advertise: Vec::new(),
             metrics: None,
+            api: None,
             checkpoints: None,
             timings: Timings::default(),
             placement: placement::Options::default(),
             lifetimes: Lifetimes::default(),
             snapshot_entries: snapshot_entries(),
         }
+    }
+
+    /// Under which names and addresses clients reach the API.
+    pub(crate) fn api_names(&self, bound: SocketAddr) -> Vec<String> {
+        let host = |address: &String| match address.parse::<SocketAddr>() {
+            Ok(address) => address.ip().to_string(),
+            Err(_) => address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).to_owned(),
+        };
+        let mut names: Vec<String> = self.advertise.iter().map(host).collect();
+        names.extend(["127.0.0.1", "::1", "localhost"].map(str::to_owned));
+        if !bound.ip().is_unspecified() {
+            names.push(bound.ip().to_string());
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Where clients reach the API.
+    pub(crate) fn api_url(&self, bound: SocketAddr) -> String {
+        let advertised = self.advertise.first().and_then(|address| match address.parse::<SocketAddr>() {
+            Ok(address) => Some(SocketAddr::new(address.ip(), bound.port()).to_string()),
+            Err(_) => address.rsplit_once(':').map(|(host, _)| format!("{host}:{}", bound.port())),
+        });
+        let here = match bound.ip().is_unspecified() {
+            true => SocketAddr::from(([127, 0, 0, 1], bound.port())),
+            false => bound,
+        };
+        format!("https://{}", advertised.unwrap_or_else(|| here.to_string()))
     }
 
     /// How members reach a coordinator that has bound `bound`.

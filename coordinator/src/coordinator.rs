@@ -14,6 +14,7 @@ use crate::actors::cluster::{Arguments, TICK_MS};
 use crate::actors::door::Door;
 use crate::actors::handle::ClusterHandle;
 use crate::actors::messages::Message;
+use crate::api::{self, Api};
 use crate::config::Config;
 use crate::environment::{Clock, Environment};
 use crate::journal::{JournalError, RedbLog};
@@ -35,6 +36,7 @@ pub struct Coordinator;
 pub struct Running {
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
+    api: Option<(SocketAddr, String)>,
     cluster: ClusterHandle,
     endpoint: Endpoint,
     ended: watch::Receiver<Option<Ended>>,
@@ -74,6 +76,12 @@ pub enum StartError {
     MetricsPortInUse { address: SocketAddr },
     #[error("serve metrics on {address}")]
     Metrics { address: SocketAddr, source: std::io::Error },
+    #[error(
+        "serve the API on {address}: the port is in use; stop what uses it (`ss -ltnp`), or choose another one with --api"
+    )]
+    ApiPortInUse { address: SocketAddr },
+    #[error("serve the API on {address}")]
+    Api { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error("start the cluster actor")]
@@ -85,7 +93,10 @@ impl StartError {
     pub fn is_conflict(&self) -> bool {
         matches!(
             self,
-            Self::Journal(JournalError::Locked { .. }) | Self::PortInUse { .. } | Self::MetricsPortInUse { .. }
+            Self::Journal(JournalError::Locked { .. })
+                | Self::PortInUse { .. }
+                | Self::MetricsPortInUse { .. }
+                | Self::ApiPortInUse { .. }
         )
     }
 }
@@ -119,6 +130,10 @@ impl Coordinator {
             Some(address) => Some(http::bind(address).await.map_err(|error| metrics_error(address, error))?),
             None => None,
         };
+        let api = match config.api {
+            Some(address) => Some(http::bind(address).await.map_err(|error| api_error(address, error))?),
+            None => None,
+        };
         let io = Io::thread("stoke-net")?;
         let (authority, credentials) = (folder.authority.clone(), folder.credentials.clone());
         let bind = Bind::Address(config.listen);
@@ -128,8 +143,13 @@ impl Coordinator {
             None => folder.checkpoints()?,
         };
         let metrics = Arc::new(Metrics::new());
-        let mut running = run(&config, environment, recovered, (checkpoints, metrics.clone())).await?;
-        folder.write_admin(&config.lifetimes, &config.addresses(running.address))?;
+        let api = api.and_then(|listener| {
+            let names = config.api_names(listener.local_addr().ok()?);
+            Some(Api { listener, names, credentials: credentials.clone() })
+        });
+        let outside = Outside { checkpoints, metrics: metrics.clone(), api };
+        let mut running = run(&config, environment, recovered, outside).await?;
+        folder.write_admin(&config.lifetimes, &config.addresses(running.address), running.api_url())?;
         let ttl = Duration::from_secs(config.lifetimes.coordinator_s);
         let renewal = renew_forever(authority, credentials, folder.identity_dir(), ttl);
         running.tasks.push(tokio::spawn(renewal).abort_handle());
@@ -147,16 +167,25 @@ impl Coordinator {
     pub async fn start_in(config: Config, mut environment: Environment) -> Result<Running, StartError> {
         let checkpoints = config.checkpoints.clone().unwrap_or_else(|| "file:///checkpoints".into());
         let recovered = recovery::recover(environment.log.as_mut())?;
-        run(&config, environment, recovered, (checkpoints, Arc::new(Metrics::new()))).await
+        run(&config, environment, recovered, Outside { checkpoints, metrics: Arc::new(Metrics::new()), api: None })
+            .await
     }
+}
+
+/// What a coordinator has beside its environment.
+struct Outside {
+    checkpoints: String,
+    metrics: Arc<Metrics>,
+    api: Option<Api>,
 }
 
 async fn run(
     config: &Config,
     environment: Environment,
     recovered: Recovery,
-    (checkpoints, metrics): (String, Arc<Metrics>),
+    outside: Outside,
 ) -> Result<Running, StartError> {
+    let Outside { checkpoints, metrics, api } = outside;
     let Environment { wall, bind, io, log, journal, authority, credentials, secret } = environment;
     let Recovery { cluster: recovered, snapshot_at } = recovered;
     if let Some(cluster) = recovered.id().filter(|cluster| *cluster != authority.cluster()) {
@@ -166,8 +195,11 @@ async fn run(
     tracing::info!(index = recovered.index().0, state = %short(&recovered.state_hash()), "journal replayed");
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let clock = Clock::new(wall);
-    let options =
-        Options { timings: config.timings, placement: config.placement, checkpoints, version: version.clone() };
+    let bound = api.as_ref().and_then(|api| api.listener.local_addr().ok());
+    let reached = bound.map(|bound| (bound, config.api_url(bound)));
+    let api_url = reached.as_ref().map(|(_, url)| url.clone());
+    let (timings, placement) = (config.timings, config.placement);
+    let options = Options { timings, placement, checkpoints, version: version.clone(), api: api_url };
     let now: Now = clock.now();
     let control: Control = state::Control::new(recovered, options, now);
     let endpoint = Endpoint::server(&io, bind, Settings::control(), credentials).map_err(bind_error)?;
@@ -189,6 +221,7 @@ async fn run(
     };
     let (cluster, actor) = ClusterHandle::spawn(arguments).await.map_err(StartError::Actor)?;
     let door = Door { cluster: cluster.clone(), authority, lifetimes: config.lifetimes, metrics, secret };
+    let serving = api.map(|api| tokio::spawn(api::serve(api, door.clone())).abort_handle());
     let tasks = [
         tokio::spawn(door.run(endpoint.clone())).abort_handle(),
         tokio::spawn(tick(cluster.clone())).abort_handle(),
@@ -199,7 +232,8 @@ async fn run(
         })
         .abort_handle(),
     ];
-    Ok(Running { address, metrics_address: None, cluster, endpoint, ended: ended_seen, tasks: tasks.into() })
+    let tasks = tasks.into_iter().chain(serving).collect();
+    Ok(Running { address, metrics_address: None, api: reached, cluster, endpoint, ended: ended_seen, tasks })
 }
 
 impl Running {
@@ -210,6 +244,16 @@ impl Running {
 
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
+    }
+
+    /// Where the API is bound.
+    pub fn api_address(&self) -> Option<SocketAddr> {
+        self.api.as_ref().map(|(address, _)| *address)
+    }
+
+    /// How clients reach it.
+    pub fn api_url(&self) -> Option<&str> {
+        self.api.as_ref().map(|(_, url)| url.as_str())
     }
 
     /// Ends in order: everything taken in is durable, nodes and users are told. Ranks go on without a coordinator.
@@ -272,6 +316,13 @@ fn bind_error(error: TransportError) -> StartError {
             StartError::PortInUse { address }
         }
         other => other.into(),
+    }
+}
+
+fn api_error(address: SocketAddr, error: std::io::Error) -> StartError {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => StartError::ApiPortInUse { address },
+        _ => StartError::Api { address, source: error },
     }
 }
 

@@ -1,6 +1,7 @@
 //! The control plane of a Stoke cluster. Wiring only: `state/` decides and is pure; everything else does.
 
 mod actors;
+pub mod api;
 mod config;
 mod coordinator;
 mod environment;

@@ -37,6 +37,8 @@ pub(crate) const ADMIN: &str = "admin";
 struct ClusterFile<'a> {
     cluster: String,
     coordinator: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api: Option<&'a str>,
 }
 
 /// What a folder holds besides the journal.
@@ -117,11 +119,16 @@ impl Folder {
     }
 
     /// Credentials of the admin, fresh if they are about to end, with the addresses that answer now.
-    pub fn write_admin(&self, lifetimes: &Lifetimes, addresses: &[String]) -> Result<(), SetupError> {
+    pub fn write_admin(
+        &self,
+        lifetimes: &Lifetimes,
+        addresses: &[String],
+        api: Option<&str>,
+    ) -> Result<(), SetupError> {
         let dir = self.dir.join(ADMIN_DIR);
         let subject = Subject::user(UserRole::Admin, ADMIN).expect("the name is one");
         current(&self.authority, &dir, &subject, Duration::from_secs(lifetimes.user_s))?;
-        let file = ClusterFile { cluster: self.authority.cluster().to_string(), coordinator: addresses };
+        let file = ClusterFile { cluster: self.authority.cluster().to_string(), coordinator: addresses, api };
         let text = toml::to_string(&file).expect("strings are TOML");
         let (path, new) = (dir.join(CLUSTER_FILE), dir.join(format!("{CLUSTER_FILE}.new")));
         let failed = |source| SetupError::File { action: "write", path: path.clone(), source };

@@ -8,6 +8,7 @@ mod files;
 mod name;
 mod tls;
 mod token;
+mod web;
 
 pub use authority::{Authority, AuthorityError, CLOCK_TOLERANCE, Issued};
 pub use credentials::{Credentials, CredentialsError, KeyRequest};
@@ -18,3 +19,4 @@ pub(crate) use tls::{
     AuthorityPin, Failure, client_config, joining_config, leaf_expires_at, leaf_identity, server_config,
 };
 pub use token::{JoinToken, TokenError, TokenSecret, verify_secret};
+pub use web::{web_caller, web_config};

@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     dir: Option<PathBuf>,
 
-    /// Settings (TOML: dir, listen, advertise, metrics, checkpoints, timings); options given here win over it
+    /// Settings (TOML: dir, listen, advertise, metrics, api, checkpoints, timings); options given here win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -38,6 +38,10 @@ pub struct Args {
     /// HTTP address of Prometheus metrics [default: none]
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+
+    /// HTTPS address of the API and the dashboard [default: none]
+    #[arg(long, value_name = "ADDR")]
+    api: Option<SocketAddr>,
 
     /// How others reach it; repeatable [default: the listen address]
     #[arg(long, value_name = "HOST:PORT")]
@@ -63,6 +67,7 @@ impl Args {
         config.dir = self.dir.unwrap_or(config.dir);
         config.listen = self.listen.unwrap_or(config.listen);
         config.metrics = self.metrics.or(config.metrics);
+        config.api = self.api.or(config.api);
         config.checkpoints = self.checkpoints.or(config.checkpoints);
         if let Some(uri) = &config.checkpoints
             && let Err(problem) = stoke_protocol::spec::check_uri(uri)
@@ -83,12 +88,18 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let listening = Listening {
         address: running.address().to_string(),
         metrics: running.metrics_address().map(|address| address.to_string()),
+        api: running.api_address().map(|address| address.to_string()),
     };
     if global.json {
         let line = serde_json::to_string(&listening).or_fail(Exit::Negative, "encode the address")?;
         output::print(&format!("{line}\n"))?;
     } else {
         output::print(&format!("coordinator listens on {}\n", listening.address))?;
+        if let Some(url) = running.api_url() {
+            output::print(&format!(
+                "API and dashboard at {url}, for users' certificates (`stoke dashboard` opens it)\n"
+            ))?;
+        }
     }
     tokio::select! {
         () = stop => {}

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use stoke_protocol::identity::{JoinToken, KeyRequest};
+use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::transport::{Endpoint, Io, TransportError};
 
 use crate::Global;
-use crate::client::{ClusterFile, any_address, resolve, transport_failure};
+use crate::client::{Client, ClusterFile, Repeat, any_address, resolve, transport_failure};
 use crate::failure::{Exit, Failure, OrFail};
 use crate::output;
 use crate::place::{self, CLUSTER_FILE};
@@ -61,7 +62,11 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
             };
             credentials.save(&dir).or_fail(Exit::Negative, format!("save credentials in {}", dir.display()))?;
             let identity = credentials.identity();
-            let file = ClusterFile { cluster: identity.cluster.to_string(), coordinator: args.coordinator.clone() };
+            let file =
+                ClusterFile { cluster: identity.cluster.to_string(), coordinator: args.coordinator.clone(), api: None };
+            file.write(&dir)?;
+            let api = api_of(&dir).await;
+            let file = ClusterFile { api, ..file };
             file.write(&dir)?;
             let subject = identity.subject.to_string();
             if global.json {
@@ -79,6 +84,15 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         }
     }
     Err(refused.unwrap_or_else(|| Failure::usage("no coordinator address to log in to")))
+}
+
+/// The address of the API, for other people's clients. Nothing here needs it: where it cannot be asked for, it is left out.
+async fn api_of(dir: &Path) -> Option<String> {
+    let mut client = Client::open(dir).await.ok()?;
+    match client.ask(&Request::Cluster, Repeat::Safe).await {
+        Ok(Reply::Cluster(view)) => view.api,
+        Ok(_) | Err(_) => None,
+    }
 }
 
 fn join_failure(error: TransportError) -> Failure {

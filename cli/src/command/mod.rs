@@ -4,6 +4,7 @@ mod cancel;
 mod chaos;
 mod checkpoint;
 mod coordinator;
+mod dashboard;
 mod doctor;
 mod down;
 mod drain;
@@ -67,6 +68,7 @@ pub enum Command {
     Predict(predict::Args),
     Eval(eval::Args),
     Plot(plot::Args),
+    Dashboard(dashboard::Args),
     Infer(infer::Args),
     Embed(embed::Args),
     /// Create, list and revoke join tokens
@@ -117,6 +119,7 @@ impl Command {
             Self::Predict(args) => alone(predict::run(args, global)),
             Self::Eval(args) => alone(eval::run(args, global)),
             Self::Plot(args) => alone(plot::run(args, global)),
+            Self::Dashboard(args) => shared(dashboard::run(args, global)),
             Self::Infer(args) => alone(infer::run(args, global)),
             Self::Embed(args) => alone(embed::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),

@@ -181,6 +181,7 @@ async fn live(
         nodes: scene.nodes,
         listen: up::any_port(),
         metrics: None,
+        api: None,
         detection,
         gateways: Default::default(),
         life,

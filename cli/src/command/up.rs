@@ -42,6 +42,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
 
+    /// HTTPS address of the API, for programs with a user's certificate; port 0 takes a free one, and the same one ever after
+    #[arg(long, value_name = "ADDR", default_value_t = any_port())]
+    api: SocketAddr,
+
     /// How soon a node that says nothing is taken as lost: `default` after 4 s, `fast` after 1.1 s
     #[arg(long, value_name = "PROFILE", default_value = "default")]
     detection: Detection,
@@ -64,7 +68,7 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let nodes = args.nodes.unwrap_or_else(|| folder.known_nodes().unwrap_or(2));
     let (listen, metrics, detection) = (args.listen, args.metrics, args.detection);
     let gateways = args.gateways.over(folder.read_state().map(|state| state.gateways).unwrap_or_default())?;
-    let wish = Wish { nodes, listen, metrics, detection, gateways, life: Life::ItsOwn };
+    let wish = Wish { nodes, listen, metrics, api: Some(args.api), detection, gateways, life: Life::ItsOwn };
     let mut cluster = LocalCluster::start(&folder, &wish)?;
     let ready = tokio::select! {
         () = interrupted => Err(Failure::new(Exit::Interrupted, "interrupted before the cluster was up")),
@@ -77,10 +81,10 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
             return Err(failure);
         }
     };
-    let Notice::Ready { address, metrics, nodes, without_ranks } = ready else { return Ok(Exit::Negative) };
+    let Notice::Ready { address, metrics, api, nodes, without_ranks } = ready else { return Ok(Exit::Negative) };
     if global.json {
         output::print_json(&serde_json::json!({
-            "dir": dir, "address": address, "metrics": metrics, "nodes": nodes, "without_ranks": without_ranks,
+            "dir": dir, "address": address, "metrics": metrics, "api": api, "nodes": nodes, "without_ranks": without_ranks,
             "supervisor": cluster.pid(),
         }))?;
         return Ok(Exit::Ok);
@@ -90,6 +94,9 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     table.row(["coordinator".into(), address]);
     if let Some(metrics) = metrics {
         table.row(["metrics".into(), format!("http://{metrics}/metrics")]);
+    }
+    if let Some(api) = api {
+        table.row(["API".into(), format!("https://{api}/v1, for programs; for people: stoke dashboard")]);
     }
     for WithoutRanks { node, reason, .. } in without_ranks {
         table.row([node, format!("gets no ranks: {reason}")]);

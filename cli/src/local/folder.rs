@@ -40,6 +40,8 @@ pub struct State {
     pub supervisor: u32,
     pub address: String,
     pub metrics: Option<String>,
+    #[serde(default)]
+    pub api: Option<String>,
     /// An older `local.json` has none.
     #[serde(default)]
     pub gateways: GatewayFiles,
@@ -257,6 +259,7 @@ mod tests {
             supervisor: 1,
             address: "127.0.0.1:1".into(),
             metrics: None,
+            api: None,
             gateways: GatewayFiles::default(),
             processes: vec![process],
         };

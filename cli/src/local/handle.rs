@@ -35,6 +35,7 @@ pub struct Wish {
     pub nodes: u32,
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
+    pub api: Option<SocketAddr>,
     pub detection: Detection,
     pub gateways: GatewayFiles,
     pub life: Life,
@@ -60,6 +61,9 @@ impl LocalCluster {
         command.args(wish.gateways.arguments());
         if let Some(metrics) = wish.metrics {
             command.args(["--metrics", &metrics.to_string()]);
+        }
+        if let Some(api) = wish.api {
+            command.args(["--api", &api.to_string()]);
         }
         match wish.life {
             Life::Ours => command.args(["--lifeline", "--remove"]).stdin(Stdio::piped()),

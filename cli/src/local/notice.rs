@@ -8,7 +8,13 @@ use serde::{Deserialize, Serialize};
 pub enum Notice {
     /// The coordinator answers and all agents are connected. Some of their nodes may get no ranks: that is for people to lift, with a cluster that
     /// is up.
-    Ready { address: String, metrics: Option<String>, nodes: u32, without_ranks: Vec<WithoutRanks> },
+    Ready {
+        address: String,
+        metrics: Option<String>,
+        api: Option<String>,
+        nodes: u32,
+        without_ranks: Vec<WithoutRanks>,
+    },
     /// A process died and is started again.
     Restarting { process: String, reason: String, restarts: u32 },
     /// The process is back.
@@ -33,4 +39,6 @@ pub struct Listening {
     pub address: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
 }

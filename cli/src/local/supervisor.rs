@@ -40,6 +40,7 @@ pub struct Options {
     pub nodes: u32,
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
+    pub api: Option<SocketAddr>,
     pub detection: Detection,
     pub gateways: GatewayFiles,
 }
@@ -138,6 +139,7 @@ impl Supervisor {
         notify(&Notice::Ready {
             address: self.state.address.clone(),
             metrics: self.state.metrics.clone(),
+            api: self.state.api.clone(),
             nodes: self.options.nodes,
             without_ranks,
         });
@@ -254,6 +256,7 @@ impl Supervisor {
         let Ok(listening) = serde_json::from_str::<Listening>(line) else { return };
         self.state.address = listening.address;
         self.state.metrics = listening.metrics;
+        self.state.api = listening.api;
         self.listening = true;
         // A restart comes back where everyone expects it.
         let launch = self.coordinator_launch();
@@ -271,6 +274,14 @@ impl Supervisor {
             strings(&["coordinator", "--dir", &dir, "--listen", &listen, "--detection", detection, "--json"]);
         if let Some(metrics) = metrics {
             arguments.extend(strings(&["--metrics", &metrics]));
+        }
+        // A port that was asked for is used; else that of an earlier life.
+        let api = self.options.api.map(|asked| match &self.state.api {
+            Some(known) if asked.port() == 0 => known.clone(),
+            _ => asked.to_string(),
+        });
+        if let Some(api) = api {
+            arguments.extend(strings(&["--api", &api]));
         }
         Launch {
             name: "coordinator".into(),

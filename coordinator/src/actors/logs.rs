@@ -9,12 +9,12 @@ use stoke_protocol::list::List;
 use stoke_protocol::message::client::{Refusal, Reply};
 use stoke_protocol::message::node::{LogChunk, ReadLog};
 use stoke_protocol::message::rank::RankId;
-use stoke_protocol::transport::{Connection, FrameSender, TransportError};
+use stoke_protocol::transport::{Connection, TransportError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::gateway::send;
+use super::conversation::{Gone, send};
 use super::handle::ClusterHandle;
 use super::messages::{Message, Source};
 
@@ -35,11 +35,7 @@ pub(super) struct Wanted {
 }
 
 /// Relays until the last chunk. A followed job is followed to its end, with every rank that is added to it.
-pub(super) async fn relay(
-    cluster: &ClusterHandle,
-    mut frames: FrameSender,
-    wanted: Wanted,
-) -> Result<(), TransportError> {
+pub(super) async fn relay(cluster: &ClusterHandle, replies: &mpsc::Sender<Reply>, wanted: Wanted) -> Result<(), Gone> {
     let (chunks, mut arriving) = mpsc::channel(CHUNKS_WAITING_MAX);
     let (views, mut changes) = mpsc::channel(VIEWS_WAITING_MAX);
     if wanted.follow {
@@ -53,7 +49,7 @@ pub(super) async fn relay(
         if std::mem::take(&mut stale) {
             let ranks = match sources(cluster, wanted).await? {
                 Ok(ranks) => ranks,
-                Err(refusal) => return send(frames, vec![Reply::Refused(refusal)]).await,
+                Err(refusal) => return send(replies, Reply::Refused(refusal)).await,
             };
             for (id, node, connection) in ranks.into_iter().filter(|(id, ..)| seen.insert(*id)) {
                 readers.spawn(read(id, node, connection, wanted, chunks.clone()));
@@ -62,12 +58,12 @@ pub(super) async fn relay(
         if ended && readers.is_empty() && arriving.is_empty() {
             let rank = wanted.rank.unwrap_or_default();
             let id = RankId { job: wanted.job, generation: generation.unwrap_or_default(), rank };
-            return send(frames, vec![Reply::Log(LogChunk { id, lines: List::default(), last: true })]).await;
+            return send(replies, Reply::Log(LogChunk { id, lines: List::default(), last: true })).await;
         }
         tokio::select! {
             biased;
-            Some(chunk) = arriving.recv() => frames.send(&Reply::Log(chunk)).await?,
-            () = frames.stopped() => return Err(TransportError::Ended),
+            Some(chunk) = arriving.recv() => send(replies, Reply::Log(chunk)).await?,
+            () = replies.closed() => return Err(Gone),
             Some(_) = readers.join_next(), if !readers.is_empty() => {}
             view = changes.recv(), if !ended => match view {
                 Some(view) => {
@@ -81,10 +77,10 @@ pub(super) async fn relay(
     }
 }
 
-async fn sources(cluster: &ClusterHandle, wanted: Wanted) -> Result<Result<Vec<Source>, Refusal>, TransportError> {
+async fn sources(cluster: &ClusterHandle, wanted: Wanted) -> Result<Result<Vec<Source>, Refusal>, Gone> {
     let (answer, answered) = oneshot::channel();
     cluster.send(Message::Sources { job: wanted.job, rank: wanted.rank, answer });
-    answered.await.map_err(|_| TransportError::Ended)
+    answered.await.map_err(|_| Gone)
 }
 
 async fn read(

@@ -4,6 +4,7 @@
 //! everything that a peer can make us put into one holds a permit of that peer's session or connection.
 
 pub(crate) mod cluster;
+pub(crate) mod conversation;
 pub(crate) mod door;
 mod gateway;
 pub(crate) mod handle;

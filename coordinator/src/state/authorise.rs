@@ -73,6 +73,7 @@ impl Verb {
             }
             Request::Plan { .. } => Self::Submit,
             Request::Checkpoints { .. } | Request::Logs { .. } | Request::Watch { .. } => Self::Look,
+            Request::History { .. } => Self::Look,
         }
     }
 }

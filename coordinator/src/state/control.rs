@@ -19,6 +19,7 @@ use stoke_protocol::message::split::{Survey, Surveyed};
 use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
+use super::history::Histories;
 use super::liveness::{Liveness, Timings};
 use super::load::Loads;
 use super::machine::Job;
@@ -150,6 +151,8 @@ pub struct Options {
     /// URI below which jobs without a folder of their own keep their checkpoints.
     pub checkpoints: String,
     pub version: String,
+    /// URL of the HTTP API, where there is one.
+    pub api: Option<String>,
 }
 
 pub struct Control {
@@ -158,6 +161,7 @@ pub struct Control {
     pub(super) options: Options,
     pub(super) waits: BTreeMap<JobId, Wait>,
     pub(super) progress: BTreeMap<JobId, Progress>,
+    pub(super) histories: Histories,
     cancels: BTreeMap<JobId, Vec<Ticket>>,
     pub(super) surveys: Surveys,
     pub(super) storage_low: Option<String>,
@@ -218,6 +222,7 @@ impl Control {
             options,
             waits: BTreeMap::new(),
             progress: BTreeMap::new(),
+            histories: Histories::default(),
             cancels: BTreeMap::new(),
             surveys,
             storage_low: None,

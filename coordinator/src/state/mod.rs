@@ -16,6 +16,7 @@ pub mod effect;
 pub mod elastic;
 pub mod event;
 pub mod explain;
+pub mod history;
 pub mod invariants;
 mod inventory;
 pub mod jobs;

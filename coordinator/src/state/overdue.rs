@@ -43,6 +43,7 @@ impl Control {
             self.nagged = self.now.mono;
             self.nag(step);
             self.progress.retain(|job, _| self.cluster.jobs().get(*job).is_some());
+            self.histories.retain(|job| self.cluster.jobs().get(job).is_some());
             let jobs = self.cluster.jobs();
             self.stragglers.retain(|job| jobs.get(job).is_some_and(|job| !job.state.is_terminal()));
             let runs = |job| jobs.get(job).is_some_and(|job| !job.state.is_terminal());

@@ -57,6 +57,9 @@ impl Control {
             Request::Job { job } => self.find(job).map(|job| Reply::Job(Box::new(self.job_view(job)))),
             Request::Explain { job } => self.find(job).map(|job| Reply::Explained(self.explanation(job))),
             Request::Checkpoints { job } => self.checkpoints(job),
+            Request::History { job } => {
+                self.find(job).map(|job| Reply::History(self.histories.of(job.id).to_vec().into()))
+            }
             Request::Pin { job, step: at } => self.pin_checkpoint(step, caller, (job, at)),
             Request::Unpin { job, step: at } => self.unpin_checkpoint(step, caller, (job, at)),
             Request::Prune { job, keep, dry_run } => {

@@ -109,6 +109,7 @@ impl Control {
         let newest = self.progress.entry(id.job).or_insert(progress);
         if progress.step >= newest.step || id.rank.0 == 0 {
             *newest = progress;
+            self.histories.hear(id.job, self.now.wall.0, &progress);
             step.effects.push(Effect::Changed { job: id.job });
         }
         self.take_pace(step, id, &progress);

@@ -51,6 +51,7 @@ impl Control {
             ranks_slow: self.stragglers.count() as u32,
             you: caller.to_string(),
             now_ms: self.now.wall.0,
+            api: self.options.api.clone(),
         }
     }
 

@@ -152,6 +152,28 @@ impl Authority {
         Ok(request.accept(&issued.certificate, std::slice::from_ref(&self.certificate))?)
     }
 
+    /// A key (PKCS#8) and a certificate for a web server that is reached under these names or addresses.
+    pub(super) fn web_certificate(
+        &self,
+        names: &[String],
+        ttl: Duration,
+    ) -> Result<(Vec<u8>, Vec<u8>), AuthorityError> {
+        let sign_error = |source| AuthorityError::Sign { subject: Subject::Coordinator, source };
+        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(sign_error)?;
+        let mut params = CertificateParams::new(names).map_err(sign_error)?;
+        let now = OffsetDateTime::now_utc();
+        params.serial_number = Some(SerialNumber::from_slice(&fixed_size_serial()));
+        params.distinguished_name = common_name("stoke api");
+        params.not_before = now - CLOCK_TOLERANCE;
+        params.not_after = (now + ttl).min(self.expires);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(sign_error)?;
+        Ok((certificate.der().to_vec(), key.serialize_der()))
+    }
+
     /// The authority and its key as PEM.
     fn build(cluster: ClusterId) -> Result<(Self, String), AuthorityError> {
         let sign_error = |source| AuthorityError::Sign { subject: Subject::Coordinator, source };

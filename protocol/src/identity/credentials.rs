@@ -89,8 +89,19 @@ impl KeyRequest {
     /// Credentials from the answer: the certificate that was issued for this key, and the authorities to trust, all DER.
     pub fn accept(self, certificate: &[u8], roots: &[Vec<u8>]) -> Result<Credentials, CredentialsError> {
         let reset_key = blake3::derive_key(RESET_KEY_CONTEXT, self.key.serialized_der());
-        let material = Material::new(self.key.serialize_der(), certificate.to_vec(), roots.to_vec(), reset_key)?;
+        let material =
+            Material::new(portable(self.key.serialize_der()), certificate.to_vec(), roots.to_vec(), reset_key)?;
         Ok(Credentials(Arc::new(RwLock::new(Arc::new(material)))))
+    }
+}
+
+/// The key as OpenSSL 3.0 reads it, and with it other people's clients: without the public key, which is in RFC 5958 only and can be computed.
+fn portable(pkcs8: Vec<u8>) -> Vec<u8> {
+    const WITH_PUBLIC: [u8; 16] = [0x30, 0x51, 2, 1, 1, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    const WITHOUT: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    match pkcs8.strip_prefix(&WITH_PUBLIC).and_then(|rest| rest.first_chunk::<32>()) {
+        Some(private) => [&WITHOUT[..], private].concat(),
+        None => pkcs8,
     }
 }
 
@@ -129,7 +140,7 @@ impl Credentials {
     /// Refused unless it is of the same subject: a renewal never changes a name.
     pub fn renew(&self, request: KeyRequest, certificate: &[u8]) -> Result<(), CredentialsError> {
         let current = self.current();
-        let (key, roots) = (request.key.serialize_der(), current.roots.clone());
+        let (key, roots) = (portable(request.key.serialize_der()), current.roots.clone());
         let material = Material::new(key, certificate.to_vec(), roots, current.reset_key)?;
         if material.identity != current.identity {
             return Err(CredentialsError::OtherSubject {

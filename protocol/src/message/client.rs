@@ -74,6 +74,8 @@ pub enum Request {
     Replicas { model: String, replicas: u32 },
     /// How this spec of a model that is served would be cut, were it submitted now. Answered by `Planned` when its nodes have been asked.
     Plan { spec: String },
+    /// How a job went since this coordinator began. Answered by `History`.
+    History { job: JobId },
 }
 
 /// Coordinator → client.
@@ -132,6 +134,22 @@ pub enum Reply {
         leaving: List<JobId>,
     },
     Planned(Box<Planned>),
+    /// A few hundred points at most, the oldest first.
+    History(List<Point>),
+}
+
+/// Where a job stood.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Point {
+    pub at_ms: u64,
+    pub step: Step,
+    pub loss: f32,
+    pub accuracy: f32,
+    pub samples_per_second: f32,
+    /// Of a job with `[rl]`.
+    pub env_steps: Option<u64>,
+    /// Mean of the last hundred episodes.
+    pub episode_return: Option<f32>,
 }
 
 /// Why a request was not done. `code` is stable for programs; `message` says what, `mend` what to do.
@@ -185,6 +203,8 @@ pub struct ClusterView {
     pub you: String,
     /// The coordinator's clock, in milliseconds since the Unix epoch: for people who wonder about certificates (I36).
     pub now_ms: u64,
+    /// URL of the HTTP API, where there is one.
+    pub api: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -135,6 +135,7 @@ impl World {
             placement: placement::Options { passes_max: 4, ..placement::Options::default() },
             checkpoints: "file:///checkpoints".into(),
             version: "sim".into(),
+            api: None,
         };
         let rate = self.streams.scheduler.drift("coordinator-drift");
         let now = Now { wall: Time((self.wall_ms + self.now as i64) as u64), mono: Mono(0) };

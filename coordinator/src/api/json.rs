@@ -1,19 +1,17 @@
-//! What programs read: the `--json` shape of everything that the coordinator answers. Field names are stable over releases and do not
+//! What programs read: the JSON shape (of `--json` and of the HTTP API) of everything that the coordinator answers. Field names are stable over releases and do not
 //! follow the wire; ids are the strings that people type (`job-7`), moments are milliseconds since the Unix epoch.
 
 use serde_json::{Value, json};
 use stoke_protocol::ids::NodeId;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{
-    CheckpointView, ClusterView, DrainView, Explanation, JobState, JobView, NodeState, NodeView, OutcomeView,
-    TokenScope, TokenState, TokenView,
+    CheckpointView, ClusterView, DrainView, Explanation, JobState, JobView, LoadView, NodeState, NodeView, OutcomeView,
+    Point, ScaleView, ServesView, TokenScope, TokenState, TokenView,
 };
 use stoke_protocol::message::node::LogChunk;
 use stoke_protocol::message::rank::{Progress, RlProgress};
 use stoke_protocol::message::serve::Traffic;
 use stoke_protocol::message::split::{Planned, Split, SplitRank};
-
-use crate::served;
 
 pub fn cluster(view: &ClusterView) -> Value {
     json!({
@@ -29,6 +27,7 @@ pub fn cluster(view: &ClusterView) -> Value {
         "ranks_slow": view.ranks_slow,
         "you": view.you,
         "now_ms": view.now_ms,
+        "api": view.api,
     })
 }
 
@@ -78,7 +77,7 @@ pub fn job(view: &JobView) -> Value {
         "job": view.job.to_string(),
         "name": view.name,
         "trainer": view.trainer,
-        "serves": view.serves.as_ref().map(served::document),
+        "serves": view.serves.as_ref().map(served),
         "traffic": view.traffic.map(traffic),
         "share": view.traffic.and_then(share),
         "owner": view.owner,
@@ -148,6 +147,19 @@ pub fn outcome(view: &OutcomeView) -> Value {
         "skipped_steps": view.skipped,
         "weights_blake3": view.weights_blake3.to_string(),
         "metrics": view.metrics,
+    })
+}
+
+/// A point of how a job went.
+pub fn point(point: &Point) -> Value {
+    json!({
+        "at_ms": point.at_ms,
+        "step": point.step.0,
+        "loss": float(point.loss),
+        "accuracy": float(point.accuracy),
+        "samples_per_second": float(point.samples_per_second),
+        "env_steps": point.env_steps,
+        "episode_return": point.episode_return.map(float),
     })
 }
 
@@ -235,6 +247,37 @@ pub fn log_lines(chunk: &LogChunk) -> impl Iterator<Item = Value> {
             "rank": chunk.id.rank.0,
             "line": line,
         })
+    })
+}
+
+/// Part of a job's document; field names are stable.
+fn served(serves: &ServesView) -> Value {
+    let ServesView { model, task, weights, precision, ready, load, replicas, answering, held, scale } = serves;
+    json!({
+        "model": model,
+        "task": task,
+        "weights": weights,
+        "precision": precision,
+        "ready": ready,
+        "replicas": replicas,
+        "answering": answering,
+        "held": held,
+        "load": load.as_ref().map(load_of),
+        "scale": scale.as_ref().map(|ScaleView { min, max, requests, first_token_ms }| {
+            json!({ "min": min, "max": max, "requests": requests, "first_token_ms": first_token_ms })
+        }),
+    })
+}
+
+fn load_of(load: &LoadView) -> Value {
+    json!({
+        "running": load.running,
+        "waiting": load.waiting,
+        "answers": load.answers,
+        "tokens": load.tokens,
+        "tokens_per_second": float(load.tokens_per_second),
+        "first_token_p50_ms": load.first_token_p50_ms,
+        "first_token_p99_ms": load.first_token_p99_ms,
     })
 }
 
