@@ -25,8 +25,8 @@ use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
-  stoke dashboard                                prints a URL for a browser on this machine; until Ctrl-C
-  ssh -L 8411:127.0.0.1:8411 head stoke dashboard    the same from elsewhere";
+  stoke dashboard                      prints a URL for a browser on this machine
+  ssh -L 8411:127.0.0.1:8411 head stoke dashboard     the same from elsewhere";
 
 const PORT: u16 = 8411;
 /// Replies that wait for a browser.
