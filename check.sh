@@ -18,6 +18,10 @@ if ! command -v ip >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/
     say "iproute2 is missing: installing it by apt-get, for the tests with network namespaces"
     apt-get update -qq && apt-get install -y -qq iproute2
 fi
+if ! command -v curl >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "curl is missing: installing it by apt-get, for the tests of the HTTP API"
+    apt-get update -qq && apt-get install -y -qq curl
+fi
 if ! command -v strace >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     say "strace is missing: installing it by apt-get, for the tests that fail system calls of the coordinator"
     apt-get update -qq && apt-get install -y -qq strace

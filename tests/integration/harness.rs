@@ -95,7 +95,11 @@ pub struct Background {
 impl Background {
     #[track_caller]
     pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("stoke starts");
+        Self::of(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts"))
+    }
+
+    /// One that a test has started itself, to read what it says while it runs.
+    pub fn of(mut child: Child) -> Self {
         let stdout = child.stdout.take().map(read_all);
         let stderr = child.stderr.take().map(read_all);
         Self { child, stdout, stderr }

@@ -1,6 +1,7 @@
 //! Integration tests through the `stoke` binary: real processes, real sockets, real disks. One module a topic; `harness` starts and ends
 //! everything. Nothing here looks inside a crate but for the job spec's files and the wire that a hostile peer would speak.
 
+mod api;
 mod bad_disk;
 mod bad_spec;
 mod bad_token;
