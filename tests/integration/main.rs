@@ -30,3 +30,4 @@ mod splitting;
 mod stores;
 mod training;
 mod urgent;
+mod workflows;
