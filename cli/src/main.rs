@@ -1,5 +1,6 @@
 //! The `stoke` binary: argument parsing, the runtime, the exit code. Everything else is in the commands.
 
+mod artifact;
 mod chaos;
 mod chart;
 mod client;

@@ -192,6 +192,7 @@ pub mod tests {
             job: JobId(id),
             name: name.into(),
             trainer: String::new(),
+            exec: None,
             traffic: serves.as_ref().map(|_| Traffic::Rest),
             serves,
             owner: "admin".into(),

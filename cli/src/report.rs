@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stoke_protocol::ids::Rank;
-use stoke_protocol::message::client::{JobState, JobView, Reply, Request};
+use stoke_protocol::message::client::{ExecView, JobState, JobView, Reply, Request};
+use stoke_protocol::message::rank::Exit as ExitOf;
 use tokio::time::{Instant, timeout_at};
 
 use crate::chaos::account::Account;
 use crate::client::Client;
 use crate::failure::{Exit, Failure, OrFail};
-use crate::json::{float, job_state, ledger};
+use crate::json::{exec, float, job_state, ledger};
 use crate::output;
 
 /// Changes of the world size in a summary.
@@ -107,6 +108,7 @@ pub fn document(view: &JobView, wall: Duration) -> Value {
         "generations": view.generation.0,
         "recoveries": view.recoveries,
         "preemptions": view.preemptions,
+        "exec": view.exec.as_ref().map(exec),
         "checkpoint": view.checkpoint.as_ref().map(|checkpoint| &checkpoint.uri),
         "wall_seconds": (wall.as_secs_f64() * 1000.0).round() / 1000.0,
     })
@@ -142,6 +144,9 @@ fn summary_table(view: &JobView) -> output::Table {
         table.row(["weights_blake3".into(), outcome.weights_blake3.to_string()]);
     }
     table.row(["ranks".into(), format!("{} ({})", worlds(&view.world_sizes), recoveries(view.recoveries))]);
+    if let Some(exec) = view.exec.as_ref().filter(|exec| !exec.exits.is_empty()) {
+        table.row(["exit codes".into(), exec_ends(exec)]);
+    }
     if view.preemptions > 0 {
         table.row(["made room".into(), format!("{} for more urgent jobs", output::count(view.preemptions, "time"))]);
     }
@@ -149,6 +154,17 @@ fn summary_table(view: &JobView) -> output::Table {
         table.row(["checkpoint".into(), checkpoint.uri.clone()]);
     }
     table
+}
+
+/// How commands have ended, by rank.
+pub fn exec_ends(exec: &ExecView) -> String {
+    let word = |exit: &ExitOf| match exit {
+        ExitOf::Code(code) => code.to_string(),
+        ExitOf::Signal(signal) => format!("signal {signal}"),
+        other => format!("{other:?}"),
+    };
+    let ends: Vec<String> = exec.exits.iter().map(|(rank, exit)| format!("{rank}: {}", word(exit))).collect();
+    ends.join(", ")
 }
 
 /// World sizes as they changed, the last few of many.

@@ -62,10 +62,10 @@ pub fn default_ranks(spec: &mut JobSpec, nodes_up: u32) -> Option<String> {
     if spec.resources.ranks.is_some() || spec.serve.is_some() {
         return None;
     }
-    let ranks = nodes_up.clamp(spec.resources.ranks_min, spec.ranks_max());
+    let ranks = nodes_up.clamp(spec.resources.ranks_min.unwrap_or(1), spec.ranks_max());
     spec.resources.ranks = Some(ranks);
     let (ranks_text, nodes_text) = (output::count(ranks, "rank"), output::count(nodes_up, "node"));
-    let lanes = spec.training().lanes;
+    let lanes = spec.train.as_ref()?.lanes;
     (ranks < nodes_up).then(|| format!("{ranks_text} on {nodes_text}: [train] lanes = {lanes} allows no more"))
 }
 
@@ -183,9 +183,24 @@ fn finish(text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
     if spec.serve.is_some() {
         return Ok(spec);
     }
+    if spec.exec.is_some() {
+        return absolute_folder(spec, text, base);
+    }
     stoke_jobs::check(text, &spec.trainer, spec.training().lanes).map_err(problem)?;
     let absolute = stoke_jobs::absolute_paths(text, base).map_err(problem)?;
     parse(&absolute)
+}
+
+/// The folder that a command takes along, where it has one.
+fn absolute_folder(mut spec: JobSpec, text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
+    let Some(folder) = spec.exec.as_mut().and_then(|exec| exec.folder.as_mut()) else { return Ok(spec) };
+    let line = text.lines().position(|line| line.trim_start().starts_with("folder")).map(|line| line + 1);
+    let path = base.join(&*folder);
+    let Some(absolute) = path.to_str().filter(|_| path.is_dir()) else {
+        return Err((line, format!("folder = {folder:?}: there is no folder {}", path.display())));
+    };
+    *folder = absolute.to_owned();
+    Ok(spec)
 }
 
 /// Names the file, the line, and the key that stands there. What is missing stands nowhere: its line is where its section begins.

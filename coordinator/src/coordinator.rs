@@ -15,6 +15,7 @@ use crate::actors::door::Door;
 use crate::actors::handle::ClusterHandle;
 use crate::actors::messages::Message;
 use crate::api::{self, Api};
+use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::environment::{Clock, Environment};
 use crate::journal::{JournalError, RedbLog};
@@ -220,7 +221,8 @@ async fn run(
         ended: ended.clone(),
     };
     let (cluster, actor) = ClusterHandle::spawn(arguments).await.map_err(StartError::Actor)?;
-    let door = Door { cluster: cluster.clone(), authority, lifetimes: config.lifetimes, metrics, secret };
+    let (lifetimes, artifacts) = (config.lifetimes, Artifacts::of(&config.dir));
+    let door = Door { cluster: cluster.clone(), authority, lifetimes, metrics, artifacts, secret };
     let serving = api.map(|api| tokio::spawn(api::serve(api, door.clone())).abort_handle());
     let tasks = [
         tokio::spawn(door.run(endpoint.clone())).abort_handle(),

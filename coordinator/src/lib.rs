@@ -2,6 +2,7 @@
 
 mod actors;
 pub mod api;
+mod artifacts;
 mod config;
 mod coordinator;
 mod environment;

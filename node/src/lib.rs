@@ -1,9 +1,11 @@
 //! Wiring of `stoke-node`: the agent (one a machine) and the worker (one process a rank).
 
 pub mod agent;
+pub mod artifact;
 pub mod checkpoint;
 mod config;
 pub mod exchange;
+mod exec;
 pub mod gateway;
 mod link;
 pub mod probe;

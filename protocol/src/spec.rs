@@ -1,6 +1,8 @@
 //! The job spec: one TOML document that people write. Owns its keys, their defaults and their checks; errors name the key, the line and the
 //! mend. The sections `[data]`, `[model]`, `[optimizer]`, `[schedule]` and `[rl]` belong to the trainer and are checked by `stoke-jobs`.
 
+mod artifact;
+mod exec;
 mod replicas;
 mod serve;
 mod span;
@@ -15,6 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::label::{check_labels, is_plain};
 
+pub use artifact::{ARTIFACT_BYTES_MAX, ARTIFACT_PART_BYTES, Artifact};
+pub use exec::{Command, Exec, GRACE_MAX};
 pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
@@ -42,7 +46,7 @@ const URI_BYTES_MAX: usize = 4096;
 pub struct JobSpec {
     /// For people; letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// A built-in trainer: `domains`, `digits`, `rl`. Empty: the job serves, or has `[rl]`.
+    /// A built-in trainer: `domains`, `digits`, `rl`. Empty: the job serves, runs a command, or has `[rl]`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub trainer: String,
     /// Higher goes first.
@@ -54,6 +58,9 @@ pub struct JobSpec {
     /// Of a job that serves; or `train`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serve: Option<Serve>,
+    /// Of a job that runs a command; or one of the two before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec: Option<Exec>,
     #[serde(default)]
     pub resources: Resources,
     #[serde(default)]
@@ -79,8 +86,9 @@ pub struct Resources {
     /// World size. Left out, it is the number of nodes that are up when the job is taken in, and at most one rank a lane.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<u32>,
-    /// A job that has lost ranks goes on with no fewer than this, while replacements come up.
-    pub ranks_min: u32,
+    /// A job that has lost ranks goes on with no fewer than this, while replacements come up. Left out: 1; of a job with `[exec]`, all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks_min: Option<u32>,
     /// Of a job with `[rl]`: ranks besides, that play environments for those that learn. They come and go: whoever learns can play by itself.
     #[serde(skip_serializing_if = "is_zero")]
     pub rollouts: u32,
@@ -139,7 +147,7 @@ fn is_zero(value: &u32) -> bool {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { ranks: None, ranks_min: 1, rollouts: 0, cpus: 1, memory: None, gpus: 0, labels: BTreeMap::new() }
+        Self { ranks: None, ranks_min: None, rollouts: 0, cpus: 1, memory: None, gpus: 0, labels: BTreeMap::new() }
     }
 }
 
@@ -233,6 +241,16 @@ impl JobSpec {
         }
     }
 
+    /// With how many of so many ranks it goes on. A split has no place for fewer: nothing may take a rank of it away.
+    pub fn ranks_min(&self, ranks: u32) -> u32 {
+        match (&self.serve, &self.exec, self.resources.ranks_min) {
+            (Some(serve), _, _) => serve.ranks(),
+            (None, _, Some(least)) => least,
+            (None, Some(_), None) => ranks,
+            (None, None, None) => 1,
+        }
+    }
+
     /// Whether the layers of a model are cut over ranks: by what its nodes have, as far as the spec does not say how.
     pub fn awaits_split(&self) -> bool {
         self.serve.as_ref().is_some_and(|serve| serve.task == Task::Generate)
@@ -247,14 +265,21 @@ impl JobSpec {
                 format!("name = {:?}: use 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'", self.name),
             );
         }
-        let checked = match (&self.train, &self.serve) {
-            (Some(train), None) => self.check_trainer().and_then(|()| train.check()),
-            (None, Some(serve)) => self.check_server().and_then(|()| serve.check()),
-            (Some(_), Some(_)) => Err((
-                "serve",
-                "the spec has both [train] and [serve]: a job does one of them, leave the other out".into(),
+        let two = |one: &'static str, other: &str| {
+            Err((one, format!("the spec has both [{other}] and [{one}]: a job does one of them, leave the other out")))
+        };
+        let checked = match (&self.train, &self.serve, &self.exec) {
+            (Some(train), None, None) => self.check_trainer().and_then(|()| train.check()),
+            (None, Some(serve), None) => self.check_is_no_trainer("serve").and_then(|()| serve.check()),
+            (None, None, Some(exec)) => self.check_is_no_trainer("exec").and_then(|()| exec.check()),
+            (Some(_), Some(_), _) => two("serve", "train"),
+            (Some(_), None, Some(_)) => two("exec", "train"),
+            (None, Some(_), Some(_)) => two("exec", "serve"),
+            (None, None, None) => Err((
+                "train",
+                "missing section [train], [serve] for a job that serves a model, or [exec] for one that runs a command"
+                    .into(),
             )),
-            (None, None) => Err(("train", "missing section [train], or [serve] for a job that serves a model".into())),
         };
         if let Err((key, message)) = checked {
             return fail(key, message);
@@ -264,18 +289,19 @@ impl JobSpec {
             if !(1..=most).contains(&ranks) {
                 return fail(
                     "ranks",
-                    match &self.train {
-                        Some(Train { lanes, .. }) => format!(
+                    match (&self.train, &self.serve) {
+                        (Some(Train { lanes, .. }), _) => format!(
                             "ranks = {ranks} with lanes = {lanes}: use 1 to {most} (a rank owns at least one lane)"
                         ),
-                        None => format!("ranks = {ranks}: the split of [serve] has {most}, leave it out"),
+                        (None, Some(_)) => format!("ranks = {ranks}: the split of [serve] has {most}, leave it out"),
+                        (None, None) => format!("ranks = {ranks}: use 1 to {most}"),
                     },
                 );
             }
         }
         let most = resources.ranks.unwrap_or(self.ranks_max());
-        if !(1..=most).contains(&resources.ranks_min) {
-            return fail("ranks_min", format!("ranks_min = {}: use 1 to {most}", resources.ranks_min));
+        if let Some(least) = resources.ranks_min.filter(|least| !(1..=most).contains(least)) {
+            return fail("ranks_min", format!("ranks_min = {least}: use 1 to {most}"));
         }
         if resources.rollouts > 0 && self.rl.is_empty() {
             return fail("rollouts", "rollouts: only jobs with [rl] have ranks that play environments".into());
@@ -334,8 +360,8 @@ impl JobSpec {
         }
     }
 
-    /// What is for trainers only has no meaning here.
-    fn check_server(&self) -> Result<(), (&'static str, String)> {
+    /// What is for trainers only has no meaning in a job with this section.
+    fn check_is_no_trainer(&self, section: &str) -> Result<(), (&'static str, String)> {
         let sections = [
             ("data", self.data.is_empty()),
             ("model", self.model.is_empty()),
@@ -346,7 +372,7 @@ impl JobSpec {
             ("trainer", self.trainer.is_empty()),
         ];
         match sections.iter().find(|(_, is_empty)| !is_empty) {
-            Some((key, _)) => Err((key, format!("{key} is for jobs that train: a job with [serve] has none"))),
+            Some((key, _)) => Err((key, format!("{key} is for jobs that train: a job with [{section}] has none"))),
             None => Ok(()),
         }
     }
@@ -399,7 +425,8 @@ fn line_of_key(text: &str, key: &str) -> Option<usize> {
         .position(|line| {
             let line = line.trim_start();
             let rest = line.strip_prefix(key).map(str::trim_start);
-            rest.is_some_and(|rest| rest.starts_with('=')) || line.starts_with(&format!("[{key}]"))
+            let table = |section: &str| line.starts_with(&format!("[{section}{key}]"));
+            rest.is_some_and(|rest| rest.starts_with('=')) || table("") || table("exec.")
         })
         .map(|line| line + 1)
 }

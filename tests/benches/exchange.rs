@@ -239,8 +239,15 @@ fn connect(bytes: usize, rank: Rank, mesh: Mesh, members: Vec<Member>) -> (usize
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let owned = lanes::assign(LANES, members.len() as u32)[rank.0 as usize].clone();
     let (members, joining) = (members.into(), Vec::new().into());
-    let membership =
-        Membership { generation: Generation(1), members, joining, after: None, ballot: 0, purpose: Purpose::Train };
+    let membership = Membership {
+        generation: Generation(1),
+        members,
+        joining,
+        after: None,
+        ballot: 0,
+        purpose: Purpose::Train,
+        restarts: 0,
+    };
     let begun = State { step: Some(Step(0)), sum: None, restores: None };
     let exchange = runtime.block_on(mesh.form(&membership, begun, shape)).expect("connect").exchange;
     let mut sums = LaneSums::new(shape.values, LANES, owned.clone());

@@ -10,6 +10,7 @@ mod checkpoints;
 mod control;
 mod crash_points;
 mod descriptors;
+mod exec;
 mod exhausted;
 mod gateways;
 mod harness;

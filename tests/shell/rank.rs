@@ -99,7 +99,7 @@ impl Life {
         };
         let mut at: u64 = resumed.and_then(|digits| digits.parse().ok()).unwrap_or(0);
         let csr = KeyRequest::new().expect("a key").csr().to_vec().into();
-        self.events.frame(FromRank::Hello { csr }).await;
+        self.events.frame(FromRank::Hello { csr, artifact: None }).await;
         loop {
             let told = tokio::select! {
                 biased;

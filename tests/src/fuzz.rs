@@ -30,6 +30,7 @@ use stoke_protocol::message::rank::{
     StartFrom, StartRank, StoreSettings, ToRank,
 };
 use stoke_protocol::message::serve;
+use stoke_protocol::spec::Artifact;
 use stoke_protocol::spec::JobSpec;
 
 /// One decoder.
@@ -231,6 +232,7 @@ fn events() -> Vec<RankEvent> {
         RankEvent::Exited { exit: Exit::Signal(9) },
         RankEvent::NotStored { generation: Generation(2), step: Step(9), error: "disk full".into() },
         RankEvent::Damaged { uri: "file:///c/step-1".into(), error: "a bit has changed".into() },
+        RankEvent::CommandEnded { generation: Generation(2), exit: Exit::Signal(9) },
         RankEvent::Resumed { generation: Generation(2), step: Step(9) },
         RankEvent::Joined { generation: Generation(2), step: Step(9) },
         RankEvent::PeerLost { generation: Generation(2), peer: id(), error: "silent".into() },
@@ -269,6 +271,7 @@ fn membership() -> Membership {
         after: Some(Generation(3)),
         ballot: 0,
         purpose: Purpose::Train,
+        restarts: 0,
     }
 }
 
@@ -355,6 +358,7 @@ fn node_request() -> Vec<NodeRequest> {
     vec![
         NodeRequest::SignRank { id: id(), csr: vec![48; 300].into() },
         NodeRequest::Renew { csr: vec![48; 300].into() },
+        NodeRequest::Artifact { artifact: Artifact(Digest([7; 32])), offset: 4 },
     ]
 }
 
@@ -386,7 +390,7 @@ fn to_rank() -> Vec<ToRank> {
 
 fn from_rank() -> Vec<FromRank> {
     let mut messages = vec![
-        FromRank::Hello { csr: vec![48; 300].into() },
+        FromRank::Hello { csr: vec![48; 300].into(), artifact: None },
         FromRank::Progress(progress()),
         FromRank::Alive,
         FromRank::Load(load()),
@@ -403,6 +407,8 @@ fn requests() -> Vec<Request> {
         Request::TokenCreate { scope: TokenScope::Node, ttl_seconds: 3_600 },
         Request::TokenRevoke { token: TokenId(4) },
         Request::Renew { csr: vec![48; 300].into() },
+        Request::Artifact { artifact: Artifact(Digest([7; 32])), bytes: 1 << 20 },
+        Request::ArtifactPart { artifact: Artifact(Digest([7; 32])), bytes: 9, offset: 3, part: vec![1; 6].into() },
         Request::Scale { job: JobId(1), ranks: 3 },
         Request::Pin { job: JobId(1), step: Step(9) },
         Request::Prune { job: JobId(1), keep: Some(2), dry_run: true },

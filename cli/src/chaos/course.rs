@@ -278,6 +278,7 @@ mod tests {
             trainer: "digits".into(),
             serves: None,
             traffic: None,
+            exec: None,
             owner: "admin".into(),
             state: JobState::Running,
             reason: String::new(),

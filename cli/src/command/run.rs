@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use stoke_node::artifact::Packed;
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{Explanation, JobState, Reply, Request};
 use stoke_protocol::message::split::SURVEYING;
 use stoke_protocol::spec::JobSpec;
 
 use super::{chaos, checkpoint, explain, serve, stop_signal, submit, up};
-use crate::Global;
 use crate::chaos::schedule::Schedule;
 use crate::chaos::storm::Storm;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, Sight, unexpected};
@@ -30,6 +30,7 @@ use crate::output;
 use crate::progress::Progress;
 use crate::report::{Report, failed_logs};
 use crate::spec::{self, SpecArgs};
+use crate::{Global, artifact};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,10 +45,12 @@ Examples:
 Checkpoints go to [checkpoint] to of the spec, else to --out, else to ./stoke-runs/NAME/TIME/.
 One coordinator and N agents run as separate processes on the loopback, and are gone when this command is.";
 
+/// The last lines of a command come after its end.
+const OUTPUT_MAX: Duration = Duration::from_secs(5);
 /// A job that fits is placed in milliseconds; one that waits this long on an empty cluster waits for ever.
 const PLACED_MAX: Duration = Duration::from_secs(2);
 
-/// Train or serve on a throwaway cluster of this machine, and clean up
+/// Train, serve or run a command on a throwaway cluster of this machine, and clean up
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -83,6 +86,8 @@ struct Scene {
     began: Instant,
     /// URI of the newest committed checkpoint.
     newest: RefCell<Option<String>>,
+    /// What a job that runs a command takes along.
+    packed: Option<Packed>,
     /// With its seed.
     chaos: Option<(Schedule, u64)>,
     /// From the submission on.
@@ -106,14 +111,17 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         }
         return serve::here(&job_spec, args.nodes, args.keep, global).await;
     }
-    check_inputs(&job_spec)?;
+    if job_spec.train.is_some() {
+        check_inputs(&job_spec)?;
+    }
     if let Some(note) = spec::default_ranks(&mut job_spec, args.nodes) {
         output::say(note);
     }
+    let packed = artifact::take(&mut job_spec)?;
     let interrupted = stop_signal()?;
     let out = make_out(args.out.as_deref(), &job_spec.name)?;
     let _claim = claim(&out)?;
-    if job_spec.checkpoint.to.is_none() {
+    if job_spec.train.is_some() && job_spec.checkpoint.to.is_none() {
         job_spec.checkpoint.to = Some(spec::file_uri(&out)?);
     }
     let mut builder = tempfile::Builder::new();
@@ -123,8 +131,16 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     // The supervisor removes it too, for the case that nobody is left here to do so.
     let life = if args.keep { Life::OursKeepFolder } else { Life::Ours };
     let newest = RefCell::new(None);
-    let scene =
-        Scene { folder: Folder::new(dir.path()), out, nodes: args.nodes, began, newest, chaos, storm: OnceCell::new() };
+    let scene = Scene {
+        folder: Folder::new(dir.path()),
+        out,
+        nodes: args.nodes,
+        began,
+        newest,
+        packed,
+        chaos,
+        storm: OnceCell::new(),
+    };
     let ended = live(&scene, life, &job_spec, interrupted).await;
     if args.keep {
         output::say(format_args!("the cluster's folder is kept: {}", dir.keep().display()));
@@ -203,30 +219,71 @@ async fn drive(scene: &Scene, job_spec: &JobSpec, cluster: &mut LocalCluster) ->
     cluster.ready(&scene.folder).await?;
     let admin = scene.folder.coordinator().join("admin");
     let mut client = Client::open_patiently(&admin, PATIENCE_WATCHING).await?;
+    if let Some(packed) = &scene.packed {
+        artifact::send(&mut client, packed).await?;
+    }
     let (job, _) = submit::submit(&mut client, &submit::fresh_key(), job_spec).await?;
     let request = Request::Watch { job };
     let begin = |(schedule, seed): &(Schedule, u64)| Storm::new(&scene.folder, schedule, *seed, Some(job));
     let storm = scene.chaos.as_ref().map(|chaos| scene.storm.get_or_init(|| begin(chaos)));
     let restarts = RefCell::new(0);
-    let view = tokio::select! {
+    let watched = async {
+        tokio::select! {
         view = client.watch(&request, |sight| {
             if let Sight::Job(view) = &sight && let Some(checkpoint) = &view.checkpoint {
                 *scene.newest.borrow_mut() = Some(checkpoint.uri.clone());
             }
             progress.borrow_mut().show(sight);
-        }) => view?,
-        failure = hear(cluster, &progress, &restarts) => return Err(failure),
-        failure = never_placed(&admin, job) => return Err(failure),
-        failure = chaos::rage(storm, |text| progress.borrow().note(text)) => return Err(failure),
+        }) => view,
+        failure = hear(cluster, &progress, &restarts) => Err(failure),
+        failure = never_placed(&admin, job) => Err(failure),
+        failure = chaos::rage(storm, |text| progress.borrow().note(text)) => Err(failure),
+        }
     };
+    let shown = async {
+        if job_spec.exec.is_some() {
+            show_output(&admin, job, &progress).await;
+        }
+    };
+    let view = beside(watched, shown).await?;
     progress.borrow().finish();
-    let logs = if view.state == JobState::Succeeded { Vec::new() } else { failed_logs(&mut client, &view).await };
+    let logs = match view.state {
+        JobState::Succeeded => Vec::new(),
+        // All of it has been shown.
+        _ if job_spec.exec.is_some() => Vec::new(),
+        _ => failed_logs(&mut client, &view).await,
+    };
     let wall = scene.began.elapsed();
     let chaos = match storm {
         Some(storm) => Some(storm.settle(chaos::SETTLE_MAX).await),
         None => None,
     };
     Ok(Report { view, wall, restarts: restarts.into_inner(), logs, chaos })
+}
+
+/// What the command prints, as it does. The cluster's logs go with it.
+async fn show_output(admin: &Path, job: JobId, progress: &RefCell<Progress>) {
+    let Ok(mut client) = Client::open_patiently(admin, PATIENCE_WATCHING).await else { return };
+    let request = Request::Logs { job, rank: None, tail: None, follow: true };
+    let Ok(mut answers) = client.stream(&request).await else { return };
+    while let Ok(Some(Reply::Log(chunk))) = answers.next().await {
+        let shown = progress.borrow();
+        chunk.lines.iter().for_each(|line| shown.note(&format!("[{}] {line}", chunk.id.rank)));
+        if chunk.last {
+            return;
+        }
+    }
+}
+
+/// Runs `second` beside `first`, and for a moment longer.
+async fn beside<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> T {
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    let done = tokio::select! {
+        done = &mut first => done,
+        () = &mut second => return first.await,
+    };
+    let _ = tokio::time::timeout(OUTPUT_MAX, second).await;
+    done
 }
 
 /// Tells of restarts as they happen; resolves only when the cluster cannot go on.

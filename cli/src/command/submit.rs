@@ -12,7 +12,7 @@ use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
 use crate::failure::{Exit, Failure};
 use crate::progress::Progress;
 use crate::spec::{self, SpecArgs};
-use crate::{output, report};
+use crate::{artifact, output, report};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,8 +40,12 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let began = Instant::now();
     let mut spec_args = args.spec;
     spec_args.resume = checkpoint::locate_resume(spec_args.resume, global).await?;
-    let job_spec = spec::prepare(&spec_args)?;
+    let mut job_spec = spec::prepare(&spec_args)?;
+    let folder = artifact::take(&mut job_spec)?;
     let mut client = connect(global).await?;
+    if let Some(folder) = &folder {
+        artifact::send(&mut client, folder).await?;
+    }
     let key = args.key.unwrap_or_else(fresh_key);
     let (job, created) = submit(&mut client, &key, &job_spec).await?;
     if !args.wait {

@@ -240,6 +240,7 @@ impl State {
             Effect::Admit { ticket, member } => self.answer(ticket, Answer::Member(member)),
             Effect::Deny { ticket, reason } => self.answer(ticket, Answer::Denied(reason)),
             Effect::SignRank { ticket, id } => self.answer(ticket, Answer::Sign(id)),
+            Effect::Artifacts { ticket, needed } => self.answer(ticket, Answer::Artifacts(needed)),
             Effect::Granted { ticket } => self.answer(ticket, Answer::Granted),
             Effect::Changed { job } => self.watchers.changed(job),
         }

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::door::Door;
 use super::logs;
 use super::messages::{Answer, Message, Question};
+use super::uploads;
 use crate::state::authorise::Verb;
 
 /// Replies that wait for a client to read; then the sender waits, and a watcher gets the newest view in the end.
@@ -54,6 +55,11 @@ impl Conversation {
 
     async fn converse(&self, request: Request, replies: &mpsc::Sender<Reply>) -> Result<Ended, Gone> {
         self.door.metrics.requests.with_label_values(&[Verb::of(&request).word()]).inc();
+        // Bytes do not go through the cluster's mailbox.
+        let request = match uploads::take(&self.door.artifacts, &self.caller, request).await {
+            Ok(request) => request,
+            Err(answer) => return send(replies, *answer).await.map(|()| Ended::Answered),
+        };
         let secret = (self.door.secret)();
         let kept = request.clone();
         let question = Question::Request { caller: self.caller.clone(), request, secret_hash: secret.hash() };
@@ -68,6 +74,10 @@ impl Conversation {
                 logs::relay(&self.door.cluster, replies, logs::Wanted { job, rank, tail, follow }).await?;
             }
             (Some(Answer::Granted), Request::Renew { csr }) => send(replies, self.renew(&csr)).await?,
+            (Some(Answer::Artifacts(needed)), Request::Artifact { artifact, bytes }) => {
+                let offered = uploads::offer(&self.door.artifacts, artifact, bytes, needed).await;
+                send(replies, offered).await?;
+            }
             (Some(Answer::Reply(reply)), _) => {
                 for reply in split(*reply) {
                     send(replies, reply).await?;
@@ -77,7 +87,10 @@ impl Conversation {
                 let token = JoinToken { ca_hash: self.door.authority.ca_hash(), id, secret };
                 send(replies, Reply::Token { token: id, text: token.to_string() }).await?;
             }
-            (Some(Answer::Granted | Answer::Member(_) | Answer::Sign(_) | Answer::Denied(_)), _) => {
+            (
+                Some(Answer::Granted | Answer::Artifacts(_) | Answer::Member(_) | Answer::Sign(_) | Answer::Denied(_)),
+                _,
+            ) => {
                 send(replies, Reply::Refused(going_down())).await?;
             }
             (None, _) => return Ok(Ended::Down),
@@ -164,7 +177,7 @@ fn readable<T: Clone>(mut piece: Vec<T>, wrap: fn(List<T>) -> Reply, replies: &m
     readable(rest, wrap, replies);
 }
 
-fn going_down() -> Refusal {
+pub(super) fn going_down() -> Refusal {
     Refusal {
         code: RefusalCode::Unavailable,
         message: "the coordinator is going down or has too much to do".into(),

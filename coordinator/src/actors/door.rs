@@ -16,6 +16,7 @@ use super::gateway::Gateway;
 use super::handle::ClusterHandle;
 use super::messages::{Answer, Question};
 use super::session::{self, SessionActor};
+use crate::artifacts::Artifacts;
 use crate::config::Lifetimes;
 use crate::metrics::Metrics;
 use crate::state::SessionId;
@@ -33,6 +34,7 @@ pub(crate) struct Door {
     pub authority: Arc<Authority>,
     pub lifetimes: Lifetimes,
     pub metrics: Arc<Metrics>,
+    pub artifacts: Artifacts,
     pub secret: Arc<dyn Fn() -> TokenSecret + Send + Sync>,
 }
 
@@ -95,6 +97,7 @@ impl Door {
             authority: self.authority.clone(),
             lifetimes: self.lifetimes,
             metrics: self.metrics.clone(),
+            artifacts: self.artifacts.clone(),
         };
         match Actor::spawn(None, SessionActor, arguments).await {
             Ok((_, ended)) => drop(tokio::spawn(async move {

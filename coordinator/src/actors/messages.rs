@@ -1,5 +1,7 @@
 //! What the cluster actor is told, and what it answers. Stays inside this crate.
 
+use std::collections::BTreeSet;
+
 use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{Digest, JobId, NodeId, Rank, TokenId};
 use stoke_protocol::message::client::{JobView, Refusal, Reply, Request};
@@ -8,6 +10,7 @@ use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
 use stoke_protocol::message::rank::{Progress, RankId};
 use stoke_protocol::message::split::{Survey, Surveyed};
+use stoke_protocol::spec::Artifact;
 use stoke_protocol::transport::Connection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -66,6 +69,8 @@ pub(crate) enum Answer {
     /// The rank may have its certificate.
     Sign(RankId),
     Granted,
+    /// An artifact may be stored; jobs need these.
+    Artifacts(BTreeSet<Artifact>),
     Denied(String),
 }
 

@@ -12,4 +12,5 @@ mod logs;
 pub(crate) mod messages;
 mod outbox;
 mod session;
+mod uploads;
 mod watchers;

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::handle::ClusterHandle;
 use super::messages::{Answer, Link, Message as ClusterMessage, Question, Words};
+use crate::artifacts::Artifacts;
 use crate::config::Lifetimes;
 use crate::metrics::Metrics;
 use crate::state::SessionId;
@@ -57,6 +58,7 @@ pub(crate) struct Arguments {
     pub authority: Arc<Authority>,
     pub lifetimes: Lifetimes,
     pub metrics: Arc<Metrics>,
+    pub artifacts: Artifacts,
 }
 
 pub(crate) struct State {
@@ -225,6 +227,7 @@ impl Talk {
                 authority: self.arguments.authority.clone(),
                 lifetimes: self.arguments.lifetimes,
                 metrics: self.arguments.metrics.clone(),
+                artifacts: self.arguments.artifacts.clone(),
             };
             tokio::spawn(async move {
                 if let Err(error) = desk.answer(request).await {
@@ -277,6 +280,7 @@ struct Desk {
     authority: Arc<Authority>,
     lifetimes: Lifetimes,
     metrics: Arc<Metrics>,
+    artifacts: Artifacts,
 }
 
 impl Desk {
@@ -302,6 +306,15 @@ impl Desk {
                     Some(Answer::Granted) => self.sign(&csr, &Subject::Node(self.node), self.lifetimes.node_s),
                     Some(Answer::Denied(reason)) => NodeReply::Refused { reason },
                     Some(_) | None => NodeReply::Refused { reason: "the coordinator is going down".into() },
+                }
+            }
+            NodeRequest::Artifact { artifact, offset } => {
+                self.metrics.requests.with_label_values(&["artifact"]).inc();
+                let artifacts = self.artifacts.clone();
+                match tokio::task::spawn_blocking(move || artifacts.read(artifact, offset)).await {
+                    Ok(Ok((bytes, part))) => NodeReply::ArtifactPart { bytes, part: part.into() },
+                    Ok(Err(error)) => NodeReply::Refused { reason: format!("read artifact {artifact}: {error}") },
+                    Err(_) => NodeReply::Refused { reason: "the coordinator is going down".into() },
                 }
             }
         };

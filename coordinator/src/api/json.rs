@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use stoke_protocol::ids::NodeId;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{
-    CheckpointView, ClusterView, DrainView, Explanation, JobState, JobView, LoadView, NodeState, NodeView, OutcomeView,
-    Point, ScaleView, ServesView, TokenScope, TokenState, TokenView,
+    CheckpointView, ClusterView, DrainView, ExecView, Explanation, JobState, JobView, LoadView, NodeState, NodeView,
+    OutcomeView, Point, ScaleView, ServesView, TokenScope, TokenState, TokenView,
 };
 use stoke_protocol::message::node::LogChunk;
-use stoke_protocol::message::rank::{Progress, RlProgress};
+use stoke_protocol::message::rank::{Exit, Progress, RlProgress};
 use stoke_protocol::message::serve::Traffic;
 use stoke_protocol::message::split::{Planned, Split, SplitRank};
 
@@ -78,6 +78,7 @@ pub fn job(view: &JobView) -> Value {
         "name": view.name,
         "trainer": view.trainer,
         "serves": view.serves.as_ref().map(served),
+        "exec": view.exec.as_ref().map(exec),
         "traffic": view.traffic.map(traffic),
         "share": view.traffic.and_then(share),
         "owner": view.owner,
@@ -98,6 +99,20 @@ pub fn job(view: &JobView) -> Value {
         "started_ms": view.started_ms,
         "ended_ms": view.ended_ms,
     })
+}
+
+/// How the commands of a job do: an exit is of a rank, with a code or a signal.
+pub fn exec(view: &ExecView) -> Value {
+    let ends = view.exits.iter().map(|(rank, exit)| {
+        let (code, signal) = match exit {
+            Exit::Code(code) => (Some(code), None),
+            Exit::Signal(signal) => (None, Some(signal)),
+            Exit::NotStarted(_) | Exit::AgentRestarted | Exit::AgentStopped | Exit::Unseen => (None, None),
+        };
+        json!({ "rank": rank.0, "code": code, "signal": signal })
+    });
+    let artifact = view.artifact.map(|artifact| artifact.to_string());
+    json!({ "restarts": view.restarts, "attempts": view.attempts, "artifact": artifact, "exits": ends.collect::<Vec<_>>() })
 }
 
 fn progress(progress: &Progress) -> Value {

@@ -138,7 +138,9 @@ async fn submit(
     if spec.resources.ranks.is_none() && spec.serve.is_none() {
         // As `stoke submit` does: a rank a node.
         let Reply::Cluster(view) = one(&ask, Request::Cluster).await? else { return Err(ApiError::unknown()) };
-        let ranks = view.nodes_up.clamp(spec.resources.ranks_min, spec.ranks_max().max(spec.resources.ranks_min));
+        let ranks = view
+            .nodes_up
+            .clamp(spec.resources.ranks_min.unwrap_or(1), spec.ranks_max().max(spec.resources.ranks_min.unwrap_or(1)));
         spec.resources.ranks = Some(ranks);
     }
     match one(&ask, Request::Submit { key: key.to_owned(), spec: spec.to_toml() }).await? {

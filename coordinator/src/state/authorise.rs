@@ -71,7 +71,7 @@ impl Verb {
             Request::Cluster | Request::Jobs | Request::Job { .. } | Request::Nodes | Request::Explain { .. } => {
                 Self::Look
             }
-            Request::Plan { .. } => Self::Submit,
+            Request::Plan { .. } | Request::Artifact { .. } | Request::ArtifactPart { .. } => Self::Submit,
             Request::Checkpoints { .. } | Request::Logs { .. } | Request::Watch { .. } => Self::Look,
             Request::History { .. } => Self::Look,
         }

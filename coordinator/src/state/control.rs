@@ -11,7 +11,7 @@ use stoke_protocol::ids::{ClusterId, Digest, JobId, NodeId, TokenId};
 use stoke_protocol::message::client::{Reply, Request, TokenScope};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::load::{Demand, Load};
-use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
+use stoke_protocol::message::node::{Heartbeat, NodeHello, Report, ToNode};
 use stoke_protocol::message::rank::{Progress, RankId};
 use stoke_protocol::message::serve::Routes;
 use stoke_protocol::message::split::{Survey, Surveyed};
@@ -335,7 +335,12 @@ impl Control {
     fn carry(&mut self, step: &mut Step, orders: Vec<Order>) {
         for order in orders {
             match order {
-                Order::Send { node, message } => {
+                Order::Send { node, mut message } => {
+                    if let ToNode::Stop { id, grace_ms, .. } = &mut message {
+                        // Commands have a grace of their own.
+                        let job = self.cluster.jobs().get(id.job);
+                        *grace_ms = job.map_or(*grace_ms, |job| job.stop_grace_ms(*grace_ms));
+                    }
                     if let Some(session) = self.liveness.session(node) {
                         step.effects.push(Effect::Send { session, message });
                     }

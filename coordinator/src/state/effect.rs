@@ -1,10 +1,13 @@
 //! What is to be done after the entries before it are durable. Effects are never journalled: what a restart forgets is made again from the
 //! state when a node reconnects or a client asks again.
 
+use std::collections::BTreeSet;
+
 use stoke_protocol::ids::{JobId, NodeId, TokenId};
 use stoke_protocol::message::client::Reply;
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::rank::RankId;
+use stoke_protocol::spec::Artifact;
 
 use super::control::{SessionId, Ticket};
 
@@ -57,6 +60,11 @@ pub enum Effect {
     SignRank {
         ticket: Ticket,
         id: RankId,
+    },
+    /// An artifact may be stored; these are what jobs that live need.
+    Artifacts {
+        ticket: Ticket,
+        needed: BTreeSet<Artifact>,
     },
     /// The caller, a user or a node, may do what only the shell can: sign its renewal, read logs, watch.
     Granted {

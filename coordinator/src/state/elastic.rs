@@ -161,7 +161,8 @@ impl Job {
         }
         self.reached = self.reached.max(Some(step));
         self.proven = Some(generation);
-        self.note(scene, format!("{generation} goes on at {step}"));
+        let words = self.resumed_words(generation, step);
+        self.note(scene, words);
         self.holds_at(scene, id, step);
         self.changed(scene);
     }
@@ -170,7 +171,7 @@ impl Job {
     pub fn failed(&mut self, scene: &mut Scene<'_>, id: RankId, error: &str, permanent: bool) {
         let error: String = error.chars().take(REASON_CHARS_MAX).collect();
         // What keeps a gang from starting keeps the next one too. A rank that was added may just be on the wrong machine.
-        self.doomed |= permanent && self.state == JobState::Starting && self.expects(id);
+        self.doomed |= permanent && (self.state == JobState::Starting || self.runs.is_some()) && self.expects(id);
         self.depart(scene, id, &format!("failed: {error}"));
     }
 
@@ -265,7 +266,9 @@ impl Job {
         } else if !self.state.is_terminal() {
             self.note(scene, reason.clone());
         }
-        if (waited_for || done) && self.state == JobState::Running && self.generation == generation {
+        // Commands wait for no step, and one that has exited with 0 is not needed any more.
+        let waits = (waited_for || done) && self.runs.is_none();
+        if waits && self.state == JobState::Running && self.generation == generation {
             // The step at which it was to leave will not be complete; or another one is to evaluate.
             self.go_on(scene, &reason);
         }
@@ -296,7 +299,7 @@ impl Job {
             self.failures += 1;
         }
         // A member that has finished is not among the lost, and may be gone with them.
-        if !running || live == 0 || members && (live < least || self.is_spent(scene.bug)) {
+        if !running || live == 0 || self.doomed || members && (live < least || self.is_spent(scene.bug)) {
             return self.recover(scene, reason.to_owned());
         }
         if known {
@@ -346,6 +349,9 @@ impl Job {
         run.members.retain(|id| ranks.get(id).is_some_and(|rank| !rank.gone));
         run.lost.clear();
         run.not_finite.clear();
+        if self.runs.is_some() {
+            run.forget_ends();
+        }
         // What was stored of a checkpoint by other members does not fit together with what these store.
         if scene.bug != Some(PlantedBug::ShardsUnfenced) {
             run.prepared.clear();
@@ -355,12 +361,15 @@ impl Job {
     }
 
     pub(super) fn tell_membership(&mut self, scene: &mut Scene<'_>, after: Option<Generation>) {
+        if let Some(runs) = &mut self.runs {
+            runs.restarts = self.recoveries;
+        }
         let Some(run) = &self.run else { return };
         self.worlds.insert(run.generation, (run.members.len() as u32, scene.index));
         if self.worlds.len() > WORLDS_MAX {
             self.worlds.pop_first();
         }
-        let membership = run.membership(after);
+        let membership = run.membership(after, self.recoveries);
         // Also to those that are not in it any more and have not been told to stop: they end by themselves.
         for (id, rank) in run.ranks.iter().filter(|(_, rank)| !rank.gone && rank.address.is_some()) {
             let message = ToNode::Membership { id: *id, membership: membership.clone() };

@@ -9,6 +9,7 @@ use stoke_protocol::message::node::{NodeHello, Report};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::spec::{OnNan, Straggler};
 
+use super::commands::Runs;
 use super::machine::Ask;
 use super::serving::Serves;
 use super::split::{Chosen, Cut};
@@ -249,6 +250,8 @@ pub struct Submission {
     pub straggler: Straggler,
     /// Of a job that serves.
     pub serves: Option<Serves>,
+    /// Of a job that runs a command.
+    pub runs: Option<Runs>,
     /// Awaited: what `ask` says of ranks and memory is not known yet.
     pub cut: Cut,
     pub ask: Ask,

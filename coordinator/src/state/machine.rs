@@ -22,6 +22,7 @@
 //! | Running     | every shard of a step stored                       | Running     | Commit to the first member     |
 //! | Running     | manifest stored, committed to the catalogue        | Running     | Committed to each rank         |
 //! | Running     | a shard or a manifest could not be stored          | Running     | Abandon to each rank           |
+//! | Running     | every member's command has exited with 0           | Succeeded   | Release to each rank           |
 //! | Running     | every member finished with the same weights        | Succeeded   | Release to each rank           |
 //! | Running     | every member finished, weights differ              | Recovering  | Stop to each rank (then Failed)|
 //! | Running     | a more urgent job has no room                      | Running     | Membership of the same, planned: store and hold |
@@ -50,6 +51,7 @@ use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::rank::{Origin, Outcome, Purpose, RankId, StartFrom, StartRank};
 use stoke_protocol::spec::{OnNan, Straggler};
 
+use super::commands::Runs;
 use super::effect::Order;
 use super::event::Submission;
 use super::members::Room;
@@ -123,6 +125,8 @@ pub struct Job {
     pub straggler: Straggler,
     /// Of a job that serves.
     pub serves: Option<Serves>,
+    /// Of a job that runs a command.
+    pub runs: Option<Runs>,
     pub cut: Cut,
     /// The generation that has shown that it computes.
     pub proven: Option<Generation>,
@@ -192,6 +196,7 @@ impl Job {
             on_nan: submission.on_nan,
             straggler: submission.straggler,
             serves: submission.serves,
+            runs: submission.runs,
             cut: submission.cut,
             proven: None,
             attempts_max: submission.attempts_max,
@@ -293,6 +298,9 @@ impl Job {
             committed: None,
         });
         (self.state, self.reason, self.struck) = (JobState::Starting, String::new(), false);
+        if let Some(runs) = &mut self.runs {
+            runs.exits.clear();
+        }
         self.place(scene, ranks);
     }
 
@@ -348,6 +356,9 @@ impl Job {
     /// Ends well if every member has finished, and the held-out metrics are there: where the rank that evaluated is gone, the new first member
     /// does it again.
     pub(super) fn conclude(&mut self, scene: &mut Scene<'_>) {
+        if self.runs.is_some() {
+            return self.conclude_commands(scene);
+        }
         let Some(run) = self.run.as_ref().filter(|_| self.state == JobState::Running) else { return };
         let has_finished = |id: &RankId| run.ranks.get(id).is_some_and(|rank| rank.outcome.is_some());
         if run.members.is_empty() || !run.members.iter().all(has_finished) {
@@ -426,7 +437,7 @@ impl Job {
                 }
                 if rank_is_known(run, id) {
                     // Whoever missed the plan missed the step at which it began.
-                    send(ToNode::Membership { id, membership: run.membership(None) });
+                    send(ToNode::Membership { id, membership: run.membership(None, self.recoveries) });
                 }
                 if self.ask.rollouts > 0 && !id.rank.is_rollout() {
                     send(self.rollouts_for(id));

@@ -131,7 +131,8 @@ impl Control {
             let Some(session) = self.liveness.session(node.id) else { continue };
             for id in node.held.keys().filter(|id| late.contains(id) && self.unwanted.contains(id)) {
                 let reason = "its generation is over".to_owned();
-                let message = ToNode::Stop { id: *id, reason, grace_ms: STOP_GRACE_MS };
+                let grace_ms = jobs.get(id.job).map_or(STOP_GRACE_MS, |job| job.stop_grace_ms(STOP_GRACE_MS));
+                let message = ToNode::Stop { id: *id, reason, grace_ms };
                 step.effects.push(Effect::Send { session, message });
             }
         }

@@ -423,6 +423,7 @@ mod tests {
                 on_nan: stoke_protocol::spec::OnNan::Fail,
                 straggler: stoke_protocol::spec::Straggler::Report,
                 serves: None,
+                runs: None,
                 cut: Default::default(),
                 ask,
             };

@@ -32,7 +32,7 @@ impl Cluster {
             RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Resumed { .. } => {}
             RankEvent::Joined { .. } | RankEvent::PeerLost { .. } | RankEvent::WentOn { .. } => {}
             RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
-            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => {}
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::CommandEnded { .. } => {}
         }
         if matches!(report.event, RankEvent::Exited { .. }) {
             self.members.release(node, id, self.bug);
@@ -92,6 +92,7 @@ impl Cluster {
             }
             RankEvent::Resumed { generation, step } => job.resumed(scene, id, *generation, *step),
             RankEvent::Joined { generation, step } => job.joined(scene, id, *generation, *step),
+            RankEvent::CommandEnded { generation, exit } => job.command_ended(scene, id, *generation, exit),
             RankEvent::WentOn { generation, step, members } => job.went_on(scene, id, (*generation, *step), members),
         });
         self.replan |= matches!(event, RankEvent::Failed { .. });

@@ -7,6 +7,7 @@ use stoke_protocol::spec::JobSpec;
 
 use super::authorise::{Verb, authorise};
 use super::cluster::Refused;
+use super::commands::Runs;
 use super::control::{Control, Step, Ticket, refused_words};
 use super::effect::Effect;
 use super::event::{Event, Submission};
@@ -70,7 +71,13 @@ impl Control {
                 Ok(_) => return step.effects.push(Effect::Granted { ticket }),
                 Err(refusal) => Err(refusal),
             },
-            Request::Renew { .. } => return step.effects.push(Effect::Granted { ticket }),
+            Request::Renew { .. } | Request::ArtifactPart { .. } => {
+                return step.effects.push(Effect::Granted { ticket });
+            }
+            Request::Artifact { .. } => {
+                let needed = self.needed_artifacts();
+                return step.effects.push(Effect::Artifacts { ticket, needed });
+            }
         };
         reply(step, ticket, answer);
     }
@@ -126,6 +133,11 @@ impl Control {
             }
             None => format!("{}/", self.options.checkpoints.trim_end_matches('/')),
         };
+        // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
+        let ranks = resources.ranks.unwrap_or_else(|| match &spec.serve {
+            Some(serve) => serve.ranks(),
+            None => self.cluster.members().up().clamp(resources.ranks_min.unwrap_or(1), spec.ranks_max()),
+        });
         Submission {
             key,
             owner: owner.to_owned(),
@@ -138,19 +150,15 @@ impl Control {
             keep: spec.checkpoint.keep,
             priority: spec.priority,
             attempts_max: spec.restart.attempts,
-            // A split has no place for fewer: nothing may take a rank of it away.
-            ranks_min: spec.serve.as_ref().map_or(resources.ranks_min, |serve| serve.ranks()),
+            ranks_min: spec.ranks_min(ranks),
             digest_every: spec.train.as_ref().map_or(0, |train| train.digest_every),
             on_nan: spec.train.as_ref().map(|train| train.on_nan).unwrap_or_default(),
             straggler: spec.train.as_ref().map(|train| train.straggler).unwrap_or_default(),
             serves: Serves::of(spec),
+            runs: Runs::of(spec),
             cut: if spec.awaits_split() { Cut::Awaited } else { Cut::Written },
             ask: Ask {
-                // One rank a node where the spec does not say: the text stays as it was sent, so that its key holds when nodes come and go.
-                ranks: resources.ranks.unwrap_or_else(|| match &spec.serve {
-                    Some(serve) => serve.ranks(),
-                    None => self.cluster.members().up().clamp(resources.ranks_min, spec.ranks_max()),
-                }),
+                ranks,
                 room: Room { cpus: resources.cpus, memory_bytes: resources.memory().0, gpus: resources.gpus },
                 labels: resources.labels.clone(),
                 seats: Vec::new(),

@@ -103,10 +103,11 @@ impl Run {
         Some(Member { id, address: self.ranks.get(&id)?.address? })
     }
 
-    pub(super) fn membership(&self, after: Option<Generation>) -> Membership {
+    pub(super) fn membership(&self, after: Option<Generation>, restarts: u32) -> Membership {
         let addressed = |ids: &[RankId]| ids.iter().filter_map(|id| self.member(*id)).collect();
         let (members, joining) = (addressed(&self.members), addressed(&self.joining));
-        Membership { generation: self.generation, members, joining, after, ballot: 0, purpose: self.purpose }
+        let (generation, purpose) = (self.generation, self.purpose);
+        Membership { generation, members, joining, after, ballot: 0, purpose, restarts }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Golden scenarios: the control machine from the outside, a few nodes, and what must come of it. Tests only.
 
 mod blame;
+mod commands;
 mod cutting;
 mod draining;
 mod playing;

@@ -106,6 +106,7 @@ impl Control {
             name: job.name.clone(),
             trainer: job.trainer.clone(),
             serves: self.serves_view(job, models),
+            exec: job.exec_view(),
             traffic: job.serves.as_ref().map(Serves::traffic),
             owner: job.owner.clone(),
             state: job.state,

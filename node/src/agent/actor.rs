@@ -271,9 +271,9 @@ impl Acting {
                         process.send(frame);
                     }
                 }
-                Effect::Sign { id, csr } => {
+                Effect::Sign { id, csr, artifact } => {
                     if let Some(session) = self.live {
-                        let _ = self.session.cast(SessionMessage::Sign { session, id, csr });
+                        let _ = self.session.cast(SessionMessage::Sign { session, id, csr, artifact });
                     }
                 }
                 Effect::KillAfter { id, grace_ms } => {

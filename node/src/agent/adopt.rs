@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::belongings::Belongings;
 use super::inventory::{Inventory, Kept};
 use super::log::LogBook;
 use super::process::{DRAIN_MAX, Process, read_frames, write_frames};
@@ -25,9 +26,14 @@ use crate::worker::text_of;
 const DIAL_EVERY: Duration = Duration::from_millis(50);
 
 /// Takes over the process of a rank. See [`super::spawn::Spawner::adopt`].
-pub fn adopt(kept: Kept, inventory: &Inventory, logs: &LogBook, events: RankEvents) -> Box<dyn RankProcess> {
+pub fn adopt(
+    kept: Kept,
+    inventory: &Inventory,
+    (logs, belongings): (&LogBook, &Belongings),
+    events: RankEvents,
+) -> Box<dyn RankProcess> {
     let (handle, frames, killed) = Process::new();
-    let (inventory, logs, id) = (inventory.clone(), logs.clone(), kept.id);
+    let (inventory, logs, belongings, id) = (inventory.clone(), logs.clone(), belongings.clone(), kept.id);
     logs.resume(id);
     let watched = Watched::found(&kept);
     tracing::info!(rank = %id, pid = kept.pid, runs = watched.is_some(), "rank of an agent before this one");
@@ -45,6 +51,7 @@ pub fn adopt(kept: Kept, inventory: &Inventory, logs: &LogBook, events: RankEven
             events.frame(frame).await;
         }
         let exit = code.unwrap_or(exit);
+        belongings.clear(id, kept.runs_command.then(|| kept.mark())).await;
         tracing::info!(rank = %id, ?exit, "rank is gone");
         logs.ended(id);
         events.exited(exit);

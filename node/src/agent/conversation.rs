@@ -21,6 +21,8 @@ use super::state::Signed;
 use crate::gateway::Watch;
 use crate::probe::Usage;
 
+/// A coordinator that speaks of something else.
+const NO_ANSWER: &str = "the answer is to another question";
 /// Frames of the coordinator that may wait in the agent's mailbox.
 const FRAMES_MAX: usize = 256;
 /// Between two words of what the gateway could not bring to a head.
@@ -188,6 +190,7 @@ pub(super) async fn sign(connection: &Connection, id: RankId, csr: Vec<u8>, auth
     match connection.request(&request, ANSWER_MAX).await {
         Ok(NodeReply::Certificate { certificate }) => Signed::Certificate { certificate: certificate.0, authority },
         Ok(NodeReply::Refused { reason }) => Signed::Refused { reason },
+        Ok(NodeReply::ArtifactPart { .. }) => Signed::Refused { reason: NO_ANSWER.into() },
         Err(error) => {
             tracing::debug!(rank = %id, %error, "no certificate yet");
             Signed::Lost
@@ -224,6 +227,7 @@ async fn renew_once(talk: &Conversation) -> Result<(), String> {
             Ok(())
         }
         Ok(NodeReply::Refused { reason }) => Err(reason),
+        Ok(NodeReply::ArtifactPart { .. }) => Err(NO_ANSWER.into()),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -21,6 +21,7 @@ use stoke_protocol::message::rank::{Cookie, FromRank, RankId};
 use super::claim::Claim;
 use super::disk::{HomeError, lock, replace};
 use super::shards;
+use crate::exec::{Mark, Scratches, end_marked};
 use crate::link;
 
 const DIR: &str = "ranks";
@@ -50,6 +51,12 @@ pub struct Kept {
     /// Of the cookie that the process proves itself with.
     cookie_blake3: Digest,
     pub claim: Claim,
+    /// Processes may be left when this one is gone.
+    #[serde(default)]
+    pub runs_command: bool,
+    /// Numbers of the accelerators that are kept for it.
+    #[serde(default)]
+    pub gpus: Vec<u32>,
 }
 
 /// A cookie that nobody has had.
@@ -64,7 +71,12 @@ impl Kept {
     pub fn new(id: RankId, pid: u32, cookie: &Cookie, claim: Claim) -> io::Result<Self> {
         let started = start_of(pid).ok_or_else(|| io::Error::other("its start time is not to be read in /proc"))?;
         let cookie_blake3 = Digest(*blake3::hash(&cookie.0.0).as_bytes());
-        Ok(Self { id, pid, started, boot: boot()?, cookie_blake3, claim })
+        Ok(Self { id, pid, started, boot: boot()?, cookie_blake3, claim, runs_command: false, gpus: Vec::new() })
+    }
+
+    /// Of the processes that its command has started.
+    pub fn mark(&self) -> Mark {
+        Mark::of_hash(blake3::Hash::from_bytes(self.cookie_blake3.0))
     }
 
     /// N3. Ask after a descriptor of the process was opened: then it is this one's.
@@ -216,8 +228,12 @@ pub fn end_orphans(dir: &Path) -> Result<usize, HomeError> {
             poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)).is_ok_and(|ready| ready > 0)
         };
         while !gone() && Instant::now() < deadline {}
+        if kept.runs_command {
+            end_marked(&kept.mark());
+        }
     }
     shards::remove_of(dir);
+    Scratches::of(dir).keep_only(&[]);
     unread.map_or(Ok(ended), Err)
 }
 

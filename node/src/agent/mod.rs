@@ -7,6 +7,7 @@
 mod actor;
 mod adopt;
 mod backoff;
+mod belongings;
 mod claim;
 mod conversation;
 mod disk;
@@ -40,6 +41,7 @@ use stoke_protocol::message::node::{Capacity, GatewayAt};
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch as channel};
 
+use crate::artifact::Cache;
 use crate::config::{Config, Gateway as At};
 use crate::gateway::{self, Gateway, GatewayError, Tls, Who};
 use crate::probe;
@@ -119,14 +121,14 @@ impl Agent {
         let first = config.coordinator.first().ok_or(StartError::NoCoordinator)?;
         let peer = session::resolve(first).await.ok().and_then(|addresses| addresses.first().map(|a| a.ip()));
         let capacity = probe::capacity(&config);
-        let has_gpu = !capacity.gpus.is_empty();
+        let gpus = u32::try_from(capacity.gpus.len()).unwrap_or(u32::MAX);
         let credentials = home.credentials()?;
         let shards = ShardFolder::open(credentials.identity().cluster, join::node_of(&credentials)?);
         let shards = shards.filter(|_| config.shards_in_memory);
         let root = shards.as_ref().map(|shards| shards.root().to_owned());
         let inventory = Inventory::open(&config.dir)?;
         let kept = inventory.take_over()?;
-        let spawner = Processes::new(&config, inventory, logs.clone(), has_gpu, root);
+        let spawner = Processes::new(&config, inventory, logs.clone(), gpus, root);
         let bind = session::any_port_towards(peer, config.listen_ip);
         let environment = Environment {
             gateway: start_gateway(&config, bind, &credentials).await?,
@@ -177,6 +179,7 @@ impl Agent {
             coordinator: config.coordinator.clone(),
             incarnation,
             logs,
+            artifacts: Cache::of(&config.dir),
             gateway: gateway.as_ref().map(Gateway::watch),
             measure,
             seed: node.0 << 32 | incarnation.0,

@@ -23,13 +23,16 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
 use super::adopt;
+use super::belongings::Belongings;
 use super::claim::Claim;
 use super::inventory::{Inventory, Kept, draw_cookie};
 use super::log::{LogBook, Opened};
 use super::memory::OutOfMemory;
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::watch::Watched;
+use crate::artifact::{ARTIFACTS, Cache};
 use crate::config::Config;
+use crate::exec::{GPUS, MARK, Mark, SCRATCH, Scratches};
 use crate::{checkpoint, link};
 
 /// The number of the inherited end of the socket pair.
@@ -67,6 +70,8 @@ pub struct Processes {
     command: Vec<String>,
     inventory: Inventory,
     logs: LogBook,
+    belongings: Belongings,
+    artifacts: Cache,
     orphan_grace_ms: u64,
     has_gpu: bool,
     shards: Option<PathBuf>,
@@ -79,7 +84,7 @@ impl Processes {
         config: &Config,
         inventory: Inventory,
         logs: LogBook,
-        has_gpu: bool,
+        gpus: u32,
         shards: Option<PathBuf>,
     ) -> io::Result<Self> {
         let mut command = config.worker_command.clone();
@@ -88,12 +93,15 @@ impl Processes {
             let own = own.to_str().ok_or_else(|| io::Error::other("the path of this executable is not UTF-8"))?;
             command = vec![own.to_owned(), "worker".to_owned()];
         }
+        let kept = inventory.read().map_err(io::Error::other)?;
         let (orphan_grace_ms, memory) = (config.orphan_grace_ms, Arc::new(OutOfMemory::watch()));
-        Ok(Self { command, inventory, logs, orphan_grace_ms, has_gpu, shards, memory })
+        let belongings = Belongings::new(Scratches::of(&config.dir), gpus, &kept);
+        let (artifacts, has_gpu) = (Cache::of(&config.dir), gpus > 0);
+        Ok(Self { artifacts, command, inventory, belongings, logs, orphan_grace_ms, has_gpu, shards, memory })
     }
 
     /// The process, which waits for its start, its link and what it is to be told before the start.
-    fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream, Settle)> {
+    fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream, Settle, Option<Mark>)> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let ours = std::os::unix::net::UnixStream::from(ours);
         ours.set_nonblocking(true)?;
@@ -102,8 +110,22 @@ impl Processes {
         let socket = self.inventory.socket(start.id).into_os_string().into_string();
         let socket = socket.map_err(|_| io::Error::other("the path of the agent's folder is not UTF-8"))?;
         let Opened { file, base, part } = self.logs.open(start.id)?;
-        let mut child = self.command(&theirs, file, ip)?.spawn()?;
-        let watched = match self.keep(start, child.id(), &cookie) {
+        let spec = JobSpec::parse(&start.spec).map_err(io::Error::other)?;
+        let mut command = self.command(&theirs, file, ip)?;
+        let gpus = self.belongings.take_gpus(start.id, spec.resources.gpus);
+        if let Some(exec) = &spec.exec {
+            self.belongings.scratches.open(start.id)?;
+            let numbers: Vec<String> = gpus.iter().map(ToString::to_string).collect();
+            let passed = exec.pass_env.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+            command
+                .envs(passed)
+                .env(ARTIFACTS, self.artifacts.dir())
+                .env(SCRATCH, self.belongings.scratches.of_rank(start.id))
+                .env(GPUS, numbers.join(","))
+                .env(MARK, Mark::of(&cookie).to_string());
+        }
+        let mut child = command.spawn()?;
+        let watched = match self.keep((start, &spec), child.id(), (&cookie, gpus)) {
             Ok(watched) => watched,
             Err(error) => {
                 // A rank that nobody can reap (no descriptor was left, F27) or find again (no disk) must not be there.
@@ -121,14 +143,21 @@ impl Processes {
             log_part: part,
             log_bytes: self.logs.bytes_max(),
         };
-        Ok((watched, link, settle))
+        let mark = spec.exec.is_some().then(|| Mark::of(&settle.cookie));
+        Ok((watched, link, settle, mark))
     }
 
     /// N1.
-    fn keep(&self, start: &StartRank, pid: u32, cookie: &Cookie) -> io::Result<Watched> {
+    fn keep(
+        &self,
+        (start, spec): (&StartRank, &JobSpec),
+        pid: u32,
+        (cookie, gpus): (&Cookie, Vec<u32>),
+    ) -> io::Result<Watched> {
         let watched = Watched::new(pid)?;
-        let spec = JobSpec::parse(&start.spec).map_err(io::Error::other)?;
-        self.inventory.keep(&Kept::new(start.id, pid, cookie, Claim::of(&spec, start))?)?;
+        let mut kept = Kept::new(start.id, pid, cookie, Claim::of(spec, start))?;
+        (kept.runs_command, kept.gpus) = (spec.exec.is_some(), gpus);
+        self.inventory.keep(&kept)?;
         Ok(watched)
     }
 
@@ -164,8 +193,11 @@ impl Processes {
 impl Spawner for Processes {
     fn spawn(&self, start: StartRank, ip: IpAddr, events: RankEvents) -> Result<Box<dyn RankProcess>, String> {
         let id = start.id;
-        let started = self.start(&start, ip).inspect_err(|_| self.logs.ended(id));
-        let (watched, link, settle) = started.map_err(|error| format!("start {}: {error}", self.command[0]))?;
+        let started = self.start(&start, ip).inspect_err(|_| {
+            self.logs.ended(id);
+            self.belongings.return_gpus(id);
+        });
+        let (watched, link, settle, mark) = started.map_err(|error| format!("start {}: {error}", self.command[0]))?;
         let pid = watched.pid();
         tracing::info!(rank = %id, pid = pid.as_raw_nonzero().get(), "rank started");
         let (read, write) = link.into_split();
@@ -178,7 +210,7 @@ impl Spawner for Processes {
         }
         handle.send(ToRank::Start(start));
         tokio::spawn(write_frames(id, write, queue));
-        let (memory, logs) = (self.memory.clone(), self.logs.clone());
+        let (memory, logs, belongings) = (self.memory.clone(), self.logs.clone(), self.belongings.clone());
         let reader = tokio::spawn(read_frames(id, read, events.clone(), logs.clone()));
         tokio::spawn(async move {
             let exit = match watched.end(killed).await {
@@ -186,6 +218,7 @@ impl Spawner for Processes {
                 Err(error) => Exit::NotStarted(format!("its end could not be read: {error}")),
             };
             let _ = tokio::time::timeout(DRAIN_MAX, reader).await;
+            belongings.clear(id, mark).await;
             tracing::info!(rank = %id, ?exit, "rank is gone");
             if exit == Exit::Signal(Signal::KILL.as_raw())
                 && let Some(error) = memory.explain()
@@ -200,7 +233,7 @@ impl Spawner for Processes {
     }
 
     fn adopt(&self, kept: Kept, events: RankEvents) -> Box<dyn RankProcess> {
-        adopt::adopt(kept, &self.inventory, &self.logs, events)
+        adopt::adopt(kept, &self.inventory, (&self.logs, &self.belongings), events)
     }
 
     fn forget(&self, id: RankId) {

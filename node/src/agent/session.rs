@@ -10,6 +10,7 @@ use stoke_protocol::identity::{Credentials, Subject};
 use stoke_protocol::ids::Incarnation;
 use stoke_protocol::message::node::{FromNode, ToNode};
 use stoke_protocol::message::rank::RankId;
+use stoke_protocol::spec::Artifact;
 use stoke_protocol::transport::{CloseCode, Closed, Connection, Endpoint, FrameReceiver, FrameSender, TransportError};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -20,6 +21,7 @@ use super::backoff::Backoff;
 use super::conversation::{self, Awake, Conversation};
 use super::log::LogBook;
 use super::state::{Event, Signed};
+use crate::artifact::{Cache, Fetched};
 use crate::gateway::Watch;
 
 /// The coordinator's welcome comes within this, or it is busy with something else.
@@ -40,6 +42,8 @@ pub struct SessionArguments {
     pub coordinator: Vec<String>,
     pub incarnation: Incarnation,
     pub logs: LogBook,
+    /// That ranks need which run commands.
+    pub artifacts: Cache,
     /// Tells which questions are at jobs that leave.
     pub gateway: Option<Watch>,
     /// Whether heartbeats carry how busy the machine is; a simulated one is not.
@@ -59,6 +63,7 @@ pub enum SessionMessage {
         session: u64,
         id: RankId,
         csr: Vec<u8>,
+        artifact: Option<Artifact>,
     },
     /// The agent does not want this coordinator.
     Close {
@@ -132,7 +137,7 @@ impl Actor for Session {
             SessionMessage::Dial => standing.dial(&myself),
             SessionMessage::Dialled(result) => standing.dialled(*result, &myself),
             SessionMessage::Send { session, frame } => standing.send(session, frame, &myself),
-            SessionMessage::Sign { session, id, csr } => standing.sign(session, id, csr),
+            SessionMessage::Sign { session, id, csr, artifact } => standing.sign(session, id, (csr, artifact)),
             SessionMessage::Close { session, reason } => {
                 if let Some(live) = standing.live.as_ref().filter(|_| session == standing.number) {
                     live.connection.close(CloseCode::Superseded, &reason);
@@ -207,12 +212,21 @@ impl Standing {
         }
     }
 
-    fn sign(&mut self, session: u64, id: RankId, csr: Vec<u8>) {
+    fn sign(&mut self, session: u64, id: RankId, (csr, artifact): (Vec<u8>, Option<Artifact>)) {
         let Some(live) = self.live.as_ref().filter(|_| session == self.number) else { return };
         let (connection, agent) = (live.connection.clone(), self.agent.clone());
         let authority = self.arguments.credentials.roots().swap_remove(0);
+        let artifacts = self.arguments.artifacts.clone();
         tokio::spawn(async move {
-            let answer = conversation::sign(&connection, id, csr, authority).await;
+            let fetched = match artifact {
+                Some(artifact) => artifacts.fetch(&connection, artifact).await,
+                None => Fetched::There,
+            };
+            let answer = match fetched {
+                Fetched::There => conversation::sign(&connection, id, csr, authority).await,
+                Fetched::Lost => Signed::Lost,
+                Fetched::Refused(reason) => Signed::Refused { reason },
+            };
             if answer == Signed::Lost {
                 tokio::time::sleep(conversation::SIGN_AGAIN).await;
             }

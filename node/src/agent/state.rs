@@ -28,7 +28,7 @@ use stoke_protocol::message::node::{Capacity, FromNode, GatewayAt, NodeHello, Ra
 use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
 use stoke_protocol::message::serve::Routes;
 use stoke_protocol::message::split::{Survey, Surveyed};
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{Artifact, GRACE_MAX, JobSpec};
 
 use super::claim::Claim;
 use super::fence::{Fence, Fences};
@@ -39,8 +39,8 @@ use super::sweeps::{Sweep, Sweeps};
 const ENDS_MAX: usize = 1024;
 /// A process that hung up has this long to go by itself: time for a panic's message to be written.
 const HANG_UP_GRACE_MS: u64 = 5_000;
-/// A grace that the coordinator may ask for; a longer one would keep a slot for nothing.
-const GRACE_MS_MAX: u64 = 60_000;
+/// A grace that the coordinator may ask for: that of a command, and a moment more. A longer one would keep a slot for nothing.
+const GRACE_MS_MAX: u64 = GRACE_MAX.0 + 10_000;
 
 /// Who and what this agent is; fixed for its life.
 #[derive(Clone, Debug)]
@@ -118,10 +118,11 @@ pub enum Effect {
         id: RankId,
         frame: ToRank,
     },
-    /// Ask the coordinator for a rank's certificate.
+    /// Ask the coordinator for the artifact that a rank needs, and then for its certificate.
     Sign {
         id: RankId,
         csr: Vec<u8>,
+        artifact: Option<Artifact>,
     },
     /// Kill the rank's processes after so long, if they are still there.
     KillAfter {
@@ -179,7 +180,7 @@ struct Entry {
 #[derive(Debug, PartialEq)]
 enum Phase {
     Starting,
-    Signing { csr: Vec<u8> },
+    Signing { csr: Vec<u8>, artifact: Option<Artifact> },
     Up,
     Stopping,
 }
@@ -334,8 +335,8 @@ impl AgentState {
         self.outbox.rewind();
         self.tell_ranks(out);
         for (id, rank) in &self.ranks {
-            if let Phase::Signing { csr } = &rank.phase {
-                out.push(Effect::Sign { id: *id, csr: csr.clone() });
+            if let Phase::Signing { csr, artifact } = &rank.phase {
+                out.push(Effect::Sign { id: *id, csr: csr.clone(), artifact: *artifact });
             }
             if let Some(progress) = rank.progress {
                 out.push(Effect::Send(FromNode::Progress { id: *id, progress }));
@@ -439,12 +440,12 @@ impl AgentState {
     fn rank(&mut self, id: RankId, frame: FromRank, out: &mut Vec<Effect>) {
         let Some(rank) = self.ranks.get_mut(&id) else { return };
         match frame {
-            FromRank::Hello { csr } => {
+            FromRank::Hello { csr, artifact } => {
                 // A rank says it until it has its certificate.
                 if matches!(rank.phase, Phase::Starting | Phase::Up) {
-                    rank.phase = Phase::Signing { csr: csr.0.clone() };
+                    rank.phase = Phase::Signing { csr: csr.0.clone(), artifact };
                     if self.connected {
-                        out.push(Effect::Sign { id, csr: csr.0 });
+                        out.push(Effect::Sign { id, csr: csr.0, artifact });
                     }
                 }
             }
@@ -480,7 +481,7 @@ impl AgentState {
 
     fn signed(&mut self, id: RankId, answer: Signed, out: &mut Vec<Effect>) {
         let Some(rank) = self.ranks.get_mut(&id) else { return };
-        let Phase::Signing { csr } = &rank.phase else { return };
+        let Phase::Signing { csr, artifact } = &rank.phase else { return };
         match answer {
             Signed::Certificate { certificate, authority } => {
                 rank.phase = Phase::Up;
@@ -490,7 +491,7 @@ impl AgentState {
                     out.push(Effect::ToRank { id, frame: ToRank::Coordinator { reachable: false } });
                 }
             }
-            Signed::Lost if self.connected => out.push(Effect::Sign { id, csr: csr.clone() }),
+            Signed::Lost if self.connected => out.push(Effect::Sign { id, csr: csr.clone(), artifact: *artifact }),
             Signed::Lost => {}
             Signed::Refused { reason } => {
                 rank.phase = Phase::Stopping;
@@ -591,7 +592,7 @@ impl Said {
             }
             RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
             RankEvent::WentOn { .. } | RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
-            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => Some(event),
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::CommandEnded { .. } => Some(event),
             RankEvent::Exited { .. } => None,
         }
     }

@@ -64,7 +64,7 @@ fn connected() -> AgentState {
 fn running() -> AgentState {
     let mut agent = connected();
     agent.told(start(id(1, 0), 2));
-    agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into() } });
+    agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into(), artifact: None } });
     let answer = Signed::Certificate { certificate: vec![1], authority: vec![2] };
     agent.apply(Event::Signed { id: id(1, 0), answer });
     agent
@@ -177,8 +177,8 @@ fn a_rank_that_does_not_fit_is_refused_by_the_node_itself() {
 fn a_certificate_is_asked_for_again_after_a_reconnect() {
     let mut agent = connected();
     agent.told(start(id(1, 0), 1));
-    let sign = Effect::Sign { id: id(1, 0), csr: vec![9] };
-    let hello = Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into() } };
+    let sign = Effect::Sign { id: id(1, 0), csr: vec![9], artifact: None };
+    let hello = Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into(), artifact: None } };
     assert_eq!(agent.apply(hello), std::slice::from_ref(&sign));
     agent.apply(Event::Disconnected);
     assert!(agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Lost }).is_empty());
@@ -193,7 +193,7 @@ fn a_certificate_is_asked_for_again_after_a_reconnect() {
 fn a_refused_certificate_ends_the_rank_with_the_reason() {
     let mut agent = connected();
     agent.told(start(id(1, 0), 1));
-    agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into() } });
+    agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into(), artifact: None } });
     let effects = agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Refused { reason: "not placed".into() } });
     assert!(matches!(&reports(&effects)[0].event, RankEvent::Failed { error, .. } if error.contains("not placed")));
     assert!(effects.iter().any(|effect| matches!(effect, Effect::KillAfter { .. })));
@@ -248,7 +248,7 @@ fn stop_is_polite_first_and_comes_once_to_the_rank() {
     let stop = |grace_ms| ToNode::Stop { id: id(1, 0), reason: "cancelled".into(), grace_ms };
     let polite = Effect::ToRank { id: id(1, 0), frame: ToRank::Stop { reason: "cancelled".into() } };
     assert_eq!(agent.told(stop(100)), [polite, Effect::KillAfter { id: id(1, 0), grace_ms: 100 }]);
-    assert_eq!(agent.told(stop(1 << 40)), [Effect::KillAfter { id: id(1, 0), grace_ms: 60_000 }]);
+    assert_eq!(agent.told(stop(1 << 40)), [Effect::KillAfter { id: id(1, 0), grace_ms: 310_000 }]);
     // Orders for training come too late.
     assert!(agent.told(ToNode::Release { id: id(1, 0) }).is_empty());
 }
@@ -300,8 +300,9 @@ fn an_inherited_rank_is_alive_and_not_started_again_and_its_room_is_taken() {
     let release = agent.told(ToNode::Release { id: id(2, 0) });
     assert_eq!(release, [Effect::ToRank { id: id(2, 0), frame: ToRank::Release }]);
     // Its certificate had not come before its agent was gone.
-    let hello = agent.apply(Event::Rank { id: id(2, 0), frame: FromRank::Hello { csr: vec![9].into() } });
-    assert_eq!(hello, [Effect::Sign { id: id(2, 0), csr: vec![9] }]);
+    let hello =
+        agent.apply(Event::Rank { id: id(2, 0), frame: FromRank::Hello { csr: vec![9].into(), artifact: None } });
+    assert_eq!(hello, [Effect::Sign { id: id(2, 0), csr: vec![9], artifact: None }]);
 }
 
 #[test]

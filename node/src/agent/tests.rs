@@ -207,8 +207,15 @@ impl Node {
 /// A generation of the one rank.
 fn alone(address: std::net::SocketAddr) -> ToNode {
     let (members, joining) = (vec![Member { id: RANK, address }].into(), vec![].into());
-    let membership =
-        Membership { generation: RANK.generation, members, joining, after: None, ballot: 0, purpose: Purpose::Train };
+    let membership = Membership {
+        generation: RANK.generation,
+        members,
+        joining,
+        after: None,
+        ballot: 0,
+        purpose: Purpose::Train,
+        restarts: 0,
+    };
     ToNode::Membership { id: RANK, membership }
 }
 

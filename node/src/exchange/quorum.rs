@@ -111,7 +111,15 @@ fn may_go_on(given: &Membership, members: &[RankId], floor: usize) -> bool {
 pub fn membership(given: &Membership, proposal: &Proposal) -> Membership {
     let Term { generation, ballot } = proposal.term;
     let members = given.members.iter().filter(|member| proposal.members.contains(&member.id)).copied().collect();
-    Membership { generation, members, joining: vec![].into(), after: None, ballot, purpose: Purpose::Train }
+    Membership {
+        generation,
+        members,
+        joining: vec![].into(),
+        after: None,
+        ballot,
+        purpose: Purpose::Train,
+        restarts: 0,
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +144,7 @@ mod tests {
             after: None,
             ballot: 0,
             purpose: Purpose::Train,
+            restarts: 0,
         }
     }
 

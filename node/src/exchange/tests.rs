@@ -76,6 +76,7 @@ fn form(
         after: None,
         ballot: 0,
         purpose: Purpose::Train,
+        restarts: 0,
     };
     let all = members.iter().chain(joining).zip(states);
     let forming = all.map(|(mesh, state)| mesh.form(&membership, state.clone(), shape));
@@ -247,6 +248,7 @@ fn ranks_with_other_models_find_out() {
         after: None,
         ballot: 0,
         purpose: Purpose::Train,
+        restarts: 0,
     };
     let forming = meshes
         .iter()
@@ -288,6 +290,7 @@ fn gangs_that_have_just_connected_form_every_time() {
             after: None,
             ballot: 0,
             purpose: Purpose::Train,
+            restarts: 0,
         };
         let form = |mesh: &Mesh| runtime().block_on(mesh.form(&membership, at(0, None), shape));
         let [zero, one] = &meshes;
@@ -351,6 +354,7 @@ fn a_frame_of_another_generation_ends_the_link() {
         after: None,
         ballot: 0,
         purpose: Purpose::Train,
+        restarts: 0,
     };
     let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false, restores: None, files: None };
     let (_connection, mut stream, formed) = runtime.block_on(async {
@@ -387,8 +391,15 @@ fn memberships_that_make_no_sense_are_refused() {
     for (members, joining) in [(vec![0, 1], vec![]), (vec![], vec![3]), (vec![3, 3], vec![]), (vec![3], vec![3])] {
         let list = |ranks: &[u32]| ranks.iter().map(|rank| other(*rank)).collect();
         let (members, joining) = (list(&members), list(&joining));
-        let membership =
-            Membership { generation: Generation(1), members, joining, after: None, ballot: 0, purpose: Purpose::Train };
+        let membership = Membership {
+            generation: Generation(1),
+            members,
+            joining,
+            after: None,
+            ballot: 0,
+            purpose: Purpose::Train,
+            restarts: 0,
+        };
         let refused = runtime().block_on(own.form(&membership, at(0, None), shape)).err().unwrap();
         assert!(matches!(refused, ExchangeError::Membership { .. }), "{refused}");
     }

@@ -2,7 +2,7 @@
 //! rank's phase; computes nothing and never blocks.
 //!
 //! Start → (load, make a key) Hello → Certificate → (bind) and (loaded) Ready → Membership, as often as it changes → training → Finished
-//! → Release.
+//! → Release. A rank that runs a command needs no mesh, no data and no vault, and ends when its command has.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -25,6 +25,7 @@ use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
 use crate::checkpoint::{self, ShardMemory};
 use crate::exchange::Mesh;
+use crate::exec::{self, Port};
 use crate::rollout;
 use crate::server::{self, Meter};
 
@@ -84,6 +85,12 @@ pub struct Linked {
     beat: Beat,
     start: Option<(StartRank, JobSpec)>,
     key: Option<KeyRequest>,
+    /// Of a rank that runs a command: where that listens.
+    listens: Option<SocketAddr>,
+    /// The thread that has started a command runs.
+    supervises: bool,
+    /// The rank ends for this reason when that thread has.
+    ending: Option<Stop>,
     /// Where peers reach this rank.
     address: Option<SocketAddr>,
     vault: Option<Vault>,
@@ -117,6 +124,9 @@ impl Actor for Link {
             beat: Beat::new(),
             start: None,
             key: None,
+            listens: None,
+            supervises: false,
+            ending: None,
             address: None,
             vault: None,
             outside: None,
@@ -136,6 +146,7 @@ impl Actor for Link {
         message: Message,
         rank: &mut Linked,
     ) -> Result<(), ActorProcessingErr> {
+        let ended = matches!(message, Message::Ended(_));
         let done = match message {
             Message::Frame(frame) => rank.frame(frame, &myself),
             Message::HungUp => Err(Stop::End(End::HungUp)),
@@ -153,7 +164,15 @@ impl Actor for Link {
             Message::Vault(vault::Told::Event(event)) => rank.say(FromRank::Event(event)),
             Message::Vault(vault::Told::Failed(error)) => Err(Stop::Fail(error)),
         };
-        if let Err(stop) = done {
+        rank.supervises &= !ended;
+        let stop = done.err();
+        if rank.supervises {
+            // Its command ends first.
+            if let Some(stop) = stop {
+                rank.ending.get_or_insert(stop);
+                rank.orders.stop();
+            }
+        } else if let Some(stop) = rank.ending.take().or(stop) {
             rank.stop(stop);
             myself.stop(None);
         }
@@ -216,29 +235,29 @@ impl Linked {
         }
         let spec = JobSpec::parse(&start.spec).map_err(|error| Stop::FailForGood(format!("spec: {error}")))?;
         let key = KeyRequest::new().map_err(|error| Stop::Fail(text_of(&error)))?;
-        self.say(FromRank::Hello { csr: key.csr().to_vec().into() })?;
+        let artifact = spec.exec.as_ref().and_then(|exec| exec.artifact);
+        self.say(FromRank::Hello { csr: key.csr().to_vec().into(), artifact })?;
         self.key = Some(key);
         self.start = Some((start.clone(), spec.clone()));
+        let runtime = tokio::runtime::Handle::current();
+        if spec.exec.is_some() {
+            let port =
+                Port::reserve(self.ip).map_err(|error| Stop::Fail(format!("keep a port for the command: {error}")))?;
+            (self.listens, self.supervises) = (Some(port.address()), true);
+            let given = exec::Assignment { start, spec, orders: self.orders.clone(), port, runtime };
+            return spawn(myself, move |tell| exec::run(given, tell));
+        }
         let (to_trainer, outside) = mpsc::channel();
         self.outside = Some(to_trainer);
-        let runtime = tokio::runtime::Handle::current();
         self.memory = self.shards.as_deref().map(|root| ShardMemory::of(root, start.id.job));
         let (orders, beat, memory) = (self.orders.clone(), self.beat.clone(), self.memory.clone());
         let given = Assignment { start, spec, memory, orders, beat, outside, runtime };
-        let link = myself.clone();
-        let train = move || {
-            let told = link.clone();
-            let tell = move |say| drop(told.cast(Message::Trainer(say)));
-            let (serves, plays) = (given.spec.serve.is_some(), given.start.id.rank.is_rollout());
-            let ended = catch(|| match (serves, plays) {
-                (true, _) => server::run(given, &tell),
-                (false, true) => rollout::run(given, &tell),
-                (false, false) => trainer::run(given, &tell),
-            });
-            let _ = link.cast(Message::Ended(ended));
-        };
-        let thread = std::thread::Builder::new().name("trainer".to_owned()).spawn(train);
-        thread.map(drop).map_err(|error| Stop::Fail(format!("start the compute thread: {error}")))
+        let (serves, plays) = (given.spec.serve.is_some(), given.start.id.rank.is_rollout());
+        spawn(myself, move |tell| match (serves, plays) {
+            (true, _) => server::run(given, tell),
+            (false, true) => rollout::run(given, tell),
+            (false, false) => trainer::run(given, tell),
+        })
     }
 
     fn tick(&mut self) -> Result<(), Stop> {
@@ -260,6 +279,10 @@ impl Linked {
         let (Some(key), Some((start, spec))) = (self.key.take(), self.start.clone()) else { return Ok(()) };
         let fail = |error: &dyn std::error::Error| Stop::Fail(text_of(error));
         let credentials: Credentials = key.accept(certificate, &[authority.to_vec()]).map_err(|error| fail(&error))?;
+        if self.listens.is_some() {
+            self.address = self.listens;
+            return self.get_ready();
+        }
         let cluster = credentials.identity().cluster;
         let mesh = Mesh::bind(&self.io, self.ip, credentials).map_err(|error| fail(&error))?;
         self.address = Some(mesh.address());
@@ -355,4 +378,20 @@ impl Linked {
         let _ = self.say(FromRank::Event(RankEvent::Failed { error, permanent }));
         End::Failed
     }
+}
+
+/// Runs `work` on a thread of its own, which tells the actor what happens and how it ends.
+fn spawn(
+    myself: &ActorRef<Message>,
+    work: impl FnOnce(&dyn Fn(trainer::Told)) -> Result<(), Failure> + Send + 'static,
+) -> Result<(), Stop> {
+    let link = myself.clone();
+    let run = move || {
+        let told = link.clone();
+        let tell = move |say| drop(told.cast(Message::Trainer(say)));
+        let ended = catch(|| work(&tell));
+        let _ = link.cast(Message::Ended(ended));
+    };
+    let thread = std::thread::Builder::new().name("trainer".to_owned()).spawn(run);
+    thread.map(drop).map_err(|error| Stop::Fail(format!("start the compute thread: {error}")))
 }

@@ -134,6 +134,7 @@ fn end_with_keeper() -> Result<(), String> {
         pidfd_open(pid, PidfdFlags::empty()).map_err(|error| format!("{KEEPER}, process {number}: {error}"))?;
     let watch = move || {
         while poll(&mut [PollFd::new(&keeper, PollFlags::IN)], None).is_err() {}
+        crate::exec::end_all_now();
         let _ = kill_process(getpid(), Signal::KILL);
     };
     let thread = std::thread::Builder::new().name("keeper".to_owned()).spawn(watch);

@@ -201,6 +201,7 @@ mod tests {
             after: after.map(Generation),
             ballot: 0,
             purpose: Purpose::Train,
+            restarts: 0,
         }
     }
 

@@ -132,13 +132,13 @@ mod tests {
     #[test]
     fn what_no_agent_has_acknowledged_is_told_to_the_next_one_under_new_numbers() {
         let mut pending = Pending::default();
-        pending.push(FromRank::Hello { csr: vec![1].into() });
+        pending.push(FromRank::Hello { csr: vec![1].into(), artifact: None });
         (1..=3).for_each(|step| pending.push(FromRank::Event(event(step))));
         assert_eq!(all(&mut pending).len(), 4);
         assert!(pending.is_empty());
         pending.taken(1);
         assert_eq!(pending.rewind(), 4);
-        let hello = FromRank::Hello { csr: vec![1].into() };
+        let hello = FromRank::Hello { csr: vec![1].into(), artifact: None };
         assert_eq!(all(&mut pending), [hello, FromRank::Event(event(2)), FromRank::Event(event(3))]);
         pending.certified();
         pending.taken(4);

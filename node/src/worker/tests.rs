@@ -167,8 +167,15 @@ impl Stage {
 
     async fn tell_membership(&mut self, after: Option<Generation>) {
         let (members, joining) = (self.members.clone().into(), self.joining.clone().into());
-        let membership =
-            Membership { generation: self.current, members, joining, after, ballot: 0, purpose: Purpose::Train };
+        let membership = Membership {
+            generation: self.current,
+            members,
+            joining,
+            after,
+            ballot: 0,
+            purpose: Purpose::Train,
+            restarts: 0,
+        };
         self.tell_all(ToRank::Membership(membership)).await;
     }
 
@@ -197,7 +204,7 @@ impl Stage {
                     continue;
                 }
                 FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => continue,
-                FromRank::Hello { csr } => {
+                FromRank::Hello { csr, .. } => {
                     self.certify(rank, &csr).await;
                     continue;
                 }
@@ -240,7 +247,7 @@ impl Stage {
             }
             RankEvent::NotStored { generation, step, .. } => self.tell_all(ToRank::Abandon { generation, step }).await,
             RankEvent::Damaged { .. } => {}
-            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => {}
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::CommandEnded { .. } => {}
             RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
         }
     }
@@ -314,7 +321,7 @@ impl Stage {
                 FromRank::Load(_) => {}
                 FromRank::Progress(progress) => self.step = self.step.max(progress.step.0),
                 FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => {}
-                FromRank::Hello { csr } => self.certify(rank, &csr).await,
+                FromRank::Hello { csr, .. } => self.certify(rank, &csr).await,
                 FromRank::Event(event) => self.act(rank, event).await,
             }
         }

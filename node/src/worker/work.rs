@@ -37,7 +37,7 @@ impl Work<'_> {
             }
             loop {
                 self.orders.alone(true).await;
-                let floor = self.spec.resources.ranks_min as usize;
+                let floor = self.spec.resources.ranks_min.unwrap_or(1) as usize;
                 tokio::select! {
                     agreed = self.mesh.go_on(given, floor) => break Arc::new(agreed),
                     () = self.orders.alone(false) => {}

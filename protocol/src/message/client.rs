@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::node::{Capacity, LogChunk};
-use super::rank::Progress;
+use super::rank::{Exit, Progress};
 use super::serve::Traffic;
 use super::split::{Planned, Split};
 use crate::ids::{ClusterId, Digest, Epoch, Generation, JobId, LogIndex, NodeId, Rank, Step, TokenId};
 use crate::ledger::Ledger;
 use crate::list::List;
-use crate::spec::{Precision, Task};
+use crate::spec::{Artifact, Precision, Task};
 
 /// Client → coordinator.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -76,6 +76,10 @@ pub enum Request {
     Plan { spec: String },
     /// How a job went since this coordinator began. Answered by `History`.
     History { job: JobId },
+    /// An artifact of so many bytes is to be there for a job. Answered by `Artifact`: how much of it the coordinator has. Role: submitter.
+    Artifact { artifact: Artifact, bytes: u64 },
+    /// A part of it, behind what the coordinator has; the last one makes it whole. Answered by `Artifact`. The same again changes nothing. Role: submitter.
+    ArtifactPart { artifact: Artifact, bytes: u64, offset: u64, part: List<u8> },
 }
 
 /// Coordinator → client.
@@ -136,6 +140,10 @@ pub enum Reply {
     Planned(Box<Planned>),
     /// A few hundred points at most, the oldest first.
     History(List<Point>),
+    /// So many bytes of an artifact are there, from the first on; all of them: it is whole, and has its hash.
+    Artifact {
+        received: u64,
+    },
 }
 
 /// Where a job stood.
@@ -263,6 +271,8 @@ pub struct JobView {
     pub serves: Option<ServesView>,
     /// Of a job that serves: which of the model's new requests it gets.
     pub traffic: Option<Traffic>,
+    /// Of a job that runs a command.
+    pub exec: Option<ExecView>,
     pub owner: String,
     pub state: JobState,
     /// Why it waits, is about to stop, or ended; empty while it runs well.
@@ -287,6 +297,19 @@ pub struct JobView {
     pub submitted_ms: u64,
     pub started_ms: Option<u64>,
     pub ended_ms: Option<u64>,
+}
+
+/// How the commands of a job's ranks do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExecView {
+    /// How often the gang has begun anew because of a loss.
+    pub restarts: u32,
+    /// Failures after which the job has failed.
+    pub attempts: u32,
+    /// What each start of the command finds in its folder.
+    pub artifact: Option<Artifact>,
+    /// How commands of the newest gang have ended.
+    pub exits: List<(Rank, Exit)>,
 }
 
 /// What a job serves.

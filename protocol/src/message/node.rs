@@ -13,6 +13,7 @@ use super::serve::Routes;
 use super::split::{Survey, Surveyed};
 use crate::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
 use crate::list::List;
+use crate::spec::Artifact;
 
 /// Agent → coordinator, control stream.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -160,13 +161,24 @@ pub enum NodeRequest {
     SignRank { id: RankId, csr: List<u8> },
     /// A fresh certificate for the node itself, at two thirds of the old one's life. Answered by `Certificate`.
     Renew { csr: List<u8> },
+    /// A part of an artifact that a rank of this node needs. Answered by `ArtifactPart`.
+    Artifact { artifact: Artifact, offset: u64 },
 }
 
 /// Coordinator → agent, reply.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum NodeReply {
-    Certificate { certificate: List<u8> },
-    Refused { reason: String },
+    Certificate {
+        certificate: List<u8>,
+    },
+    Refused {
+        reason: String,
+    },
+    /// From the offset that was asked for; `bytes` is the length of the whole.
+    ArtifactPart {
+        bytes: u64,
+        part: List<u8>,
+    },
 }
 
 /// Coordinator → agent, request stream that the coordinator opens: read a rank's log. Answered by `LogChunk` frames until `last`.

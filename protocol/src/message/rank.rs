@@ -11,6 +11,7 @@ use super::load::Load;
 use crate::ids::{Digest, Fingerprint, Generation, JobId, Rank, Step, Term};
 use crate::ledger::Ledger;
 use crate::list::List;
+use crate::spec::Artifact;
 
 /// Which process: the one that was started for slot `rank` of the job when it was placed in `generation`. It keeps its id through later
 /// generations, for as long as it lives; a process that replaces it has a higher one (I3).
@@ -74,6 +75,8 @@ pub struct Membership {
     /// 0 from the coordinator. Members that go on without it draw a higher one; such a membership never leaves the ranks.
     pub ballot: u32,
     pub purpose: Purpose,
+    /// How many generations of the job have ended because of a loss: commands are told how often they were started again.
+    pub restarts: u32,
 }
 
 /// What the members of a generation are to do.
@@ -189,6 +192,9 @@ pub enum RankEvent {
     /// The sum after `step` steps is not finite and was not applied. Every member says what its lanes gave to it, and waits for another
     /// generation or to be stopped.
     NotFinite { generation: Generation, step: Step, given: Given },
+    /// Of a job that runs a command: this rank's command of the generation has ended. With code 0 the process waits for `Release` or for a generation of
+    /// other members; otherwise `Failed` follows.
+    CommandEnded { generation: Generation, exit: Exit },
 }
 
 /// What a rank's lanes gave to a sum that is not finite.
@@ -330,9 +336,11 @@ pub struct Settle {
 /// Rank → agent.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum FromRank {
-    /// Answers `Start`: a signing request (PKCS#10, DER) for the key that this process made. Answered by `Certificate`.
+    /// Answers `Start`: a signing request (PKCS#10, DER) for the key that this process made, and the artifact that its command needs. Answered by
+    /// `Certificate` when the agent has both.
     Hello {
         csr: List<u8>,
+        artifact: Option<Artifact>,
     },
     /// Passed on to the coordinator as it is.
     Event(RankEvent),

@@ -357,7 +357,7 @@ impl World {
                     self.admitted(ask, member);
                 }
             }
-            Effect::Granted { ticket } => {
+            Effect::Artifacts { ticket, .. } | Effect::Granted { ticket } => {
                 if let Some(Origin::Client { ask }) = self.take_ticket(ticket) {
                     self.granted(ask);
                 }

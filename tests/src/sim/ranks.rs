@@ -350,7 +350,7 @@ impl World {
         let Some(process) = self.processes.get_mut(&at) else { return };
         let (machine, life, id) = (process.machine, process.life, process.id);
         match act {
-            Act::Hello => self.says(at, FromRank::Hello { csr: vec![1, 2, 3].into() }),
+            Act::Hello => self.says(at, FromRank::Hello { csr: vec![1, 2, 3].into(), artifact: None }),
             Act::Ready => {
                 if let Some(uri) = process.damaged.take() {
                     let error = "a shard has other bytes".to_owned();

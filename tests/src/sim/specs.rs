@@ -33,7 +33,7 @@ impl Plan {
             memory_bytes: spec.resources.memory().0,
             gpus: spec.resources.gpus.into(),
             poison: spec.name == POISON,
-            ranks_min: spec.resources.ranks_min as usize,
+            ranks_min: spec.resources.ranks_min.unwrap_or(1) as usize,
         }
     }
 }
