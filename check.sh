@@ -22,6 +22,10 @@ if ! command -v curl >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/de
     say "curl is missing: installing it by apt-get, for the tests of the HTTP API"
     apt-get update -qq && apt-get install -y -qq curl
 fi
+if ! { command -v promtool && command -v prometheus-alertmanager; } >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "prometheus is missing: installing prometheus and prometheus-alertmanager by apt-get, for the tests of metrics, dashboards and alerts"
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager
+fi
 if ! command -v strace >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     say "strace is missing: installing it by apt-get, for the tests that fail system calls of the coordinator"
     apt-get update -qq && apt-get install -y -qq strace

@@ -152,7 +152,8 @@ impl Coordinator {
         let mut running = run(&config, environment, recovered, outside).await?;
         folder.write_admin(&config.lifetimes, &config.addresses(running.address), running.api_url())?;
         let ttl = Duration::from_secs(config.lifetimes.coordinator_s);
-        let renewal = renew_forever(authority, credentials, folder.identity_dir(), ttl);
+        metrics.expires("authority", authority.expires_at());
+        let renewal = renew_forever(authority, credentials, (folder.identity_dir(), ttl), metrics.clone());
         running.tasks.push(tokio::spawn(renewal).abort_handle());
         if let Some(listener) = listener {
             running.metrics_address = listener.local_addr().ok();
@@ -299,8 +300,14 @@ async fn tick(cluster: ClusterHandle) {
 }
 
 /// The coordinator's own certificate, at two thirds of its life.
-async fn renew_forever(authority: Arc<Authority>, credentials: Credentials, dir: PathBuf, ttl: Duration) {
+async fn renew_forever(
+    authority: Arc<Authority>,
+    credentials: Credentials,
+    (dir, ttl): (PathBuf, Duration),
+    metrics: Arc<Metrics>,
+) {
     loop {
+        metrics.expires("coordinator", credentials.expires_at());
         let wait = credentials.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
         tokio::time::sleep(wait).await;
         let renewed = setup::renew(&authority, &credentials, &Subject::Coordinator, ttl)

@@ -6,6 +6,7 @@ mod artifacts;
 mod config;
 mod coordinator;
 mod environment;
+mod gauges;
 mod http;
 pub mod journal;
 mod metrics;

@@ -1,6 +1,7 @@
 //! Every number that the coordinator tells, name and help side by side. Actors touch them; `state/` never does.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -71,8 +72,12 @@ pub(crate) struct Metrics {
     pub ranks_miscomputed: IntGauge,
     pub steps_skipped: IntGauge,
     pub ranks_slow: IntGauge,
+    /// Ends of lives: of the coordinator's certificate, of the authority.
+    certificate_expiry: IntGaugeVec,
     /// Of models that are served, as text.
     models: Mutex<String>,
+    /// Of live jobs and of nodes, as text.
+    live: Mutex<String>,
 }
 
 impl Metrics {
@@ -121,7 +126,13 @@ impl Metrics {
             ranks_miscomputed: gauge("stoke_ranks_miscomputed", "Ranks with wrong numbers, on nodes that serve"),
             steps_skipped: gauge("stoke_steps_skipped", "Steps of running jobs that were not finite and left out"),
             ranks_slow: gauge("stoke_ranks_slow", "Ranks that compute more slowly than their peers"),
+            certificate_expiry: gauges(
+                "stoke_certificate_expiry_timestamp_seconds",
+                "When a certificate ends: the coordinator's own, which renews itself, and the authority's",
+                "of",
+            ),
             models: Mutex::default(),
+            live: Mutex::default(),
             registry,
         }
     }
@@ -139,12 +150,24 @@ impl Metrics {
         *self.models.lock().unwrap_or_else(PoisonError::into_inner) = text.text();
     }
 
+    /// When a certificate ends.
+    pub fn expires(&self, of: &str, at: SystemTime) {
+        let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.certificate_expiry.with_label_values(&[of]).set(at.as_secs() as i64);
+    }
+
+    /// The figures of live jobs and of nodes, in place of the last ones.
+    pub fn live(&self, text: String) {
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
     /// The text that Prometheus reads.
     pub fn text(&self) -> String {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("metrics encode into memory");
         let text = String::from_utf8(text).expect("the text format is UTF-8");
         text + &self.models.lock().unwrap_or_else(PoisonError::into_inner)
+            + &self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -38,6 +38,12 @@ impl Exposition {
         self.line(format_args!("{name}{{model=\"{model}\"}} {value}"));
     }
 
+    /// With labels whose values have no character that would have to be escaped.
+    pub fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        self.line(format_args!("{name}{{{}}} {value}", labels.join(",")));
+    }
+
     /// In seconds, as all times of Prometheus.
     pub fn times(&mut self, name: &str, model: &str, times: &FirstTokens) {
         let mut below = 0u64;

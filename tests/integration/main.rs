@@ -31,4 +31,5 @@ mod splitting;
 mod stores;
 mod training;
 mod urgent;
+mod watching;
 mod workflows;

@@ -19,6 +19,7 @@ use super::session;
 use super::watchers::Watchers;
 use crate::coordinator::Ended;
 use crate::environment::{Clock, JournalMode};
+use crate::gauges;
 use crate::journal::{Durable, JournalError, Log, Room, Work, Writer};
 use crate::metrics::Metrics;
 use crate::recovery::{record_bytes, snapshot_bytes};
@@ -396,6 +397,7 @@ impl State {
         metrics.ranks_slow.set(self.control.slow_ranks() as i64);
         metrics.steps_skipped.set(self.control.skipped_steps() as i64);
         metrics.served(&self.control.models());
+        metrics.live(gauges::text(&self.control.live_jobs(), &self.control.node_views()));
     }
 
     /// Everything that was taken in becomes durable; what waits for it is still answered.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use stoke_protocol::ids::JobId;
+use stoke_protocol::ids::{JobId, Step};
 use stoke_protocol::message::client::Point;
 use stoke_protocol::message::rank::Progress;
 
@@ -16,6 +16,9 @@ pub struct Histories(BTreeMap<JobId, History>);
 
 struct History {
     points: Vec<Point>,
+    /// When the newest step was first reported.
+    moved_ms: u64,
+    newest: Step,
     /// One of so many reports is kept.
     every: u32,
     since: u32,
@@ -23,7 +26,13 @@ struct History {
 
 impl Histories {
     pub fn hear(&mut self, job: JobId, at_ms: u64, progress: &Progress) {
-        let history = self.0.entry(job).or_insert_with(|| History { points: Vec::new(), every: 1, since: 0 });
+        let history = self.0.entry(job).or_insert_with(|| History {
+            points: Vec::new(),
+            moved_ms: at_ms,
+            newest: progress.step,
+            every: 1,
+            since: 0,
+        });
         history.hear(at_ms, progress);
         if self.0.len() > JOBS_MAX {
             self.0.pop_first();
@@ -34,6 +43,11 @@ impl Histories {
         self.0.get(&job).map_or(&[], |history| &history.points)
     }
 
+    /// When a job last got further.
+    pub fn moved_ms(&self, job: JobId) -> Option<u64> {
+        self.0.get(&job).map(|history| history.moved_ms)
+    }
+
     pub fn retain(&mut self, is_known: impl Fn(JobId) -> bool) {
         self.0.retain(|job, _| is_known(*job));
     }
@@ -41,6 +55,9 @@ impl Histories {
 
 impl History {
     fn hear(&mut self, at_ms: u64, progress: &Progress) {
+        if self.newest != progress.step {
+            (self.newest, self.moved_ms) = (progress.step, at_ms);
+        }
         // Steps that were lost are done again.
         let before = self.points.len();
         self.points.retain(|point| point.step < progress.step);
@@ -71,7 +88,7 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use stoke_protocol::ids::{Generation, Step};
+    use stoke_protocol::ids::Generation;
 
     use super::*;
 

@@ -18,6 +18,7 @@ use super::run::Run;
 use super::scaling::Regulars;
 use super::serving::Serves;
 use super::split::Cut;
+use crate::gauges::LiveJob;
 
 /// Jobs in one answer, the newest: the rest is asked for by id.
 const JOBS_SHOWN_MAX: usize = 1_000;
@@ -59,6 +60,15 @@ impl Control {
     pub(super) fn job_views(&self) -> Vec<JobView> {
         let models = self.regulars();
         self.cluster.jobs().iter().rev().take(JOBS_SHOWN_MAX).map(|job| self.shown(job, &models)).collect()
+    }
+
+    /// Of those that run or wait, the oldest first, for metrics.
+    pub(crate) fn live_jobs(&self) -> Vec<LiveJob> {
+        let models = self.regulars();
+        let live = self.cluster.jobs().iter().filter(|job| !job.state.is_terminal()).take(JOBS_SHOWN_MAX);
+        let seen =
+            live.map(|job| LiveJob { view: self.shown(job, &models), moved_ms: self.histories.moved_ms(job.id) });
+        seen.collect()
     }
 
     pub fn job_view(&self, job: &Job) -> JobView {
@@ -133,7 +143,7 @@ impl Control {
         }
     }
 
-    pub(super) fn node_views(&self) -> Vec<NodeView> {
+    pub(crate) fn node_views(&self) -> Vec<NodeView> {
         self.cluster.members().nodes().map(|node| self.node_view(node)).collect()
     }
 

@@ -116,6 +116,11 @@ impl Authority {
         &self.certificate
     }
 
+    /// Until when it may issue.
+    pub fn expires_at(&self) -> SystemTime {
+        self.expires.into()
+    }
+
     /// BLAKE3 of the CA certificate: what a join token pins.
     pub fn ca_hash(&self) -> Digest {
         Digest(*blake3::hash(&self.certificate).as_bytes())
