@@ -124,7 +124,7 @@ fn ended(generation: Generation, reason: &str) -> String {
 }
 
 /// Loss, accuracy, speed and the time that is left at this speed.
-fn figures(progress: &rank::Progress) -> String {
+pub fn figures(progress: &rank::Progress) -> String {
     if let Some(rl) = &progress.rl {
         return rl_figures(rl);
     }
@@ -154,7 +154,10 @@ fn rl_figures(rl: &rank::RlProgress) -> String {
     let named = [("KL", rl.approx_kl), ("explained variance", rl.explained_variance), ("lag", rl.lag)];
     for (name, value) in named {
         if let Some(value) = value {
-            let _ = write!(text, ", {name} {value:.3}");
+            let _ = match value.abs() < 0.001 && value != 0.0 {
+                true => write!(text, ", {name} {value:.1e}"),
+                false => write!(text, ", {name} {value:.3}"),
+            };
         }
     }
     if rl.environment_failures > 0 {

@@ -16,6 +16,7 @@ use crate::client::Client;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::json::{exec, float, job_state, ledger};
 use crate::output;
+use crate::progress::figures;
 
 /// Changes of the world size in a summary.
 const WORLDS_SHOWN_MAX: usize = 8;
@@ -139,9 +140,22 @@ fn summary_table(view: &JobView) -> output::Table {
         table.row(["loss".into(), format!("{:.6}", outcome.loss)]);
         for (name, value) in &outcome.metrics {
             let held_out = if view.trainer == "rl" { "" } else { "held-out " };
-            table.row([format!("{held_out}{name}"), format!("{value:.4}")]);
+            let whole = value.fract() == 0.0 && (0.0..1e15).contains(value);
+            let value = if whole { output::grouped(*value as u64) } else { format!("{value:.4}") };
+            table.row([format!("{held_out}{name}"), value]);
         }
         table.row(["weights_blake3".into(), outcome.weights_blake3.to_string()]);
+    }
+    if let Some(progress) = view.progress.as_ref().filter(|_| !view.state.is_terminal()) {
+        let (step, steps) = (output::grouped(progress.step.0), output::grouped(progress.steps.0));
+        table.row(["step".into(), format!("{step} of {steps}, {}", figures(progress))]);
+        if let Some(rl) = progress.rl.filter(|rl| rl.played_elsewhere > 0) {
+            let (here, elsewhere) = (output::grouped(rl.played_here), output::grouped(rl.played_elsewhere));
+            table.row([
+                "played".into(),
+                format!("{here} rounds of lanes by this rank, {elsewhere} for it by ranks that play"),
+            ]);
+        }
     }
     table.row(["ranks".into(), format!("{} ({})", worlds(&view.world_sizes), recoveries(view.recoveries))]);
     if let Some(exec) = view.exec.as_ref().filter(|exec| !exec.exits.is_empty()) {

@@ -258,7 +258,16 @@ fn plain(expected: &str) -> &str {
 /// The keys of `[data]` that hold paths.
 const PATHS: [&str; 2] = ["train", "held_out"];
 
-/// The spec with the paths of `[data]` made absolute against `base` (the spec's folder); the rest stays as it is written.
+/// `[rl]`: the folders of modules, and the interpreter where it is no bare name.
+fn paths_of_rl<'a>(document: &'a DeTable<'_>) -> Vec<&'a toml::Spanned<DeValue<'a>>> {
+    let rl = document.get("rl").and_then(|rl| rl.get_ref().as_table());
+    let Some(rl) = rl else { return Vec::new() };
+    let folders = rl.get("folders").and_then(|folders| folders.get_ref().as_array());
+    let python = rl.get("python").filter(|python| python.get_ref().as_str().is_some_and(|name| name.contains('/')));
+    folders.into_iter().flatten().chain(python).collect()
+}
+
+/// The spec with the paths of `[data]` and `[rl]` made absolute against `base` (the spec's folder); the rest stays as it is written.
 pub fn absolute_paths(config_toml: &str, base: &Path) -> Result<String, JobError> {
     let spec = Spec::new(config_toml);
     let table = DeTable::parse(config_toml).map_err(|error| spec.syntax(&error))?;
@@ -272,6 +281,13 @@ pub fn absolute_paths(config_toml: &str, base: &Path) -> Result<String, JobError
             };
             edits.push((value.span(), toml::Value::String(absolute.to_owned()).to_string()));
         }
+    }
+    for value in paths_of_rl(table.get_ref()) {
+        let DeValue::String(path) = value.get_ref() else { continue };
+        let Some(absolute) = base.join(path.as_ref()).to_str().map(str::to_owned) else {
+            return Err(spec.mistake("rl", "folders", "the path is not UTF-8", "move the folder or the spec"));
+        };
+        edits.push((value.span(), toml::Value::String(absolute).to_string()));
     }
     let mut text = config_toml.to_owned();
     edits.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));

@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure, OrFail};
 use crate::{json, output};
 
 /// What is drawn unless columns are named: what algorithms lack is left out.
-const SHOWN: [&str; 5] = ["episode_return", "explained_variance", "approx_kl", "entropy", "lag"];
+const SHOWN: [&str; 7] = ["episode_return", "explained_variance", "approx_kl", "entropy", "lag", "q_value", "td_loss"];
 const STEPS: &str = "env_steps";
 
 const EXAMPLES: &str = "\
@@ -74,15 +74,22 @@ fn plot(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bool) 
         output::print_json(&serde_json::json!({ "uri": uri, "step": manifest.step.0, "points": points }))?;
         return Ok(Exit::Ok);
     }
-    let panels: Vec<Panel<'_>> = wanted.iter().map(|column| panel(&curve, &columns, column)).collect();
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.svg", manifest.name)));
+    if out.extension().is_none_or(|kind| kind != "svg") {
+        return Err(Failure::usage(format!("{}: the picture is an SVG", out.display()))
+            .help("name it .svg; a browser shows it, `rsvg-convert` makes a PNG of it"));
+    }
+    let panels: Vec<Panel<'_>> = wanted.iter().map(|column| panel(&curve, &columns, column)).collect();
+    // Not those that the algorithm never knows.
+    let panels: Vec<Panel<'_>> =
+        panels.into_iter().filter(|panel| !args.columns.is_empty() || !panel.points.is_empty()).collect();
     let title = format!("{}, {} env steps", manifest.name, output::grouped(last_steps(&curve)));
     let picture = draw(&title, "environment steps", &panels).or_fail(Exit::Negative, "draw")?;
     std::fs::write(&out, picture).or_fail(Exit::Negative, format!("write {}", out.display()))?;
     output::print(&format!(
         "{}: {} over {}\n",
         out.display(),
-        wanted.join(", "),
+        panels.iter().map(|panel| panel.name).collect::<Vec<_>>().join(", "),
         output::count(curve.points().len() as u64, "round")
     ))?;
     Ok(Exit::Ok)

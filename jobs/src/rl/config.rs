@@ -246,11 +246,15 @@ impl RlConfig {
                 format!("total_steps is below one round: {lanes} lanes of {} envs, {steps} steps", self.envs());
             return Err(spec.mistake(SECTION, "total_steps", &problem, "raise it, or lower steps or envs"));
         }
-        let minibatches = section.minibatches.unwrap_or(1) as u64;
+        let parts = match section.algorithm {
+            Algorithm::Ppo => section.minibatches.unwrap_or(if continuous { 32 } else { 4 }),
+            Algorithm::Impala | Algorithm::Dqn => 1,
+        };
         // Every second step may be the beginning of an episode, which is no transition.
-        if minibatches * 2 > self.envs() as u64 * steps as u64 {
-            let problem = format!("minibatches are more than half of a lane's {} steps", self.envs() * steps);
-            return Err(spec.mistake(SECTION, "minibatches", &problem, "lower it, or raise steps or envs"));
+        if parts * 2 > self.envs() * steps {
+            let (lane, key) = (self.envs() * steps, if parts > 1 { "minibatches" } else { "steps" });
+            let problem = format!("a lane's {lane} steps are fewer than two for each of {parts} minibatches");
+            return Err(spec.mistake(SECTION, key, &problem, "raise steps or envs, or lower minibatches"));
         }
         let gamma = section.gamma.unwrap_or(0.99);
         let algorithm = match section.algorithm {
@@ -331,7 +335,7 @@ impl Section {
     /// Keys of other algorithms.
     fn check_keys(&self, spec: &Spec<'_>) -> Result<(), JobError> {
         let (ppo, impala, dqn) = (Algorithm::Ppo, Algorithm::Impala, Algorithm::Dqn);
-        let whose: [(&str, bool, &[Algorithm]); 19] = [
+        let whose: [(&str, bool, &[Algorithm]); 21] = [
             ("normalise", self.normalise.is_some(), &[ppo, impala]),
             ("gae_lambda", self.gae_lambda.is_some(), &[ppo]),
             ("epochs", self.epochs.is_some(), &[ppo]),
@@ -349,8 +353,10 @@ impl Section {
             ("learning_starts", self.learning_starts.is_some(), &[dqn]),
             ("train_every", self.train_every.is_some(), &[dqn]),
             ("target_every", self.target_every.is_some(), &[dqn]),
-            ("double", self.double.is_some() || self.huber.is_some(), &[dqn]),
-            ("epsilon", self.epsilon.is_some() || self.exploration.is_some(), &[dqn]),
+            ("double", self.double.is_some(), &[dqn]),
+            ("huber", self.huber.is_some(), &[dqn]),
+            ("epsilon", self.epsilon.is_some(), &[dqn]),
+            ("exploration", self.exploration.is_some(), &[dqn]),
         ];
         if let Some((key, _, _)) = whose.iter().find(|(_, given, whose)| *given && !whose.contains(&self.algorithm)) {
             let problem = format!("{key} is no key of this algorithm");

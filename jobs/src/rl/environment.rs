@@ -27,6 +27,12 @@ pub struct EnvConfig {
     pub folders: Vec<PathBuf>,
 }
 
+/// Whether Python does not know what was asked for.
+fn is_not_there(said: &str) -> bool {
+    let last = said.lines().last().unwrap_or_default();
+    ["ModuleNotFoundError", "ImportError", "gymnasium.error."].iter().any(|kind| last.starts_with(kind))
+}
+
 impl EnvConfig {
     pub fn is_native(&self) -> bool {
         NATIVE.contains(&self.name.as_str())
@@ -65,6 +71,13 @@ impl EnvConfig {
         };
         let python = &bridge.python;
         match Bridge::start(&bridge) {
+            // Another try would find the same.
+            Err(EnvError::Raised { said, .. })
+                if is_not_there(&said) && !said.contains("No module named 'gymnasium'") =>
+            {
+                let last = said.lines().last().unwrap_or_default();
+                Err(options(format!("{last} (help: mend [rl] environment, or [rl] folders, where its module is)")))
+            }
             // Which is what a native name that is mistyped comes to.
             Err(EnvError::Raised { said, .. }) if said.contains("No module named 'gymnasium'") => {
                 Err(options(format!(
