@@ -107,7 +107,7 @@ fn a_missing_key_is_not_blamed_on_the_key_that_stands_there() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("job.toml");
     for (text, words) in [
-        ("name = \"x\"\n", "job.toml: missing section [train], or [serve]"),
+        ("name = \"x\"\n", "job.toml: missing section [train], [serve] for a job"),
         ("name = \"x\"\n[train]\nsteps = 1\nbatch = 8\n", "job.toml: missing field `trainer`"),
         ("name = \"x\"\n[train]\nsteps = 1\n", "job.toml:2: missing field `batch`"),
     ] {

@@ -422,6 +422,8 @@ fn replicas_come_together_and_what_cannot_be_changed_is_said() {
     cluster.run(&["logs", "chat"]).expect(0);
     assert_eq!(cluster.json(&["explain", "chat"])["job"]["job"], "job-1");
     assert_eq!(cluster.json(&["cancel", "chat"])["job"], "job-1");
+    // A cancel is answered when no rank will start; the name is free when the last one is gone.
+    cluster.wait_for_state("job-1", "cancelled");
     refused(&["cancel", "chat"], 3, &["job-3 is cancelled", "stoke explain job-3"]);
     assert_eq!(cluster.json(&["status", "chat"])["job"], "job-3", "the newest that has ended");
 }
