@@ -253,7 +253,8 @@ impl RlConfig {
         // Every second step may be the beginning of an episode, which is no transition.
         if parts * 2 > self.envs() * steps {
             let (lane, key) = (self.envs() * steps, if parts > 1 { "minibatches" } else { "steps" });
-            let problem = format!("a lane's {lane} steps are fewer than two for each of {parts} minibatches");
+            let problem =
+                format!("{key}: a lane has {lane} steps in a round, too few for two in each of {parts} parts");
             return Err(spec.mistake(SECTION, key, &problem, "raise steps or envs, or lower minibatches"));
         }
         let gamma = section.gamma.unwrap_or(0.99);
