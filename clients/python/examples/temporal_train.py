@@ -68,7 +68,7 @@ async def main() -> None:
             await Worker(temporal, task_queue=QUEUE, workflows=[Train], activities=[train], activity_executor=threads).run()
     elif what == "start":
         identity, spec = rest
-        print(await temporal.execute_workflow(Train.run, spec, id=identity, task_queue=QUEUE))
+        print(await temporal.execute_workflow(Train.run, spec, id=identity, task_queue=QUEUE), flush=True)
     elif what == "cancel":
         await temporal.get_workflow_handle(rest[0]).cancel()
 
