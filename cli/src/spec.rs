@@ -153,10 +153,10 @@ fn set_key(document: &mut toml::Table, key: &str, value: toml::Value) -> Result<
         let entry = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         table = entry.as_table_mut().ok_or_else(|| format!("{part} is not a section"))?;
     }
-    // `steps` and `epochs` stand for each other: choosing one drops the other.
-    match last {
-        "steps" => table.remove("epochs"),
-        "epochs" => table.remove("steps"),
+    // They stand for each other: choosing one drops the other. (Those of [rl] do not.)
+    match key {
+        "train.steps" => table.remove("epochs"),
+        "train.epochs" => table.remove("steps"),
         _ => None,
     };
     table.insert(last.to_owned(), value);
@@ -236,6 +236,12 @@ mod tests {
         assert!(document["train"].get("steps").is_none());
         assert_eq!(document["name"].as_str(), Some("trial"));
         assert_eq!(document["model"]["width"].as_integer(), Some(64));
+    }
+
+    #[test]
+    fn steps_and_epochs_of_a_policy_stand_beside_each_other() {
+        let document = changed("[rl]\nsteps = 128\n", &[("rl.epochs", "1")]);
+        assert_eq!((document["rl"]["steps"].as_integer(), document["rl"]["epochs"].as_integer()), (Some(128), Some(1)));
     }
 
     #[test]

@@ -210,7 +210,22 @@ impl JobSpec {
                 format!("trainer = {:?} has no section [rl]: leave one of them out", self.trainer),
             ));
         }
+        let others = [
+            ("data", &self.data),
+            ("model", &self.model),
+            ("optimizer", &self.optimizer),
+            ("schedule", &self.schedule),
+        ];
+        if let Some((section, _)) = others.iter().find(|(_, table)| !table.is_empty()) {
+            return Err((
+                section,
+                format!("[{section}] means nothing to a job with [rl]: leave it out, [rl] has keys of its own"),
+            ));
+        }
         let train = self.train.get_or_insert_default();
+        if train.clip_norm.is_some() {
+            return Err(("clip_norm", "clip_norm: leave it out, `[rl] max_grad_norm` cuts gradients".into()));
+        }
         if train.steps.is_some() || train.epochs.is_some_and(|epochs| epochs != 1) {
             let key = if train.steps.is_some() { "steps" } else { "epochs" };
             return Err((key, format!("{key}: leave it out, `[rl] total_steps` says how long a job learns")));

@@ -66,6 +66,54 @@ fn a_policy_is_worth_the_same_whoever_played_its_lanes() {
     }
 }
 
+/// Long episodes of many numbers, which reads standard input and hangs once.
+const STUBBORN: &str = "
+import os, sys, time
+import gymnasium, numpy
+
+class Stubborn(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), numpy.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (8,), numpy.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        assert sys.stdin.read() == ''
+        self.steps = 0
+        return numpy.zeros(2, numpy.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        mark = os.environ['STOKE_TEST_MARK']
+        if self.steps == 700 and not os.path.exists(mark):
+            open(mark, 'w').close()
+            time.sleep(600)
+        observation = numpy.array([self.steps / 1000, action[0] / 10], numpy.float32)
+        return observation, float(action.clip(-1, 1).mean()), False, False, {}
+
+gymnasium.register('Stubborn-v0', Stubborn, max_episode_steps=1000)
+";
+
+/// An environment that hangs is a failure that is counted, and costs neither a rank nor a bit; actions of a thousand steps are kept; requests are not what it reads.
+#[test]
+fn an_environment_that_hangs_is_made_anew_and_counted_and_its_rank_goes_on() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("stubborn.py"), STUBBORN).expect("written");
+    let mark = folder.path().join("mark");
+    let learn = || {
+        let run = Run::new("ppo-cartpole.toml", 1).set("rl.environment", "stubborn:Stubborn-v0").set("rl.steps", 500);
+        let run = run.set("rl.folders", format!("[{:?}]", folder.path())).set("rl.python", python.display());
+        let run = run.set("train.lanes", 1).set("rl.total_steps", 2_000).set("rl.minibatches", 4).set("rl.epochs", 1);
+        run.env("STOKE_TEST_MARK", mark.to_str().expect("UTF-8")).finish().0
+    };
+    let hung = learn();
+    assert!(mark.exists(), "it has hung");
+    let calm = learn();
+    let failures = |told: &Value| told["metrics"]["environment_failures"].as_f64();
+    assert_eq!((failures(&hung), failures(&calm)), (Some(1.0), Some(0.0)), "{hung:#}");
+    assert_eq!((&hung["recoveries"], &hung["weights_blake3"]), (&0.into(), &calm["weights_blake3"]), "{hung:#}");
+}
+
 /// Ranks that only play: the bits are the same with and without them, and while they die.
 #[test]
 fn lanes_are_played_elsewhere_and_whoever_plays_may_die() {
@@ -198,6 +246,8 @@ fn what_is_wrong_with_a_section_rl_is_said_with_its_line_and_mend() {
     refused("rl.replay=100", &["replay is no key of this algorithm"]);
     refused("train.steps=100", &["[rl] total_steps"]);
     refused("train.batch=64", &["batch: leave it out"]);
+    refused("train.clip_norm=1.0", &["[rl] max_grad_norm"]);
+    refused("schedule.lr=0.1", &["[schedule] means nothing to a job with [rl]"]);
     refused("trainer=digits", &["has no section [rl]"]);
     refused("rl.total_steps=100", &["total_steps is below one round", "raise it"]);
     run(["run", spec.to_str().expect("UTF-8"), "--set", "rl.environment=Pendulum-v1", "--set", "rl.algorithm=dqn"])

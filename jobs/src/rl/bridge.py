@@ -42,6 +42,15 @@ def claim_output():
     return frames
 
 
+def claim_input():
+    """What environments read, or programs that they start, is nothing: they would take the requests."""
+    requests = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return requests
+
+
 class Envs:
     def __init__(self, name, options, count):
         import gymnasium
@@ -117,7 +126,7 @@ class Envs:
 def main():
     options = json.loads(sys.argv[1])
     die_with_owner(options["owner"])
-    requests, answers = sys.stdin.buffer, claim_output()
+    requests, answers = claim_input(), claim_output()
 
     def answer(frame):
         answers.write(struct.pack("<I", len(frame)) + frame)

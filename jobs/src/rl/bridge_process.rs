@@ -5,10 +5,11 @@
 
 use std::io::{self, Read, Write};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bridge::{BridgeConfig, SOURCE};
 use super::env::EnvError;
@@ -19,6 +20,17 @@ pub(super) const SAID_BYTES_MAX: usize = 4 << 10;
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// How long the end of standard error may come after the end of the process: a grandchild may hold the pipe.
 const SAID_WAIT: Duration = Duration::from_millis(500);
+
+/// How often whoever waits says that it does.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Answers that were waited for in this process, a second at a time: whoever looks after it sees that it waits for an environment, which has a deadline of its own, and
+/// does not hang.
+static WAITED: AtomicU64 = AtomicU64::new(0);
+
+pub fn waited() -> u64 {
+    WAITED.load(Ordering::Relaxed)
+}
 
 /// Why there is no answer.
 pub(super) enum Answered {
@@ -87,7 +99,7 @@ impl Process {
     }
 
     pub fn answer(&mut self, deadline: Duration) -> Result<Vec<u8>, Answered> {
-        match self.answers.recv_timeout(deadline) {
+        match self.wait(deadline) {
             Ok(Ok(frame)) if frame.first() == Some(&b'E') => {
                 Err(Answered::Raised(String::from_utf8_lossy(&frame[1..]).into_owned()))
             }
@@ -95,6 +107,18 @@ impl Process {
             Ok(Err(problem)) => Err(Answered::Unreadable(problem)),
             Err(RecvTimeoutError::Timeout) => Err(Answered::Late),
             Err(RecvTimeoutError::Disconnected) => Err(Answered::Ended),
+        }
+    }
+
+    fn wait(&self, deadline: Duration) -> Result<Result<Vec<u8>, String>, RecvTimeoutError> {
+        let begun = Instant::now();
+        loop {
+            WAITED.fetch_add(1, Ordering::Relaxed);
+            let left = deadline.saturating_sub(begun.elapsed());
+            match self.answers.recv_timeout(left.min(LOOK_EVERY)) {
+                Err(RecvTimeoutError::Timeout) if begun.elapsed() < deadline => {}
+                answered => return answered,
+            }
         }
     }
 

@@ -127,7 +127,9 @@ pub enum EnvError {
     #[error("restore an env of {name}: {problem}")]
     State { name: String, problem: String },
     /// An env of a bridge, whose episode has more actions than are kept to play it again.
-    #[error("an env of {name} cannot be saved: its episode is too long to be played again")]
+    #[error(
+        "an env of {name} cannot be saved: its episode is too long to be played again (help: bound it, with max_episode_steps in [rl] options)"
+    )]
     Unsaved { name: String },
     /// The process of a bridge could not be started.
     #[error("start {program} for environment {name}: {source}")]

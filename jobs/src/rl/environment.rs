@@ -12,7 +12,7 @@ use super::scan_budget::{self, ScanBudget, WorldConfig};
 /// How long Python may take to import and make environments: a cold disk, and as many processes beside it as a machine has ranks.
 const START_MAX: Duration = Duration::from_secs(120);
 /// How long one step of all envs of a lane may take.
-const STEP_MAX: Duration = Duration::from_secs(60);
+const STEP_MAX: Duration = Duration::from_secs(30);
 
 /// What a spec says of its environment.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,10 +27,17 @@ pub struct EnvConfig {
     pub folders: Vec<PathBuf>,
 }
 
-/// Whether Python does not know what was asked for.
+/// Whether Python does not know what was asked for, or it is nothing that can be learned from.
 fn is_not_there(said: &str) -> bool {
     let last = said.lines().last().unwrap_or_default();
-    ["ModuleNotFoundError", "ImportError", "gymnasium.error."].iter().any(|kind| last.starts_with(kind))
+    let kinds = [
+        "ModuleNotFoundError",
+        "ImportError",
+        "gymnasium.error.",
+        "TypeError: observations of ",
+        "TypeError: actions of ",
+    ];
+    kinds.iter().any(|kind| last.starts_with(kind))
 }
 
 impl EnvConfig {

@@ -39,6 +39,7 @@ mod trig;
 
 pub use actor::{Acted, Actor, Choices, Explore, Place};
 pub use bridge::{Bridge, BridgeConfig};
+pub use bridge_process::waited;
 pub use cells::{CellPort, Cells};
 pub use config::{Algorithm, AlgorithmConfig, DqnConfig, ImpalaConfig, PpoConfig, Rate, RlConfig, RlPlan};
 pub use curve::{COLUMNS, Curve};

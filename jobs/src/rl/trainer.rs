@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::actor::{Actor, Explore};
 use super::config::{RlConfig, RlPlan};
 use super::curve::Curve;
+use super::env::{EnvError, EnvSpec};
 use super::error::RlError;
 use super::evaluation::{Normaliser, Returns, evaluate};
 use super::learn::{Learn, Round};
@@ -22,14 +23,17 @@ use super::player::{Found, PlayOrder, Played, PlayedBytes, Player, Rollouts};
 use super::policy::Policy;
 use super::rollout::{Rollout, RolloutConfig};
 use super::solo::learn;
+use super::space::Space;
 use super::trajectory::Trajectory;
 use crate::JobError;
 use crate::train::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, RlProgress, Snapshot, Train};
 
 /// Bytes of a number.
 const PACKED: usize = 3;
-/// Where a lane may have more bytes later: the actions of a bridge's episode so far.
-const LANE_BYTES_SPARE: usize = 1 << 14;
+/// Actions of an episode so far that a bridge's env has room for where nothing bounds its episodes, in bytes.
+const COURSE_BYTES: usize = 1 << 14;
+/// Of a lane's state: its length is one number of the sum.
+const LANE_BYTES_MAX: usize = (1 << 24) - 1;
 /// Episodes of the evaluation at the end.
 const EPISODES: usize = 10;
 /// An episode of it that is longer counts with what it has until then.
@@ -110,7 +114,16 @@ impl RlTrainer {
         let mut first = Rollout::new(rollout_config(&plan, seed), env);
         first.begin(0)?;
         let bytes = first.save()?.len();
-        let spare = if config.environment().is_native() { bytes / 2 } else { LANE_BYTES_SPARE * plan.envs };
+        // Where a lane may have more bytes later: the actions of a bridge's episodes.
+        let spare = if config.environment().is_native() { bytes / 2 } else { course_bytes(&spec) * plan.envs };
+        if bytes + spare > LANE_BYTES_MAX {
+            let problem = format!(
+                "{} envs of a lane have up to {} bytes of state, at most {LANE_BYTES_MAX} fit: lower [rl] envs, or use more lanes",
+                plan.envs,
+                bytes + spare
+            );
+            return Err(EnvError::Options { name: spec.name, problem }.into());
+        }
         let lane_numbers = 1 + (bytes + spare).div_ceil(PACKED);
         let rollouts = learn.sums_len() + 1 + lanes as usize * lane_numbers;
         let parameters = learn.learner().layout();
@@ -234,7 +247,11 @@ impl RlTrainer {
         self.learn.sums(lane, &mut self.vector[..sums])?;
         self.vector[sums] = std::mem::take(&mut self.failures) as f32;
         let at = sums + 1 + lane as usize * self.lane_numbers;
-        pack(&self.played[&lane], &mut self.vector[at..at + self.lane_numbers])
+        let (state, room) = (&self.played[&lane], &mut self.vector[at..at + self.lane_numbers]);
+        if state.len() > (room.len() - 1) * PACKED {
+            return Err(EnvError::Unsaved { name: self.config.environment().name }.into());
+        }
+        pack(state, room)
     }
 
     fn compute(&mut self, step: u64, lane: u32) -> Result<(), RlError> {
@@ -316,6 +333,12 @@ pub(super) fn normaliser(player: &Rollout, states: &[Vec<u8>]) -> Result<Option<
         }
     }
     Ok(all)
+}
+
+/// Of the actions of an episode.
+fn course_bytes(spec: &EnvSpec) -> usize {
+    let action = if let Space::Box { low, .. } = &spec.action { 4 * low.len() } else { 4 };
+    spec.steps_max.map_or(COURSE_BYTES, |steps| steps as usize * action)
 }
 
 /// The length, then the bytes.

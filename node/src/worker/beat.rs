@@ -30,12 +30,14 @@ struct Times {
     reads: AtomicBool,
     /// Bytes that were read when it was last looked at.
     read: AtomicU64,
+    /// The same of waits for an environment, each of which has a deadline.
+    waited: AtomicU64,
 }
 
 impl Beat {
     pub fn new() -> Self {
-        let (begun, longest_ms, read) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Self(Arc::new(Times { zero: Instant::now(), begun, longest_ms, reads: AtomicBool::new(false), read }))
+        let [begun, longest_ms, read, waited] = [0; 4].map(AtomicU64::new);
+        Self(Arc::new(Times { zero: Instant::now(), begun, longest_ms, reads: AtomicBool::new(false), read, waited }))
     }
 
     /// Runs one piece of computing.
@@ -63,30 +65,36 @@ impl Beat {
 
     /// What is wrong with the piece that is under way, if it hangs. To be asked now and then.
     pub fn hangs(&self) -> Option<String> {
-        self.hangs_at(checkpoint::bytes_read())
+        self.hangs_at(checkpoint::bytes_read(), stoke_jobs::rl::waited())
     }
 
-    fn hangs_at(&self, read: u64) -> Option<String> {
+    fn hangs_at(&self, read: u64, waited: u64) -> Option<String> {
         let begun = self.0.begun.load(Ordering::Relaxed);
         let taken = Duration::from_millis((self.now_ms() + 1).saturating_sub(begun));
         if begun == 0 {
             return None;
         }
         if !self.0.reads.load(Ordering::Relaxed) {
+            if self.0.waited.swap(waited, Ordering::Relaxed) != waited {
+                return self.begin_again(begun);
+            }
             let late = taken > limit(self.0.longest_ms.load(Ordering::Relaxed));
             let seconds = taken.as_secs();
             return late
                 .then(|| format!("one lane or one update takes {seconds} s, far longer than any before: it hangs"));
         }
         if self.0.read.swap(read, Ordering::Relaxed) != read {
-            // Counted from here, unless it is over meanwhile.
-            let again = (Ordering::Relaxed, Ordering::Relaxed);
-            let _over = self.0.begun.compare_exchange(begun, self.now_ms() + 1, again.0, again.1);
-            return None;
+            return self.begin_again(begun);
         }
         let seconds = taken.as_secs();
         (taken > NO_BYTE_MAX)
             .then(|| format!("reading the checkpoint brought no byte for {seconds} s: its store hangs"))
+    }
+
+    /// It gets on: counted from here, unless it is over meanwhile.
+    fn begin_again(&self, begun: u64) -> Option<String> {
+        let _over = self.0.begun.compare_exchange(begun, self.now_ms() + 1, Ordering::Relaxed, Ordering::Relaxed);
+        None
     }
 
     fn now_ms(&self) -> u64 {
@@ -139,15 +147,24 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_that_waits_for_an_environment_gets_on_and_hangs_when_it_does_not() {
+        let beat = begun_before(40);
+        assert_eq!(beat.hangs_at(0, 3), None, "it has waited for an answer since the last look");
+        assert_eq!(beat.hangs_at(0, 3), None, "not, but not for long");
+        beat.0.begun.store(1, Ordering::Relaxed);
+        assert!(beat.hangs_at(0, 3).is_some_and(|why| why.contains("takes 40 s")));
+    }
+
+    #[test]
     fn a_read_hangs_when_no_byte_comes_and_may_take_any_time_otherwise() {
         let beat = begun_before(500);
         beat.0.reads.store(true, Ordering::Relaxed);
-        assert_eq!(beat.hangs_at(7), None, "bytes have come since the last look");
-        assert_eq!(beat.hangs_at(7), None, "no byte, but not for long");
+        assert_eq!(beat.hangs_at(7, 0), None, "bytes have come since the last look");
+        assert_eq!(beat.hangs_at(7, 0), None, "no byte, but not for long");
         beat.0.begun.store(1, Ordering::Relaxed);
-        assert!(beat.hangs_at(7).is_some_and(|why| why.contains("no byte for 500 s")));
+        assert!(beat.hangs_at(7, 0).is_some_and(|why| why.contains("no byte for 500 s")));
         beat.reading(|| ());
-        assert_eq!(beat.hangs_at(7), None, "it is over");
+        assert_eq!(beat.hangs_at(7, 0), None, "it is over");
         assert_eq!(beat.0.longest_ms.load(Ordering::Relaxed), 20, "says nothing of how long a lane may take");
     }
 }
