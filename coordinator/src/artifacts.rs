@@ -29,6 +29,8 @@ const UNNEEDED_MAX: Duration = Duration::from_secs(3_600);
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     dir: PathBuf,
+    /// Of all together.
+    bytes_max: u64,
     /// Of whoever writes.
     writing: Arc<Mutex<()>>,
 }
@@ -36,7 +38,7 @@ pub struct Artifacts {
 impl Artifacts {
     /// Of the coordinator whose folder is `dir`; made with the first artifact.
     pub fn of(dir: &Path) -> Self {
-        Self { dir: dir.join(DIR), writing: Arc::default() }
+        Self { dir: dir.join(DIR), bytes_max: BYTES_MAX, writing: Arc::default() }
     }
 
     /// Whether it is whole here. It stays for a while then.
@@ -55,13 +57,24 @@ impl Artifacts {
             return Ok(bytes);
         }
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = self.sweep(needed).map_err(unavailable)?;
+        self.sweep(needed).map_err(unavailable)?;
         let received = fs::metadata(self.part(artifact)).map_or(0, |found| found.len());
-        if used + bytes.saturating_sub(received) > BYTES_MAX {
-            let message = format!("artifacts that jobs need have {used} bytes, the limit is {BYTES_MAX}");
+        self.check_room(bytes.saturating_sub(received))?;
+        Ok(received)
+    }
+
+    /// Whether so many bytes more are within the limit of all.
+    fn check_room(&self, more: u64) -> Result<(), Refusal> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found.map_err(unavailable)?,
+        };
+        let used: u64 = entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.size())).sum();
+        if used + more > self.bytes_max {
+            let message = format!("artifacts that jobs need have {used} bytes, the limit is {}", self.bytes_max);
             return Err(refusal(RefusalCode::Unavailable, message, "wait until jobs have ended, or cancel some"));
         }
-        Ok(received)
+        Ok(())
     }
 
     /// The next part of one; how much of it is here then.
@@ -74,6 +87,10 @@ impl Artifacts {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(unavailable)?;
         let mut file = File::options().create(true).append(true).open(&path).map_err(unavailable)?;
         let mut received = file.metadata().map_err(unavailable)?.len();
+        if received == 0 {
+            // Whoever sends one that was not offered is bounded too.
+            self.check_room(bytes.min(ARTIFACT_BYTES_MAX))?;
+        }
         // Another try of a part that has come already changes nothing.
         if offset == received && received < bytes && bytes <= ARTIFACT_BYTES_MAX {
             let room = bytes - received;
@@ -110,14 +127,13 @@ impl Artifacts {
         Ok((bytes, part))
     }
 
-    /// A2; how many bytes are left.
-    fn sweep(&self, needed: &BTreeSet<Artifact>) -> io::Result<u64> {
+    /// A2.
+    fn sweep(&self, needed: &BTreeSet<Artifact>) -> io::Result<()> {
         let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             found => found?,
         };
         let kept: BTreeSet<PathBuf> = needed.iter().map(|artifact| self.path(*artifact)).collect();
-        let mut used = 0;
         for entry in entries {
             let entry = entry?;
             let found = entry.metadata()?;
@@ -125,11 +141,9 @@ impl Artifacts {
             if age > UNNEEDED_MAX && !kept.contains(&entry.path()) {
                 fs::remove_file(entry.path())?;
                 tracing::info!(file = %entry.path().display(), "artifact that no job needs was removed");
-            } else {
-                used += found.size();
             }
         }
-        Ok(used)
+        Ok(())
     }
 
     fn path(&self, artifact: Artifact) -> PathBuf {
@@ -172,6 +186,9 @@ mod tests {
         let refused = artifacts.take(other, 3, (0, b"abc")).unwrap_err();
         assert!(refused.message.contains("does not have the hash"), "{refused:?}");
         assert!(artifacts.offer(other, ARTIFACT_BYTES_MAX + 1, &nobody).is_err());
+        let full = Artifacts { bytes_max: whole, ..artifacts.clone() };
+        assert!(full.offer(other, 3, &nobody).unwrap_err().message.contains("the limit is"));
+        assert!(full.take(other, 3, (0, b"abc")).unwrap_err().message.contains("the limit is"), "not offered");
         let old = SystemTime::now() - 2 * UNNEEDED_MAX;
         let age = || File::options().append(true).open(artifacts.path(artifact)).unwrap().set_modified(old).unwrap();
         age();

@@ -45,6 +45,7 @@ struct State {
     coming: VecDeque<Coming>,
     next: u64,
     children: BTreeMap<RankId, Child>,
+    connections: u64,
 }
 
 struct Coming {
@@ -55,8 +56,8 @@ struct Coming {
 }
 
 struct Child {
-    /// The learners that have named it.
-    named_by: Vec<RankId>,
+    /// The connections of learners that have named it.
+    named_by: Vec<u64>,
     passing: AbortHandle,
 }
 
@@ -135,19 +136,26 @@ impl Feed {
         }
     }
 
-    /// To whom a learner has weights passed on, from here on.
-    pub fn pass_on(self: &Arc<Self>, learner: RankId, players: &[Member]) {
+    /// A number for a connection. A learner may have another one before the end of the last is seen.
+    pub fn connected(&self) -> u64 {
+        let mut state = self.state();
+        state.connections += 1;
+        state.connections
+    }
+
+    /// To whom a learner has weights passed on, from here on, by a connection's word.
+    pub fn pass_on(self: &Arc<Self>, connection: u64, players: &[Member]) {
         let own = self.mesh.own();
         let mut state = self.state();
         for child in state.children.values_mut() {
-            child.named_by.retain(|by| *by != learner);
+            child.named_by.retain(|by| *by != connection);
         }
         for player in players.iter().filter(|player| player.id != own) {
             let begin = || {
                 let passing = self.mesh.io().spawn(self.clone().pass(*player)).abort_handle();
                 Child { named_by: Vec::new(), passing }
             };
-            state.children.entry(player.id).or_insert_with(begin).named_by.push(learner);
+            state.children.entry(player.id).or_insert_with(begin).named_by.push(connection);
         }
         state.children.retain(|_, child| !child.named_by.is_empty());
     }

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use stoke_jobs::rl::Played;
 use stoke_protocol::identity::Subject;
 use stoke_protocol::message::peer::{FromPlayer, ToPlayer, WeightsId};
-use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::{BulkReceiver, BulkSender, CloseCode, Connection, TransportError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -54,6 +53,13 @@ enum Answer {
     Other(FromPlayer),
 }
 
+/// Who is connected.
+#[derive(Clone, Copy)]
+struct Peer {
+    learns: bool,
+    connection: u64,
+}
+
 pub struct Stage {
     pub lanes: u32,
     pub feed: Arc<Feed>,
@@ -63,21 +69,21 @@ pub struct Stage {
 impl Stage {
     pub async fn receive(self: Arc<Self>, connection: Connection) {
         let peer = connection.peer().to_string();
-        let Subject::Rank { job, generation, rank } = connection.peer().subject else { return };
-        let from = RankId { job, generation, rank };
+        let Subject::Rank { rank, .. } = connection.peer().subject else { return };
+        let from = Peer { learns: !rank.is_rollout(), connection: self.feed.connected() };
         let served = async {
             let sender = connection.open_bulk().await?;
             let receiver = connection.accept_bulk().await?;
             let (answers, to_write) = mpsc::channel(ORDERS_MAX);
             let mut beside = JoinSet::new();
             beside.spawn(write(sender, to_write));
-            if !from.rank.is_rollout() {
+            if from.learns {
                 beside.spawn(tell_of_weights(self.feed.clone(), answers.clone()));
             }
             self.read(receiver, from, answers).await
         };
         let served = served.await;
-        self.feed.pass_on(from, &[]);
+        self.feed.pass_on(from.connection, &[]);
         match served {
             Ok(()) => tracing::debug!(%peer, "a learner has left"),
             Err(error) => tracing::info!(%peer, %error, "a learner is gone"),
@@ -87,7 +93,7 @@ impl Stage {
     async fn read(
         &self,
         mut receiver: BulkReceiver,
-        from: RankId,
+        from: Peer,
         answers: mpsc::Sender<Answer>,
     ) -> Result<(), TransportError> {
         while let Some(order) = receiver.read_header::<ToPlayer>().await? {
@@ -100,8 +106,8 @@ impl Stage {
                     let reply = Reply { order, room };
                     tokio::spawn(enter(self.feed.clone(), self.parts.clone(), (lane, state, weights), reply));
                 }
-                ToPlayer::PassOn { players } if players.len() <= CHILDREN_MAX && !from.rank.is_rollout() => {
-                    self.feed.pass_on(from, &players);
+                ToPlayer::PassOn { players } if players.len() <= CHILDREN_MAX && from.learns => {
+                    self.feed.pass_on(from.connection, &players);
                 }
                 ToPlayer::Play { .. } | ToPlayer::PassOn { .. } => {
                     receiver.stop(CloseCode::Malformed);

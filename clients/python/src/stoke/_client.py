@@ -227,6 +227,10 @@ class Client:
                 if "error" in line:
                     raise Unavailable(line["error"])
                 yield line["rank"], line["line"]
+        except ssl.SSLError as error:
+            raise _untrusted(error, self._folder) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"https://{self._host}:{self._port} ended the log of {job}: {error}", "ask again; `tail` leaves out what was read") from error
         finally:
             connection.close()
 
