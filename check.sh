@@ -57,8 +57,10 @@ say "format"
 cargo fmt --all --check
 say "build and lints (the first build compiles Burn: about ten minutes on two cores)"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
+say "build of the tests"
+cargo test --release --workspace --locked --no-run
 say "tests"
-# They take five minutes on two cores; a test that hangs is to fail the run, not to outlast it.
+# They take ten minutes on two cores; a test that hangs is to fail the run, not to outlast it.
 timeout --kill-after 10 2700 cargo test --release --workspace --locked || {
     status=$?
     if [ "$status" = 124 ] || [ "$status" = 137 ]; then

@@ -13,6 +13,7 @@ mod descriptors;
 mod exec;
 mod exhausted;
 mod gateways;
+mod guides;
 mod harness;
 mod health;
 mod hostile;
