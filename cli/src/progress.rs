@@ -163,6 +163,9 @@ fn rl_figures(rl: &rank::RlProgress) -> String {
     if rl.environment_failures > 0 {
         let _ = write!(text, ", {} of environments", output::count(rl.environment_failures, "failure"));
     }
+    if rl.environment_strays > 0 {
+        let _ = write!(text, ", {} of environments that do not depend on their seed alone", rl.environment_strays);
+    }
     text
 }
 
@@ -207,6 +210,7 @@ mod tests {
             entropy: Some(0.6),
             lag: None,
             environment_failures: 1,
+            environment_strays: 0,
             played_here: 0,
             played_elsewhere: 12,
             weights_sent: 0,

@@ -119,7 +119,7 @@ pub struct LaneWork<'a> {
     pub samples: &'a [u64],
 }
 
-/// What a step did. `loss` and `accuracy` are means over the step's samples, before the update.
+/// What a step did. `loss` and `accuracy` are means over the step's samples, before the update; accuracy is NaN where there is none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Applied {
     pub loss: f64,
@@ -147,6 +147,8 @@ pub struct RlProgress {
     /// Updates that trajectories were behind.
     pub lag: Option<f32>,
     pub environment_failures: u64,
+    /// That gave something else when the episode's actions were played again.
+    pub environment_strays: u64,
     /// Rounds of lanes that this rank has played, and that others have for it.
     pub played_here: u64,
     pub played_elsewhere: u64,
@@ -201,6 +203,11 @@ pub trait Train: Send {
     /// The same as plain numbers.
     fn save(&self) -> Result<Vec<NamedTensor>, JobError> {
         self.snapshot().tensors()
+    }
+
+    /// Why a checkpoint of the job with this spec cannot be continued: beside the `[train]` section, which others compare.
+    fn continues(&self, _config_toml: &str) -> Result<(), String> {
+        Ok(())
     }
 
     /// Takes the state of [`Train::save`]. Every name and shape is checked before anything changes.

@@ -114,6 +114,45 @@ fn an_environment_that_hangs_is_made_anew_and_counted_and_its_rank_goes_on() {
     assert_eq!((&hung["recoveries"], &hung["weights_blake3"]), (&0.into(), &calm["weights_blake3"]), "{hung:#}");
 }
 
+/// Nothing that is a function of its seed; breaks down once, in the second round.
+const MOODY: &str = "
+import os, random, gymnasium, numpy
+
+class Moody(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), numpy.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def seen(self):
+        return numpy.array([random.random(), random.random()], numpy.float32)
+
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        return self.seen(), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 700 and not os.path.exists(os.environ['STOKE_TEST_MARK']):
+            open(os.environ['STOKE_TEST_MARK'], 'x').close()
+            raise RuntimeError('out of sorts')
+        return self.seen(), float(action), False, False, {}
+
+gymnasium.register('Moody-v0', Moody, max_episode_steps=1000)
+";
+
+/// It is learned from all the same, and whoever looks is told that the weights are nothing to count on.
+#[test]
+fn an_environment_that_does_not_depend_on_its_seed_alone_is_told_of() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("moody.py"), MOODY).expect("written");
+    let run = Run::new("ppo-cartpole.toml", 1).set("rl.environment", "moody:Moody-v0").set("rl.steps", 500);
+    let run = run.set("rl.folders", format!("[{:?}]", folder.path())).set("rl.python", python.display());
+    let run = run.set("train.lanes", 1).set("rl.total_steps", 2_000).set("rl.epochs", 1);
+    let (told, _scratch) = run.env("STOKE_TEST_MARK", folder.path().join("mark").to_str().expect("UTF-8")).finish();
+    let metric = |name: &str| told["metrics"][name].as_f64();
+    assert_eq!((metric("environment_failures"), metric("environment_strays")), (Some(1.0), Some(1.0)), "{told:#}");
+}
+
 /// Ranks that only play: the bits are the same with and without them, and while they die.
 #[test]
 fn lanes_are_played_elsewhere_and_whoever_plays_may_die() {
@@ -186,8 +225,19 @@ fn a_run_that_is_resumed_in_the_middle_of_a_round_ends_as_one_that_was_not_inter
     let (whole, scratch) = long().finish();
     same(&whole);
     let halfway = checkpoint_at(&scratch, 5_000);
-    let (resumed, _scratch) = long().with(&["--resume", halfway.to_str().expect("UTF-8")]).finish();
+    let resume = ["--resume", halfway.to_str().expect("UTF-8")];
+    let (resumed, _scratch) = long().with(&resume).finish();
     same(&resumed);
+    // Of another policy, or with rounds of another length.
+    let others = [
+        ("rl.environment", "Acrobot-v1", "[rl] environment = CartPole-v1, the spec says Acrobot-v1"),
+        ("rl.hidden", "[32]", "[rl] hidden = [64, 64], the spec says [32]"),
+        ("rl.epochs", "2", "[rl] epochs = 4, the spec says 2"),
+    ];
+    for (key, value, words) in others {
+        let (running, _scratch) = cart_pole(1).set(key, value).with(&resume).start();
+        running.wait().expect(1).says(&[words]);
+    }
 }
 
 #[test]

@@ -460,7 +460,7 @@ fn to_player() -> Vec<ToPlayer> {
 
 fn from_player() -> Vec<FromPlayer> {
     vec![
-        FromPlayer::Played { order: 7, trajectory: 30_000, state: 400, failures: 0 },
+        FromPlayer::Played { order: 7, trajectory: 30_000, state: 400, failures: 0, strays: 0 },
         FromPlayer::Failed { order: 8, error: "the process of environment Blackjack-v1 ended".into() },
         FromPlayer::Wanting { order: 9 },
         FromPlayer::Loaded { id: WeightsId { version: 40, digest: 1 } },

@@ -1,7 +1,7 @@
 //! `stoke eval`: what a policy that was learned is worth, on this machine, over seeds that training never had.
 
 use stoke_jobs::rl::scan_budget::{Rival, WorldConfig};
-use stoke_jobs::rl::{Explore, Learned, Returns};
+use stoke_jobs::rl::{Algorithm, Explore, Learned, Returns};
 use stoke_node::checkpoint as store;
 
 use super::checkpoint::{self, Located};
@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     first_seed: u64,
 
-    /// Take the most probable action instead of drawing one from the policy
+    /// Take the most probable action instead of drawing one from the policy (DQN always takes the best)
     #[arg(long)]
     greedy: bool,
 }
@@ -102,7 +102,11 @@ fn evaluate(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bo
         table.row(row(seed.to_string(), returns));
     }
     table.row(row("all".to_owned(), &all));
-    let how = if args.greedy { "the most probable actions" } else { "actions drawn from the policy" };
+    let how = match (learned.algorithm(), args.greedy) {
+        (Algorithm::Dqn, _) => "the actions of the highest values",
+        (_, true) => "the most probable actions",
+        (_, false) => "actions drawn from the policy",
+    };
     let mut text = format!("{name} by {} at step {step}, {how}\n\n{}", manifest.name, table.render());
     if let Some(finders) = &finders {
         text.push_str(&finders.text());

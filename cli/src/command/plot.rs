@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use stoke_jobs::rl::Curve;
 use stoke_node::checkpoint as store;
 
 use super::checkpoint::{self, Located};
@@ -66,11 +65,12 @@ fn plot(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bool) 
             Failure::usage(format!("there is no column {unknown:?}")).help(format!("one of {}", columns.join(", ")))
         );
     }
+    let points = curve.points();
     if as_json {
         let row = |point: &Vec<f32>| -> serde_json::Map<String, serde_json::Value> {
             columns.iter().zip(point).map(|(column, value)| ((*column).to_owned(), json::float(*value))).collect()
         };
-        let points: Vec<_> = curve.points().iter().map(row).collect();
+        let points: Vec<_> = points.iter().map(row).collect();
         output::print_json(&serde_json::json!({ "uri": uri, "step": manifest.step.0, "points": points }))?;
         return Ok(Exit::Ok);
     }
@@ -79,29 +79,26 @@ fn plot(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bool) 
         return Err(Failure::usage(format!("{}: the picture is an SVG", out.display()))
             .help("name it .svg; a browser shows it, `rsvg-convert` makes a PNG of it"));
     }
-    let panels: Vec<Panel<'_>> = wanted.iter().map(|column| panel(&curve, &columns, column)).collect();
+    let panels: Vec<Panel<'_>> = wanted.iter().map(|column| panel(&points, &columns, column)).collect();
     // Not those that the algorithm never knows.
     let panels: Vec<Panel<'_>> =
         panels.into_iter().filter(|panel| !args.columns.is_empty() || !panel.points.is_empty()).collect();
-    let title = format!("{}, {} env steps", manifest.name, output::grouped(last_steps(&curve)));
+    let steps = points.last().map_or(0, |point| point[0] as u64);
+    let title = format!("{}, {} env steps", manifest.name, output::grouped(steps));
     let picture = draw(&title, "environment steps", &panels).or_fail(Exit::Negative, "draw")?;
     std::fs::write(&out, picture).or_fail(Exit::Negative, format!("write {}", out.display()))?;
     output::print(&format!(
         "{}: {} over {}\n",
         out.display(),
         panels.iter().map(|panel| panel.name).collect::<Vec<_>>().join(", "),
-        output::count(curve.points().len() as u64, "round")
+        output::count(points.len() as u64, "round")
     ))?;
     Ok(Exit::Ok)
 }
 
-fn last_steps(curve: &Curve) -> u64 {
-    curve.points().last().map_or(0, |point| point[0] as u64)
-}
-
-fn panel<'a>(curve: &Curve, columns: &[&str], column: &'a str) -> Panel<'a> {
+fn panel<'a>(points: &[Vec<f32>], columns: &[&str], column: &'a str) -> Panel<'a> {
     let at = |name: &str| columns.iter().position(|other| *other == name).expect("columns were looked at");
     let (x, y) = (at(STEPS), at(column));
-    let points = curve.points().iter().map(|point| (f64::from(point[x]), f64::from(point[y])));
+    let points = points.iter().map(|point| (f64::from(point[x]), f64::from(point[y])));
     Panel { name: column, points: points.filter(|(_, value)| value.is_finite()).collect() }
 }

@@ -146,6 +146,7 @@ fn rl_progress(rl: &RlProgress) -> Value {
         "entropy": figure(rl.entropy),
         "lag": figure(rl.lag),
         "environment_failures": rl.environment_failures,
+        "environment_strays": rl.environment_strays,
         "played_here": rl.played_here,
         "played_elsewhere": rl.played_elsewhere,
         "weights_sent": rl.weights_sent,

@@ -16,6 +16,8 @@ use super::run::Run;
 
 /// What helps, behind every reason.
 const MEND: &str = "lower [schedule] lr, set [train] clip_norm, or look at the rows that the ranks' logs name";
+/// The same of reinforcement learning.
+const MEND_RL: &str = "lower [rl] lr or max_grad_norm, or scale the environment's rewards down";
 
 /// What a member says.
 struct Finding {
@@ -63,15 +65,16 @@ impl Job {
             self.go_back(scene, format!("{computed}; the job goes back to {begins}"));
             return Vec::new();
         }
+        let mend = if self.trainer == "rl" { MEND_RL } else { MEND };
         match self.on_nan {
             OnNan::Rollback if self.went_back_for != Some(step) => {
                 self.went_back_for = Some(step);
                 self.go_back(scene, format!("{what}; the job goes back to {begins}"));
             }
-            OnNan::Rollback => self.give_up(scene, format!("{what}, again after going back: {MEND}")),
-            OnNan::Skip => self.give_up(scene, format!("{what}, as of the steps before, which were skipped: {MEND}")),
+            OnNan::Rollback => self.give_up(scene, format!("{what}, again after going back: {mend}")),
+            OnNan::Skip => self.give_up(scene, format!("{what}, as of the steps before, which were skipped: {mend}")),
             OnNan::Fail => {
-                self.give_up(scene, format!("{what}: {MEND}; [train] on_nan = \"skip\" leaves such steps out"))
+                self.give_up(scene, format!("{what}: {mend}; [train] on_nan = \"skip\" leaves such steps out"))
             }
         }
         Vec::new()

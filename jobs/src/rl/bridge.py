@@ -117,6 +117,8 @@ class Envs:
             self.last = self.seen(env.reset(seed=seed)[0])
             self.ended[index] = False
         for action in self.actions(body[13:]):
+            if self.ended[index]:
+                break  # It is no function of its seed and actions: this episode was longer before.
             observation, _, end, cut, _ = env.step(action)
             self.ended[index] = bool(end or cut)
             self.last = self.seen(observation)

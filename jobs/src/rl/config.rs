@@ -178,6 +178,36 @@ impl RlPlan {
             AlgorithmConfig::Ppo(_) | AlgorithmConfig::Dqn(_) => 0,
         }
     }
+
+    /// Why a checkpoint of a job with the other plan cannot be continued under this one: its rounds or its policy are others.
+    pub(super) fn continues(&self, other: &Self) -> Result<(), String> {
+        let parts = |plan: &Self| match &plan.algorithm {
+            AlgorithmConfig::Ppo(ppo) => (ppo.epochs, ppo.minibatches),
+            AlgorithmConfig::Impala(_) | AlgorithmConfig::Dqn(_) => (1, 1),
+        };
+        let updates = |plan: &Self| match &plan.algorithm {
+            AlgorithmConfig::Dqn(dqn) => dqn.train_every,
+            AlgorithmConfig::Ppo(_) | AlgorithmConfig::Impala(_) => 0,
+        };
+        same("envs", other.envs, self.envs)?;
+        same("steps", other.steps, self.steps)?;
+        same("hidden", format!("{:?}", other.hidden), format!("{:?}", self.hidden))?;
+        same("normalise", other.normalise, self.normalise)?;
+        same("epochs", parts(other).0, parts(self).0)?;
+        same("minibatches", parts(other).1, parts(self).1)?;
+        same("staleness", other.behind(), self.behind())?;
+        same("train_every", updates(other), updates(self))
+    }
+}
+
+/// Of a key that a checkpoint is bound to.
+fn same<T: PartialEq + std::fmt::Display>(key: &str, theirs: T, ours: T) -> Result<(), String> {
+    if theirs == ours {
+        return Ok(());
+    }
+    Err(format!(
+        "it was trained with [rl] {key} = {theirs}, the spec says {ours}: write {key} = {theirs}, or start without it"
+    ))
 }
 
 impl RlConfig {
@@ -190,6 +220,15 @@ impl RlConfig {
 
     pub fn algorithm(&self) -> Algorithm {
         self.section.algorithm
+    }
+
+    /// Whether a checkpoint of a job with the other section has a policy for this one's environment.
+    pub(super) fn continues(&self, other: &Self) -> Result<(), String> {
+        let options = |config: &Self| Value::Object(config.section.options.clone());
+        let algorithm = |config: &Self| format!("{:?}", config.algorithm()).to_lowercase();
+        same("algorithm", algorithm(other), algorithm(self))?;
+        same("environment", &other.section.environment, &self.section.environment)?;
+        same("options", options(other), options(self))
     }
 
     pub fn environment(&self) -> EnvConfig {

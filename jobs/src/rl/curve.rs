@@ -11,13 +11,14 @@ const POINTS_MAX: usize = 4096;
 /// Episodes whose mean return is told of: CleanRL's and gymnasium's custom.
 const EPISODES: f64 = 100.0;
 /// Before the algorithm's figures.
-pub const COLUMNS: [&str; 7] = [
+pub const COLUMNS: [&str; 8] = [
     "env_steps",
     "episodes",
     "episode_return",
     "episode_length",
     "explained_variance",
     "environment_failures",
+    "environment_strays",
     "grad_norm",
 ];
 const NAME: &str = "rl.curve";
@@ -32,6 +33,7 @@ pub struct Curve {
     env_steps: u64,
     episodes: u64,
     failures: u64,
+    strays: u64,
     points: Vec<Vec<f32>>,
     /// The round under way: sums of the figures of its updates.
     sums: Vec<f64>,
@@ -59,6 +61,7 @@ impl Curve {
             env_steps: 0,
             episodes: 0,
             failures: 0,
+            strays: 0,
             points: Vec::new(),
             sums: vec![0.0; figures.len()],
             updates: 0,
@@ -72,8 +75,10 @@ impl Curve {
         COLUMNS.into_iter().chain(self.figures.iter().copied())
     }
 
-    pub fn points(&self) -> &[Vec<f32>] {
-        &self.points
+    /// One a round that is over: its begin, and all its updates.
+    pub fn points(&self) -> Vec<Vec<f32>> {
+        let last = self.round.as_ref().filter(|round| self.updates >= u64::from(round.updates));
+        self.points.iter().cloned().chain(last.map(|round| self.point(round))).collect()
     }
 
     pub fn last(&self) -> Last {
@@ -81,11 +86,12 @@ impl Curve {
     }
 
     /// A round begins; the one before it is a point.
-    pub fn began(&mut self, round: &Round, failures: f32) {
+    pub fn began(&mut self, round: &Round, (failures, strays): (f32, f32)) {
         self.close();
         self.env_steps += round.transitions;
         self.episodes += round.episodes;
         self.failures += failures as u64;
+        self.strays += strays as u64;
         if let Some(mean) = round.episode_return {
             self.recent.push((round.episodes as f64, mean));
             let mut count = 0.0;
@@ -135,6 +141,7 @@ impl Curve {
             known(round.episode_length),
             known(round.explained_variance),
             self.failures as f32,
+            self.strays as f32,
             if self.updates == 0 { f32::NAN } else { self.last.grad_norm as f32 },
         ];
         point.extend(self.sums.iter().map(of_updates));
@@ -155,16 +162,12 @@ impl Curve {
         metrics.insert("env_steps".into(), self.env_steps as f64);
         metrics.insert("episodes".into(), self.episodes as f64);
         metrics.insert("environment_failures".into(), self.failures as f64);
+        metrics.insert("environment_strays".into(), self.strays as f64);
         metrics.extend(self.recent_return().map(|mean| ("episode_return_last_100".to_owned(), mean)));
         metrics
     }
 
-    pub fn progress(
-        &self,
-        (round, rounds): (u64, u64),
-        env_steps: u64,
-        (played_here, played_elsewhere): (u64, u64),
-    ) -> RlProgress {
+    pub fn progress(&self, (round, rounds): (u64, u64), (played_here, played_elsewhere): (u64, u64)) -> RlProgress {
         let figure = |name: &str| {
             let at = self.figures.iter().position(|figure| *figure == name)?;
             match self.updates {
@@ -176,7 +179,7 @@ impl Curve {
         RlProgress {
             round,
             rounds,
-            env_steps,
+            env_steps: self.env_steps,
             episodes: self.episodes,
             episode_return: self.recent_return().map(|mean| mean as f32),
             explained_variance: variance,
@@ -184,6 +187,7 @@ impl Curve {
             entropy: figure("entropy"),
             lag: figure("lag"),
             environment_failures: self.failures,
+            environment_strays: self.strays,
             played_here,
             played_elsewhere,
             broadcast: Broadcast::default(),
@@ -196,7 +200,8 @@ impl Curve {
         // The round under way is told of in full when it is over: what is kept of it is what makes it.
         let round = curve.round.take();
         let mut totals = Vec::new();
-        for number in [self.every, self.rounds, self.env_steps, self.episodes, self.failures, self.updates] {
+        let Self { every, rounds, env_steps, episodes, failures, strays, updates, .. } = *self;
+        for number in [every, rounds, env_steps, episodes, failures, strays, updates] {
             totals.extend([(number & 0xff_ffff) as f32, (number >> 24) as f32]);
         }
         totals.extend(self.sums.iter().flat_map(|sum| split(*sum)));
@@ -235,6 +240,7 @@ impl Curve {
             curve.env_steps = totals.number()?;
             curve.episodes = totals.number()?;
             curve.failures = totals.number()?;
+            curve.strays = totals.number()?;
             curve.updates = totals.number()?;
             for sum in &mut curve.sums {
                 *sum = totals.double()?;

@@ -1,5 +1,8 @@
 //! Who plays the lanes of a job: the one half of it that needs no learner. Owns the envs of the lanes that it plays and a copy of the policy's weights; what it
 //! gives follows from lane, state and weights alone (L1), so that it does not matter who plays.
+//!
+//! L2: envs whose lane others play meanwhile are taken for the next lane that comes here: there are as many (of a bridge: Python processes) as lanes were
+//! played here in two rounds, however many lanes come by in the course of time.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +27,15 @@ pub struct Played {
     pub after: Vec<u8>,
     /// Environments that failed and were made anew.
     pub failures: u32,
+    /// Environments that gave something else when the episode's actions were played again.
+    pub strays: u32,
+}
+
+/// The envs of a lane that is or was played here.
+struct Seat {
+    rollout: Rollout,
+    /// The round in which it was played last.
+    round: u64,
 }
 
 pub struct Player {
@@ -32,7 +44,9 @@ pub struct Player {
     seed: u64,
     explore: Explore,
     actor: Actor,
-    lanes: BTreeMap<u32, Rollout>,
+    lanes: BTreeMap<u32, Seat>,
+    /// Weights that were loaded so far.
+    round: u64,
 }
 
 impl Player {
@@ -47,7 +61,7 @@ impl Player {
     }
 
     pub(super) fn new((config, plan): (RlConfig, RlPlan), seed: u64, actor: Actor, explore: Explore) -> Self {
-        Self { config, plan, seed, explore, actor, lanes: BTreeMap::new() }
+        Self { config, plan, seed, explore, actor, lanes: BTreeMap::new(), round: 0 }
     }
 
     /// Numbers of the policy's weights.
@@ -55,7 +69,9 @@ impl Player {
         self.actor.policy().layout().len()
     }
 
+    /// What is played until the next call is a round.
     pub fn load(&mut self, version: u64, weights: &[f32]) -> Result<(), RlError> {
+        self.round += u64::from(self.actor.version() != version);
         self.actor.load(version, weights)
     }
 
@@ -77,7 +93,10 @@ impl Player {
                     self.lanes.remove(&lane);
                     failures += 1;
                 }
-                played => return played.map(|(trajectory, after)| Played { trajectory, after, failures }),
+                played => {
+                    let strays = self.lanes.get_mut(&lane).map_or(0, |seat| seat.rollout.take_strays());
+                    return played.map(|(trajectory, after)| Played { trajectory, after, failures, strays });
+                }
             }
         }
     }
@@ -85,9 +104,13 @@ impl Player {
     /// L1.
     fn attempt(&mut self, lane: u32, state: &[u8]) -> Result<(Trajectory, Vec<u8>), RlError> {
         if !self.lanes.contains_key(&lane) {
-            self.lanes.insert(lane, self.rollout()?);
+            let free = self.lanes.iter().find(|(_, seat)| seat.round + 1 < self.round).map(|(lane, _)| *lane);
+            let seat = free.and_then(|free| self.lanes.remove(&free));
+            let rollout = seat.map_or_else(|| self.rollout(), |seat| Ok(seat.rollout))?;
+            self.lanes.insert(lane, Seat { rollout, round: 0 });
         }
-        let rollout = self.lanes.get_mut(&lane).expect("it was just put there");
+        let Seat { rollout, round } = self.lanes.get_mut(&lane).expect("it was just put there");
+        *round = self.round;
         if !state.is_empty() {
             return rollout.run(state, &mut self.actor, (self.explore, self.plan.steps));
         }
@@ -124,6 +147,7 @@ pub struct PlayedBytes {
     pub trajectory: Vec<u8>,
     pub after: Vec<u8>,
     pub failures: u32,
+    pub strays: u32,
 }
 
 /// A lane as its learner finds it.
@@ -144,5 +168,35 @@ pub trait Rollouts: Send {
     /// What has become of a lane that the learner needs. Waits where somebody plays it and nothing else is to be played.
     fn find(&mut self, lane: u32) -> Found;
 
+    /// Environments that failed where a lane was given up, since the last call.
+    fn take_failures(&mut self) -> u32;
+
     fn broadcast(&self) -> Broadcast;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPEC: &str = "[rl]\nalgorithm = \"ppo\"\nenvironment = \"CartPole-v1\"\nsteps = 8\nminibatches = 1\n";
+
+    /// L2.
+    #[test]
+    fn envs_of_lanes_that_are_played_elsewhere_are_taken_for_others() {
+        let mut player = Player::of_spec(SPEC, (1, 16)).expect("a player");
+        let weights = vec![0.01; player.weights_len()];
+        let mut states = vec![Vec::new(); 16];
+        for round in 1..=32 {
+            player.load(round, &weights).expect("weights");
+            for lane in [2 * round as u32 % 16, (2 * round as u32 + 1) % 16] {
+                let played = player.play(lane, &states[lane as usize]).expect("a lane");
+                let mut fresh = Player::of_spec(SPEC, (1, 16)).expect("a player");
+                fresh.load(round, &weights).expect("weights");
+                let alone = fresh.play(lane, &states[lane as usize]).expect("a lane");
+                assert_eq!((&played.trajectory, &played.after), (&alone.trajectory, &alone.after));
+                states[lane as usize] = played.after;
+            }
+            assert!(player.lanes.len() <= 4, "{}", player.lanes.len());
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! A rollout as a function: (state of a lane, policy, steps) to (trajectory, state of the lane). Owns the envs of one lane at a time, and all that
 //! must go with them to another machine. Deterministic: the same call gives the same bits in any process.
 //!
-//! E2: what `play` does follows from the lane's bytes and the actor alone, whether the envs are still there from the last call or were restored.
+//! E2: what `play` does follows from the lane's bytes and the actor alone, whether the envs are still there from the last call or were restored. An environment that
+//! is not a function of its seed and actions breaks that: what it gave when it was restored is what counts then, and it is counted.
 
 use super::actor::{Acted, Actor, Choices, Explore, Place};
 use super::draws::{Draws, Stream};
@@ -62,6 +63,8 @@ pub struct Rollout {
     terminated: Vec<bool>,
     truncated: Vec<bool>,
     cut: Vec<f32>,
+    /// Envs that were restored to something else than what was saved.
+    strays: u32,
 }
 
 impl Rollout {
@@ -73,7 +76,7 @@ impl Rollout {
             Space::Box { low, high } => Some((low.clone(), high.clone())),
         };
         let (terminated, truncated) = (flags.clone(), flags);
-        Self { config, env, live: None, saved: Vec::new(), bounds, terminated, truncated, cut: Vec::new() }
+        Self { config, env, live: None, saved: Vec::new(), bounds, terminated, truncated, cut: Vec::new(), strays: 0 }
     }
 
     pub fn num_envs(&self) -> usize {
@@ -99,6 +102,11 @@ impl Rollout {
         }
         self.live = Some(Live { lane, steps: 0, observations, courses });
         Ok(())
+    }
+
+    /// Envs that were restored to something else than what was saved, since the last call.
+    pub fn take_strays(&mut self) -> u32 {
+        std::mem::take(&mut self.strays)
     }
 
     /// The lane that is here, and the steps that its envs have done.
@@ -257,10 +265,20 @@ impl Rollout {
         }
         self.live = None;
         let bad = |problem: &str| RlError::Bytes { what: "a lane", problem: problem.to_owned() };
-        let (live, saved) = self.read(state).map_err(bad)?;
-        let mut seen = vec![0.0; self.env.spec().observation_len()];
-        for (env, saved) in saved.into_iter().enumerate() {
+        let (mut live, saved) = self.read(state).map_err(bad)?;
+        let len = self.env.spec().observation_len();
+        let mut seen = vec![0.0; len];
+        let rows = live.observations.chunks_mut(len).zip(&live.courses);
+        for (env, (saved, (row, course))) in saved.into_iter().zip(rows).enumerate() {
             self.env.restore(env, saved, &mut seen)?;
+            if let Some(running) = &course.running {
+                running.normalise(&mut seen);
+            }
+            let same = seen.iter().zip(&*row).all(|(seen, row)| seen.to_bits() == row.to_bits());
+            if !same {
+                row.copy_from_slice(&seen);
+                self.strays += 1;
+            }
         }
         self.live = Some(live);
         self.saved = state.to_vec();

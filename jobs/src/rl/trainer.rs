@@ -32,6 +32,8 @@ use crate::train::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, RlProg
 const PACKED: usize = 3;
 /// Actions of an episode so far that a bridge's env has room for where nothing bounds its episodes, in bytes.
 const COURSE_BYTES: usize = 1 << 14;
+/// Before the lanes' states in a sum: failures and strays of environments.
+const COUNTS: usize = 2;
 /// Of a lane's state: its length is one number of the sum.
 const LANE_BYTES_MAX: usize = (1 << 24) - 1;
 /// Episodes of the evaluation at the end.
@@ -63,6 +65,8 @@ struct Begun {
 
 pub(crate) struct RlTrainer {
     config: RlConfig,
+    /// Of one env.
+    env: EnvSpec,
     plan: RlPlan,
     seed: u64,
     learn: Box<dyn Learn>,
@@ -82,8 +86,9 @@ pub(crate) struct RlTrainer {
     course: Course,
     /// Numbers of a lane's state.
     lane_numbers: usize,
-    /// Failures of environments here that no sum has shown yet.
+    /// Failures of environments, and what they did otherwise than before, that no sum has shown yet.
     failures: u32,
+    strays: u32,
     curve: Curve,
     vector: Vec<f32>,
 }
@@ -125,7 +130,7 @@ impl RlTrainer {
             return Err(EnvError::Options { name: spec.name, problem }.into());
         }
         let lane_numbers = 1 + (bytes + spare).div_ceil(PACKED);
-        let rollouts = learn.sums_len() + 1 + lanes as usize * lane_numbers;
+        let rollouts = learn.sums_len() + COUNTS + lanes as usize * lane_numbers;
         let parameters = learn.learner().layout();
         let figures = rollouts.max(parameters.flat_len()) - parameters.len() + 1;
         let layout = Layout { params: parameters.params.clone(), figures };
@@ -144,6 +149,7 @@ impl RlTrainer {
         let player = Player::new((config.clone(), plan.clone()), seed, actor, learn.explore());
         Ok(Self {
             config,
+            env: spec,
             plan,
             seed,
             learn,
@@ -158,6 +164,7 @@ impl RlTrainer {
             course,
             lane_numbers,
             failures: 0,
+            strays: 0,
             curve,
             vector,
         })
@@ -220,8 +227,10 @@ impl RlTrainer {
         self.keep(lane, played)
     }
 
-    fn keep(&mut self, lane: u32, Played { trajectory, after, failures }: Played) -> Result<(), RlError> {
+    fn keep(&mut self, lane: u32, played: Played) -> Result<(), RlError> {
+        let Played { trajectory, after, failures, strays } = played;
         self.failures += failures;
+        self.strays += strays;
         self.learn.take(self.course.round, lane, trajectory)?;
         self.played.insert(lane, after);
         if let Some(begun) = &self.course.begun {
@@ -236,17 +245,20 @@ impl RlTrainer {
         let expected =
             (self.course.version, self.course.round * self.plan.steps as u64, self.plan.steps, self.plan.envs);
         let right = trajectory.lane == lane && (version, begun, steps, envs) == expected;
-        right.then_some(Played { trajectory, after: bytes.after, failures: bytes.failures })
+        let PlayedBytes { after, failures, strays, .. } = bytes;
+        right.then_some(Played { trajectory, after, failures, strays })
     }
 
-    /// The first step of a round, of one lane: what it tells, the failures of environments, and its state afterwards.
+    /// The first step of a round, of one lane: what it tells, what its environments did that they should not, and its state afterwards.
     fn tell(&mut self, lane: u32) -> Result<(), RlError> {
         self.play(lane)?;
         let sums = self.learn.sums_len();
         self.vector.fill(0.0);
         self.learn.sums(lane, &mut self.vector[..sums])?;
-        self.vector[sums] = std::mem::take(&mut self.failures) as f32;
-        let at = sums + 1 + lane as usize * self.lane_numbers;
+        let elsewhere = self.rollouts.as_mut().map_or(0, |rollouts| rollouts.take_failures());
+        self.vector[sums] = (std::mem::take(&mut self.failures) + elsewhere) as f32;
+        self.vector[sums + 1] = std::mem::take(&mut self.strays) as f32;
+        let at = sums + COUNTS + lane as usize * self.lane_numbers;
         let (state, room) = (&self.played[&lane], &mut self.vector[at..at + self.lane_numbers]);
         if state.len() > (room.len() - 1) * PACKED {
             return Err(EnvError::Unsaved { name: self.config.environment().name }.into());
@@ -288,16 +300,16 @@ impl RlTrainer {
             }
         }
         let last = self.curve.last();
-        Ok(Applied { loss: last.loss, accuracy: 0.0, grad_norm: last.grad_norm, lr: last.lr, samples })
+        Ok(Applied { loss: last.loss, accuracy: f64::NAN, grad_norm: last.grad_norm, lr: last.lr, samples })
     }
 
     fn begin(&mut self, round: u64, sum: &[f32]) -> Result<(), RlError> {
         let len = self.learn.sums_len();
         let sums = sum[..len].to_vec();
         let begun = self.learn.begin(round, &sums)?;
-        let lanes = sum[len + 1..][..self.plan.lanes as usize * self.lane_numbers].chunks_exact(self.lane_numbers);
+        let lanes = sum[len + COUNTS..][..self.plan.lanes as usize * self.lane_numbers].chunks_exact(self.lane_numbers);
         let after = lanes.map(unpack).collect::<Result<Vec<_>, _>>()?;
-        self.curve.began(&begun, sum[len]);
+        self.curve.began(&begun, (sum[len], sum[len + 1]));
         let Round { updates, .. } = begun;
         self.course.begun = Some(Begun { sums, after, updates });
         Ok(())
@@ -311,11 +323,6 @@ impl RlTrainer {
         let normaliser = self.player.normaliser(states)?;
         let mut env = self.config.environment().make(EPISODES)?;
         evaluate(self.player.actor(), &mut *env, normaliser.as_ref(), (self.seed, STEPS_MAX, Explore::Sample))
-    }
-
-    /// Of all learners together.
-    fn transitions_of_round(&self) -> u64 {
-        u64::from(self.plan.lanes) * (self.plan.envs * self.plan.steps) as u64
     }
 }
 
@@ -450,6 +457,13 @@ impl Train for RlTrainer {
         tensors.fold(self.learn.snapshot(), Snapshot::with)
     }
 
+    fn continues(&self, config_toml: &str) -> Result<(), String> {
+        let config = RlConfig::parse(config_toml).map_err(|error| error.to_string())?;
+        self.config.continues(&config)?;
+        let plan = config.plan(config_toml, &self.env, self.plan.lanes).map_err(|error| error.to_string())?;
+        self.plan.continues(&plan)
+    }
+
     fn restore(&mut self, tensors: Vec<NamedTensor>) -> Result<(), JobError> {
         let (own, learners): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| tensor.name.starts_with("rl."));
         let course = Course::of(&own, (self.plan.lanes, self.course.weights.len()))?;
@@ -471,10 +485,9 @@ impl Train for RlTrainer {
 
     fn rl(&self) -> Option<RlProgress> {
         let rounds = self.course.round + u64::from(self.course.begun.is_some());
-        let env_steps = rounds * self.transitions_of_round();
         let played = (self.played_here, self.played_elsewhere);
         let broadcast = self.rollouts.as_ref().map(|rollouts| rollouts.broadcast()).unwrap_or_default();
-        Some(RlProgress { broadcast, ..self.curve.progress((rounds, self.plan.rounds), env_steps, played) })
+        Some(RlProgress { broadcast, ..self.curve.progress((rounds, self.plan.rounds), played) })
     }
 }
 

@@ -99,6 +99,10 @@ impl Rollouts for Pool {
         }
     }
 
+    fn take_failures(&mut self) -> u32 {
+        self.shared.round().take_failures()
+    }
+
     fn broadcast(&self) -> Broadcast {
         self.shared.round().broadcast()
     }
@@ -178,19 +182,19 @@ async fn hear(shared: &Shared, player: RankId, connection: &Connection) -> Resul
     let mut receiver = connection.accept_bulk().await?;
     while let Some(answer) = receiver.read_header::<FromPlayer>().await? {
         match answer {
-            FromPlayer::Played { order, trajectory, state, failures }
+            FromPlayer::Played { order, trajectory, state, failures, strays }
                 if trajectory <= TRAJECTORY_BYTES_MAX && state <= STATE_BYTES_MAX =>
             {
                 let (mut bytes, mut after) = (vec![0; trajectory as usize], vec![0; state as usize]);
                 receiver.read_exact(&mut bytes).await?;
                 receiver.read_exact(&mut after).await?;
-                let played = PlayedBytes { trajectory: bytes, after, failures };
-                shared.tell(|round| round.answered(player, order, Some(played)));
+                let played = PlayedBytes { trajectory: bytes, after, failures, strays };
+                shared.tell(|round| round.answered(player, order, played));
             }
             FromPlayer::Played { .. } => return Err(TransportError::Ended),
             FromPlayer::Failed { order, error } => {
                 tracing::warn!(%error, "a lane could not be played elsewhere");
-                shared.tell(|round| round.answered(player, order, None));
+                shared.tell(|round| round.failed(player, order));
             }
             FromPlayer::Wanting { order } => shared.tell(|round| round.wanting(player, order)),
             FromPlayer::Loaded { id } => shared.tell(|round| round.loaded(player, id)),

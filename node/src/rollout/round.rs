@@ -28,8 +28,10 @@ pub struct Round {
     sent: BTreeMap<u64, Sent>,
     done: BTreeMap<u32, PlayedBytes>,
     next: u64,
-    /// The longest that a player has taken for an order so far.
+    /// The longest that a player has taken for an order, of late.
     longest: Option<Duration>,
+    /// Lanes that players gave up.
+    failures: u32,
     links: BTreeMap<RankId, Link>,
     /// Who has the weights.
     loaded: BTreeSet<RankId>,
@@ -80,6 +82,7 @@ impl Round {
             done: BTreeMap::new(),
             next: 0,
             longest: None,
+            failures: 0,
             links: BTreeMap::new(),
             loaded: BTreeSet::new(),
             broadcast: Broadcast::default(),
@@ -158,16 +161,25 @@ impl Round {
         Some(Next::Play(number, order, *id))
     }
 
-    /// None: it could not be played.
-    pub fn answered(&mut self, player: RankId, number: u64, played: Option<PlayedBytes>) {
+    pub fn answered(&mut self, player: RankId, number: u64, played: PlayedBytes) {
         self.credit(player);
         // W2.
         let Some(sent) = self.sent.remove(&number) else { return };
-        if let Some(played) = played {
-            let taken = sent.at.elapsed();
-            self.longest = Some(self.longest.map_or(taken, |longest| longest.max(taken)));
-            self.done.insert(sent.lane, played);
-        }
+        let taken = sent.at.elapsed();
+        // One slow lane is forgotten after some dozen that were not.
+        self.longest = Some(self.longest.map_or(taken, |longest| taken.max(longest - longest / 16)));
+        self.done.insert(sent.lane, played);
+    }
+
+    /// It could not be played there.
+    pub fn failed(&mut self, player: RankId, number: u64) {
+        self.credit(player);
+        self.failures += 1;
+        self.sent.remove(&number);
+    }
+
+    pub fn take_failures(&mut self) -> u32 {
+        std::mem::take(&mut self.failures)
     }
 
     /// A player has an order, but not its weights.
@@ -252,7 +264,7 @@ mod tests {
     }
 
     fn played() -> PlayedBytes {
-        PlayedBytes { trajectory: vec![1], after: vec![2], failures: 0 }
+        PlayedBytes { trajectory: vec![1], after: vec![2], failures: 0, strays: 0 }
     }
 
     /// What a player is sent until there is nothing more: weights, and lanes with the numbers of their orders.
@@ -278,7 +290,7 @@ mod tests {
         assert_eq!(sent(&mut round, player(1)), (false, vec![(0, 0), (1, 1)]));
         // The last lane is for whoever is free first: here for the learner.
         assert_eq!(sent(&mut round, player(0)), (true, vec![(2, 2)]));
-        round.answered(player(1), 0, Some(played()));
+        round.answered(player(1), 0, played());
         assert!(matches!(round.find(0), Lane::Found(Found::Played(_))));
         assert!(matches!(round.find(1), Lane::Found(Found::Meanwhile(3))));
         assert!(matches!(round.find(1), Lane::Sent(_)));
@@ -305,7 +317,8 @@ mod tests {
         round.disconnected(player(0));
         assert!(matches!(round.find(1), Lane::Found(Found::Nobody)));
         assert_eq!(sent(&mut round, player(1)), (true, vec![(0, 0), (2, 2)]));
-        round.answered(player(1), 0, None);
+        round.failed(player(1), 0);
+        assert_eq!(round.take_failures(), 1);
         assert!(matches!(round.find(0), Lane::Found(Found::Nobody)));
     }
 

@@ -147,10 +147,10 @@ async fn write(mut sender: BulkSender, mut answers: mpsc::Receiver<Answer>) -> R
     while let Some(answer) = answers.recv().await {
         match answer {
             Answer::Played(order, played) => {
-                let Played { trajectory, after, failures } = *played;
+                let Played { trajectory, after, failures, strays } = *played;
                 let bytes = trajectory.encode();
-                let header =
-                    FromPlayer::Played { order, trajectory: bytes.len() as u32, state: after.len() as u32, failures };
+                let (trajectory, state) = (bytes.len() as u32, after.len() as u32);
+                let header = FromPlayer::Played { order, trajectory, state, failures, strays };
                 sender.write_header(&header).await?;
                 sender.write_chunks(&mut [Bytes::from(bytes), Bytes::from(after)]).await?;
             }

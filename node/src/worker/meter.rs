@@ -112,6 +112,7 @@ impl Meter {
             entropy: rl.entropy,
             lag: rl.lag,
             environment_failures: rl.environment_failures,
+            environment_strays: rl.environment_strays,
             played_here: rl.played_here,
             played_elsewhere: rl.played_elsewhere,
             weights_sent: rl.broadcast.bytes,

@@ -1,6 +1,6 @@
 //! From a job spec to what a rank computes. Pure.
 
-use stoke_jobs::Plan;
+use stoke_jobs::{Plan, Train};
 use stoke_protocol::spec::JobSpec;
 
 use crate::checkpoint::Manifest;
@@ -35,18 +35,20 @@ pub fn is_due(spec: &JobSpec, step: u64, steps: u64) -> bool {
 }
 
 /// Why a checkpoint cannot be continued under this spec, if it cannot: the order of samples and the sum over lanes would be others (I20).
-pub fn mismatch(manifest: &Manifest, spec: &JobSpec, steps: u64) -> Option<String> {
-    let train = spec.training();
+/// `train` was loaded by it.
+pub fn mismatch(manifest: &Manifest, (spec, train): (&JobSpec, &dyn Train), steps: u64) -> Option<String> {
+    let training = spec.training();
     let differs = |key: &str, theirs: String, ours: String| {
         (theirs != ours).then(|| {
             format!("it was trained with {key} = {theirs}, the spec says {ours}: write {key} = {theirs}, or start without it")
         })
     };
-    let batch = manifest.cursor.checked_div(manifest.step.0).unwrap_or(u64::from(train.batch));
+    let batch = manifest.cursor.checked_div(manifest.step.0).unwrap_or(u64::from(training.batch));
     differs("trainer", manifest.trainer.clone(), spec.trainer.clone())
-        .or_else(|| differs("seed", manifest.seed.to_string(), train.seed.to_string()))
-        .or_else(|| differs("lanes", manifest.lanes.to_string(), train.lanes.to_string()))
-        .or_else(|| differs("batch", batch.to_string(), train.batch.to_string()))
+        .or_else(|| differs("seed", manifest.seed.to_string(), training.seed.to_string()))
+        .or_else(|| differs("lanes", manifest.lanes.to_string(), training.lanes.to_string()))
+        .or_else(|| differs("batch", batch.to_string(), training.batch.to_string()))
+        .or_else(|| train.continues(&manifest.spec).err())
         .or_else(|| {
             let beyond = manifest.step.0 > steps;
             beyond.then(|| format!("it is at step {}, the job has {steps} steps: ask for more steps", manifest.step.0))

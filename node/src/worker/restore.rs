@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use stoke_jobs::NamedTensor;
+use stoke_jobs::{NamedTensor, Train};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::peer::Restores;
 use stoke_protocol::message::rank::{Membership, Origin, RankId, StartFrom};
@@ -17,11 +17,11 @@ use crate::checkpoint::{self, CheckpointError, Manifest};
 use crate::exchange::{Readers, StateOf};
 
 /// What a checkpoint says of itself, if a job of this spec can go on from it.
-pub fn open(origin: &Origin, spec: &JobSpec, steps: u64) -> Result<Manifest, Failure> {
+pub fn open(origin: &Origin, loaded: (&JobSpec, &dyn Train), steps: u64) -> Result<Manifest, Failure> {
     let Origin { uri, manifest_blake3 } = origin;
     let opened = checkpoint::patiently(|| checkpoint::open_committed(uri, *manifest_blake3));
     let manifest = opened.map_err(|error| unreadable(uri, &error))?;
-    match mismatch(&manifest, spec, steps) {
+    match mismatch(&manifest, loaded, steps) {
         Some(reason) => Err(Failure::Permanent(format!("continue from {uri}: {reason}"))),
         None => Ok(manifest),
     }

@@ -165,10 +165,16 @@ impl Trainer {
             train = load(&plan)?;
         }
         let origin = match &start.from {
-            StartFrom::Checkpoint(origin) => Some(restore::open(origin, spec, plan.steps)?),
+            StartFrom::Checkpoint(origin) => Some(restore::open(origin, (spec, &*train), plan.steps)?),
             StartFrom::Seed | StartFrom::Peers => None,
         };
         let restored = origin.as_ref().map(|manifest| manifest.step.0);
+        if restored == Some(plan.steps) {
+            tracing::warn!(
+                step = plan.steps,
+                "the checkpoint is of the job's last step, so that nothing is left to train: ask for more steps to go on"
+            );
+        }
         let step = restored.unwrap_or(0);
         tracing::info!(
             step,

@@ -122,7 +122,7 @@ pub enum ToPlayer {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum FromPlayer {
     /// The trajectory and the lane's state afterwards follow. `failures`: environments that failed and were made anew.
-    Played { order: u64, trajectory: u32, state: u32, failures: u32 },
+    Played { order: u64, trajectory: u32, state: u32, failures: u32, strays: u32 },
     /// It could not be played; the text is for people.
     Failed { order: u64, error: String },
     /// Its weights have not come, and none are on their way: the learner is to send them itself, and the order again.

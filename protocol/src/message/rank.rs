@@ -252,6 +252,8 @@ pub struct RlProgress {
     pub lag: Option<f32>,
     /// Environments that failed and were made anew.
     pub environment_failures: u64,
+    /// Environments that gave something else when the episode's actions were played again: the weights depend on when that was.
+    pub environment_strays: u64,
     /// Rounds of lanes that this rank has played itself, and that ranks which play have for it.
     pub played_here: u64,
     pub played_elsewhere: u64,
