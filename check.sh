@@ -68,4 +68,10 @@ timeout --kill-after 10 2700 cargo test --release --workspace --locked || {
     fi
     exit "$status"
 }
+if command -v kubectl >/dev/null; then
+    say "deployment: Helm chart, Kustomize overlays and the scripts of pods (tests/deploy/run.sh has more: terraform, image)"
+    STOKE_BIN=$(cargo build --release --locked -p stoke-cli --bin stoke --message-format=json | sed -n 's/.*"executable":"\([^"]*\/stoke\)".*/\1/p' | tail -n 1) tests/deploy/run.sh kubernetes
+else
+    echo "not tested: the Helm chart and the Kustomize overlays, because kubectl is not installed"
+fi
 say "done"

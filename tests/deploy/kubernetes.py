@@ -289,9 +289,9 @@ class Tokens(unittest.TestCase):
 
     def nodes(self):
         out = subprocess.run([STOKE, "--cluster", self.cluster, "--json", "nodes"], check=True, capture_output=True, text=True).stdout
-        return [(n["name"], n["state"]) for n in json.loads(out)["nodes"]]
+        return sorted((n["name"], n["state"]) for n in json.loads(out)["nodes"])
 
-    def until(self, what, condition, seconds=40):
+    def until(self, what, condition, seconds=120):
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
