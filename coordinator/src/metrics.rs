@@ -94,6 +94,11 @@ impl Metrics {
         let seconds = |name: &str, help: &str| {
             register(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec())))
         };
+        // There from the start, or the first refusals would be a series that begins with them, which `increase` does not see.
+        let joins = counters("stoke_joins_total", "Joins by result: accepted, refused", "result");
+        for result in ["accepted", "refused"] {
+            joins.with_label_values(&[result]);
+        }
         Self {
             epoch: gauge("stoke_epoch", "Starts of the coordinator on its journal"),
             nodes: gauges("stoke_nodes", "Nodes by state: up, silent, lost", "state"),
@@ -114,7 +119,7 @@ impl Metrics {
                 "stoke_refusals_unaudited",
                 "Refusals that were too many to be journalled, since this start",
             ),
-            joins: counters("stoke_joins_total", "Joins by result: accepted, refused", "result"),
+            joins,
             rank_certificates: counter("stoke_rank_certificates_total", "Certificates signed for ranks"),
             journal_index: gauge("stoke_journal_index", "Index of the newest durable entry"),
             journal_records: counter("stoke_journal_entries_total", "Entries made durable by this process"),

@@ -54,14 +54,14 @@ fn a_job_that_goes_back_for_a_step_and_finds_it_again_fails() {
 }
 
 /// Stops a process again and again for three quarters of the time: what a thermal limit or a noisy neighbour does to a machine.
-struct Brake {
+pub struct Brake {
     pid: u32,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Brake {
-    fn on(pid: u32) -> Self {
+    pub fn on(pid: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let send = move |signal| Pid::from_raw(pid.cast_signed()).is_some_and(|pid| kill_process(pid, signal).is_ok());
@@ -85,7 +85,7 @@ impl Drop for Brake {
 }
 
 /// The ranks' processes, by their agents'.
-fn workers(cluster: &Cluster, nodes: u32) -> Vec<u32> {
+pub fn workers(cluster: &Cluster, nodes: u32) -> Vec<u32> {
     (1..=nodes).flat_map(|node| children(process_of(cluster.dir(), &format!("node-{node}")))).collect()
 }
 

@@ -116,7 +116,7 @@ impl Served {
         asked.into_iter().map(|chat| RUNTIME.block_on(chat).expect("a chat")).collect()
     }
 
-    fn post(&self, path: &str, body: &str) -> (u16, Value) {
+    pub fn post(&self, path: &str, body: &str) -> (u16, Value) {
         RUNTIME.block_on(async {
             let sent = client().post(self.url(0, path)).header("content-type", "application/json");
             let response = sent.body(body.to_owned()).send().await.expect("an answer");
