@@ -18,6 +18,7 @@ mod place;
 mod progress;
 mod report;
 mod served;
+mod service;
 mod spec;
 
 use std::path::PathBuf;

@@ -259,6 +259,12 @@ impl Running {
         self.api.as_ref().map(|(_, url)| url.as_str())
     }
 
+    /// True once the cluster's actor has taken everything that came before; false when it has ended. An actor that is stuck does not answer.
+    pub async fn beat(&self) -> bool {
+        let (done, taken) = oneshot::channel();
+        self.cluster.send(Message::Beat { done }) && taken.await.is_ok()
+    }
+
     /// Ends in order: everything taken in is durable, nodes and users are told. Ranks go on without a coordinator.
     pub async fn stop(self) {
         let (done, stopped) = oneshot::channel();

@@ -26,6 +26,7 @@ mod pruning;
 mod recovery;
 mod rl;
 mod scaling;
+mod services;
 mod serving;
 mod slow_disk;
 mod splitting;

@@ -11,6 +11,7 @@ use crate::detection::Detection;
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::notice::Listening;
 use crate::output;
+use crate::service::Service;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,10 +102,14 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
             ))?;
         }
     }
+    let service = Service::from_environment();
     tokio::select! {
         () = stop => {}
+        // Never ends. It listens and has recovered by now.
+        () = service.attend(async {}, async || running.beat().await) => {}
         ended = running.wait() => return ended.map(|()| Exit::Ok).or_fail(Exit::Negative, "run the coordinator"),
     }
+    service.stopping();
     running.stop().await;
     Ok(Exit::Ok)
 }

@@ -3,6 +3,7 @@
 mod cancel;
 mod chaos;
 mod checkpoint;
+mod completions;
 mod coordinator;
 mod dashboard;
 mod doctor;
@@ -15,6 +16,7 @@ mod infer;
 mod jobs;
 mod login;
 mod logs;
+mod man;
 mod node;
 mod nodes;
 mod plot;
@@ -79,6 +81,8 @@ pub enum Command {
     Node(node::Args),
     Chaos(chaos::Args),
     Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
     /// One rank of a job; started by the agent
     #[command(hide = true)]
     Worker,
@@ -126,6 +130,8 @@ impl Command {
             Self::Login(args) => alone(login::run(args, global)),
             Self::Chaos(args) => alone(chaos::run(args, global)),
             Self::Doctor(args) => alone(doctor::run(args, global)),
+            Self::Completions(args) => alone(completions::run(args)),
+            Self::Man(args) => alone(man::run(args)),
             Self::Supervise(args) => alone(supervise::run(args)),
             Self::Coordinator(args) => shared(coordinator::run(args, global)),
             Self::Node(args) => shared(node::run(args, global)),

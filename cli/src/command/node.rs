@@ -2,12 +2,13 @@
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use stoke_node::agent::{self, Agent, HomeError, JoinError, StartError};
 use stoke_node::gateway::GatewayError;
 use stoke_node::{Config, Gateway};
 use stoke_protocol::identity::Credentials;
+use stoke_protocol::ids::NodeId;
 use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::spec::Bytes;
 
@@ -15,12 +16,15 @@ use super::{connect, drain, login, read_config, stop_signal};
 use crate::Global;
 use crate::client::{Repeat, transport_failure, unexpected};
 use crate::failure::{Exit, Failure};
+use crate::service::Service;
 use crate::{json, output};
 
 const EXAMPLES: &str = "\
 Examples:
   # the first time
   stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --join - < token.txt
+  # or apart: this joins and ends, so that the service needs no token
+  stoke node --config /etc/stoke/stoke-node.toml --join - --join-only < token.txt
   # ever after
   stoke node --dir /var/lib/stoke-node --coordinator head.example.org:7878 --label zone=a";
 
@@ -56,6 +60,10 @@ pub struct Args {
     /// Join token of role node, for the first start; `-` reads it from standard input
     #[arg(long, value_name = "TOKEN")]
     join: Option<String>,
+
+    /// Join, keep the identity in the folder, and end: the agent runs without a token then. Does nothing in a folder that has joined
+    #[arg(long, requires = "join")]
+    join_only: bool,
 
     /// What people call this machine [default: its host name]
     #[arg(long, value_name = "NAME")]
@@ -121,7 +129,7 @@ struct Remove {
 impl Args {
     /// Whether it is the agent itself.
     pub fn is_service(&self) -> bool {
-        self.command.is_none()
+        self.command.is_none() && !self.join_only
     }
 
     fn config(self) -> Result<Config, Failure> {
@@ -154,23 +162,32 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
         None => {}
     }
     let stop = stop_signal()?;
-    let token = args.join.clone();
+    let (token, join_only) = (args.join.clone(), args.join_only);
     let config = args.config()?;
     config.check().map_err(Failure::usage)?;
     match &token {
-        Some(token) => join(&config, token).await?,
+        Some(token) => {
+            let node = join(&config, token).await?;
+            if join_only {
+                return joined(node, &config.dir, global);
+            }
+        }
         None => must_have_identity(&config)?,
     }
     let (name, identity) = (config.name.clone(), agent::identity_dir(&config.dir));
     let running = Agent::start(config).await.map_err(|error| start_failure(error, &name))?;
+    let service = Service::from_environment();
     tokio::select! {
         () = stop => {}
+        // Never ends. An agent without a session offers its machine to nobody.
+        () = service.attend(running.accepted(), async || running.beat().await) => {}
         reason = running.wait() => {
             // An agent whose node was removed sets its identity aside.
             let exit = if identity.exists() { Exit::Negative } else { Exit::Denied };
             return reason.map_or(Ok(Exit::Ok), |reason| Err(Failure::new(exit, format!("the agent ended: {reason}"))));
         }
     }
+    service.stopping();
     running.stop().await;
     Ok(Exit::Ok)
 }
@@ -217,6 +234,15 @@ fn start_failure(error: StartError, name: &str) -> Failure {
     Failure::from_error(exit, error).context(format!("start the agent of {name}"))
 }
 
+fn joined(node: NodeId, dir: &Path, global: &Global) -> Result<Exit, Failure> {
+    if global.json {
+        output::print_json(&serde_json::json!({ "node": node.to_string(), "dir": dir }))?;
+    } else {
+        output::print(&format!("this machine is {node}; its identity is in {}\n", dir.display()))?;
+    }
+    Ok(Exit::Ok)
+}
+
 fn must_have_identity(config: &Config) -> Result<(), Failure> {
     Credentials::load(&agent::identity_dir(&config.dir)).map(drop).map_err(|error| {
         Failure::from_error(Exit::Denied, error).help(
@@ -226,7 +252,7 @@ fn must_have_identity(config: &Config) -> Result<(), Failure> {
 }
 
 /// Does nothing in a folder that holds an identity of the token's cluster: a service may be started with its token again and again.
-async fn join(config: &Config, text: &str) -> Result<(), Failure> {
+async fn join(config: &Config, text: &str) -> Result<NodeId, Failure> {
     let token = login::read_token(text)?;
     if Credentials::load(&agent::identity_dir(&config.dir)).is_ok() {
         tracing::info!("{} has joined before: the token is not used", config.dir.display());
@@ -234,7 +260,7 @@ async fn join(config: &Config, text: &str) -> Result<(), Failure> {
     let mut refused = None;
     for coordinator in &config.coordinator {
         match agent::join(&config.dir, coordinator, &token, &config.name).await {
-            Ok(_) => return Ok(()),
+            Ok(node) => return Ok(node),
             Err(error) => {
                 let failure = join_failure(error);
                 // A token that was refused is refused everywhere; silence may end at the next address.

@@ -164,6 +164,7 @@ impl Actor for ClusterActor {
             Message::Committed(Ok(durable)) => state.committed(&durable),
             Message::Committed(Err(error)) => state.fail(&myself, error),
             Message::Tick => state.tick(),
+            Message::Beat { done } => drop(done.send(())),
             Message::Stop { done } => {
                 state.stop();
                 // The asker may have given up waiting.

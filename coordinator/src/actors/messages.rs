@@ -40,6 +40,8 @@ pub(crate) enum Message {
     Committed(Result<Durable, JournalError>),
     /// From the clock.
     Tick,
+    /// From the owner, who wants to know that messages are still taken. Answered at once.
+    Beat { done: oneshot::Sender<()> },
     /// From the owner: end in order. Answered when everything taken in is durable.
     Stop { done: oneshot::Sender<()> },
 }

@@ -9,7 +9,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::node::{NodeHello, ToNode};
 use stoke_protocol::message::rank::RankId;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 
 use super::disk::{Home, StateFile};
@@ -57,6 +57,8 @@ pub enum Message {
     Revoked(String),
     /// Time to look for ranks that are silent.
     Look,
+    /// Somebody wants to know that messages are still taken.
+    Beat(RpcReplyPort<()>),
     /// A grace is over.
     Kill(RankId),
     /// Stop all ranks, say farewell, end; answered by the end of the actor.
@@ -78,6 +80,8 @@ pub struct Arguments {
     pub session: SessionArguments,
     /// Is told where jobs serve.
     pub gateway: Option<Gateway>,
+    /// Is told whether this agent has a session with a coordinator that it obeys.
+    pub accepted: watch::Sender<bool>,
     /// Resolves with the reason of an end that nobody asked for, or with nothing after [`Message::ShutDown`].
     pub ended: oneshot::Sender<Option<String>>,
 }
@@ -102,6 +106,7 @@ pub struct Acting {
     looked: Instant,
     leaving: bool,
     gateway: Option<Gateway>,
+    accepted: watch::Sender<bool>,
     surveyor: Surveyor,
     /// Of an end that nobody here has asked for.
     reason: Option<String>,
@@ -141,6 +146,7 @@ impl Actor for AgentActor {
             looked: now,
             leaving: false,
             gateway: given.gateway,
+            accepted: given.accepted,
             surveyor: Surveyor::default(),
             reason: None,
             ended: Some(given.ended),
@@ -162,6 +168,8 @@ impl Actor for AgentActor {
                 acting.rank_ip =
                     Some(acting.config.listen_ip.or(usable).unwrap_or_else(|| acting.config.rank_ip(remote)));
                 acting.take(Event::Coordinator(welcome), &myself);
+                // A welcome that is not obeyed has ended the session by now.
+                acting.accepted.send_replace(acting.live.is_some());
             }
             Message::Frame { session, frame, place: _place } => {
                 if acting.live == Some(session) {
@@ -171,6 +179,7 @@ impl Actor for AgentActor {
             Message::Disconnected { session } => {
                 if acting.live == Some(session) {
                     acting.live = None;
+                    acting.accepted.send_replace(false);
                     acting.take(Event::Disconnected, &myself);
                 }
             }
@@ -181,6 +190,7 @@ impl Actor for AgentActor {
                 acting.take(Event::ShutDown { grace_ms: 0 }, &myself);
             }
             Message::Look => acting.look(&myself),
+            Message::Beat(reply) => drop(reply.send(())),
             Message::Kill(id) => acting.kill(id),
             Message::ShutDown => acting.take(Event::ShutDown { grace_ms: acting.config.stop_grace_ms }, &myself),
             Message::Leave => myself.stop(None),

@@ -84,6 +84,7 @@ pub struct Environment {
 pub struct Running {
     node: NodeId,
     actor: ActorRef<actor::Message>,
+    accepted: channel::Receiver<bool>,
     ended: channel::Receiver<Option<Option<String>>>,
 }
 
@@ -185,9 +186,21 @@ impl Agent {
             seed: node.0 << 32 | incarnation.0,
         };
         let (ended, end) = oneshot::channel();
+        let (accept, accepted) = channel::channel(false);
         let state = state::AgentState::new(own, fence);
-        let arguments =
-            actor::Arguments { config, home, state, spawner, kept, shards, has_threads, session, gateway, ended };
+        let arguments = actor::Arguments {
+            config,
+            home,
+            state,
+            spawner,
+            kept,
+            shards,
+            has_threads,
+            session,
+            gateway,
+            accepted: accept,
+            ended,
+        };
         let (actor, task) = actor::AgentActor::spawn(None, actor::AgentActor, arguments)
             .await
             .map_err(|error| StartError::Actor(error.to_string()))?;
@@ -197,7 +210,7 @@ impl Agent {
             let _ = task.await;
             publish.send_replace(Some(reason));
         });
-        Ok(Running { node, actor, ended })
+        Ok(Running { node, actor, accepted, ended })
     }
 }
 
@@ -243,6 +256,18 @@ impl Running {
     /// Which node this agent is.
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// Waits for a session with a coordinator; for ever, if the agent ends before.
+    pub async fn accepted(&self) {
+        if self.accepted.clone().wait_for(|accepted| *accepted).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// True once the agent's actor has taken everything that came before; false when it has ended. An actor that is stuck does not answer.
+    pub async fn beat(&self) -> bool {
+        ractor::call!(self.actor, actor::Message::Beat).is_ok()
     }
 
     /// Stops every rank (politely, then by SIGKILL after the grace), tells the coordinator, and ends. No process is left when it returns.
