@@ -1,58 +1,17 @@
 #!/usr/bin/env bash
 # Builds the container image with a real dockerd, and trains through a coordinator and two nodes in three containers on a private network.
 # Needs root and the binary (STOKE_BIN, default target/release/stoke). No registry: the base is a Debian 12 made by mmdebstrap, once, in the cache.
-# dockerd runs in a network namespace of its own: its bridges, iptables rules and sysctls are gone with it, and the host keeps what it had.
 set -euo pipefail
 # shellcheck source=tests/deploy/common.sh
 . "$(dirname "$0")/common.sh"
 
-[ "$(id -u)" = 0 ] || die "dockerd needs root"
+# shellcheck source=tests/deploy/docker.sh
+. "$(dirname "$0")/docker.sh"
 needs_stoke
-apt_install dockerd docker.io
-apt_install mmdebstrap mmdebstrap
-apt_install iptables iptables
-DOCKER=/usr/bin/docker
-
-work=$(mktemp -d /tmp/stoke-image.XXXXXX)
-space=stoke-image-$$
-dockerd_pid=
-containers=()
-clean_up() {
-    local status=$?
-    if [ "$status" != 0 ] && [ -S "$work/d.sock" ]; then
-        for container in "${containers[@]}"; do
-            echo "-- the end of the log of $(docker inspect --format '{{.Name}}' "$container")" >&2
-            docker logs --tail 15 "$container" >&2 || true
-        done
-        tail -n 5 "$work/dockerd.log" >&2 || true
-    fi
-    [ ${#containers[@]} = 0 ] || docker rm --force --volumes "${containers[@]}" >/dev/null || true
-    [ -z "$dockerd_pid" ] || end_process "$dockerd_pid"
-    ip netns delete "$space" 2>/dev/null || true
-    # Mounts that a dockerd which was killed has left.
-    grep -o " $work/[^ ]*" /proc/mounts | sort -r | xargs -r umount -l || true
-    rm -rf "$work"
-    exit "$status"
-}
-trap clean_up EXIT
-docker() { "$DOCKER" --host "unix://$work/d.sock" "$@"; }
 
 base=$CACHE/debian-12-curl-jq.tar
-if ! [ -s "$base" ]; then
-    say "makes the base image with mmdebstrap (a minute and a half, once)"
-    mkdir -p "$CACHE"
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates,curl,jq bookworm "${base%.tar}.part.tar"
-    mv "${base%.tar}.part.tar" "$base"
-fi
-
-say "starts dockerd in the network namespace $space"
-ip netns add "$space"
-# nsenter, not `ip netns exec`: that one mounts another /sys, without the control groups.
-nsenter --net="/run/netns/$space" ip link set lo up
-nsenter --net="/run/netns/$space" dockerd --data-root "$work/data" --exec-root "$work/exec" --host "unix://$work/d.sock" --pidfile "$work/d.pid" \
-    >"$work/dockerd.log" 2>&1 &
-dockerd_pid=$!
-until_true 60 "dockerd answers" docker info
+base_image "$base" ca-certificates,curl,jq
+start_dockerd
 
 say "builds the image"
 docker import "$base" stoke-base:12 >/dev/null

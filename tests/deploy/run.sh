@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs every test of the deployment files, one after the other, and prints a table: what, how it ended, seconds. Ends with 1 if one failed.
-# Usage: run.sh [NAME...]    names of scripts of this folder without .sh; default: kubernetes terraform image
-# Needs the binary (STOKE_BIN, default target/release/stoke); image needs root. What they install is named by each, and kept in ~/.cache/stoke-tests.
+# Usage: run.sh [NAME...]    names of scripts of this folder without .sh; default: kubernetes terraform image ansible
+# Needs the binary (STOKE_BIN, default target/release/stoke); image and ansible need root. What they install is named by each, and kept in ~/.cache/stoke-tests.
 set -uo pipefail
 here=$(dirname "$0")
-[ $# -gt 0 ] || set -- kubernetes terraform image
+[ $# -gt 0 ] || set -- kubernetes terraform image ansible
 table=() failed=0
 for name in "$@"; do
     [ -x "$here/$name.sh" ] || { echo "error: there is no test $name" >&2; exit 2; }
