@@ -74,6 +74,11 @@ const ELSEWHERE: &[Elsewhere] = &[
     ),
     elsewhere("docs/api.md", "cd ~/prod", "api::api_lets_in_users_with_their_roles_and_nobody_else"),
     elsewhere("docs/api.md", "curl --cacert", "api::api_lets_in_users_with_their_roles_and_nobody_else"),
+    elsewhere("docs/bare-metal.md", "cargo build", "check.sh"),
+    elsewhere("docs/bare-metal.md", "cargo install cargo-deb", "tests/deploy/ansible.sh"),
+    elsewhere("docs/bare-metal.md", "packaging/deb.sh", "tests/deploy/ansible.sh"),
+    elsewhere("docs/bare-metal.md", "cd ansible", "tests/deploy/ansible.sh"),
+    elsewhere("docs/bare-metal.md", "ansible-playbook", "tests/deploy/ansible.sh"),
     elsewhere(
         "docs/bare-metal.md",
         "stoke coordinator --config",
