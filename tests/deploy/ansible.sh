@@ -24,7 +24,7 @@ export PATH=$cargo_deb/bin:$PATH
 cd "$ROOT/ansible"
 if [ "${1:-}" != --fast ]; then
     say "ansible-lint, profile production"
-    ansible-lint --offline --profile production --quiet
+    ansible-lint --offline --profile production
 fi
 
 say "makes the packages of two versions"
