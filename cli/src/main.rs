@@ -20,6 +20,7 @@ mod report;
 mod served;
 mod service;
 mod spec;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -343,6 +343,7 @@ async fn a_silent_node_shows_as_silent_and_heartbeats_keep_it_up() {
                 memory_used_bytes: 1,
                 routes: LogIndex(0),
                 leaving: 0,
+                heat: Default::default(),
             };
             node.connection.send_datagram(&heartbeat).unwrap();
         }

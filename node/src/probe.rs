@@ -3,15 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use stoke_protocol::list::List;
-use stoke_protocol::message::node::{Capacity, Gpu};
-use sysinfo::{Gpus, System};
+use stoke_protocol::message::node::{Capacity, Gpu, GpuUse, Heat};
+use sysinfo::{Components, Gpus, System};
 
 use crate::config::Config;
 
 /// Display adapters report little or no memory of their own; what computes has more.
 const GPU_BYTES_MIN: u64 = 1 << 30;
+/// Sensors and accelerators are asked so often: a driver may take its time.
+const HEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// Capacity to offer under this configuration.
 pub fn capacity(config: &Config) -> Capacity {
@@ -64,13 +70,15 @@ pub fn free_memory_bytes() -> u64 {
 fn gpus() -> List<Gpu> {
     let Ok(found) = Gpus::new_with_refreshed_list() else { return List::default() };
     let describe = |gpu: &sysinfo::Gpu| {
-        let memory_bytes = gpu.total_memory().unwrap_or(0);
-        let vendor = gpu.vendor().unwrap_or_default();
-        let computes = memory_bytes >= GPU_BYTES_MIN || vendor.to_ascii_lowercase().contains("nvidia");
-        let name = gpu.model().map_or_else(|| vendor.to_owned(), str::to_owned);
-        computes.then_some(Gpu { name, memory_bytes })
+        let name = gpu.model().or(gpu.vendor()).unwrap_or_default().to_owned();
+        Gpu { name, memory_bytes: gpu.total_memory().unwrap_or(0) }
     };
-    (&found).into_iter().filter_map(describe).collect()
+    (&found).into_iter().filter(|gpu| computes(gpu)).map(describe).collect()
+}
+
+fn computes(gpu: &sysinfo::Gpu) -> bool {
+    let is_nvidia = gpu.vendor().is_some_and(|vendor| vendor.to_ascii_lowercase().contains("nvidia"));
+    is_nvidia || gpu.total_memory().unwrap_or(0) >= GPU_BYTES_MIN
 }
 
 /// Free for unprivileged users in the file system of the nearest folder that exists.
@@ -80,19 +88,59 @@ fn free_bytes(dir: &Path) -> u64 {
 }
 
 /// How busy the machine is; a heartbeat carries it.
-pub struct Usage(Option<System>);
+pub struct Usage {
+    system: Option<System>,
+    heat: Arc<Mutex<Heat>>,
+    /// Dropping it ends the thread that measures.
+    _measured: SyncSender<()>,
+}
 
 impl Usage {
     pub fn new() -> Self {
-        Self(System::new().ok())
+        let heat = Arc::new(Mutex::new(Heat::default()));
+        let (measured, end) = sync_channel(0);
+        let measure = heat.clone();
+        // Without it heartbeats tell no temperatures.
+        let _started =
+            thread::Builder::new().name("stoke-heat".into()).spawn(move || measure_heat(&measure, &end)).is_ok();
+        Self { system: System::new().ok(), heat, _measured: measured }
     }
 
     /// Share of all processors since the last call (0 to 1), and bytes of memory in use; zeros where the system does not tell.
     pub fn read(&mut self) -> (f32, u64) {
-        let Some(system) = &mut self.0 else { return (0.0, 0) };
+        let Some(system) = &mut self.system else { return (0.0, 0) };
         system.refresh_cpu_usage();
         system.refresh_memory();
         ((system.global_cpu_usage() / 100.0).clamp(0.0, 1.0), system.used_memory())
+    }
+
+    /// As it was measured last.
+    pub fn heat(&self) -> Heat {
+        *self.heat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// On a thread of its own: a driver that hangs must hold up no heartbeat.
+fn measure_heat(heat: &Mutex<Heat>, end: &Receiver<()>) {
+    let (mut gpus, mut sensors) = (Gpus::new().ok(), Components::new_with_refreshed_list().ok());
+    loop {
+        let mut now = Heat::default();
+        if let Some(sensors) = &mut sensors {
+            sensors.refresh(false);
+            let temperatures = sensors.iter().filter_map(sysinfo::Component::temperature);
+            now.temperature_c = temperatures.filter(|degrees| degrees.is_finite()).reduce(f32::max);
+        }
+        if let Some(gpus) = &mut gpus {
+            gpus.refresh(true);
+            for (gpu, place) in gpus.into_iter().filter(|gpu| computes(gpu)).zip(&mut now.gpus) {
+                let busy = (gpu.usage().unwrap_or(0.0) / 100.0).clamp(0.0, 1.0);
+                *place = Some(GpuUse { busy, memory_used_bytes: gpu.used_memory().unwrap_or(0) });
+            }
+        }
+        *heat.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        if end.recv_timeout(HEAT_EVERY) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
     }
 }
 

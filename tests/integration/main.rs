@@ -9,6 +9,7 @@ mod chaos;
 mod checkpoints;
 mod control;
 mod crash_points;
+mod dashboard;
 mod descriptors;
 mod exec;
 mod exhausted;

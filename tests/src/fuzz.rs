@@ -351,6 +351,7 @@ fn heartbeat() -> Heartbeat {
         memory_used_bytes: 1 << 30,
         routes: LogIndex(9),
         leaving: 2,
+        heat: Default::default(),
     }
 }
 

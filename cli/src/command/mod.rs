@@ -30,6 +30,7 @@ mod status;
 mod submit;
 mod supervise;
 mod token;
+pub mod top;
 mod up;
 
 use std::future::Future;
@@ -71,6 +72,7 @@ pub enum Command {
     Eval(eval::Args),
     Plot(plot::Args),
     Dashboard(dashboard::Args),
+    Top(top::Args),
     Infer(infer::Args),
     Embed(embed::Args),
     /// Create, list and revoke join tokens
@@ -124,6 +126,7 @@ impl Command {
             Self::Eval(args) => alone(eval::run(args, global)),
             Self::Plot(args) => alone(plot::run(args, global)),
             Self::Dashboard(args) => shared(dashboard::run(args, global)),
+            Self::Top(args) => alone(top::run(args, global)),
             Self::Infer(args) => alone(infer::run(args, global)),
             Self::Embed(args) => alone(embed::run(args, global)),
             Self::Token(command) => alone(token::run(command, global)),

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use stoke_protocol::ids::NodeId;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::client::{
-    CheckpointView, ClusterView, DrainView, ExecView, Explanation, JobState, JobView, LoadView, NodeState, NodeView,
-    OutcomeView, Point, ScaleView, ServesView, TokenScope, TokenState, TokenView,
+    CheckpointView, ClusterEvent, ClusterView, DrainView, ExecView, Explanation, JobState, JobView, LoadView,
+    NodeState, NodeView, OutcomeView, Point, Pulse, ScaleView, ServesView, TokenScope, TokenState, TokenView,
 };
-use stoke_protocol::message::node::LogChunk;
+use stoke_protocol::message::node::{Gpu, GpuUse, LogChunk};
 use stoke_protocol::message::rank::{Exit, Progress, RlProgress};
 use stoke_protocol::message::serve::Traffic;
 use stoke_protocol::message::split::{Planned, Split, SplitRank};
@@ -32,8 +32,16 @@ pub fn cluster(view: &ClusterView) -> Value {
 }
 
 pub fn node(view: &NodeView) -> Value {
-    let gpus: Vec<Value> =
-        view.capacity.gpus.iter().map(|gpu| json!({ "name": gpu.name, "memory_bytes": gpu.memory_bytes })).collect();
+    let told = view.heat.gpus.iter().copied().chain(std::iter::repeat(None));
+    let gpu = |(gpu, told): (&Gpu, Option<GpuUse>)| {
+        json!({
+            "name": gpu.name,
+            "memory_bytes": gpu.memory_bytes,
+            "busy": told.map(|told| float(told.busy)),
+            "memory_used_bytes": told.map(|told| told.memory_used_bytes),
+        })
+    };
+    let gpus: Vec<Value> = view.capacity.gpus.iter().zip(told).map(gpu).collect();
     let labels: serde_json::Map<String, Value> =
         view.capacity.labels.iter().map(|(key, value)| (key.clone(), Value::from(value.clone()))).collect();
     let ranks: Vec<Value> =
@@ -55,6 +63,8 @@ pub fn node(view: &NodeView) -> Value {
         "labels": labels,
         "ranks": ranks,
         "cpu_load": float(view.cpu_load),
+        "memory_used_bytes": view.memory_used_bytes,
+        "temperature_c": view.heat.temperature_c.map(float),
         "silent_ms": view.silent_ms,
         "reason": view.reason,
         "drain": view.drain.as_ref().map(drain),
@@ -163,6 +173,34 @@ pub fn outcome(view: &OutcomeView) -> Value {
         "skipped_steps": view.skipped,
         "weights_blake3": view.weights_blake3.to_string(),
         "metrics": view.metrics,
+    })
+}
+
+pub fn pulse(view: &Pulse) -> Value {
+    json!({
+        "version": view.version,
+        "epoch": view.epoch.0,
+        "index": view.index.0,
+        "nodes_up": view.nodes_up,
+        "nodes": view.nodes,
+        "jobs_running": view.jobs_running,
+        "jobs_queued": view.jobs_queued,
+        "ranks_slow": view.ranks_slow,
+        "you": view.you,
+        "now_ms": view.now_ms,
+        "events": view.events.iter().map(event).collect::<Vec<_>>(),
+    })
+}
+
+/// Something that has happened in the cluster.
+fn event(event: &ClusterEvent) -> Value {
+    json!({
+        "at_ms": event.at_ms,
+        "index": event.index.0,
+        "job": event.job.map(|job| job.to_string()),
+        "node": event.node.map(|node| node.to_string()),
+        "grave": event.grave,
+        "text": event.text,
     })
 }
 

@@ -14,7 +14,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use stoke_protocol::ids::{JobId, NodeId, Rank};
+use stoke_protocol::ids::{JobId, LogIndex, NodeId, Rank};
 use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::spec::JobSpec;
 use tokio::sync::mpsc;
@@ -44,6 +44,7 @@ pub fn router(ask: Arc<dyn Ask>) -> Router {
         .route("/v1/jobs/{job}/cancel", post(cancel))
         .route("/v1/jobs/{job}/scale", post(scale))
         .route("/v1/checkpoints", get(checkpoints))
+        .route("/v1/pulse", get(pulse))
         .fallback(async || ApiError::no_route())
         .method_not_allowed_fallback(async || ApiError::wrong_method())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -69,8 +70,15 @@ async fn nodes(State(ask): Asking) -> Answer {
     Ok(Json(json!({ "nodes": nodes.await? })))
 }
 
-async fn jobs(State(ask): Asking) -> Answer {
-    let jobs = list(&ask, Request::Jobs, |reply| match reply {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ended {
+    ended: Option<u32>,
+}
+
+async fn jobs(State(ask): Asking, query: Result<Query<Ended>, QueryRejection>) -> Answer {
+    let request = asked(query)?.ended.map_or(Request::Jobs, |ended| Request::Recent { ended });
+    let jobs = list(&ask, request, |reply| match reply {
         Reply::Jobs(jobs) => Some(jobs.iter().map(shape::job).collect()),
         _ => None,
     });
@@ -106,9 +114,32 @@ async fn explanation(State(ask): Asking, Path(job): Path<String>) -> Answer {
     }
 }
 
-async fn history(State(ask): Asking, Path(job): Path<String>) -> Answer {
-    match one(&ask, Request::History { job: id("job", &job)? }).await? {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Heard {
+    #[serde(default)]
+    after_ms: u64,
+}
+
+async fn history(State(ask): Asking, Path(job): Path<String>, query: Result<Query<Heard>, QueryRejection>) -> Answer {
+    let Heard { after_ms } = asked(query)?;
+    match one(&ask, Request::History { job: id("job", &job)?, after_ms }).await? {
         Reply::History(points) => Ok(Json(json!({ "points": points.iter().map(shape::point).collect::<Vec<_>>() }))),
+        other => Err(unexpected(&other)),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Behind {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn pulse(State(ask): Asking, query: Result<Query<Behind>, QueryRejection>) -> Answer {
+    let after = LogIndex(asked(query)?.after);
+    match one(&ask, Request::Pulse { after }).await? {
+        Reply::Pulse(view) => Ok(Json(shape::pulse(&view))),
         other => Err(unexpected(&other)),
     }
 }

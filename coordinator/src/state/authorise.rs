@@ -73,7 +73,7 @@ impl Verb {
             }
             Request::Plan { .. } | Request::Artifact { .. } | Request::ArtifactPart { .. } => Self::Submit,
             Request::Checkpoints { .. } | Request::Logs { .. } | Request::Watch { .. } => Self::Look,
-            Request::History { .. } => Self::Look,
+            Request::History { .. } | Request::Recent { .. } | Request::Pulse { .. } => Self::Look,
         }
     }
 }

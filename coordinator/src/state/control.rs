@@ -19,6 +19,7 @@ use stoke_protocol::message::split::{Survey, Surveyed};
 use super::cluster::{Cluster, Refused};
 use super::effect::{Effect, Member, Order};
 use super::event::{Event, Record};
+use super::happenings::Happenings;
 use super::history::Histories;
 use super::liveness::{Liveness, Timings};
 use super::load::Loads;
@@ -162,6 +163,7 @@ pub struct Control {
     pub(super) waits: BTreeMap<JobId, Wait>,
     pub(super) progress: BTreeMap<JobId, Progress>,
     pub(super) histories: Histories,
+    pub(super) happenings: Happenings,
     cancels: BTreeMap<JobId, Vec<Ticket>>,
     pub(super) surveys: Surveys,
     pub(super) storage_low: Option<String>,
@@ -216,6 +218,7 @@ impl Control {
         let spared = active.map(until(spared_ms)).collect();
         let surveys = Surveys::new(cluster.jobs().queue());
         let starting = placed.map(|id| (*id, now.mono)).collect();
+        let happenings = Happenings::of(&cluster);
         Self {
             cluster,
             liveness,
@@ -223,6 +226,7 @@ impl Control {
             waits: BTreeMap::new(),
             progress: BTreeMap::new(),
             histories: Histories::default(),
+            happenings,
             cancels: BTreeMap::new(),
             surveys,
             storage_low: None,
@@ -321,6 +325,7 @@ impl Control {
         self.cluster.check(self.now.wall, &event)?;
         let record = Record { at: self.now.wall, event };
         let orders = self.cluster.apply(&record);
+        self.happenings.hear(&self.cluster, &record, &orders);
         step.records.push(record);
         self.carry(step, orders);
         Ok(())

@@ -43,6 +43,12 @@ impl Histories {
         self.0.get(&job).map_or(&[], |history| &history.points)
     }
 
+    /// What was heard after a moment.
+    pub fn after(&self, job: JobId, after_ms: u64) -> &[Point] {
+        let points = self.of(job);
+        &points[points.partition_point(|point| point.at_ms <= after_ms)..]
+    }
+
     /// When a job last got further.
     pub fn moved_ms(&self, job: JobId) -> Option<u64> {
         self.0.get(&job).map(|history| history.moved_ms)
@@ -131,6 +137,20 @@ mod tests {
         (1..=9).for_each(|step| histories.hear(JobId(1), step, &progress(step)));
         histories.hear(JobId(1), 10, &progress(4));
         assert_eq!(steps(&histories), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn who_has_seen_a_curve_gets_what_came_after() {
+        let mut histories = Histories::default();
+        (1..=9).for_each(|step| histories.hear(JobId(1), 100 + step, &progress(step)));
+        let steps = |histories: &Histories, after_ms| -> Vec<u64> {
+            histories.after(JobId(1), after_ms).iter().map(|point| point.step.0).collect()
+        };
+        assert_eq!((steps(&histories, 0).len(), steps(&histories, 107)), (9, vec![8, 9]));
+        assert!(steps(&histories, 109).is_empty() && histories.after(JobId(2), 0).is_empty());
+        // Steps that are done again are told again.
+        histories.hear(JobId(1), 110, &progress(4));
+        assert_eq!(steps(&histories, 109), [4]);
     }
 
     #[test]

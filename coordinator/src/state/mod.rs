@@ -17,6 +17,7 @@ pub mod effect;
 pub mod elastic;
 pub mod event;
 pub mod explain;
+pub mod happenings;
 pub mod history;
 pub mod invariants;
 mod inventory;

@@ -58,8 +58,10 @@ impl Control {
             Request::Job { job } => self.find(job).map(|job| Reply::Job(Box::new(self.job_view(job)))),
             Request::Explain { job } => self.find(job).map(|job| Reply::Explained(self.explanation(job))),
             Request::Checkpoints { job } => self.checkpoints(job),
-            Request::History { job } => {
-                self.find(job).map(|job| Reply::History(self.histories.of(job.id).to_vec().into()))
+            Request::Recent { ended } => Ok(Reply::Jobs(self.recent_views(ended).into())),
+            Request::Pulse { after } => Ok(Reply::Pulse(Box::new(self.pulse(caller, after)))),
+            Request::History { job, after_ms } => {
+                self.find(job).map(|job| Reply::History(self.histories.after(job.id, after_ms).to_vec().into()))
             }
             Request::Pin { job, step: at } => self.pin_checkpoint(step, caller, (job, at)),
             Request::Unpin { job, step: at } => self.unpin_checkpoint(step, caller, (job, at)),

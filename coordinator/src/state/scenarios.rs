@@ -300,6 +300,7 @@ fn heartbeat(sequence: u64) -> Heartbeat {
         memory_used_bytes: 0,
         routes: LogIndex(0),
         leaving: 0,
+        heat: Default::default(),
     }
 }
 

@@ -44,6 +44,12 @@ impl Timeline {
         self.lines.push(Line { at, index, text });
     }
 
+    /// Lines of one entry, oldest first: they are the newest where it is the newest entry.
+    pub(super) fn of(&self, index: LogIndex) -> impl Iterator<Item = &str> {
+        let first = self.lines.iter().rposition(|line| line.index != index).map_or(0, |before| before + 1);
+        self.lines[first..].iter().map(|line| line.text.as_str())
+    }
+
     /// Oldest first; a line of its own tells how many were dropped.
     pub fn lines(&self) -> Vec<TimelineEvent> {
         let mut lines: Vec<TimelineEvent> = self

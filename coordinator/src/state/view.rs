@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use stoke_protocol::identity::Subject;
-use stoke_protocol::ids::{NodeId, Rank};
+use stoke_protocol::ids::{LogIndex, NodeId, Rank};
 use stoke_protocol::list::List;
-use stoke_protocol::message::client::{ClusterView, Explanation, JobState, JobView, NodeState, NodeView, ServesView};
+use stoke_protocol::message::client::{
+    ClusterView, Explanation, JobState, JobView, NodeState, NodeView, Pulse, ServesView,
+};
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::spec::JobSpec;
 
@@ -36,15 +38,34 @@ pub struct ModelFigures {
 
 impl Control {
     pub(super) fn cluster_view(&self, caller: &Subject) -> ClusterView {
+        let Pulse {
+            version, epoch, index, nodes_up, nodes, jobs_running, jobs_queued, ranks_slow, you, now_ms, ..
+        } = self.pulse(caller, self.cluster.index());
+        ClusterView {
+            cluster: self.cluster.id().expect("K2: a coordinator answers for a founded cluster"),
+            version,
+            epoch,
+            index,
+            state_hash: self.cluster.state_hash(),
+            nodes_up,
+            nodes,
+            jobs_running,
+            jobs_queued,
+            ranks_slow,
+            you,
+            now_ms,
+            api: self.options.api.clone(),
+        }
+    }
+
+    pub(super) fn pulse(&self, caller: &Subject, after: LogIndex) -> Pulse {
         let count = |wanted: &dyn Fn(JobState) -> bool| {
             self.cluster.jobs().iter().filter(|job| wanted(job.state)).count() as u32
         };
-        ClusterView {
-            cluster: self.cluster.id().expect("K2: a coordinator answers for a founded cluster"),
+        Pulse {
             version: self.options.version.clone(),
             epoch: self.cluster.epoch(),
             index: self.cluster.index(),
-            state_hash: self.cluster.state_hash(),
             nodes_up: self.liveness.live().len() as u32,
             nodes: self.cluster.members().nodes().len() as u32,
             jobs_running: count(&|state| !state.is_terminal() && state != JobState::Queued),
@@ -52,7 +73,7 @@ impl Control {
             ranks_slow: self.stragglers.count() as u32,
             you: caller.to_string(),
             now_ms: self.now.wall.0,
-            api: self.options.api.clone(),
+            events: self.happenings.after(after),
         }
     }
 
@@ -60,6 +81,19 @@ impl Control {
     pub(super) fn job_views(&self) -> Vec<JobView> {
         let models = self.regulars();
         self.cluster.jobs().iter().rev().take(JOBS_SHOWN_MAX).map(|job| self.shown(job, &models)).collect()
+    }
+
+    /// Those that wait or run, and the newest `ended` of the others; newest first.
+    pub(super) fn recent_views(&self, ended: u32) -> Vec<JobView> {
+        let models = self.regulars();
+        let mut left = ended;
+        let is_shown = |job: &&Job| {
+            let shown = !job.state.is_terminal() || left > 0;
+            left -= u32::from(job.state.is_terminal() && shown);
+            shown
+        };
+        let shown = self.cluster.jobs().iter().rev().filter(is_shown).take(JOBS_SHOWN_MAX);
+        shown.map(|job| self.shown(job, &models)).collect()
     }
 
     /// Of those that run or wait, the oldest first, for metrics.
@@ -162,6 +196,8 @@ impl Control {
             gpus_used: node.used.gpus,
             ranks: node.held.keys().map(|id| (id.job, id.rank)).collect::<List<_>>(),
             cpu_load: heartbeat.map_or(0.0, |heartbeat| heartbeat.cpu_used),
+            memory_used_bytes: heartbeat.map_or(0, |heartbeat| heartbeat.memory_used_bytes),
+            heat: heartbeat.map(|heartbeat| heartbeat.heat).unwrap_or_default(),
             // A node without a lease is lost since the last change.
             silent_ms: match lease {
                 Some(lease) => self.now.mono.since_ms(lease.heard),

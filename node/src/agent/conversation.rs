@@ -142,9 +142,10 @@ async fn beat(talk: &Conversation) -> Result<(), TransportError> {
         ticks.tick().await;
         talk.awake.note()?;
         let (cpu_used, memory_used_bytes) = usage.as_mut().map_or((0.0, 0), Usage::read);
+        let heat = usage.as_ref().map(Usage::heat).unwrap_or_default();
         let incarnation = talk.arguments.incarnation;
         let (routes, leaving) = talk.arguments.gateway.as_ref().map_or((LogIndex(0), 0), Watch::leaving);
-        let heartbeat = Heartbeat { incarnation, sequence, cpu_used, memory_used_bytes, routes, leaving };
+        let heartbeat = Heartbeat { incarnation, sequence, cpu_used, memory_used_bytes, routes, leaving, heat };
         match talk.connection.send_datagram(&heartbeat) {
             // The path's packets may shrink for a moment; the next one makes up for it.
             Ok(()) | Err(TransportError::DatagramTooLarge { .. }) => {}

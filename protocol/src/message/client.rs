@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::node::{Capacity, LogChunk};
+use super::node::{Capacity, Heat, LogChunk};
 use super::rank::{Exit, Progress};
 use super::serve::Traffic;
 use super::split::{Planned, Split};
@@ -74,12 +74,17 @@ pub enum Request {
     Replicas { model: String, replicas: u32 },
     /// How this spec of a model that is served would be cut, were it submitted now. Answered by `Planned` when its nodes have been asked.
     Plan { spec: String },
-    /// How a job went since this coordinator began. Answered by `History`.
-    History { job: JobId },
+    /// How a job went since this coordinator began, as far as it was heard after `after_ms` (0: all of it): points of steps that were done again
+    /// replace those that were told before. Answered by `History`.
+    History { job: JobId, after_ms: u64 },
     /// An artifact of so many bytes is to be there for a job. Answered by `Artifact`: how much of it the coordinator has. Role: submitter.
     Artifact { artifact: Artifact, bytes: u64 },
     /// A part of it, behind what the coordinator has; the last one makes it whole. Answered by `Artifact`. The same again changes nothing. Role: submitter.
     ArtifactPart { artifact: Artifact, bytes: u64, offset: u64, part: List<u8> },
+    /// Jobs that wait or run, and the newest `ended` of the others: for those who look again and again. Answered by `Jobs`.
+    Recent { ended: u32 },
+    /// How the cluster is, and what has happened in it behind this entry: for those who look every second. Answered by `Pulse`.
+    Pulse { after: LogIndex },
 }
 
 /// Coordinator → client.
@@ -144,6 +149,38 @@ pub enum Reply {
     Artifact {
         received: u64,
     },
+    Pulse(Box<Pulse>),
+}
+
+/// A part of `ClusterView` that costs nothing, and the news.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Pulse {
+    pub version: String,
+    pub epoch: Epoch,
+    pub index: LogIndex,
+    pub nodes_up: u32,
+    pub nodes: u32,
+    pub jobs_running: u32,
+    pub jobs_queued: u32,
+    pub ranks_slow: u32,
+    /// Who asks, as the coordinator sees it.
+    pub you: String,
+    pub now_ms: u64,
+    /// Oldest first, a few hundred at most; none where nothing has happened.
+    pub events: List<ClusterEvent>,
+}
+
+/// Something that has happened in the cluster, in words for people.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClusterEvent {
+    pub at_ms: u64,
+    /// Entry of the journal; several events may be of one.
+    pub index: LogIndex,
+    pub job: Option<JobId>,
+    pub node: Option<NodeId>,
+    /// Something was lost, or failed.
+    pub grave: bool,
+    pub text: String,
 }
 
 /// Where a job stood.
@@ -230,6 +267,9 @@ pub struct NodeView {
     pub ranks: List<(JobId, Rank)>,
     /// Of all processors, from the last heartbeat.
     pub cpu_load: f32,
+    /// From the last heartbeat too.
+    pub memory_used_bytes: u64,
+    pub heat: Heat,
     /// Milliseconds since the last heartbeat.
     pub silent_ms: u64,
     /// Why it gets no ranks, and what is waited for; empty while it serves.

@@ -119,6 +119,26 @@ pub struct Heartbeat {
     pub routes: LogIndex,
     /// Questions of this gateway at jobs that are leaving by these routes.
     pub leaving: u32,
+    pub heat: Heat,
+}
+
+/// Accelerators of a node that a heartbeat tells of: it has to fit into a datagram.
+pub const GPUS_TOLD_MAX: usize = 16;
+
+/// How hot a machine runs, for people. What cannot be measured there is left out.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Heat {
+    /// Of the hottest sensor, in degrees Celsius.
+    pub temperature_c: Option<f32>,
+    /// In the order of `Capacity::gpus`.
+    pub gpus: [Option<GpuUse>; GPUS_TOLD_MAX],
+}
+
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct GpuUse {
+    /// Between 0 and 1.
+    pub busy: f32,
+    pub memory_used_bytes: u64,
 }
 
 /// Coordinator → agent, control stream. All of it is idempotent: after a reconnect it may come again.

@@ -8,7 +8,7 @@ use stoke_coordinator::state::pruning::Sweep;
 use stoke_coordinator::state::{Input, SessionId};
 use stoke_node::agent::state::Event as AgentEvent;
 use stoke_protocol::ids::LogIndex;
-use stoke_protocol::message::node::{FromNode, Heartbeat, ToNode};
+use stoke_protocol::message::node::{FromNode, Heartbeat, Heat, ToNode};
 
 use super::faults::Fault;
 use super::world::{Happening, Ms, World};
@@ -386,8 +386,15 @@ impl World {
             return;
         };
         let incarnation = incarnation.incarnation;
-        let heartbeat =
-            Heartbeat { incarnation, sequence, cpu_used: 0.5, memory_used_bytes: 1, routes: LogIndex(0), leaving: 0 };
+        let heartbeat = Heartbeat {
+            incarnation,
+            sequence,
+            cpu_used: 0.5,
+            memory_used_bytes: 1,
+            routes: LogIndex(0),
+            leaving: 0,
+            heat: Heat::default(),
+        };
         for copy in 0..2 {
             let link = &mut self.streams.links[machine];
             let (lost, twice) = (link.chance("beat-loss", rates.loss), link.chance("duplicate", rates.duplicate));
