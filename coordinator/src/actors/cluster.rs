@@ -289,7 +289,7 @@ impl State {
             Words::Surveyed { rtt_us, survey, found } => Input::Surveyed { session, rtt_us, survey, found },
             Words::Heartbeat(heartbeat) => {
                 self.settings.metrics.heartbeats.inc();
-                Input::Heartbeat { session, heartbeat }
+                Input::Heartbeat { session, heartbeat: *heartbeat }
             }
         });
     }

@@ -53,7 +53,7 @@ pub(crate) enum Words {
     Demand(Vec<Demand>),
     Swept(Sweep),
     Surveyed { rtt_us: u32, survey: Survey, found: Result<Surveyed, String> },
-    Heartbeat(Heartbeat),
+    Heartbeat(Box<Heartbeat>),
 }
 
 pub(crate) enum Question {

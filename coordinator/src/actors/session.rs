@@ -210,7 +210,7 @@ impl Talk {
             let heartbeat: Heartbeat = self.arguments.connection.recv_datagram().await?;
             // While the last one was not looked at, another says nothing new.
             let Ok(permit) = waiting.clone().try_acquire_owned() else { continue };
-            let (session, words) = (self.arguments.session, Words::Heartbeat(heartbeat));
+            let (session, words) = (self.arguments.session, Words::Heartbeat(Box::new(heartbeat)));
             self.cluster(ClusterMessage::Heard { session, words, permit: Some(permit) });
         }
     }
