@@ -62,6 +62,7 @@ python3 jobs/models/fetch.py
 
 say "format"
 cargo fmt --all --check
+cargo fmt --manifest-path examples/own-trainer/Cargo.toml --check
 say "build and lints (the first build compiles Burn: about ten minutes on two cores)"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
 say "build of the tests"

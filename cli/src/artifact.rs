@@ -1,18 +1,23 @@
-//! The folder that a job takes along: packed when the job is submitted, and sent to the coordinator if that does not have it. Owns the way from `folder` in
-//! the spec that people write to `artifact` in the one that is submitted.
+//! What a job takes along, a folder or a program: packed when the job is submitted, and sent to the coordinator if that does not have it. Owns the way from
+//! `folder` and the `program` that is a file, in the spec that people write, to hashes in the one that is submitted.
 
 use std::path::Path;
 
-use stoke_node::artifact::{Packed, pack};
+use stoke_node::artifact::{Packed, pack, read_program};
 use stoke_protocol::message::client::{Reply, Request};
-use stoke_protocol::spec::{ARTIFACT_PART_BYTES, JobSpec};
+use stoke_protocol::spec::{ARTIFACT_PART_BYTES, JobSpec, Program};
 
 use crate::client::{Client, Repeat, unexpected};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail};
 use crate::output;
 
-/// Packs what the spec names, and names it by its hash from then on. None where the spec has no folder.
+/// Packs what the spec names, and names it by its hash from then on. None where the spec has neither.
 pub fn take(spec: &mut JobSpec) -> Result<Option<Packed>, Failure> {
+    if let Some(Program::File(file)) = &spec.program {
+        let packed = read_program(Path::new(file)).or_fail(Exit::Usage, format!("read the program {file}"))?;
+        spec.program = Some(Program::Sent(packed.artifact));
+        return Ok(Some(packed));
+    }
     let Some(exec) = &mut spec.exec else { return Ok(None) };
     let Some(folder) = exec.folder.take() else { return Ok(None) };
     let packed = pack(Path::new(&folder)).map_err(|error| {
@@ -31,7 +36,7 @@ pub async fn send(client: &mut Client, packed: &Packed) -> Result<(), Failure> {
     if received == bytes {
         return Ok(());
     }
-    output::say(format_args!("sending the folder: {} KiB", bytes.div_ceil(1024)));
+    output::say(format_args!("sending the {}: {} KiB", packed.what, bytes.div_ceil(1024)));
     while received < bytes {
         let from = usize::try_from(received).unwrap_or(usize::MAX).min(packed.bytes.len());
         let part = packed.bytes[from..].chunks(ARTIFACT_PART_BYTES).next().unwrap_or_default();

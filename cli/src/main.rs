@@ -15,6 +15,7 @@ mod model;
 mod named;
 mod output;
 mod place;
+mod program;
 mod progress;
 mod report;
 mod served;

@@ -6,10 +6,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use stoke_jobs::JobError;
-use stoke_protocol::spec::{JobSpec, plain_toml};
+use stoke_protocol::spec::{JobSpec, Program, plain_toml};
 
 use crate::failure::{Exit, Failure, OrFail};
-use crate::output;
+use crate::{output, program};
 
 /// The arguments of every command that takes a spec.
 #[derive(clap::Args, Debug)]
@@ -186,15 +186,34 @@ fn finish(text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
     if spec.exec.is_some() {
         return absolute_folder(spec, text, base);
     }
-    stoke_jobs::check(text, &spec.trainer, spec.training().lanes).map_err(problem)?;
+    let program = match &spec.program {
+        // Who sent it has checked it.
+        Some(Program::Sent(_)) => spec.program,
+        Some(Program::File(file)) => {
+            let path = base.join(file);
+            program::check(&path, text, base)
+                .map_err(|(line, message)| (line.or(line_of(text, "program")), message))?;
+            let path = path.to_str().ok_or_else(|| (line_of(text, "program"), "the path is not UTF-8".to_owned()))?;
+            Some(Program::File(path.to_owned()))
+        }
+        None => {
+            stoke_jobs::check(text, &spec.trainer, spec.training().lanes).map_err(problem)?;
+            None
+        }
+    };
     let absolute = stoke_jobs::absolute_paths(text, base).map_err(problem)?;
-    parse(&absolute)
+    Ok(JobSpec { program, ..parse(&absolute)? })
+}
+
+/// Where a key of the document itself stands, that is on no other line before.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    text.lines().position(|line| line.trim_start().starts_with(key)).map(|line| line + 1)
 }
 
 /// The folder that a command takes along, where it has one.
 fn absolute_folder(mut spec: JobSpec, text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
     let Some(folder) = spec.exec.as_mut().and_then(|exec| exec.folder.as_mut()) else { return Ok(spec) };
-    let line = text.lines().position(|line| line.trim_start().starts_with("folder")).map(|line| line + 1);
+    let line = line_of(text, "folder");
     let path = base.join(&*folder);
     let Some(absolute) = path.to_str().filter(|_| path.is_dir()) else {
         return Err((line, format!("folder = {folder:?}: there is no folder {}", path.display())));

@@ -9,7 +9,7 @@ use crate::journal::{JournalError, Log, Recovered};
 use crate::state::{Cluster, Record};
 
 /// Grows when an event or the state changes in a way that older releases would misread.
-const FORMAT: u8 = 4;
+const FORMAT: u8 = 5;
 
 /// The payload of one journal record.
 pub fn record_bytes(record: &Record) -> Vec<u8> {

@@ -13,10 +13,12 @@ use toml::de::{DeTable, DeValue};
 use crate::JobError;
 use crate::train::optimizer::Rule;
 
-/// The sections of this crate. `D` and `M` are the trainer's own `[data]` and `[model]`.
+/// The sections that every trainer has. `D` and `M` are the trainer's own `[data]` and `[model]`; derive [`Deserialize`] for them with
+/// `deny_unknown_fields`.
 #[derive(Debug, Deserialize)]
 #[serde(bound = "D: DeserializeOwned, M: DeserializeOwned + Default")]
-pub(crate) struct Sections<D, M> {
+pub struct Sections<D, M> {
+    /// The keys `train` and `held_out` are paths here, where they are texts: `stoke submit` makes them absolute against the spec's folder.
     pub data: D,
     #[serde(default)]
     pub model: M,
@@ -29,7 +31,7 @@ pub(crate) struct Sections<D, M> {
 /// `[optimizer]`. Keys that do not belong to the named rule are refused. Defaults are PyTorch's.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct OptimizerConfig {
+pub struct OptimizerConfig {
     name: RuleName,
     weight_decay: Option<f32>,
     #[serde(deserialize_with = "some_pair")]
@@ -51,7 +53,7 @@ pub(crate) enum RuleName {
 }
 
 impl OptimizerConfig {
-    pub fn rule(&self) -> Rule {
+    pub(crate) fn rule(&self) -> Rule {
         let [beta_1, beta_2] = self.betas.unwrap_or([0.9, 0.999]);
         let epsilon = self.epsilon.unwrap_or(1e-8);
         let amsgrad = self.amsgrad.unwrap_or(false);
@@ -119,11 +121,11 @@ impl OptimizerConfig {
 /// `[schedule]`: linear warm-up to `lr`, then `decay` down to `min_lr` at the last step.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct ScheduleConfig {
-    pub lr: f64,
-    pub warmup_steps: u64,
-    pub decay: Decay,
-    pub min_lr: f64,
+pub struct ScheduleConfig {
+    pub(crate) lr: f64,
+    pub(crate) warmup_steps: u64,
+    pub(crate) decay: Decay,
+    pub(crate) min_lr: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -158,16 +160,23 @@ impl ScheduleConfig {
 }
 
 /// The text of a spec, for errors that point into it.
-pub(crate) struct Spec<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Spec<'a> {
     text: &'a str,
 }
 
 impl<'a> Spec<'a> {
+    /// Of a whole document.
     pub fn new(text: &'a str) -> Self {
         Spec { text }
     }
 
-    /// Parses the sections; the trainer's own values are checked by the trainer.
+    /// The document as it is written; in a rank, as the cluster writes it out.
+    pub fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// Parses `[data]`, `[model]`, `[optimizer]` and `[schedule]`, and checks the last two. What `D` and `M` hold is the trainer's to check.
     pub fn sections<D, M>(&self) -> Result<Sections<D, M>, JobError>
     where
         D: DeserializeOwned,
@@ -179,7 +188,41 @@ impl<'a> Spec<'a> {
         Ok(sections)
     }
 
-    /// An error at `[section] key`, or at the section where the key is absent.
+    /// Parses one section of the trainer's own. Errors name the line.
+    pub fn section<T: DeserializeOwned>(&self, name: &str) -> Result<T, JobError> {
+        let mut table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
+        let Some(section) = table.get_mut().remove(name) else {
+            return Err(JobError::Config {
+                line: 1,
+                problem: format!("no [{name}] section"),
+                mend: "add it".to_owned(),
+            });
+        };
+        let from = self.line(section.span().start);
+        T::deserialize(toml::de::ValueDeserializer::from(section)).map_err(|error| match error.span() {
+            Some(_) => self.syntax(&error),
+            // What is missing stands nowhere: where the section begins.
+            None => self.syntax_at(from, &error),
+        })
+    }
+
+    /// Sections that are none of `known`, whose last ones are `own`.
+    pub(crate) fn refuse_other_sections(&self, known: &[&str], own: &[&str]) -> Result<(), JobError> {
+        let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
+        let other = |name: &str, value: &DeValue<'_>| value.is_table() && !known.contains(&name);
+        let Some((name, _)) = table.get_ref().iter().find(|(name, value)| other(name.get_ref(), value.get_ref()))
+        else {
+            return Ok(());
+        };
+        let own: Vec<String> = own.iter().map(|name| format!("[{name}]")).collect();
+        let has = if own.is_empty() { "only".to_owned() } else { format!("{} besides", own.join(", ")) };
+        let mend = format!("this trainer has {has} [data], [model], [optimizer] and [schedule]");
+        let problem = format!("unknown section [{}]", name.get_ref());
+        Err(JobError::Config { line: self.line(name.span().start), problem, mend })
+    }
+
+    /// An error at `[section] key`, or at the section where the key is absent. `problem` says what is wrong with it (`heads must divide width`), `mend`
+    /// what to write (`write a number such as 4`).
     pub fn mistake(&self, section: &str, key: &str, problem: &str, mend: &str) -> JobError {
         let table = DeTable::parse(self.text).ok();
         let line = table.as_ref().and_then(|table| {
@@ -191,22 +234,39 @@ impl<'a> Spec<'a> {
         JobError::Config { line: line.unwrap_or(1), problem: format!("[{section}] {problem}"), mend: mend.to_owned() }
     }
 
-    pub fn unknown_trainer(&self, name: &str, known: &[&str]) -> JobError {
-        let table = DeTable::parse(self.text).ok();
-        let key = table.as_ref().and_then(|table| table.get_ref().iter().find(|(key, _)| key.get_ref() == "trainer"));
-        let line = key.map_or(1, |(key, _)| self.line(key.span().start));
+    pub(crate) fn unknown_trainer(&self, name: &str, known: &[&str]) -> JobError {
         let mend = format!("write one of {}", known.join(", "));
-        JobError::Config { line, problem: format!("unknown trainer \"{name}\""), mend }
+        JobError::Config { line: self.line_of("trainer"), problem: format!("unknown trainer \"{name}\""), mend }
+    }
+
+    /// The line of a key of the document itself.
+    fn line_of(&self, key: &str) -> usize {
+        let table = DeTable::parse(self.text).ok();
+        let found = table.as_ref().and_then(|table| table.get_ref().iter().find(|(name, _)| name.get_ref() == key));
+        found.map_or(1, |(name, _)| self.line(name.span().start))
+    }
+
+    /// Whether the trainer is of a program of the user's own.
+    pub(crate) fn has_program(&self) -> bool {
+        DeTable::parse(self.text).is_ok_and(|table| table.get_ref().contains_key("program"))
+    }
+
+    /// Whose code only the program has.
+    pub(crate) fn of_program(&self, trainer: &str) -> JobError {
+        let problem =
+            format!("trainer \"{trainer}\" is of a program of its own, and only that can compute with its weights");
+        let mend = "`stoke checkpoint export` writes them as safetensors, for that program or any other".to_owned();
+        JobError::Config { line: self.line_of("program"), problem, mend }
     }
 
     /// A policy is no classifier, and no plain module.
-    pub fn no_classifier(&self) -> JobError {
+    pub(crate) fn no_classifier(&self) -> JobError {
         let problem = "trainer \"rl\" learns a policy: it classifies nothing".to_owned();
         JobError::Config { line: 1, problem, mend: "`stoke eval JOB` tells what it is worth".to_owned() }
     }
 
     /// The files that `[data]` names.
-    pub fn data_paths(&self) -> Result<Vec<PathBuf>, JobError> {
+    pub(crate) fn data_paths(&self) -> Result<Vec<PathBuf>, JobError> {
         let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
         let data = table.get_ref().get("data").and_then(|data| data.get_ref().as_table());
         let path = |key: &&str| data?.get(*key)?.get_ref().as_str().map(PathBuf::from);
@@ -217,8 +277,11 @@ impl<'a> Spec<'a> {
         1 + self.text.as_bytes().iter().take(byte).filter(|&&byte| byte == b'\n').count()
     }
 
-    pub fn syntax(&self, error: &toml::de::Error) -> JobError {
-        let line = error.span().map_or(1, |span| self.line(span.start));
+    pub(crate) fn syntax(&self, error: &toml::de::Error) -> JobError {
+        self.syntax_at(error.span().map_or(1, |span| self.line(span.start)), error)
+    }
+
+    fn syntax_at(&self, line: usize, error: &toml::de::Error) -> JobError {
         let message = error.message().lines().next().unwrap_or_default();
         let (problem, mend) = match message.split_once(", expected ") {
             Some((problem, expected)) => (problem.to_owned(), format!("write {}", plain(expected))),

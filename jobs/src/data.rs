@@ -118,6 +118,12 @@ fn open(path: &Path) -> Result<(Kind, Box<dyn Read>), JobError> {
     Ok((kind, if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) }))
 }
 
+/// Whether the file is there and can be read, whatever is in it.
+pub(crate) fn check_readable(path: &Path) -> Result<(), JobError> {
+    let failed = |source| JobError::File { path: path.into(), source };
+    File::open(path).and_then(|mut file| file.read(&mut [0])).map(drop).map_err(failed)
+}
+
 /// Whether the file is there and can be read; looks at no row.
 pub(crate) fn check_file(path: &Path) -> Result<(), JobError> {
     let (_, mut bytes) = open(path)?;

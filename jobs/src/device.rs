@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 
 /// The first CUDA device where this build has the `cuda` feature and the machine a GPU, else the CPU.
-pub(crate) fn device() -> Device {
+pub fn device() -> Device {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec().into_iter().next() {
         return gpu;

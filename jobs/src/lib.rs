@@ -10,11 +10,15 @@ pub mod lm;
 mod order;
 pub mod rl;
 mod train;
+mod trainers;
 
-pub use config::absolute_paths;
+pub use config::{OptimizerConfig, ScheduleConfig, Sections, Spec, absolute_paths};
+pub use device::device;
 pub use error::JobError;
 pub use order::order;
 pub use train::{
-    Applied, Broadcast, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction, RlProgress,
-    STATS, Snapshot, TRAINERS, Train, check, check_files, classifier, fingerprint, load, pytorch, weights_blake3,
+    Applied, Broadcast, Engine, LaneWork, Layout, Loss, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction,
+    RlProgress, STATS, Snapshot, TRAINERS, Task, Train, check, check_files, classifier, cross_entropy, fingerprint,
+    layers, load, pytorch, weights_blake3,
 };
+pub use trainers::{Trainer, Trainers};

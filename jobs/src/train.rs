@@ -8,7 +8,7 @@ mod digits;
 mod domains;
 mod engine;
 pub(crate) mod fingerprint;
-mod layers;
+pub mod layers;
 mod metrics;
 pub(crate) mod optimizer;
 pub(crate) mod parameters;
@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use self::fingerprint::Fingerprint;
+use self::pytorch::Kind;
+pub use engine::{Engine, Loss, Task, cross_entropy};
 pub use snapshot::{Snapshot, weights_blake3};
 
 use crate::config::Spec;
@@ -173,6 +175,14 @@ pub struct NamedTensor {
 }
 
 /// One rank's trainer. Not thread-safe by design: one actor owns it.
+///
+/// [`Engine`] is one for any model on Burn, from a [`Task`]: data, model and loss. Whoever implements this trait by themselves keeps its contract:
+///
+/// - *The same bits anywhere.* What `lane` gives is a function of the spec, the seed, the state, the step and the lane, and of nothing else: not of the rank,
+///   the world size, the time, or what was called before. Random numbers (dropout, augmentation) come from a generator that is keyed by (seed, step,
+///   lane) for that one call. The same lane is computed again, elsewhere, when a rank dies.
+/// - *`apply` is the only thing that changes the state*, apart from `restore` and `skip`: equally on every rank, because every rank is given the same sum.
+/// - *`save` is all there is.* A rank that joins is given the tensors of another, and must give the same bits from then on.
 pub trait Train: Send {
     fn layout(&self) -> &Layout;
 
@@ -284,7 +294,10 @@ pub fn check(config_toml: &str, trainer: &str, lanes: u32) -> Result<(), JobErro
 
 /// Whether the files that `[data]` names are there and can be read. Looks at no row.
 pub fn check_files(config_toml: &str) -> Result<(), JobError> {
-    Spec::new(config_toml).data_paths()?.iter().try_for_each(|path| data::check_file(path))
+    let spec = Spec::new(config_toml);
+    // What is in them, a program knows that reads them by itself.
+    let check = if spec.has_program() { data::check_readable } else { data::check_file };
+    spec.data_paths()?.iter().try_for_each(|path| check(path))
 }
 
 /// A classifier from a checkpoint's `model.*` tensors (others are passed over).
@@ -296,6 +309,7 @@ pub fn classifier(
     tensors.retain(|tensor| tensor.name.starts_with("model."));
     let spec = Spec::new(config_toml);
     match trainer {
+        _ if spec.has_program() => Err(spec.of_program(trainer)),
         "domains" => domains::classifier(&spec, tensors),
         "digits" => digits::classifier(&spec, tensors),
         "rl" => Err(spec.no_classifier()),
@@ -304,11 +318,14 @@ pub fn classifier(
 }
 
 /// A checkpoint's `model.*` tensors (others are passed over) under the names and in the layouts of a plain PyTorch module: the `Net` of
-/// `jobs/reference/<trainer>.py`.
+/// `jobs/reference/<trainer>.py`. Those of a program of the user's own stay as its model has them.
 pub fn pytorch(config_toml: &str, trainer: &str, mut tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
     tensors.retain(|tensor| tensor.name.starts_with("model."));
     let spec = Spec::new(config_toml);
     match trainer {
+        _ if spec.has_program() => {
+            Ok(tensors.into_iter().map(|tensor| pytorch::to_pytorch(tensor, &Kind::Plain)).collect())
+        }
         "domains" => domains::pytorch(&spec, tensors),
         "digits" => digits::pytorch(&spec, tensors),
         "rl" => Err(spec.no_classifier()),

@@ -1,4 +1,4 @@
-//! Wiring of `stoke-node`: the agent (one a machine) and the worker (one process a rank).
+//! Wiring of `stoke-node`: the agent (one a machine) and the worker (one process a rank). Programs of users call [`rank::main`], and nothing else here.
 
 pub mod agent;
 pub mod artifact;
@@ -9,6 +9,7 @@ mod exec;
 pub mod gateway;
 mod link;
 pub mod probe;
+pub mod rank;
 mod rollout;
 mod server;
 pub mod worker;

@@ -1,8 +1,10 @@
 //! The job spec: one TOML document that people write. Owns its keys, their defaults and their checks; errors name the key, the line and the
-//! mend. The sections `[data]`, `[model]`, `[optimizer]`, `[schedule]` and `[rl]` belong to the trainer and are checked by `stoke-jobs`.
+//! mend. The sections `[data]`, `[model]`, `[optimizer]`, `[schedule]` and `[rl]` belong to the trainer and are checked by `stoke-jobs`, or by a
+//! program of the user's.
 
 mod artifact;
 mod exec;
+mod program;
 mod replicas;
 mod serve;
 mod span;
@@ -19,6 +21,7 @@ use crate::label::{check_labels, is_plain};
 
 pub use artifact::{ARTIFACT_BYTES_MAX, ARTIFACT_PART_BYTES, Artifact};
 pub use exec::{Command, Exec, GRACE_MAX};
+pub use program::Program;
 pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
@@ -46,9 +49,12 @@ const URI_BYTES_MAX: usize = 4096;
 pub struct JobSpec {
     /// For people; letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// A built-in trainer: `domains`, `digits`, `rl`. Empty: the job serves, runs a command, or has `[rl]`.
+    /// A built-in trainer: `domains`, `digits`, `rl`; or one of `program`. Empty: the job serves, runs a command, or has `[rl]`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub trainer: String,
+    /// What runs as the process of each rank, where the trainer is none of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
     /// Higher goes first.
     #[serde(default)]
     pub priority: i32,
@@ -77,6 +83,9 @@ pub struct JobSpec {
     pub schedule: toml::Table,
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub rl: toml::Table,
+    /// Sections that are the program's own.
+    #[serde(skip)]
+    pub own: toml::Table,
 }
 
 /// What each rank needs.
@@ -178,7 +187,7 @@ impl JobSpec {
                 text.len()
             )));
         }
-        let mut spec: Self = toml::from_str(text).map_err(|error| SpecError::from_toml(text, &error))?;
+        let mut spec = program::read(text)?;
         spec.complete_rl().map_err(|(key, message)| SpecError { line: line_of_key(text, key), message })?;
         spec.check(text)?;
         // Short keys like `a.b.c = 1` grow when each table gets its own heading.
@@ -203,6 +212,12 @@ impl JobSpec {
         }
         if self.trainer.is_empty() {
             self.trainer = RL.to_owned();
+        }
+        if self.program.is_some() {
+            return Err((
+                "program",
+                "program: a job with [rl] learns by built-in trainers, leave one of them out".into(),
+            ));
         }
         if self.trainer != RL {
             return Err((
@@ -239,7 +254,9 @@ impl JobSpec {
 
     /// The canonical text: what is submitted, journalled and hashed.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a spec has only types that TOML can write")
+        let (spec, own) = (toml::to_string(self), toml::to_string(&self.own));
+        // Those are sections, and may stand behind all others.
+        spec.expect("a spec has only types that TOML can write") + &own.expect("it was TOML when it was read")
     }
 
     /// What a trainer is to do. For jobs that train only.
@@ -363,6 +380,12 @@ impl JobSpec {
     }
 
     fn check_trainer(&self) -> Result<(), (&'static str, String)> {
+        if let Some(program) = &self.program {
+            program.check().map_err(|problem| ("program", problem))?;
+            let trainer = &self.trainer;
+            let mend = || format!("trainer = {trainer:?}: name it as the program does, for example \"prose\"");
+            return if is_name(trainer) { Ok(()) } else { Err(("trainer", mend())) };
+        }
         match is_name(&self.trainer) {
             true => Ok(()),
             false if self.trainer.is_empty() => {
@@ -385,6 +408,7 @@ impl JobSpec {
             ("rl", self.rl.is_empty()),
             ("checkpoint", self.checkpoint == Checkpoint::default()),
             ("trainer", self.trainer.is_empty()),
+            ("program", self.program.is_none()),
         ];
         match sections.iter().find(|(_, is_empty)| !is_empty) {
             Some((key, _)) => Err((key, format!("{key} is for jobs that train: a job with [{section}] has none"))),

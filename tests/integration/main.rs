@@ -23,6 +23,7 @@ mod lifecycle;
 mod namespaces;
 mod nodes;
 mod orphans;
+mod own_trainer;
 mod pruning;
 mod recovery;
 mod rl;

@@ -138,7 +138,7 @@ impl Command {
             Self::Supervise(args) => alone(supervise::run(args)),
             Self::Coordinator(args) => shared(coordinator::run(args, global)),
             Self::Node(args) => shared(node::run(args, global)),
-            Self::Worker => return Ok(stoke_node::worker::main()),
+            Self::Worker => return Ok(stoke_node::worker::main(stoke_jobs::Trainers::BuiltIn)),
             Self::Survey { asked } => return Ok(stoke_node::agent::surveys::main(&asked)),
         };
         ended.map(|exit| ExitCode::from(exit.code()))

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use stoke_protocol::identity::Subject;
 use stoke_protocol::message::client::{Refusal, RefusalCode, Reply, Request};
-use stoke_protocol::spec::{Artifact, JobSpec};
+use stoke_protocol::spec::{Artifact, JobSpec, Program};
 
 use super::conversation::going_down;
 use crate::artifacts::Artifacts;
@@ -24,7 +24,15 @@ pub(super) async fn take(artifacts: &Artifacts, caller: &Subject, request: Reque
             Err(Box::new(answer(move || store.take(artifact, bytes, (offset, &part.0))).await))
         }
         Request::Submit { key, spec } => {
-            let exec = JobSpec::parse(&spec).ok().and_then(|spec| spec.exec);
+            let parsed = JobSpec::parse(&spec).ok();
+            let (exec, program) = parsed.map_or((None, None), |spec| (spec.exec, spec.program));
+            if let Some(Program::File(path)) = &program {
+                return refused(Refusal {
+                    code: RefusalCode::Invalid,
+                    message: format!("program = {path:?}: the coordinator does not have it"),
+                    mend: "let `stoke submit` send it, or name one that was sent before, like \"blake3:...\"".into(),
+                });
+            }
             if exec.as_ref().is_some_and(|exec| exec.folder.is_some()) {
                 return refused(Refusal {
                     code: RefusalCode::Invalid,
@@ -33,13 +41,18 @@ pub(super) async fn take(artifacts: &Artifacts, caller: &Subject, request: Reque
                         .into(),
                 });
             }
-            let Some(artifact) = exec.and_then(|exec| exec.artifact) else { return Ok(Request::Submit { key, spec }) };
+            let is_program = program.is_some();
+            let artifact = program.as_ref().and_then(Program::sent).or(exec.and_then(|exec| exec.artifact));
+            let Some(artifact) = artifact else { return Ok(Request::Submit { key, spec }) };
             match tokio::task::spawn_blocking(move || store.holds(artifact)).await {
                 Ok(true) => Ok(Request::Submit { key, spec }),
                 Ok(false) => refused(Refusal {
                     code: RefusalCode::NotFound,
                     message: format!("the coordinator does not have the artifact {artifact}"),
-                    mend: "submit the spec with `folder`, which is packed and sent".into(),
+                    mend: match is_program {
+                        true => "submit the spec with the file as its `program`, which is sent".into(),
+                        false => "submit the spec with `folder`, which is packed and sent".into(),
+                    },
                 }),
                 Err(_) => refused(going_down()),
             }

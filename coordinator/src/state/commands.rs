@@ -102,7 +102,7 @@ impl Control {
     /// Artifacts that a job which has not ended may start with.
     pub(super) fn needed_artifacts(&self) -> BTreeSet<Artifact> {
         let living = self.cluster.jobs().iter().filter(|job| !job.state.is_terminal());
-        living.filter_map(|job| job.runs.as_ref()?.artifact).collect()
+        living.filter_map(|job| job.program.or_else(|| job.runs.as_ref()?.artifact)).collect()
     }
 }
 

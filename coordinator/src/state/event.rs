@@ -7,7 +7,7 @@ use stoke_protocol::message::client::TokenScope;
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::node::{NodeHello, Report};
 use stoke_protocol::message::rank::RankId;
-use stoke_protocol::spec::{OnNan, Straggler};
+use stoke_protocol::spec::{Artifact, OnNan, Straggler};
 
 use super::commands::Runs;
 use super::machine::Ask;
@@ -252,6 +252,8 @@ pub struct Submission {
     pub serves: Option<Serves>,
     /// Of a job that runs a command.
     pub runs: Option<Runs>,
+    /// Of a job whose trainer is the user's own.
+    pub program: Option<Artifact>,
     /// Awaited: what `ask` says of ranks and memory is not known yet.
     pub cut: Cut,
     pub ask: Ask,

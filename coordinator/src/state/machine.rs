@@ -49,7 +49,7 @@ use stoke_protocol::ids::{Generation, JobId, LogIndex, NodeId, Rank, Step};
 use stoke_protocol::message::client::{JobState, OutcomeView};
 use stoke_protocol::message::node::ToNode;
 use stoke_protocol::message::rank::{Origin, Outcome, Purpose, RankId, StartFrom, StartRank};
-use stoke_protocol::spec::{OnNan, Straggler};
+use stoke_protocol::spec::{Artifact, OnNan, Straggler};
 
 use super::commands::Runs;
 use super::effect::Order;
@@ -127,6 +127,8 @@ pub struct Job {
     pub serves: Option<Serves>,
     /// Of a job that runs a command.
     pub runs: Option<Runs>,
+    /// Of a job whose trainer is the user's own: what its ranks run.
+    pub program: Option<Artifact>,
     pub cut: Cut,
     /// The generation that has shown that it computes.
     pub proven: Option<Generation>,
@@ -197,6 +199,7 @@ impl Job {
             straggler: submission.straggler,
             serves: submission.serves,
             runs: submission.runs,
+            program: submission.program,
             cut: submission.cut,
             proven: None,
             attempts_max: submission.attempts_max,

@@ -424,6 +424,7 @@ mod tests {
                 straggler: stoke_protocol::spec::Straggler::Report,
                 serves: None,
                 runs: None,
+                program: None,
                 cut: Default::default(),
                 ask,
             };

@@ -3,7 +3,7 @@
 use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{Digest, JobId};
 use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Request, TokenScope};
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{JobSpec, Program};
 
 use super::authorise::{Verb, authorise};
 use super::cluster::Refused;
@@ -158,6 +158,7 @@ impl Control {
             straggler: spec.train.as_ref().map(|train| train.straggler).unwrap_or_default(),
             serves: Serves::of(spec),
             runs: Runs::of(spec),
+            program: spec.program.as_ref().and_then(Program::sent),
             cut: if spec.awaits_split() { Cut::Awaited } else { Cut::Written },
             ask: Ask {
                 ranks,

@@ -229,16 +229,16 @@ impl Task for Digits {
     }
 
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
-        let (mut correct, mut loss) = (0, 0.0);
+        let (mut correct, mut loss) = (0.0, 0.0);
         for batch in self.held.chunks(BATCH) {
             let images: Vec<&[u8]> = batch.iter().map(|sample| &sample.pixels[..]).collect();
             let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
             let figures = cross_entropy(net.forward(&self.config, &images, device), &labels);
-            correct += figures.correct;
+            correct += f64::from(figures.correct);
             loss += f64::from(figures.sum.into_scalar::<f32>());
         }
         let rows = self.held.len() as f64;
-        Metrics::from([("accuracy".to_owned(), correct as f64 / rows), ("loss".to_owned(), loss / rows)])
+        Metrics::from([("accuracy".to_owned(), correct / rows), ("loss".to_owned(), loss / rows)])
     }
 }
 

@@ -259,13 +259,13 @@ impl Task for Domains {
 
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
         let positive: Vec<bool> = self.held.iter().map(|sample| sample.label == 1).collect();
-        let (mut scores, mut correct, mut loss) = (Vec::new(), 0, 0.0);
+        let (mut scores, mut correct, mut loss) = (Vec::new(), 0.0, 0.0);
         for batch in self.held.chunks(BATCH) {
             let names: Vec<&[u8]> = batch.iter().map(|sample| &sample.symbols[..]).collect();
             let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
             let logits = net.forward(&self.config, &names, device);
             let figures = cross_entropy(logits.clone(), &labels);
-            correct += figures.correct;
+            correct += f64::from(figures.correct);
             loss += f64::from(figures.sum.into_scalar::<f32>());
             let logits = logits.into_data().try_into_vec::<f32>().expect("logits are f32");
             scores.extend(logits.chunks(2).map(|row| row[1] - row[0]));
@@ -273,7 +273,7 @@ impl Task for Domains {
         let (precision, recall) = at_false_positives(&scores, &positive, 0.01);
         let rows = self.held.len() as f64;
         Metrics::from([
-            ("accuracy".to_owned(), correct as f64 / rows),
+            ("accuracy".to_owned(), correct / rows),
             ("loss".to_owned(), loss / rows),
             ("roc_auc".to_owned(), roc_auc(&scores, &positive)),
             ("precision_at_1pct_fpr".to_owned(), precision),

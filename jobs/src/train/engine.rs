@@ -14,34 +14,38 @@ use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, STATS, Snapsh
 use crate::JobError;
 use crate::config::{OptimizerConfig, ScheduleConfig};
 
-/// What a trainer is, apart from the loop.
-pub(crate) trait Task: Send + Sync {
+/// What a trainer is, apart from the loop: data, model and loss. [`Engine`] makes a trainer of it.
+pub trait Task: Send + Sync {
+    /// Its parameters come from [`super::layers::Init`], or from whatever else gives the same bits in every process: Burn's own initialisers do not.
     type Model: Module + Sync;
 
-    /// Size of the training set.
+    /// Size of the training set; at least 1.
     fn samples(&self) -> u64;
 
-    /// Summed loss over training samples (indices below `samples()`). `device` is where the model is.
+    /// Loss of training samples (indices below `samples()`, at least one), summed over them. A function of the model and the samples alone: draws, where a
+    /// loss needs some, are keyed by the samples. `device` is where the model is; it has autodiff.
     fn loss(&self, model: &Self::Model, samples: &[u64], device: &Device) -> Loss;
 
-    /// Metrics of the model (without autodiff) on the held-out data.
+    /// Metrics of the model (without autodiff) on the held-out data, by name. Called once, behind the last step, on one rank.
     fn evaluate(&self, model: &Self::Model, device: &Device) -> Metrics;
 }
 
 /// Loss of a batch: a sum over its samples, because lanes are added before they are divided.
-pub(crate) struct Loss {
+pub struct Loss {
+    /// A scalar with a graph behind it. Not the mean.
     pub sum: Tensor<1>,
-    pub correct: u64,
+    /// How many of the samples were answered rightly; of a sample with several answers, the share that was right. Reported as `accuracy`.
+    pub correct: f32,
 }
 
-/// Summed cross-entropy of logits [rows, classes].
-pub(crate) fn cross_entropy(logits: Tensor<2>, labels: &[u8]) -> Loss {
+/// Summed cross-entropy of logits [rows, classes], one label a row, and how many rows have it as their first largest.
+pub fn cross_entropy(logits: Tensor<2>, labels: &[u8]) -> Loss {
     let device = logits.device();
     let guesses = argmax(logits.clone().inner());
     let correct = guesses.iter().zip(labels).filter(|(guess, label)| **guess == usize::from(**label)).count() as u64;
     let targets: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
     let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [labels.len(), 1]), &device);
-    Loss { sum: log_softmax(logits, 1).gather(1, targets).sum().neg(), correct }
+    Loss { sum: log_softmax(logits, 1).gather(1, targets).sum().neg(), correct: correct as f32 }
 }
 
 /// The first largest column of each row.
@@ -52,8 +56,9 @@ fn argmax(logits: Tensor<2>) -> Vec<usize> {
     values.chunks(classes).map(first_largest).collect()
 }
 
-/// A task with its model, optimizer and threads.
-pub(crate) struct Engine<T: Task> {
+/// A [`Train`] from a [`Task`], its model, an optimizer and threads: gradients of lanes (in `[train] accumulate` parts), clipping by the global norm, one of
+/// Burn's update rules at the schedule's rate, checkpoints of all of it.
+pub struct Engine<T: Task> {
     task: T,
     /// None only while `apply` has it.
     model: Option<T::Model>,
@@ -67,7 +72,7 @@ pub(crate) struct Engine<T: Task> {
 }
 
 impl<T: Task> Engine<T> {
-    /// `model` is on `device`, which has autodiff.
+    /// `model` is on `device`, which has autodiff: `stoke_jobs::device().autodiff()`.
     pub fn new(
         task: T,
         model: T::Model,
@@ -118,7 +123,7 @@ impl<T: Task> Train for Engine<T> {
             for part in work.samples.chunks(micro) {
                 let loss = task.loss(model, part, device);
                 let sum = loss.sum.clone().inner().into_scalar::<f32>();
-                let part_stats = [sum, loss.correct as f32, part.len() as f32];
+                let part_stats = [sum, loss.correct, part.len() as f32];
                 stats.iter_mut().zip(part_stats).for_each(|(total, part)| *total += part);
                 let gradients = gradients(model, layout, loss.sum);
                 if total.is_empty() {

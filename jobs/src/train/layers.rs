@@ -1,4 +1,4 @@
-//! The layers that the built-in models are made of, and their first weights. Weights are drawn here and not by Burn,
+//! Layers with first weights that are the same on every rank: what the built-in models are made of, and a user's own may be. Weights are drawn here and not by Burn,
 //! whose random numbers come from one generator a process: each parameter has its own generator, keyed by (seed, path),
 //! so a parameter starts the same on every rank, whatever else the process has drawn.
 
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// Gives parameters their first values and their ids (1, 2, ... in order of creation: equal on every rank).
-pub(crate) struct Init<'a> {
+pub struct Init<'a> {
     seed: u64,
     device: &'a Device,
     next_id: Cell<u64>,
@@ -29,15 +29,20 @@ impl<'a> Init<'a> {
         ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
     }
 
-    /// Uniform in [-bound, bound), from the upper 24 bits of each draw.
-    fn uniform<const D: usize>(&self, path: &str, shape: [usize; D], bound: f32) -> Param<Tensor<D>> {
+    /// `path` names the parameter and keys its draws: give each its own. Uniform in [-bound, bound), from the upper 24 bits of each draw.
+    pub fn uniform<const D: usize>(&self, path: &str, shape: [usize; D], bound: f32) -> Param<Tensor<D>> {
         let mut generator = self.generator(path);
         let draw = |_| (((generator.next_u32() >> 8) as f32) / (1 << 23) as f32 - 1.0) * bound;
         self.param((0..shape.iter().product()).map(draw).collect(), shape)
     }
 
+    /// The same value everywhere, e.g. 1 for the scale of a norm.
+    pub fn constant<const D: usize>(&self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
+        self.param(vec![value; shape.iter().product()], shape)
+    }
+
     /// Standard normal, by Box and Muller's transform.
-    fn normal<const D: usize>(&self, path: &str, shape: [usize; D]) -> Param<Tensor<D>> {
+    pub fn normal<const D: usize>(&self, path: &str, shape: [usize; D]) -> Param<Tensor<D>> {
         let mut generator = self.generator(path);
         let mut unit = || (f64::from(generator.next_u32()) + 0.5) / 2f64.powi(32);
         let draw = |_| ((-2.0 * unit().ln()).sqrt() * (2.0 * std::f64::consts::PI * unit()).cos()) as f32;
@@ -54,7 +59,7 @@ impl<'a> Init<'a> {
 
 /// `x W + b`. W is [inputs, outputs]: PyTorch's `nn.Linear` keeps its transpose.
 #[derive(Module, Debug)]
-pub(crate) struct Linear {
+pub struct Linear {
     weight: Param<Tensor<2>>,
     bias: Param<Tensor<1>>,
 }
@@ -88,7 +93,7 @@ impl Linear {
 
 /// One learned vector a symbol.
 #[derive(Module, Debug)]
-pub(crate) struct Embedding {
+pub struct Embedding {
     weight: Param<Tensor<2>>,
 }
 

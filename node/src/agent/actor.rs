@@ -281,6 +281,11 @@ impl Acting {
                         process.send(frame);
                     }
                 }
+                Effect::Fetch { id, artifact } => {
+                    if let Some(session) = self.live {
+                        let _ = self.session.cast(SessionMessage::Fetch { session, id, artifact });
+                    }
+                }
                 Effect::Sign { id, csr, artifact } => {
                     if let Some(session) = self.live {
                         let _ = self.session.cast(SessionMessage::Sign { session, id, csr, artifact });

@@ -78,7 +78,7 @@ async fn live(
     let reader = tokio::spawn(read_frames(kept.id, read, events.clone(), logs.clone()));
     let exit = end.await.unwrap_or(Exit::Unseen);
     let said = tokio::time::timeout(DRAIN_MAX, reader).await;
-    said.ok().and_then(Result::ok).flatten().map_or(exit, |code| Exit::Code(code.into()))
+    said.ok().and_then(Result::ok).and_then(|heard| heard.code).map_or(exit, |code| Exit::Code(code.into()))
 }
 
 /// Calls until the rank has proved itself. One that does not is not heard, and falls to whoever looks for silent ranks.

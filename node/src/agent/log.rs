@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +21,9 @@ pub const PARTS_MAX: u64 = 2;
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// A chunk is far below the cap of a request frame (1 MiB), with room for the lengths of its lines.
 const CHUNK_BYTES: usize = 128 * 1024;
+/// Of the end of a log, for an error.
+const LAST_BYTES_MAX: u64 = 2 * 1024;
+const LAST_LINES: usize = 4;
 const READ_BYTES: usize = 64 * 1024;
 /// Chunks that wait for a slow reader; then the file waits.
 const CHUNKS_MAX: usize = 4;
@@ -118,6 +121,23 @@ impl LogBook {
     pub fn ended(&self, id: RankId) {
         self.grew(id);
         self.lock().remove(&id);
+    }
+
+    /// What a rank that is gone printed last: a few lines, without what is blank.
+    pub fn last_lines(&self, id: RankId) -> Vec<String> {
+        let path = self.path(id, self.newest(id).unwrap_or(0));
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|mut file| {
+            let end = file.seek(SeekFrom::End(0))?;
+            file.seek(SeekFrom::Start(end.saturating_sub(LAST_BYTES_MAX)))?;
+            file.read_to_end(&mut bytes)
+        });
+        if read.is_err() {
+            return Vec::new();
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect()
     }
 
     fn look(&self, id: RankId) -> Written {

@@ -18,6 +18,7 @@ mod log;
 mod memory;
 mod outbox;
 mod process;
+mod program;
 mod session;
 mod shards;
 mod spawn;

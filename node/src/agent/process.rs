@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use stoke_protocol::message::rank::{
     Cookie, Exit, FromRank, RankEvent, RankId, Settle, StartRank, StoreSettings, ToRank,
 };
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{JobSpec, Program};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -28,6 +28,7 @@ use super::claim::Claim;
 use super::inventory::{Inventory, Kept, draw_cookie};
 use super::log::{LogBook, Opened};
 use super::memory::OutOfMemory;
+use super::program::{self, Heard, Own};
 use super::spawn::{RankEvents, RankProcess, Spawner};
 use super::watch::Watched;
 use crate::artifact::{ARTIFACTS, Cache};
@@ -100,8 +101,7 @@ impl Processes {
         Ok(Self { artifacts, command, inventory, belongings, logs, orphan_grace_ms, has_gpu, shards, memory })
     }
 
-    /// The process, which waits for its start, its link and what it is to be told before the start.
-    fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<(Watched, UnixStream, Settle, Option<Mark>)> {
+    fn start(&self, start: &StartRank, ip: IpAddr) -> io::Result<Started> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let ours = std::os::unix::net::UnixStream::from(ours);
         ours.set_nonblocking(true)?;
@@ -111,7 +111,16 @@ impl Processes {
         let socket = socket.map_err(|_| io::Error::other("the path of the agent's folder is not UTF-8"))?;
         let Opened { file, base, part } = self.logs.open(start.id)?;
         let spec = JobSpec::parse(&start.spec).map_err(io::Error::other)?;
-        let mut command = self.command(&theirs, file, ip)?;
+        let mark = (spec.exec.is_some() || spec.program.is_some()).then(|| Mark::of(&cookie));
+        let own = match (spec.program.as_ref().and_then(Program::sent), &mark) {
+            (Some(artifact), Some(mark)) => {
+                let room = (start.memory_bytes, spec.resources.cpus);
+                Some(Own::new(self.artifacts.dir(), artifact, mark, room)?)
+            }
+            _ => None,
+        };
+        let mut command = self.command(own.as_ref(), &theirs, file, ip)?;
+        command.envs(mark.iter().map(|mark| (MARK, mark.to_string())));
         let gpus = self.belongings.take_gpus(start.id, spec.resources.gpus);
         if let Some(exec) = &spec.exec {
             self.belongings.scratches.open(start.id)?;
@@ -121,10 +130,14 @@ impl Processes {
                 .envs(passed)
                 .env(ARTIFACTS, self.artifacts.dir())
                 .env(SCRATCH, self.belongings.scratches.of_rank(start.id))
-                .env(GPUS, numbers.join(","))
-                .env(MARK, Mark::of(&cookie).to_string());
+                .env(GPUS, numbers.join(","));
         }
-        let mut child = command.spawn()?;
+        let mut child = match &own {
+            Some(own) => own.spawn(&mut command)?,
+            None => command
+                .spawn()
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.command[0])))?,
+        };
         let watched = match self.keep((start, &spec), child.id(), (&cookie, gpus)) {
             Ok(watched) => watched,
             Err(error) => {
@@ -143,8 +156,7 @@ impl Processes {
             log_part: part,
             log_bytes: self.logs.bytes_max(),
         };
-        let mark = spec.exec.is_some().then(|| Mark::of(&settle.cookie));
-        Ok((watched, link, settle, mark))
+        Ok(Started { watched, link, settle, mark, own })
     }
 
     /// N1.
@@ -156,15 +168,23 @@ impl Processes {
     ) -> io::Result<Watched> {
         let watched = Watched::new(pid)?;
         let mut kept = Kept::new(start.id, pid, cookie, Claim::of(spec, start))?;
-        (kept.runs_command, kept.gpus) = (spec.exec.is_some(), gpus);
+        (kept.runs_command, kept.gpus) = (spec.exec.is_some() || spec.program.is_some(), gpus);
         self.inventory.keep(&kept)?;
         Ok(watched)
     }
 
-    fn command(&self, link: &OwnedFd, prints: File, ip: IpAddr) -> io::Result<Command> {
-        let mut command = Command::new(&self.command[0]);
-        command.args(&self.command[1..]).env_clear().process_group(0);
-        let kept = |name: &str| INHERITED.contains(&name) || name.starts_with("STOKE_");
+    fn command(&self, own: Option<&Own>, link: &OwnedFd, prints: File, ip: IpAddr) -> io::Result<Command> {
+        let mut command = match own {
+            Some(own) => own.command()?,
+            None => {
+                let mut command = Command::new(&self.command[0]);
+                command.args(&self.command[1..]);
+                command
+            }
+        };
+        command.env_clear().process_group(0);
+        let ours = |name: &str| if own.is_some() { program::OURS.contains(&name) } else { name.starts_with("STOKE_") };
+        let kept = |name: &str| INHERITED.contains(&name) || ours(name);
         command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(kept)));
         command.env(PEER_IP, ip.to_string()).env(LINK_FD, link.as_raw_fd().to_string()).env_remove(SHARDS);
         if let Some(shards) = &self.shards {
@@ -197,7 +217,7 @@ impl Spawner for Processes {
             self.logs.ended(id);
             self.belongings.return_gpus(id);
         });
-        let (watched, link, settle, mark) = started.map_err(|error| format!("start {}: {error}", self.command[0]))?;
+        let Started { watched, link, settle, mark, own } = started.map_err(|error| format!("start {error}"))?;
         let pid = watched.pid();
         tracing::info!(rank = %id, pid = pid.as_raw_nonzero().get(), "rank started");
         let (read, write) = link.into_split();
@@ -217,10 +237,14 @@ impl Spawner for Processes {
                 Ok(exit) => exit,
                 Err(error) => Exit::NotStarted(format!("its end could not be read: {error}")),
             };
-            let _ = tokio::time::timeout(DRAIN_MAX, reader).await;
+            let heard = tokio::time::timeout(DRAIN_MAX, reader).await;
+            let heard = heard.ok().and_then(Result::ok).unwrap_or_default();
+            let explained = own.as_ref().and_then(|own| own.explain(&exit, &heard, &logs.last_lines(id)));
             belongings.clear(id, mark).await;
             tracing::info!(rank = %id, ?exit, "rank is gone");
-            if exit == Exit::Signal(Signal::KILL.as_raw())
+            if let Some(failed) = explained {
+                events.frame(FromRank::Event(failed)).await;
+            } else if exit == Exit::Signal(Signal::KILL.as_raw())
                 && let Some(error) = memory.explain()
             {
                 // Counts where the rank was wanted until now and has not said itself what it failed of.
@@ -239,6 +263,16 @@ impl Spawner for Processes {
     fn forget(&self, id: RankId) {
         self.inventory.forget(id);
     }
+}
+
+/// A process that waits for its start, its link, and what it is to be told before the start.
+struct Started {
+    watched: Watched,
+    link: UnixStream,
+    settle: Settle,
+    /// Of what it may leave behind.
+    mark: Option<Mark>,
+    own: Option<Own>,
 }
 
 /// The way to a rank's process, for whoever it is.
@@ -277,13 +311,14 @@ pub(super) async fn write_frames(id: RankId, mut link: OwnedWriteHalf, mut frame
     }
 }
 
-/// Until the rank hangs up; gives the code that it said it leaves with.
-pub(super) async fn read_frames(id: RankId, mut link: OwnedReadHalf, events: RankEvents, logs: LogBook) -> Option<u8> {
-    let mut leaves = None;
+/// Until the rank hangs up.
+pub(super) async fn read_frames(id: RankId, mut link: OwnedReadHalf, events: RankEvents, logs: LogBook) -> Heard {
+    let mut heard = Heard::default();
     loop {
         match link::receive::<FromRank>(&mut link).await {
-            Ok(Some(FromRank::Leaving { code })) => leaves = Some(code),
+            Ok(Some(FromRank::Leaving { code })) => heard = Heard { any: true, code: Some(code) },
             Ok(Some(frame)) => {
+                heard.any = true;
                 logs.grew(id);
                 events.frame(frame).await;
             }
@@ -295,5 +330,5 @@ pub(super) async fn read_frames(id: RankId, mut link: OwnedReadHalf, events: Ran
         }
     }
     events.hung_up();
-    leaves
+    heard
 }

@@ -59,6 +59,11 @@ pub enum SessionMessage {
         session: u64,
         frame: FromNode,
     },
+    Fetch {
+        session: u64,
+        id: RankId,
+        artifact: Artifact,
+    },
     Sign {
         session: u64,
         id: RankId,
@@ -137,6 +142,7 @@ impl Actor for Session {
             SessionMessage::Dial => standing.dial(&myself),
             SessionMessage::Dialled(result) => standing.dialled(*result, &myself),
             SessionMessage::Send { session, frame } => standing.send(session, frame, &myself),
+            SessionMessage::Fetch { session, id, artifact } => standing.fetch(session, id, artifact),
             SessionMessage::Sign { session, id, csr, artifact } => standing.sign(session, id, (csr, artifact)),
             SessionMessage::Close { session, reason } => {
                 if let Some(live) = standing.live.as_ref().filter(|_| session == standing.number) {
@@ -212,6 +218,19 @@ impl Standing {
         }
     }
 
+    fn fetch(&mut self, session: u64, id: RankId, artifact: Artifact) {
+        let Some(live) = self.live.as_ref().filter(|_| session == self.number) else { return };
+        let (connection, agent, artifacts) =
+            (live.connection.clone(), self.agent.clone(), self.arguments.artifacts.clone());
+        tokio::spawn(async move {
+            let fetched = artifacts.fetch_program(&connection, artifact).await;
+            if fetched == Fetched::Lost {
+                tokio::time::sleep(conversation::SIGN_AGAIN).await;
+            }
+            let _ = agent.cast(Message::Event(Event::Fetched { id, fetched }, None));
+        });
+    }
+
     fn sign(&mut self, session: u64, id: RankId, (csr, artifact): (Vec<u8>, Option<Artifact>)) {
         let Some(live) = self.live.as_ref().filter(|_| session == self.number) else { return };
         let (connection, agent) = (live.connection.clone(), self.agent.clone());
@@ -225,7 +244,7 @@ impl Standing {
             let answer = match fetched {
                 Fetched::There => conversation::sign(&connection, id, csr, authority).await,
                 Fetched::Lost => Signed::Lost,
-                Fetched::Refused(reason) => Signed::Refused { reason },
+                Fetched::Refused(reason) | Fetched::Unfit(reason) => Signed::Refused { reason },
             };
             if answer == Signed::Lost {
                 tokio::time::sleep(conversation::SIGN_AGAIN).await;

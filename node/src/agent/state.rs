@@ -3,6 +3,9 @@
 //! | rank       | on                           | becomes    | and                                        |
 //! | ---        | ---                          | ---        | ---                                        |
 //! | (absent)   | Start that fits              | Starting   | spawn                                      |
+//! | (absent)   | the same, with a program     | Fetching   | fetch it                                   |
+//! | Fetching   | it is there                  | Starting   | spawn                                      |
+//! | Fetching   | it cannot be had, or Stop    | (absent)   | report Exited(NotStarted)                  |
 //! | (absent)   | Start that does not fit      | (absent)   | report Exited(NotStarted)                  |
 //! | (absent)   | Inherited, before all else   | Up         | told to the coordinator as alive           |
 //! | Up         | Hello of the process         | Signing    | its agent before was gone too early        |
@@ -21,6 +24,10 @@
 //! A6: a rank's process is its own from the start to the report of its end, whichever agent asks: one that is inherited is not started again
 //!     and not called gone, and one whose end was acknowledged is forgotten.
 
+mod admission;
+mod fetching;
+mod said;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use stoke_protocol::ids::{ClusterId, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
@@ -28,12 +35,14 @@ use stoke_protocol::message::node::{Capacity, FromNode, GatewayAt, NodeHello, Ra
 use stoke_protocol::message::rank::{Exit, FromRank, Progress, RankEvent, RankId, StartRank, ToRank};
 use stoke_protocol::message::serve::Routes;
 use stoke_protocol::message::split::{Survey, Surveyed};
-use stoke_protocol::spec::{Artifact, GRACE_MAX, JobSpec};
+use stoke_protocol::spec::{Artifact, GRACE_MAX};
 
+use self::said::Said;
 use super::claim::Claim;
 use super::fence::{Fence, Fences};
 use super::outbox::{Outbox, Taken, shortened};
 use super::sweeps::{Sweep, Sweeps};
+use crate::artifact::Fetched;
 
 /// Ends that are remembered, so that a late Start or Stop of one is answered and not obeyed.
 const ENDS_MAX: usize = 1024;
@@ -68,6 +77,8 @@ pub enum Event {
     Rank { id: RankId, frame: FromRank },
     /// The answer to [`Effect::Sign`].
     Signed { id: RankId, answer: Signed },
+    /// The answer to [`Effect::Fetch`].
+    Fetched { id: RankId, fetched: Fetched },
     /// [`Effect::Spawn`] failed.
     NotStarted { id: RankId, error: String },
     /// The process closed its link.
@@ -112,6 +123,11 @@ pub enum Effect {
     /// The coordinator is not one to obey (A1).
     Disconnect {
         reason: String,
+    },
+    /// Have the program of a rank from the coordinator; answered by [`Event::Fetched`].
+    Fetch {
+        id: RankId,
+        artifact: Artifact,
     },
     Spawn(StartRank),
     ToRank {
@@ -179,16 +195,11 @@ struct Entry {
 
 #[derive(Debug, PartialEq)]
 enum Phase {
+    Fetching { start: Box<StartRank>, artifact: Artifact },
     Starting,
     Signing { csr: Vec<u8>, artifact: Option<Artifact> },
     Up,
     Stopping,
-}
-
-#[derive(Debug, Default)]
-struct Said {
-    ready: bool,
-    failed: bool,
 }
 
 impl AgentState {
@@ -268,6 +279,7 @@ impl AgentState {
                 }
             }
             Event::Rank { id, frame } => self.rank(id, frame, &mut out),
+            Event::Fetched { id, fetched } => self.fetched(id, fetched, &mut out),
             Event::Signed { id, answer } => self.signed(id, answer, &mut out),
             Event::NotStarted { id, error } => self.ended(id, Exit::NotStarted(error), &mut out),
             Event::HungUp { id } => {
@@ -335,8 +347,12 @@ impl AgentState {
         self.outbox.rewind();
         self.tell_ranks(out);
         for (id, rank) in &self.ranks {
-            if let Phase::Signing { csr, artifact } = &rank.phase {
-                out.push(Effect::Sign { id: *id, csr: csr.clone(), artifact: *artifact });
+            match &rank.phase {
+                Phase::Fetching { artifact, .. } => out.push(Effect::Fetch { id: *id, artifact: *artifact }),
+                Phase::Signing { csr, artifact } => {
+                    out.push(Effect::Sign { id: *id, csr: csr.clone(), artifact: *artifact });
+                }
+                Phase::Starting | Phase::Up | Phase::Stopping => {}
             }
             if let Some(progress) = rank.progress {
                 out.push(Effect::Send(FromNode::Progress { id: *id, progress }));
@@ -375,36 +391,17 @@ impl AgentState {
             let exit = exit.clone();
             return self.report_end(id, exit, out);
         }
-        let claim = match self.admit(&start) {
-            Ok(claim) => claim,
+        let (claim, program) = match self.admit(&start) {
+            Ok(admitted) => admitted,
             Err(reason) => return self.gone(id, Exit::NotStarted(reason), out),
         };
         self.generations.insert(id.job, id.generation);
-        self.ranks.insert(id, Entry::new(Phase::Starting, claim));
-        out.push(Effect::Spawn(start));
-    }
-
-    /// Whether a rank may be started here: the node decides for itself (A2, A3).
-    fn admit(&self, start: &StartRank) -> Result<Claim, String> {
-        if self.shutting_down {
-            return Err("the agent is going down".into());
-        }
-        if let Some(newest) = self.generations.get(&start.id.job).filter(|newest| **newest > start.id.generation) {
-            return Err(format!("generation {newest} of {} was started here already", start.id.job));
-        }
-        let spec = JobSpec::parse(&start.spec).map_err(|error| format!("spec of {}: {error}", start.id.job))?;
-        let (claim, has) = (Claim::of(&spec, start), &self.own.capacity);
-        let used = self.ranks.values().fold(Claim::default(), |sum, rank| sum.plus(rank.claim));
-        for (what, used, asked, has) in [
-            ("cpus", used.cpus, claim.cpus, u64::from(has.cpus)),
-            ("bytes of memory", used.memory_bytes, claim.memory_bytes, has.memory_bytes),
-            ("gpus", used.gpus, claim.gpus, has.gpus.len() as u64),
-        ] {
-            if used.saturating_add(asked) > has {
-                return Err(format!("{asked} {what} asked, {} of {has} are free", has.saturating_sub(used)));
-            }
-        }
-        Ok(claim)
+        let (phase, effect) = match program {
+            Some(artifact) => (Phase::Fetching { start: Box::new(start), artifact }, Effect::Fetch { id, artifact }),
+            None => (Phase::Starting, Effect::Spawn(start)),
+        };
+        self.ranks.insert(id, Entry::new(phase, claim));
+        out.push(effect);
     }
 
     fn pass_on(&mut self, id: RankId, frame: ToRank, out: &mut Vec<Effect>) {
@@ -421,6 +418,9 @@ impl AgentState {
     }
 
     fn stop(&mut self, id: RankId, reason: String, grace_ms: u64, out: &mut Vec<Effect>) {
+        if self.stopped_before_start(id, out) {
+            return;
+        }
         let Some(rank) = self.ranks.get_mut(&id) else {
             if self.outbox.ends().any(|ended| ended == id) {
                 return;
@@ -522,7 +522,7 @@ impl AgentState {
         for id in ids {
             self.stop(id, "the agent of its machine is going down".into(), grace_ms, out);
         }
-        if self.ranks.is_empty() {
+        if self.ranks.is_empty() && !out.contains(&Effect::AllGone) {
             out.push(Effect::AllGone);
         }
     }
@@ -575,25 +575,5 @@ impl AgentState {
 impl Entry {
     fn new(phase: Phase, claim: Claim) -> Self {
         Self { phase, claim, progress: None, heard: 0, said: Said::default() }
-    }
-}
-
-impl Said {
-    /// The event if the rank may say it now (A4). Exited is the agent's word, not the rank's.
-    fn once(&mut self, event: RankEvent) -> Option<RankEvent> {
-        let first = |said: &mut bool| !std::mem::replace(said, true);
-        match event {
-            RankEvent::Ready { .. } => first(&mut self.ready).then_some(event),
-            RankEvent::Failed { error, permanent } => {
-                first(&mut self.failed).then(|| RankEvent::Failed { error: shortened(error), permanent })
-            }
-            RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Finished { .. } => {
-                Some(event)
-            }
-            RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
-            RankEvent::WentOn { .. } | RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
-            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::CommandEnded { .. } => Some(event),
-            RankEvent::Exited { .. } => None,
-        }
     }
 }

@@ -10,11 +10,12 @@ use stoke_protocol::message::rank::{
     Cookie, Exit, FromRank, Progress, RankEvent, RankId, ShardRecord, StartFrom, StartRank, ToRank,
 };
 use stoke_protocol::message::split::Survey;
-use stoke_protocol::spec::Precision;
+use stoke_protocol::spec::{Artifact, Precision};
 
 use super::claim::Claim;
 use super::fence::Fence;
 use super::state::{AgentState, Effect, Event, Own, Signed};
+use crate::artifact::Fetched;
 
 fn agent() -> AgentState {
     let capacity = Capacity { cpus: 4, memory_bytes: 4 << 30, ..Capacity::default() };
@@ -384,4 +385,50 @@ fn a_survey_is_begun_and_its_answer_goes_to_whoever_is_there() {
     assert!(words.len() < 10_000, "it fits into a frame");
     agent.apply(Event::Disconnected);
     assert_eq!(agent.apply(surveyed()), []);
+}
+
+/// A rank whose program is of the user's own.
+fn start_program(id: RankId) -> ToNode {
+    let hash = format!("blake3:{}", "01".repeat(32));
+    let spec = format!("name = \"t\"\ntrainer = \"own\"\nprogram = \"{hash}\"\n[train]\nsteps = 1\nbatch = 8\n");
+    ToNode::Start(StartRank { id, spec, checkpoints: "file:///c".into(), from: StartFrom::Seed, memory_bytes: 1 << 30 })
+}
+
+#[test]
+fn a_program_is_fetched_before_its_process_starts_over_any_number_of_sessions() {
+    let mut agent = connected();
+    let (rank, artifact) = (id(1, 0), Artifact(Digest([1; 32])));
+    let fetch = Effect::Fetch { id: rank, artifact };
+    assert_eq!(agent.told(start_program(rank)), std::slice::from_ref(&fetch));
+    assert_eq!(agent.apply(Event::Fetched { id: rank, fetched: Fetched::Lost }), std::slice::from_ref(&fetch));
+    agent.apply(Event::Disconnected);
+    assert_eq!(agent.apply(Event::Fetched { id: rank, fetched: Fetched::Lost }), []);
+    assert!(agent.hello().ranks.iter().any(|known| known.id == rank && known.alive), "the coordinator waits for it");
+    assert!(agent.told(welcome(5, 40)).contains(&fetch));
+    let spawned = agent.apply(Event::Fetched { id: rank, fetched: Fetched::There });
+    assert!(matches!(&spawned[..], [Effect::Spawn(start)] if start.id == rank), "{spawned:?}");
+    assert_eq!(agent.apply(Event::Fetched { id: rank, fetched: Fetched::There }), [], "of a session before");
+}
+
+#[test]
+fn a_program_that_cannot_run_here_fails_the_job_and_one_that_is_stopped_before_it_starts_is_gone() {
+    let mut agent = connected();
+    agent.told(start_program(id(1, 0)));
+    let out = agent.apply(Event::Fetched { id: id(1, 0), fetched: Fetched::Unfit("it is none".into()) });
+    let events: Vec<&RankEvent> = reports(&out).iter().map(|report| &report.event).collect();
+    let [RankEvent::Failed { error, permanent: true }, RankEvent::Exited { exit: Exit::NotStarted(_) }] = events[..]
+    else {
+        panic!("{events:?}")
+    };
+    assert!(error.contains("it is none"), "{error}");
+    agent.told(start_program(id(2, 0)));
+    let out = agent.told(ToNode::Stop { id: id(2, 0), reason: "cancelled".into(), grace_ms: 5 });
+    assert!(
+        matches!(reports(&out)[..], [Report { event: RankEvent::Exited { exit: Exit::NotStarted(_) }, .. }]),
+        "{out:?}"
+    );
+    assert_eq!(agent.apply(Event::Fetched { id: id(2, 0), fetched: Fetched::There }), []);
+    agent.told(start_program(id(3, 0)));
+    let out = agent.apply(Event::ShutDown { grace_ms: 5 });
+    assert_eq!(out.iter().filter(|effect| **effect == Effect::AllGone).count(), 1, "{out:?}");
 }

@@ -35,7 +35,7 @@ fn rank_process() {
                 std::thread::park();
             }
         }
-        let code = crate::worker::main();
+        let code = crate::worker::main(stoke_jobs::Trainers::BuiltIn);
         std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
     }
 }

@@ -6,8 +6,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 use stoke_protocol::ids::Digest;
 use stoke_protocol::message::node::{NodeReply, NodeRequest};
 use stoke_protocol::spec::{ARTIFACT_BYTES_MAX, Artifact};
@@ -15,11 +16,15 @@ use stoke_protocol::transport::Connection;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 
+use super::program::{Unfit, inspect_bytes, read as read_program};
+
 /// The folder, as ranks that run commands are told it.
 pub const ARTIFACTS: &str = "STOKE_ARTIFACTS";
 const DIR: &str = "artifacts";
 /// The oldest go when all together have more.
 const BYTES_MAX: u64 = 4 << 30;
+/// A disk that damages what it was given a moment ago is given up.
+const FETCHES_MAX: u32 = 2;
 /// One part.
 const PART_MAX: Duration = Duration::from_secs(30);
 
@@ -37,6 +42,8 @@ pub enum Fetched {
     /// The coordinator is away: again later.
     Lost,
     Refused(String),
+    /// It is there, and no program that this node can run as a rank.
+    Unfit(String),
 }
 
 impl Cache {
@@ -57,9 +64,8 @@ impl Cache {
     pub async fn fetch(&self, connection: &Connection, artifact: Artifact) -> Fetched {
         let _fetching = self.fetching.lock().await;
         let path = Self::path(&self.dir, artifact);
-        // What was used last goes last.
-        let file = fs::File::options().append(true).open(&path);
-        if file.is_ok_and(|file| file.set_modified(SystemTime::now()).is_ok()) {
+        // What was used last goes last. By its name: a program that runs cannot be opened for writing.
+        if touch(&path).is_ok() {
             return Fetched::There;
         }
         match self.download(connection, artifact, &path).await {
@@ -70,6 +76,27 @@ impl Cache {
             }
             Err(error) => Fetched::Refused(format!("keep artifact {artifact}: {error}")),
         }
+    }
+
+    /// The same of one that is to run as a rank. Its bytes are looked at each time: what lies on a disk for long may not be what was written there.
+    pub async fn fetch_program(&self, connection: &Connection, artifact: Artifact) -> Fetched {
+        for _ in 0..FETCHES_MAX {
+            let fetched = self.fetch(connection, artifact).await;
+            if fetched != Fetched::There {
+                return fetched;
+            }
+            let path = Self::path(&self.dir, artifact);
+            let looked = tokio::task::spawn_blocking(move || look_at(&path, artifact)).await.map_err(io::Error::other);
+            match looked.flatten() {
+                Ok(Looked::Good) => return Fetched::There,
+                Ok(Looked::Unfit(unfit)) => return Fetched::Unfit(unfit.to_string()),
+                Ok(Looked::Damaged) => {
+                    tracing::warn!(%artifact, "the program is not what was fetched, and is fetched anew")
+                }
+                Err(error) => return Fetched::Refused(format!("read the program {artifact}: {error}")),
+            }
+        }
+        Fetched::Refused(format!("the program {artifact} does not keep its bytes on this node's disk"))
     }
 
     /// None: it is there.
@@ -130,4 +157,25 @@ impl Cache {
             used -= fs::remove_file(path).map_or(0, |()| *bytes);
         }
     }
+}
+
+enum Looked {
+    Good,
+    Unfit(Unfit),
+    /// It was removed.
+    Damaged,
+}
+
+fn look_at(path: &Path, artifact: Artifact) -> io::Result<Looked> {
+    let packed = read_program(path)?;
+    if packed.artifact != artifact {
+        fs::remove_file(path)?;
+        return Ok(Looked::Damaged);
+    }
+    Ok(inspect_bytes(&packed.bytes).map_or_else(Looked::Unfit, |()| Looked::Good))
+}
+
+fn touch(path: &Path) -> io::Result<()> {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    Ok(utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty())?)
 }

@@ -1,18 +1,23 @@
-//! Artifacts: folders that jobs which run commands take along, packed as a tar file with gzip and known by the hash of its bytes. Wiring.
+//! Artifacts: folders that jobs which run commands take along, packed as a tar file with gzip, and programs; each known by the hash of its bytes. Wiring.
 //!
 //! - `pack`: from a folder to the same bytes on every machine; `ignore`: what of it is left out.
 //! - `unpack`: into a fresh folder, and nowhere else.
+//! - `program`: a single file instead, which runs as a rank.
 //! - `cache`: those that this node has fetched.
 
 mod cache;
 mod ignore;
 mod pack;
+mod program;
 mod unpack;
 
 use std::path::{Component, Path};
 
-pub(crate) use cache::{ARTIFACTS, Cache, Fetched};
+pub use cache::Fetched;
+pub(crate) use cache::{ARTIFACTS, Cache};
 pub use pack::{PackError, Packed, pack};
+pub(crate) use program::MARK;
+pub use program::{Unfit, inspect, read as read_program};
 pub(crate) use unpack::unpack;
 
 /// Whether a link at `at` (relative to the folder, its parents no links) leads to something within the folder. `..` only at its beginning: behind another

@@ -18,9 +18,11 @@ const IGNORE: &str = ".stokeignore";
 /// Each is a file on every node.
 pub(super) const FILES_MAX: usize = 50_000;
 
-/// A folder that was packed.
+/// A folder that was packed, or a program.
 #[derive(Debug)]
 pub struct Packed {
+    /// For people.
+    pub what: &'static str,
     pub artifact: Artifact,
     pub bytes: Vec<u8>,
 }
@@ -58,7 +60,7 @@ pub fn pack(folder: &Path) -> Result<Packed, PackError> {
     }
     let packed = tar.into_inner().and_then(|mut gzip| gzip.flush().and_then(|()| gzip.finish()));
     let bytes = packed.map_err(|source| PackError::Io { verb: "pack", path: folder.into(), source })?;
-    Ok(Packed { artifact: Artifact(Digest(*blake3::hash(&bytes).as_bytes())), bytes })
+    Ok(Packed { what: "folder", artifact: Artifact(Digest(*blake3::hash(&bytes).as_bytes())), bytes })
 }
 
 fn ignore_of(folder: &Path) -> Result<Ignore, PackError> {

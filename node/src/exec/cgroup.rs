@@ -61,6 +61,13 @@ impl Cgroup {
         File::options().write(true).open(self.path.join("cgroup.procs"))
     }
 
+    /// How many of its processes the kernel has killed for lack of memory.
+    pub fn kills(&self) -> u64 {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+
     /// All processes of the group, those that they fork meanwhile included.
     pub fn kill(&self) -> bool {
         fs::write(self.path.join("cgroup.kill"), "1").is_ok()

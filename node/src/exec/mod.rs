@@ -29,7 +29,7 @@ use stoke_protocol::message::rank::{Exit, Membership, Purpose, RankEvent, StartR
 use stoke_protocol::spec::{Exec, JobSpec};
 use tokio::runtime::Handle;
 
-use self::cgroup::Cgroup;
+pub use self::cgroup::Cgroup;
 use self::family::Family;
 pub use self::family::end_all_now;
 pub use self::found::{MARK, Mark, end_marked};

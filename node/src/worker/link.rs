@@ -4,8 +4,7 @@
 //! Start → (load, make a key) Hello → Certificate → (bind) and (loaded) Ready → Membership, as often as it changes → training → Finished
 //! → Release. A rank that runs a command needs no mesh, no data and no vault, and ends when its command has.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use stoke_protocol::spec::JobSpec;
 use stoke_protocol::transport::Io;
 use tokio::sync::{mpsc as queue, oneshot};
 
+use super::Place;
 use super::beat::{self, Beat};
 use super::damage;
 use super::failure::{Failure, catch, text_of};
@@ -63,10 +63,7 @@ pub enum Message {
 /// What the actor is made of.
 pub struct Arguments {
     pub io: Io,
-    /// Where to listen for peers.
-    pub ip: IpAddr,
-    /// Where this node keeps shards in memory.
-    pub shards: Option<PathBuf>,
+    pub place: Place,
     /// To the agent. A full queue is an agent that does not read.
     pub say: queue::Sender<FromRank>,
     pub end: oneshot::Sender<End>,
@@ -76,8 +73,7 @@ pub struct Link;
 
 pub struct Linked {
     io: Io,
-    ip: IpAddr,
-    shards: Option<PathBuf>,
+    place: Place,
     /// Of the job.
     memory: Option<ShardMemory>,
     say: queue::Sender<FromRank>,
@@ -112,12 +108,11 @@ impl Actor for Link {
     type Arguments = Arguments;
 
     async fn pre_start(&self, myself: ActorRef<Message>, given: Arguments) -> Result<Linked, ActorProcessingErr> {
-        let Arguments { io, ip, shards, say, end } = given;
+        let Arguments { io, place, say, end } = given;
         myself.send_interval(ALIVE_EVERY, || Message::Tick);
         Ok(Linked {
             io,
-            ip,
-            shards,
+            place,
             memory: None,
             say,
             orders: Orders::new(),
@@ -241,17 +236,18 @@ impl Linked {
         self.start = Some((start.clone(), spec.clone()));
         let runtime = tokio::runtime::Handle::current();
         if spec.exec.is_some() {
-            let port =
-                Port::reserve(self.ip).map_err(|error| Stop::Fail(format!("keep a port for the command: {error}")))?;
+            let port = Port::reserve(self.place.ip)
+                .map_err(|error| Stop::Fail(format!("keep a port for the command: {error}")))?;
             (self.listens, self.supervises) = (Some(port.address()), true);
             let given = exec::Assignment { start, spec, orders: self.orders.clone(), port, runtime };
             return spawn(myself, move |tell| exec::run(given, tell));
         }
         let (to_trainer, outside) = mpsc::channel();
         self.outside = Some(to_trainer);
-        self.memory = self.shards.as_deref().map(|root| ShardMemory::of(root, start.id.job));
+        self.memory = self.place.shards.as_deref().map(|root| ShardMemory::of(root, start.id.job));
         let (orders, beat, memory) = (self.orders.clone(), self.beat.clone(), self.memory.clone());
-        let given = Assignment { start, spec, memory, orders, beat, outside, runtime };
+        let trainers = self.place.trainers;
+        let given = Assignment { trainers, start, spec, memory, orders, beat, outside, runtime };
         let (serves, plays) = (given.spec.serve.is_some(), given.start.id.rank.is_rollout());
         spawn(myself, move |tell| match (serves, plays) {
             (true, _) => server::run(given, tell),
@@ -284,7 +280,7 @@ impl Linked {
             return self.get_ready();
         }
         let cluster = credentials.identity().cluster;
-        let mesh = Mesh::bind(&self.io, self.ip, credentials).map_err(|error| fail(&error))?;
+        let mesh = Mesh::bind(&self.io, self.place.ip, credentials).map_err(|error| fail(&error))?;
         self.address = Some(mesh.address());
         let link = myself.clone();
         let subject = Subject { cluster, start, spec, memory: self.memory.clone() };

@@ -33,6 +33,7 @@ use std::time::Duration;
 use ractor::Actor;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use stoke_jobs::Trainers;
 use stoke_protocol::message::rank::{FromRank, RankEvent};
 use stoke_protocol::transport::Io;
 use tokio::net::UnixStream;
@@ -46,6 +47,7 @@ pub(crate) use failure::{Failure, text_of};
 pub use link::End;
 pub(crate) use orders::Orders;
 pub use pending::Pending;
+pub(crate) use plan::{plan_of, steps_of};
 #[cfg(test)]
 pub(crate) use print::Print;
 pub(crate) use trainer::{Assignment, Outside, Told};
@@ -69,8 +71,9 @@ impl End {
     }
 }
 
-/// Runs this process as a rank. For the hidden command `stoke worker`; set up `tracing` before (to standard error: the agent keeps it).
-pub fn main() -> ExitCode {
+/// Runs this process as a rank that knows these trainers. For the hidden command `stoke worker` and for [`crate::rank`]; set up `tracing` before (to
+/// standard error: the agent keeps it).
+pub fn main(trainers: Trainers) -> ExitCode {
     failure::keep_panics();
     let (link, ip, shards) = match inherited().and_then(|inherited| end_with_keeper().map(|()| inherited)) {
         Ok(inherited) => inherited,
@@ -89,7 +92,8 @@ pub fn main() -> ExitCode {
     let end = runtime.block_on(async {
         link.set_nonblocking(true)?;
         let io = Io::thread("stoke-rank-net").map_err(std::io::Error::other)?;
-        Ok::<_, std::io::Error>(run(UnixStream::from_std(link)?, ip, shards, io).await)
+        let place = Place { ip, shards, trainers };
+        Ok::<_, std::io::Error>(run(UnixStream::from_std(link)?, place, io).await)
     });
     // Threads that still compute go with the process.
     runtime.shutdown_background();
@@ -102,13 +106,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A rank over a link, listening for its peers on `ip`, with shards of checkpoints in the memory that `shards` leads to. Ends when it is released,
-/// stopped or fails, or is without an agent for too long; threads of it may still be on their way out then.
-pub async fn run(link: UnixStream, ip: IpAddr, shards: Option<PathBuf>, io: Io) -> End {
+/// Where a rank is, and what it can do.
+pub struct Place {
+    /// Where it listens for its peers.
+    pub ip: IpAddr,
+    /// Leads to the shards of checkpoints in this machine's memory.
+    pub shards: Option<PathBuf>,
+    pub trainers: Trainers,
+}
+
+/// A rank over a link. Ends when it is released, stopped or fails, or is without an agent for too long; threads of it may still be on their way out then.
+pub async fn run(link: UnixStream, place: Place, io: Io) -> End {
     let (say, said) = mpsc::channel::<FromRank>(FRAMES_MAX);
     let (end, ended) = oneshot::channel();
     let last_words = say.clone();
-    let arguments = link::Arguments { io, ip, shards, say, end };
+    let arguments = link::Arguments { io, place, say, end };
     let Ok((actor, task)) = link::Link::spawn(None, link::Link, arguments).await else { return End::Failed };
     let tether = tokio::spawn(tether::hold(link, said, actor.clone()));
     let end = ended.await.unwrap_or_else(|_| {

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use stoke_jobs::Trainers;
 use stoke_protocol::identity::{Authority, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::ledger::Ledger;
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{End, run};
+use super::{End, Place, run};
 use crate::checkpoint;
 use crate::link as frames;
 
@@ -143,7 +144,8 @@ impl Stage {
         let io = Io::thread("stoke-test-net").unwrap();
         // Each rank on a machine of its own.
         let memory = self.memory.as_ref().map(|memory| memory.join(start.id.rank.to_string()));
-        self.ranks.push(tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), memory, io)));
+        let place = Place { ip: Ipv4Addr::LOCALHOST.into(), shards: memory, trainers: Trainers::BuiltIn };
+        self.ranks.push(tokio::spawn(run(theirs, place, io)));
         let (mut read, mut write) = ours.into_split();
         self.ids.push(start.id);
         frames::send(&mut write, &ToRank::Start(start)).await.unwrap();

@@ -11,7 +11,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use bytes::Bytes;
-use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Train};
+use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Train, Trainers};
 use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
@@ -62,6 +62,7 @@ pub struct Outside {
 
 /// What it is given at its start.
 pub struct Assignment {
+    pub trainers: Trainers,
     pub start: StartRank,
     pub spec: JobSpec,
     /// Shards of this job in this node's memory.
@@ -77,7 +78,7 @@ pub struct Assignment {
 pub fn run(given: Assignment, tell: &dyn Fn(Told)) -> Result<(), Failure> {
     let mut trainer = Trainer::load(&given)?;
     tell(Told::Loaded);
-    let Assignment { start, spec, memory, orders, beat, outside, runtime } = given;
+    let Assignment { start, spec, memory, orders, beat, outside, runtime, .. } = given;
     let Ok(Outside { mesh, vault }) = outside.recv() else { return Err(Failure::Stopped) };
     let mesh = Arc::new(mesh);
     if spec.resources.rollouts > 0 {
@@ -153,7 +154,7 @@ struct Trainer {
 impl Trainer {
     fn load(given: &Assignment) -> Result<Self, Failure> {
         let Assignment { start, spec, .. } = given;
-        let load = |plan: &Plan| stoke_jobs::load(&start.spec, &spec.trainer, plan.clone());
+        let load = |plan: &Plan| given.trainers.load(&start.spec, &spec.trainer, plan.clone());
         let (mut plan, train);
         if let Some(steps) = spec.training().steps {
             plan = plan_of(spec, steps);

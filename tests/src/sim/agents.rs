@@ -7,6 +7,7 @@ use stoke_coordinator::state::SessionId;
 use stoke_node::agent::fence::{Fence, UNNOTED_MAX};
 use stoke_node::agent::state::{AgentState, Effect, Event, Own, Signed};
 use stoke_node::agent::{Claim, Sweep};
+use stoke_node::artifact::Fetched;
 use stoke_protocol::ids::{Epoch, Incarnation, JobId, LogIndex, NodeId};
 use stoke_protocol::message::node::{Capacity, FromNode, Gpu, NodeHello, ToNode};
 use stoke_protocol::message::rank::{Exit, FromRank, RankId, ToRank};
@@ -309,6 +310,8 @@ impl World {
                 self.machines[machine].kept.insert(start.id, claim);
                 self.spawn(machine, life, start);
             }
+            // No job here has a program of its own.
+            Effect::Fetch { id, .. } => return Some(Event::Fetched { id, fetched: Fetched::There }),
             Effect::Forget { id } => {
                 self.machines[machine].kept.remove(&id);
                 self.machines[machine].last_words.remove(&id);
