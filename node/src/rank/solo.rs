@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use stoke_jobs::{LaneWork, Train, Trainers, absolute_paths};
+use stoke_jobs::{LaneWork, Trainers, absolute_paths};
 use stoke_protocol::ids::Digest;
 use stoke_protocol::spec::JobSpec;
 
