@@ -6,7 +6,7 @@ use crate::{JobError, Plan, Train, train};
 
 /// A trainer of a user's program: what `trainer = "NAME"` means in a spec that names the program.
 ///
-/// ```
+/// ```ignore
 /// use stoke_jobs::{JobError, Plan, Spec, Train, Trainer};
 ///
 /// fn check(spec: &Spec<'_>) -> Result<(), JobError> {
@@ -14,7 +14,8 @@ use crate::{JobError, Plan, Train, train};
 /// }
 /// fn load(spec: &Spec<'_>, plan: Plan) -> Result<Box<dyn Train>, JobError> {
 ///     check(spec)?;
-///     unimplemented!("read the data, make the model: {plan:?}")
+///     let task = read_data_and_make_model(spec, &plan)?; // data, model and loss: see `Task`
+///     Ok(Box::new(Engine::new(..)?))
 /// }
 /// const PROSE: Trainer = Trainer { name: "prose", sections: &["prose"], check, load };
 /// ```

@@ -30,11 +30,9 @@ To train on a cluster, name this program in a spec (program = \"FILE\") and give
 
 /// Runs this process as one of these trainers, as its arguments say. The whole `main` of a program:
 ///
-/// ```no_run
+/// ```ignore
 /// use std::process::ExitCode;
 /// use stoke_jobs::{JobError, Plan, Spec, Train, Trainer};
-/// # fn check(_: &Spec<'_>) -> Result<(), JobError> { Ok(()) }
-/// # fn load(_: &Spec<'_>, _: Plan) -> Result<Box<dyn Train>, JobError> { unimplemented!() }
 ///
 /// fn main() -> ExitCode {
 ///     stoke_node::rank::main(&[Trainer { name: "prose", sections: &["prose"], check, load }])

@@ -19,6 +19,9 @@ const fn elsewhere(page: &'static str, command: &'static str, by: &'static str) 
     Elsewhere { page, command, by }
 }
 
+/// Follows the whole page.
+const OWN_TRAINER: &str = "own_trainer::the_guide_leads_from_an_empty_folder_to_the_same_bits_through_a_killed_rank";
+
 const ELSEWHERE: &[Elsewhere] = &[
     elsewhere(
         "README.md",
@@ -162,6 +165,9 @@ const ELSEWHERE: &[Elsewhere] = &[
     elsewhere("docs/serving.md", "curl", "serving::clients_that_nobody_here_wrote_work_unchanged"),
     elsewhere("docs/install.md", "cargo build", "check.sh"),
     elsewhere("docs/install.md", "stoke doctor", "lifecycle::doctor_looks_and_mends_nothing"),
+    elsewhere("README.md", "cd examples/own-trainer", OWN_TRAINER),
+    elsewhere("README.md", "../../target/release/stoke run spec.toml", OWN_TRAINER),
+    elsewhere("docs/own-trainer.md", "", OWN_TRAINER),
     // LLVM is half an hour of compiling; whoever builds for GPUs does it once.
     elsewhere("docs/gpu.md", "", "docs/gpu.md"),
 ];
