@@ -188,7 +188,7 @@ fn finish(text: &str, base: &Path) -> Result<JobSpec, (Option<usize>, String)> {
     }
     let program = match &spec.program {
         // Who sent it has checked it.
-        Some(Program::Sent(_)) => spec.program,
+        Some(Program::Sent(artifact)) => Some(Program::Sent(*artifact)),
         Some(Program::File(file)) => {
             let path = base.join(file);
             program::check(&path, text, base)

@@ -52,7 +52,7 @@ fn evaluate(args: &Args, Located { uri, manifest_blake3 }: &Located, as_json: bo
     let (manifest, tensors) = store::load(uri, *manifest_blake3).map_err(|error| checkpoint::failure(error, uri))?;
     if manifest.trainer != "rl" {
         return Err(Failure::usage(format!("{uri} is of trainer {:?}, and no policy", manifest.trainer))
-            .help("`stoke predict` is for classifiers"));
+            .help("`stoke predict` is for classifiers; held-out figures of any trainer are in `stoke status JOB`"));
     }
     let learned = Learned::new(&manifest.spec, manifest.lanes, &tensors)
         .or_fail(Exit::Negative, format!("make the policy of {uri} and its environment"))?;
