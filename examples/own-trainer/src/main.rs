@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use serde::Deserialize;
 use stoke_jobs::layers::Init;
 use stoke_jobs::{Engine, JobError, Loss, Metrics, Plan, Sections, Spec, Task, Train, Trainer, device};
 

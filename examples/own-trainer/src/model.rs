@@ -9,6 +9,10 @@ use stoke_jobs::layers::{Embedding, Init, Linear};
 use stoke_jobs::{JobError, Loss, Spec, cross_entropy};
 
 const BYTES: usize = 256;
+/// A position begins as the vectors of so many bytes, the last of them its own: what attention would learn in its first thousand steps.
+const BEGINNING: usize = 4;
+/// Of a byte's vector.
+const VECTOR: usize = 32;
 /// Of the hidden layer in a block, over the width.
 const EXPANSION: usize = 4;
 const EPSILON: f32 = 1e-5;
@@ -50,6 +54,7 @@ impl Config {
 #[derive(Module, Debug)]
 pub struct Net {
     bytes: Embedding,
+    beginning: Linear,
     positions: Param<Tensor<2>>,
     blocks: Vec<Block>,
     norm: Norm,
@@ -87,8 +92,9 @@ impl Net {
             }
         };
         Self {
-            bytes: Embedding::new(init, "bytes", BYTES, width),
-            positions: init.uniform("positions", [config.context, width], 0.1),
+            bytes: Embedding::new(init, "bytes", BYTES, VECTOR),
+            beginning: Linear::new(init, "beginning", BEGINNING * VECTOR, width),
+            positions: init.uniform("positions", [config.context, width], 1.0),
             blocks: (0..config.layers).map(block).collect(),
             norm: Norm::new(init, width),
             head: Linear::new(init, "head", width, BYTES),
@@ -103,13 +109,17 @@ impl Net {
     }
 
     /// Logits [rows * length, 256] of the bytes that follow each byte of each row. All rows have one length, of at most the context.
-    pub fn forward(&self, config: &Config, rows: &[&[u8]], device: &Device) -> Tensor<2> {
+    pub fn forward<'a>(&self, config: &Config, rows: &[&'a [u8]], device: &Device) -> Tensor<2> {
         let (count, length, width) = (rows.len(), rows[0].len(), config.width);
-        let bytes: Vec<i32> = rows.iter().flat_map(|row| row.iter()).map(|&byte| i32::from(byte)).collect();
-        let bytes = Tensor::<1, Int>::from_data(TensorData::new(bytes, [count * length]), device);
+        // Before the first byte of a row are zeros.
+        let byte = |row: &[u8], at: usize, back: usize| at.checked_sub(back).map_or(0, |at| i32::from(row[at]));
+        let grams = |row: &'a [u8]| (0..length).flat_map(move |at| (0..BEGINNING).map(move |back| byte(row, at, back)));
+        let bytes: Vec<i32> = rows.iter().flat_map(|row| grams(row)).collect();
+        let bytes = Tensor::<1, Int>::from_data(TensorData::new(bytes, [count * length * BEGINNING]), device);
+        let bytes = self.bytes.forward(bytes).reshape([count * length, BEGINNING * VECTOR]);
         let positions = self.positions.val().slice([0..length, 0..width]).unsqueeze::<3>();
-        let mut x =
-            (self.bytes.forward(bytes).reshape([count, length, width]) + positions).reshape([count * length, width]);
+        let mut x = (self.beginning.forward(bytes).reshape([count, length, width]) + positions)
+            .reshape([count * length, width]);
         let mask = mask(length, device);
         for block in &self.blocks {
             x = block.forward(x, (count, length, config.heads), &mask);
