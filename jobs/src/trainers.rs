@@ -30,8 +30,11 @@ pub struct Trainer {
     pub check: fn(&Spec<'_>) -> Result<(), JobError>,
     /// Reads the data and makes the model with its first weights. Called once in each rank, or twice where the length of the job is given in epochs, which only
     /// [`Train::samples`] turns into steps.
-    pub load: fn(&Spec<'_>, Plan) -> Result<Box<dyn Train>, JobError>,
+    pub load: Load,
 }
+
+/// See [`Trainer::load`].
+pub type Load = fn(&Spec<'_>, Plan) -> Result<Box<dyn Train>, JobError>;
 
 /// The trainers of a rank's program.
 #[derive(Clone, Copy, Debug)]

@@ -246,13 +246,18 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::path::Path;
 
+    use stoke_jobs::Trainers;
     use stoke_protocol::ids::{Generation, JobId, Rank};
     use stoke_protocol::message::rank::{StartFrom, StartRank};
     use stoke_protocol::transport::Io;
 
     use super::*;
     use crate::worker::tests::{Bench, PATIENCE};
-    use crate::worker::{End, run};
+    use crate::worker::{End, Place, run};
+
+    fn place() -> Place {
+        Place { ip: Ipv4Addr::LOCALHOST.into(), shards: None, trainers: Trainers::BuiltIn }
+    }
 
     fn settle(dir: &Path, orphan_grace_ms: u64) -> Settle {
         // No file of a test's output is ever full.
@@ -268,7 +273,7 @@ mod tests {
     async fn a_rank_that_was_not_started_ends_with_its_agent() {
         let dir = tempfile::tempdir().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let rank = tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), None, Io::thread("stoke-test-net").unwrap()));
+        let rank = tokio::spawn(run(theirs, place(), Io::thread("stoke-test-net").unwrap()));
         frames::send(&mut ours, &ToRank::Settle(settle(dir.path(), 3_600_000))).await.unwrap();
         drop(ours);
         assert_eq!(timeout(PATIENCE, rank).await.unwrap().unwrap(), End::HungUp);
@@ -281,7 +286,7 @@ mod tests {
         let settle = settle(bench.path(), 1_000);
         let socket = settle.socket.clone();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let rank = tokio::spawn(run(theirs, Ipv4Addr::LOCALHOST.into(), None, Io::thread("stoke-test-net").unwrap()));
+        let rank = tokio::spawn(run(theirs, place(), Io::thread("stoke-test-net").unwrap()));
         let id = RankId { job: JobId(1), generation: Generation(1), rank: Rank(0) };
         let (spec, checkpoints) = (bench.spec("steps = 1", ""), bench.base("c"));
         frames::send(&mut ours, &ToRank::Settle(settle.clone())).await.unwrap();
