@@ -83,7 +83,10 @@ impl Report {
             let (program, folder) = (output::program(), output::quoted(folder));
             text.push_str(&match self.view.trainer.as_str() {
                 "rl" => format!("\nuse it:  {program} eval {folder}; {program} plot {folder}\n"),
-                _ => format!("\nuse it:  {program} predict --checkpoint {folder} < lines.txt\n"),
+                built_in if stoke_jobs::TRAINERS.contains(&built_in) => {
+                    format!("\nuse it:  {program} predict --checkpoint {folder} < lines.txt\n")
+                }
+                _ => format!("\nuse it:  {program} checkpoint export {folder} --out weights.safetensors\n"),
             });
         }
         text

@@ -142,8 +142,12 @@ impl Processes {
             Ok(watched) => watched,
             Err(error) => {
                 // A rank that nobody can reap (no descriptor was left, F27) or find again (no disk) must not be there.
-                let _ = child.kill().and_then(|()| child.wait());
-                return Err(error);
+                let ended = child.kill().and_then(|()| child.wait()).ok().and_then(|status| status.code());
+                return Err(match own {
+                    // One that has ended already has left nothing in /proc.
+                    Some(own) => own.not_kept(error, ended, &self.logs.last_lines(start.id)),
+                    None => error,
+                });
             }
         };
         // Raising it needs no privilege; without /proc there is nothing to raise.

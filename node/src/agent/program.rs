@@ -96,6 +96,17 @@ impl Own {
         }
     }
 
+    /// What is wrong with a process that could not be recorded: where it had ended by itself with a code, that.
+    pub fn not_kept(&self, error: io::Error, ended: Option<i32>, printed: &[String]) -> io::Error {
+        self.group.iter().for_each(Cgroup::remove);
+        match ended.and_then(|code| self.explain(&Exit::Code(code), &Heard::default(), printed)) {
+            Some(RankEvent::Failed { error, .. }) => {
+                io::Error::other(format!("the program {}: {error}", self.artifact))
+            }
+            _ => error,
+        }
+    }
+
     fn named(&self, error: &io::Error) -> io::Error {
         let mend = match error.kind() {
             io::ErrorKind::NotFound => {
