@@ -168,6 +168,26 @@ const ELSEWHERE: &[Elsewhere] = &[
     elsewhere("README.md", "cd examples/own-trainer", OWN_TRAINER),
     elsewhere("README.md", "../../target/release/stoke run spec.toml", OWN_TRAINER),
     elsewhere("docs/own-trainer.md", "", OWN_TRAINER),
+    elsewhere(
+        "README.md",
+        "stoke top; stoke dashboard",
+        "dashboard::top_prints_one_picture_as_text_and_takes_keys_on_a_terminal",
+    ),
+    elsewhere(
+        "docs/dashboard.md",
+        "stoke dashboard",
+        "dashboard::a_job_is_started_watched_and_cancelled_in_a_browser_by_keyboard",
+    ),
+    elsewhere(
+        "docs/dashboard.md",
+        "ssh -L",
+        "dashboard::a_job_is_started_watched_and_cancelled_in_a_browser_by_keyboard",
+    ),
+    elsewhere(
+        "docs/dashboard.md",
+        "stoke top",
+        "dashboard::top_prints_one_picture_as_text_and_takes_keys_on_a_terminal",
+    ),
     // LLVM is half an hour of compiling; whoever builds for GPUs does it once.
     elsewhere("docs/gpu.md", "", "docs/gpu.md"),
 ];
