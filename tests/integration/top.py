@@ -21,7 +21,8 @@ drawn, width = b"", 120
 
 def resize() -> None:
     global width
-    width = 121 if width == 120 else 120
+    # Another one each time: twice between two pictures must not be the old one.
+    width = 120 + (width - 119) % 20
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
 
 
@@ -32,8 +33,8 @@ def until(words: bytes) -> None:
     """Reads until this was drawn since the last key."""
     global drawn
     deadline = time.monotonic() + LIMIT_S
-    # Cells are drawn one by one, with movements and colours in between.
-    while words not in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", drawn):
+    # Cells are drawn one by one, with movements (also over what is blank) and colours in between.
+    while words.replace(b" ", b"") not in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]| ", b"", drawn):
         if time.monotonic() > deadline:
             os.kill(pid, 9)
             sys.exit(f"{words!r} was not drawn: {drawn[-4000:]!r}")
