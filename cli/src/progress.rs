@@ -164,7 +164,8 @@ fn rl_figures(rl: &rank::RlProgress) -> String {
         let _ = write!(text, ", {} of environments", output::count(rl.environment_failures, "failure"));
     }
     if rl.environment_strays > 0 {
-        let _ = write!(text, ", {} of environments that do not depend on their seed alone", rl.environment_strays);
+        let again = output::count(rl.environment_strays, "environment");
+        let _ = write!(text, ", {again} went another way when played again");
     }
     text
 }

@@ -1,5 +1,5 @@
 //! The commands of README and docs: each is run here as it stands there, or is told of with the test that runs it; all of `stoke`'s are understood by it.
-//! A command that somebody adds to a page and nobody runs fails.
+//! A command that somebody adds to a page and nobody runs fails. Of docs/gpu.md alone nothing is run: it compiles LLVM's bindings and needs a GPU.
 
 use std::collections::BTreeSet;
 use std::path::Path;

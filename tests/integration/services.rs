@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -97,6 +97,35 @@ fn an_agent_that_joined_apart_runs_without_a_token_and_is_ready_with_its_session
     signal(agent.pid(), Signal::TERM);
     supervisor.expect("STOPPING=1");
     agent.wait().expect(0);
+}
+
+/// Its certificate lives for two seconds here, not for a week.
+#[test]
+fn a_machine_that_was_away_for_longer_than_its_certificate_joins_anew_with_a_token() {
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| scratch.path().join(name).to_str().expect("a path in UTF-8").to_owned();
+    let (cluster, config, node) = (path("cluster"), path("stoke.toml"), path("node"));
+    let settings = format!("dir = {cluster:?}\nlisten = \"127.0.0.1:0\"\n[lifetimes]\nnode_s = 2\n");
+    std::fs::write(&config, settings).expect("written");
+    let supervisor = Supervisor::listen(scratch.path());
+    let coordinator = supervisor.watch(stoke(["coordinator", "--config", &config]));
+    supervisor.expect("READY=1");
+    let admin = |arguments: &[&str]| run([&["--cluster", &cluster], arguments].concat()).expect(0).json();
+    let told = std::fs::read_to_string(scratch.path().join("cluster/admin/cluster.toml")).expect("cluster.toml");
+    let address = told.split('"').find(|word| word.starts_with("127.0.0.1:")).expect("an address").to_owned();
+    let agent = ["node", "--dir", &node, "--coordinator", &address, "--name", "away", "--gateway", "none"];
+    let join = [&agent[..], &["--join", "-", "--join-only"]].concat();
+    let token =
+        || admin(&["token", "create", "--role", "node", "--json"])["text"].as_str().expect("a token").to_owned();
+    assert!(run_with_input(&join, &token()).expect(0).stdout.contains("this machine is node-1"));
+    // An agent that is started before that renews it.
+    let joined = Instant::now();
+    poll("the end of the certificate", || (joined.elapsed() > Duration::from_secs(3)).then_some(()));
+    run(&agent[..]).expect(4).says(&["was away for longer than its certificate lives", "--join TOKEN"]);
+    let joined = run_with_input(&join, &token()).expect(0);
+    assert!(joined.stdout.contains("this machine is node-2"), "{joined:?}");
+    signal(coordinator.pid(), Signal::TERM);
+    coordinator.wait().expect(0);
 }
 
 #[test]

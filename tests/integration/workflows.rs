@@ -50,6 +50,8 @@ impl Stage {
         // The engines keep what they have to keep in the test's folder.
         command.env("HOME", self.folder.path()).env("METAFLOW_DATASTORE_SYSROOT_LOCAL", self.folder.path());
         command.env("USERNAME", "ci").env("METAFLOW_USER", "ci").env("PREFECT_SERVER_ANALYTICS_ENABLED", "false");
+        // Prefect's own server of a run makes its database first: more than its 20 s on a busy machine.
+        command.env("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300");
         command
     }
 

@@ -244,17 +244,20 @@ fn joined(node: NodeId, dir: &Path, global: &Global) -> Result<Exit, Failure> {
 }
 
 fn must_have_identity(config: &Config) -> Result<(), Failure> {
-    Credentials::load(&agent::identity_dir(&config.dir)).map(drop).map_err(|error| {
-        Failure::from_error(Exit::Denied, error).help(
-            "create a token where the coordinator's admin is (`stoke token create --role node`), then start this with --join TOKEN",
-        )
-    })
+    let failure = match Credentials::load(&agent::identity_dir(&config.dir)) {
+        Ok(present) if !present.has_ended() => return Ok(()),
+        Ok(_) => Failure::new(Exit::Denied, "this machine was away for longer than its certificate lives".to_owned()),
+        Err(error) => Failure::from_error(Exit::Denied, error),
+    };
+    Err(failure.help(
+        "create a token where the coordinator's admin is (`stoke token create --role node`), then start this with --join TOKEN",
+    ))
 }
 
 /// Does nothing in a folder that holds an identity of the token's cluster: a service may be started with its token again and again.
 async fn join(config: &Config, text: &str) -> Result<NodeId, Failure> {
     let token = login::read_token(text)?;
-    if Credentials::load(&agent::identity_dir(&config.dir)).is_ok() {
+    if Credentials::load(&agent::identity_dir(&config.dir)).is_ok_and(|present| !present.has_ended()) {
         tracing::info!("{} has joined before: the token is not used", config.dir.display());
     }
     let mut refused = None;

@@ -25,11 +25,18 @@ pub enum JoinError {
 }
 
 /// Makes a key, exchanges `token` for a certificate at `address` (`host:port`), and keeps both in `dir`. A folder that has credentials of
-/// the token's cluster is left as it is, so that a service may be started with its token again and again.
+/// the token's cluster is left as it is, so that a service may be started with its token again and again; unless their time is over: the machine joins as
+/// another node then.
 pub async fn join(dir: &Path, address: &str, token: &JoinToken, name: &str) -> Result<NodeId, JoinError> {
     let identity = identity_dir(dir);
     match Credentials::load(&identity) {
-        Ok(present) if present.ca_hash() == token.ca_hash => return node_of(&present),
+        Ok(present) if present.ca_hash() == token.ca_hash => {
+            let node = node_of(&present)?;
+            if !present.has_ended() {
+                return Ok(node);
+            }
+            tracing::info!(%node, "its certificate has ended: this machine joins anew");
+        }
         Ok(_) => return Err(JoinError::OtherCluster { dir: dir.display().to_string() }),
         Err(CredentialsError::Absent { .. }) => {}
         Err(error) => return Err(error.into()),

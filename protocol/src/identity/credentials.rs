@@ -161,6 +161,11 @@ impl Credentials {
         self.current().not_after
     }
 
+    /// Whether nobody accepts the certificate any more: it was not renewed in time.
+    pub fn has_ended(&self) -> bool {
+        self.expires_at() <= SystemTime::now()
+    }
+
     /// Two thirds of the certificate's life: late enough to be rare, early enough to retry for the last third.
     pub fn renew_at(&self) -> SystemTime {
         let material = self.current();
