@@ -53,6 +53,9 @@ fi
 if ! [ -d "${HOME:-/root}/.cache/stoke-tests/workflows-1" ]; then
     say "the test of other people's workflow engines installs metaflow, prefect and temporalio (PyPI, 450 MB) into ~/.cache/stoke-tests, once"
 fi
+if ! [ -d "${HOME:-/root}/.cache/stoke-tests/otlp-1.45.2" ]; then
+    say "the test of traces installs opentelemetry-proto (PyPI, 3 MB) into ~/.cache/stoke-tests, once"
+fi
 if ! python3 -m pip --version >/dev/null 2>&1; then
     echo "error: python3 with pip is not installed: the tests of language models read two models from PyPI; help: install python3-pip" >&2
     exit 2

@@ -25,6 +25,9 @@ pub struct Config {
     /// HTTPS address of the API and the dashboard, for users who show their certificates. Default: none.
     #[serde(default)]
     pub api: Option<SocketAddr>,
+    /// URL of a collector that takes traces by OTLP over HTTP, such as `http://127.0.0.1:4318`. Default: none.
+    #[serde(default)]
+    pub otlp: Option<String>,
     /// URI below which jobs keep their checkpoints unless they say otherwise. Every node must reach it. Default: `dir/checkpoints`.
     #[serde(default)]
     pub checkpoints: Option<String>,
@@ -72,6 +75,7 @@ impl Config {
             advertise: Vec::new(),
             metrics: None,
             api: None,
+            otlp: None,
             checkpoints: None,
             timings: Timings::default(),
             placement: placement::Options::default(),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::transport::{Bind, CloseCode, Endpoint, Io, Settings, TransportError};
 use tokio::sync::{oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::actors::cluster::{Arguments, TICK_MS};
 use crate::actors::door::Door;
@@ -23,10 +23,12 @@ use crate::metrics::Metrics;
 use crate::recovery::{self, RecoverError, Recovery, short};
 use crate::setup::{self, ADMIN, Folder, SetupError};
 use crate::state::{Control, Now, Options};
-use crate::{http, state};
+use crate::{http, state, traces};
 
 /// A stop waits so long for the journal; a disk that takes longer is left to the next start.
 const STOP_MAX: Duration = Duration::from_secs(10);
+/// And then so long for the collector to take the last spans.
+const TRACES_MAX: Duration = Duration::from_secs(2);
 /// Between tries to renew the coordinator's own certificate.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
 
@@ -42,6 +44,8 @@ pub struct Running {
     endpoint: Endpoint,
     ended: watch::Receiver<Option<Ended>>,
     tasks: Vec<AbortHandle>,
+    /// Sends spans until the actor has ended and none is left.
+    traces: Option<JoinHandle<()>>,
 }
 
 /// Why a coordinator does not run any more.
@@ -83,6 +87,8 @@ pub enum StartError {
     ApiPortInUse { address: SocketAddr },
     #[error("serve the API on {address}")]
     Api { address: SocketAddr, source: std::io::Error },
+    #[error("send traces (otlp)")]
+    Otlp(#[from] traces::OtlpError),
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error("start the cluster actor")]
@@ -148,13 +154,18 @@ impl Coordinator {
             let names = config.api_names(listener.local_addr().ok()?);
             Some(Api { listener, names, credentials: credentials.clone() })
         });
-        let outside = Outside { checkpoints, metrics: metrics.clone(), api };
+        let spans = metrics.trace_spans.clone();
+        let traces =
+            config.otlp.as_deref().map(|endpoint| traces::start(endpoint, folder.cluster(), spans)).transpose()?;
+        let (queue, sending) = traces.unzip();
+        let outside = Outside { checkpoints, metrics: metrics.clone(), api, traces: queue };
         let mut running = run(&config, environment, recovered, outside).await?;
         folder.write_admin(&config.lifetimes, &config.addresses(running.address), running.api_url())?;
         let ttl = Duration::from_secs(config.lifetimes.coordinator_s);
         metrics.expires("authority", authority.expires_at());
         let renewal = renew_forever(authority, credentials, (folder.identity_dir(), ttl), metrics.clone());
         running.tasks.push(tokio::spawn(renewal).abort_handle());
+        running.traces = sending.map(tokio::spawn);
         if let Some(listener) = listener {
             running.metrics_address = listener.local_addr().ok();
             let ended = running.ended.clone();
@@ -169,8 +180,8 @@ impl Coordinator {
     pub async fn start_in(config: Config, mut environment: Environment) -> Result<Running, StartError> {
         let checkpoints = config.checkpoints.clone().unwrap_or_else(|| "file:///checkpoints".into());
         let recovered = recovery::recover(environment.log.as_mut())?;
-        run(&config, environment, recovered, Outside { checkpoints, metrics: Arc::new(Metrics::new()), api: None })
-            .await
+        let outside = Outside { checkpoints, metrics: Arc::new(Metrics::new()), api: None, traces: None };
+        run(&config, environment, recovered, outside).await
     }
 }
 
@@ -179,6 +190,7 @@ struct Outside {
     checkpoints: String,
     metrics: Arc<Metrics>,
     api: Option<Api>,
+    traces: Option<traces::Queue>,
 }
 
 async fn run(
@@ -187,7 +199,7 @@ async fn run(
     recovered: Recovery,
     outside: Outside,
 ) -> Result<Running, StartError> {
-    let Outside { checkpoints, metrics, api } = outside;
+    let Outside { checkpoints, metrics, api, traces } = outside;
     let Environment { wall, bind, io, log, journal, authority, credentials, secret } = environment;
     let Recovery { cluster: recovered, snapshot_at } = recovered;
     if let Some(cluster) = recovered.id().filter(|cluster| *cluster != authority.cluster()) {
@@ -219,6 +231,7 @@ async fn run(
         snapshot_at,
         clock,
         metrics: metrics.clone(),
+        traces,
         ended: ended.clone(),
     };
     let (cluster, actor) = ClusterHandle::spawn(arguments).await.map_err(StartError::Actor)?;
@@ -236,7 +249,16 @@ async fn run(
         .abort_handle(),
     ];
     let tasks = tasks.into_iter().chain(serving).collect();
-    Ok(Running { address, metrics_address: None, api: reached, cluster, endpoint, ended: ended_seen, tasks })
+    Ok(Running {
+        address,
+        metrics_address: None,
+        api: reached,
+        cluster,
+        endpoint,
+        ended: ended_seen,
+        tasks,
+        traces: None,
+    })
 }
 
 impl Running {
@@ -266,11 +288,15 @@ impl Running {
     }
 
     /// Ends in order: everything taken in is durable, nodes and users are told. Ranks go on without a coordinator.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let (done, stopped) = oneshot::channel();
         if self.cluster.send(Message::Stop { done }) {
             // Late or panicked: the journal is as good as after a crash.
             let _late = tokio::time::timeout(STOP_MAX, stopped).await;
+        }
+        if let Some(traces) = self.traces.take() {
+            // A collector that is away loses them.
+            let _late = tokio::time::timeout(TRACES_MAX, traces).await;
         }
         self.endpoint.close(CloseCode::ShuttingDown, "the coordinator was stopped").await;
     }
@@ -290,6 +316,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
+        self.traces.iter().for_each(JoinHandle::abort);
         self.cluster.kill();
     }
 }

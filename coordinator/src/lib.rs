@@ -13,6 +13,7 @@ mod metrics;
 mod recovery;
 mod setup;
 pub mod state;
+mod traces;
 
 pub use config::{Config, Lifetimes};
 pub use coordinator::{Coordinator, Ended, Running, StartError};

@@ -72,6 +72,7 @@ pub(crate) struct Metrics {
     pub ranks_miscomputed: IntGauge,
     pub steps_skipped: IntGauge,
     pub ranks_slow: IntGauge,
+    pub trace_spans: IntCounterVec,
     /// Ends of lives: of the coordinator's certificate, of the authority.
     certificate_expiry: IntGaugeVec,
     /// Of models that are served, as text.
@@ -98,6 +99,11 @@ impl Metrics {
         let joins = counters("stoke_joins_total", "Joins by result: accepted, refused", "result");
         for result in ["accepted", "refused"] {
             joins.with_label_values(&[result]);
+        }
+        let trace_spans =
+            counters("stoke_trace_spans_total", "Spans of traces by result: sent, failed, dropped", "result");
+        for result in ["sent", "failed", "dropped"] {
+            trace_spans.with_label_values(&[result]);
         }
         Self {
             epoch: gauge("stoke_epoch", "Starts of the coordinator on its journal"),
@@ -131,6 +137,7 @@ impl Metrics {
             ranks_miscomputed: gauge("stoke_ranks_miscomputed", "Ranks with wrong numbers, on nodes that serve"),
             steps_skipped: gauge("stoke_steps_skipped", "Steps of running jobs that were not finite and left out"),
             ranks_slow: gauge("stoke_ranks_slow", "Ranks that compute more slowly than their peers"),
+            trace_spans,
             certificate_expiry: gauges(
                 "stoke_certificate_expiry_timestamp_seconds",
                 "When a certificate ends: the coordinator's own, which renews itself, and the authority's",

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -181,6 +181,9 @@ pub fn poll<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 
 /// A Python that has these packages of PyPI and can import `modules`, made once below the user's cache. None, and said why, where they cannot be had.
 pub fn python_with(name: &str, packages: &[&str], modules: &str) -> Option<PathBuf> {
+    // Two tests may want the same one at once.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = std::env::home_dir()?.join(".cache/stoke-tests").join(name);
     let python = folder.join("bin/python");
     let have = || Command::new(&python).args(["-c", &format!("import {modules}")]).output();

@@ -33,6 +33,7 @@ mod serving;
 mod slow_disk;
 mod splitting;
 mod stores;
+mod traces;
 mod training;
 mod urgent;
 mod watching;

@@ -27,7 +27,7 @@ use stoke_protocol::message::node::{
 use stoke_protocol::message::peer::{FromPlayer, Part, TensorHeader, ToPlayer, WeightsId};
 use stoke_protocol::message::rank::{
     Exit, FromRank, Given, Member, Membership, Origin, Outcome, Progress, Purpose, RankEvent, RankId, ShardRecord,
-    StartFrom, StartRank, StoreSettings, ToRank,
+    StartFrom, StartRank, StepTimes, StoreSettings, ToRank,
 };
 use stoke_protocol::message::serve;
 use stoke_protocol::spec::Artifact;
@@ -307,6 +307,7 @@ fn from_node() -> Vec<FromNode> {
         swept,
         FromNode::Load { id: id(), load: load() },
         FromNode::Demand(vec![demand; 3].into()),
+        FromNode::Timed { id: id(), steps: vec![step_times(); 3].into() },
     ];
     messages.extend(serving::surveyed().map(|found| FromNode::Surveyed { survey: serving::survey(), found }));
     messages.extend(events().into_iter().map(|event| FromNode::Report(Report { sequence: 4, id: id(), event })));
@@ -335,6 +336,11 @@ fn to_node() -> Vec<ToNode> {
         ToNode::Routes(serving::routes()),
         ToNode::Survey(serving::survey()),
     ]
+}
+
+fn step_times() -> StepTimes {
+    let (generation, step) = (Generation(4), Step(9));
+    StepTimes { generation, step, began_us: 1_700_000_000_000_000, compute_us: 900, exchange_us: 70, apply_us: 8 }
 }
 
 fn load() -> Load {
@@ -395,6 +401,7 @@ fn from_rank() -> Vec<FromRank> {
         FromRank::Progress(progress()),
         FromRank::Alive,
         FromRank::Load(load()),
+        FromRank::Timed(vec![step_times(); 3].into()),
     ];
     messages.extend(events().into_iter().map(FromRank::Event));
     messages

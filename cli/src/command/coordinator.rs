@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     dir: Option<PathBuf>,
 
-    /// Settings (TOML: dir, listen, advertise, metrics, api, checkpoints, timings); options given here win over it
+    /// Settings (TOML: dir, listen, advertise, metrics, api, otlp, checkpoints, timings); options given here win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -43,6 +43,10 @@ pub struct Args {
     /// HTTPS address of the API and the dashboard [default: none]
     #[arg(long, value_name = "ADDR")]
     api: Option<SocketAddr>,
+
+    /// URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318): a trace of each job goes there [default: none]
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
 
     /// How others reach it; repeatable [default: the listen address]
     #[arg(long, value_name = "HOST:PORT")]
@@ -69,6 +73,7 @@ impl Args {
         config.listen = self.listen.unwrap_or(config.listen);
         config.metrics = self.metrics.or(config.metrics);
         config.api = self.api.or(config.api);
+        config.otlp = self.otlp.or(config.otlp);
         config.checkpoints = self.checkpoints.or(config.checkpoints);
         if let Some(uri) = &config.checkpoints
             && let Err(problem) = stoke_protocol::spec::check_uri(uri)

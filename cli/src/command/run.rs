@@ -197,6 +197,7 @@ async fn live(
         nodes: scene.nodes,
         listen: up::any_port(),
         metrics: None,
+        otlp: None,
         api: None,
         detection,
         gateways: Default::default(),

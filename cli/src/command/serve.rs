@@ -175,7 +175,7 @@ pub async fn here(job_spec: &JobSpec, nodes: u32, keep: bool, global: &Global) -
     let life = if keep { Life::OursKeepFolder } else { Life::Ours };
     let folder = Folder::new(dir.path());
     let (detection, gateways) = (Detection::Default, GatewayFiles::default());
-    let wish = Wish { nodes, listen: up::any_port(), metrics: None, api: None, detection, gateways, life };
+    let wish = Wish { nodes, listen: up::any_port(), metrics: None, api: None, otlp: None, detection, gateways, life };
     let mut cluster = LocalCluster::start(&folder, &wish)?;
     let progress = RefCell::new(Progress::new());
     let ended = tokio::select! {

@@ -24,6 +24,8 @@ pub struct Args {
     metrics: Option<SocketAddr>,
     #[arg(long)]
     api: Option<SocketAddr>,
+    #[arg(long)]
+    otlp: Option<String>,
     #[arg(long, default_value = "default")]
     detection: Detection,
     #[command(flatten)]
@@ -44,8 +46,8 @@ pub async fn run(args: Args) -> Result<Exit, Failure> {
         rustix::process::setsid().or_fail(Exit::Negative, "leave the session of the terminal")?;
     }
     let stop = stop(stop_signal()?, args.lifeline);
-    let Args { dir, nodes, listen, metrics, api, detection, gateways, .. } = args;
-    let options = Options { dir: dir.clone(), nodes, listen, metrics, api, detection, gateways };
+    let Args { dir, nodes, listen, metrics, api, otlp, detection, gateways, .. } = args;
+    let options = Options { dir: dir.clone(), nodes, listen, metrics, api, otlp, detection, gateways };
     let ended = supervisor::run(options, stop).await;
     if args.remove {
         std::fs::remove_dir_all(&dir).or_fail(Exit::Negative, format!("remove {}", dir.display()))?;

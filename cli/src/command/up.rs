@@ -42,6 +42,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
 
+    /// URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318): a trace of each job goes there [default: none]
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
+
     /// HTTPS address of the API, for programs with a user's certificate; port 0 takes a free one, and the same one ever after
     #[arg(long, value_name = "ADDR", default_value_t = any_port())]
     api: SocketAddr,
@@ -68,7 +72,8 @@ pub async fn run(args: Args, global: &Global) -> Result<Exit, Failure> {
     let nodes = args.nodes.unwrap_or_else(|| folder.known_nodes().unwrap_or(2));
     let (listen, metrics, detection) = (args.listen, args.metrics, args.detection);
     let gateways = args.gateways.over(folder.read_state().map(|state| state.gateways).unwrap_or_default())?;
-    let wish = Wish { nodes, listen, metrics, api: Some(args.api), detection, gateways, life: Life::ItsOwn };
+    let wish =
+        Wish { nodes, listen, metrics, api: Some(args.api), otlp: args.otlp, detection, gateways, life: Life::ItsOwn };
     let mut cluster = LocalCluster::start(&folder, &wish)?;
     let ready = tokio::select! {
         () = interrupted => Err(Failure::new(Exit::Interrupted, "interrupted before the cluster was up")),

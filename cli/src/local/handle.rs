@@ -36,6 +36,7 @@ pub struct Wish {
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
     pub api: Option<SocketAddr>,
+    pub otlp: Option<String>,
     pub detection: Detection,
     pub gateways: GatewayFiles,
     pub life: Life,
@@ -64,6 +65,9 @@ impl LocalCluster {
         }
         if let Some(api) = wish.api {
             command.args(["--api", &api.to_string()]);
+        }
+        if let Some(otlp) = &wish.otlp {
+            command.args(["--otlp", otlp]);
         }
         match wish.life {
             Life::Ours => command.args(["--lifeline", "--remove"]).stdin(Stdio::piped()),

@@ -41,6 +41,7 @@ pub struct Options {
     pub listen: SocketAddr,
     pub metrics: Option<SocketAddr>,
     pub api: Option<SocketAddr>,
+    pub otlp: Option<String>,
     pub detection: Detection,
     pub gateways: GatewayFiles,
 }
@@ -282,6 +283,9 @@ impl Supervisor {
         });
         if let Some(api) = api {
             arguments.extend(strings(&["--api", &api]));
+        }
+        if let Some(otlp) = &self.options.otlp {
+            arguments.extend(strings(&["--otlp", otlp]));
         }
         Launch {
             name: "coordinator".into(),

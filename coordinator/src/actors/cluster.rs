@@ -11,6 +11,7 @@ use std::time::Instant;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stoke_protocol::ids::{ClusterId, JobId, LogIndex};
 use stoke_protocol::message::client::{JobState, JobView, Reply};
+use stoke_protocol::message::rank::{RankId, StepTimes};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::messages::{Answer, Link, Message, Question, Source, Words};
@@ -26,6 +27,7 @@ use crate::recovery::{record_bytes, snapshot_bytes};
 use crate::state::requests::not_found;
 use crate::state::words::state_word;
 use crate::state::{Control, Effect, Input, SessionId, Step, Ticket};
+use crate::traces::{self, Traces};
 
 /// Between ticks: leases are told apart to so much.
 pub(crate) const TICK_MS: u64 = 100;
@@ -51,11 +53,14 @@ pub(crate) struct Arguments {
     pub snapshot_at: LogIndex,
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
+    /// Where spans go, if anywhere.
+    pub traces: Option<traces::Queue>,
     pub ended: watch::Sender<Option<Ended>>,
 }
 
 pub(crate) struct State {
     control: Control,
+    traces: Option<Traces>,
     writer: Option<Writer>,
     /// The newest durable entry, as the journal thread knows it.
     durable: Arc<AtomicU64>,
@@ -93,7 +98,9 @@ impl Actor for ClusterActor {
     type Arguments = Arguments;
 
     async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
-        let Arguments { control, cluster, admin, version, log, journal, .. } = arguments;
+        let Arguments { control, cluster, admin, version, log, journal, traces, .. } = arguments;
+        let now = arguments.clock.now().wall;
+        let traces = traces.map(|queue| Traces::new(cluster, control.cluster(), now, queue));
         let durable = Arc::new(AtomicU64::new(control.cluster().index().0));
         let reached = durable.clone();
         let tell = Box::new(move |committed: Result<Durable, JournalError>| {
@@ -127,6 +134,7 @@ impl Actor for ClusterActor {
                 ended: arguments.ended,
             },
             control,
+            traces,
         };
         if state.control.cluster().id().is_none() {
             state.drive(Input::Found { cluster, admin });
@@ -178,9 +186,12 @@ impl Actor for ClusterActor {
 
 impl State {
     fn drive(&mut self, input: Input) {
-        let started = Instant::now();
-        let Step { records, effects } = self.control.step(self.settings.clock.now(), input);
+        let (started, now) = (Instant::now(), self.settings.clock.now());
+        let Step { records, effects } = self.control.step(now, input);
         self.settings.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
+        if let Some(traces) = &mut self.traces {
+            traces.hear(self.control.cluster(), now.wall, (&records, &effects));
+        }
         if !records.is_empty() {
             let payloads = records.iter().map(record_bytes).collect();
             self.write(Work::Append(payloads));
@@ -278,6 +289,7 @@ impl State {
 
     fn heard(&mut self, session: SessionId, words: Words) {
         self.drive(match words {
+            Words::Timed { id, steps } => return self.timed(session, id, &steps),
             Words::Report(report) => {
                 self.settings.metrics.reports.inc();
                 Input::Report { session, report }
@@ -292,6 +304,13 @@ impl State {
                 Input::Heartbeat { session, heartbeat: *heartbeat }
             }
         });
+    }
+
+    fn timed(&self, session: SessionId, id: RankId, steps: &[StepTimes]) {
+        let Some((node, _)) = self.control.liveness().node(session) else { return };
+        if let Some(traces) = &self.traces {
+            traces.steps(self.control.cluster(), (id, node), steps);
+        }
     }
 
     fn watch(&mut self, job: JobId, views: mpsc::Sender<JobView>) {
@@ -327,6 +346,9 @@ impl State {
             metrics.journal_bytes.inc_by(durable.bytes);
             metrics.journal_index.set(durable.last.0 as i64);
             self.outbox.durable(durable.last);
+        }
+        if let Some(traces) = &mut self.traces {
+            traces.durable(durable.last, self.settings.clock.now().wall);
         }
         metrics.journal_free_bytes.set(i64::try_from(durable.room.free).unwrap_or(i64::MAX));
         if self.room.map(Room::is_enough).unwrap_or(true) != durable.room.is_enough() {
@@ -405,8 +427,12 @@ impl State {
     fn stop(&mut self) {
         // Dropping the writer waits for the journal thread, a commit or two.
         self.writer = None;
-        self.outbox.durable(LogIndex(self.durable.load(Ordering::Acquire)));
+        let durable = LogIndex(self.durable.load(Ordering::Acquire));
+        self.outbox.durable(durable);
         self.flush();
+        if let Some(traces) = &mut self.traces {
+            traces.durable(durable, self.settings.clock.now().wall);
+        }
         let sessions: Vec<SessionId> = self.links.keys().copied().collect();
         for session in sessions {
             self.tell(session, session::Message::ShutDown);

@@ -8,7 +8,7 @@ use stoke_protocol::message::client::{JobView, Refusal, Reply, Request};
 use stoke_protocol::message::join::Wants;
 use stoke_protocol::message::load::{Demand, Load};
 use stoke_protocol::message::node::{Heartbeat, NodeHello, Report};
-use stoke_protocol::message::rank::{Progress, RankId};
+use stoke_protocol::message::rank::{Progress, RankId, StepTimes};
 use stoke_protocol::message::split::{Survey, Surveyed};
 use stoke_protocol::spec::Artifact;
 use stoke_protocol::transport::Connection;
@@ -50,6 +50,7 @@ pub(crate) enum Words {
     Report(Report),
     Progress { id: RankId, progress: Progress },
     Load { id: RankId, load: Load },
+    Timed { id: RankId, steps: Vec<StepTimes> },
     Demand(Vec<Demand>),
     Swept(Sweep),
     Surveyed { rtt_us: u32, survey: Survey, found: Result<Surveyed, String> },

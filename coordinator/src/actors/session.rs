@@ -187,6 +187,7 @@ impl Talk {
                 FromNode::Report(report) => Words::Report(report),
                 FromNode::Progress { id, progress } => Words::Progress { id, progress },
                 FromNode::Load { id, load } => Words::Load { id, load },
+                FromNode::Timed { id, steps } => Words::Timed { id, steps: steps.0 },
                 FromNode::Demand(demands) => Words::Demand(demands.0),
                 FromNode::Swept { job, index, removed, error } => Words::Swept(Sweep { job, index, removed, error }),
                 FromNode::Surveyed { survey, found } => {

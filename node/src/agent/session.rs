@@ -210,7 +210,10 @@ impl Standing {
 
     fn send(&mut self, session: u64, frame: FromNode, myself: &ActorRef<SessionMessage>) {
         let Some(live) = self.live.as_ref().filter(|_| session == self.number) else { return };
-        let droppable = matches!(frame, FromNode::Progress { .. } | FromNode::Load { .. } | FromNode::Demand(_));
+        let droppable = matches!(
+            frame,
+            FromNode::Progress { .. } | FromNode::Load { .. } | FromNode::Demand(_) | FromNode::Timed { .. }
+        );
         if live.frames.try_send(frame).is_err() && !droppable {
             // A report must not be lost on a session that lives: a new one sends it again.
             live.connection.close(CloseCode::TooSlow, "reports are not being read");

@@ -462,6 +462,7 @@ impl AgentState {
                 self.say(FromNode::Progress { id, progress }, out);
             }
             FromRank::Load(load) => self.say(FromNode::Load { id, load }, out),
+            FromRank::Timed(steps) => self.say(FromNode::Timed { id, steps }, out),
             FromRank::Event(event) => {
                 rank.heard += 1;
                 let heard = rank.heard;

@@ -118,7 +118,7 @@ impl Session {
         loop {
             match timeout(PATIENCE, self.receiver.expect()).await.expect("the agent is silent").unwrap() {
                 FromNode::Report(report) => return report,
-                FromNode::Progress { .. } | FromNode::Load { .. } | FromNode::Demand(_) => {}
+                FromNode::Progress { .. } | FromNode::Load { .. } | FromNode::Demand(_) | FromNode::Timed { .. } => {}
                 FromNode::Hello(hello) => panic!("a second {hello:?}"),
                 FromNode::Swept { job, .. } => panic!("nobody asked for a sweep of {job}"),
                 FromNode::Surveyed { survey, .. } => panic!("nobody asked for {survey:?}"),

@@ -304,6 +304,12 @@ impl Linked {
                 let _ = self.say.try_send(FromRank::Progress(progress));
                 Ok(())
             }
+            trainer::Told::Timed(steps) => {
+                if !steps.is_empty() {
+                    let _ = self.say.try_send(FromRank::Timed(steps.into()));
+                }
+                Ok(())
+            }
             trainer::Told::Serving(meter) => {
                 self.meter = Some(meter);
                 Ok(())

@@ -4,10 +4,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stoke_jobs::{Applied, Plan};
 use stoke_protocol::ids::{Generation, Step};
-use stoke_protocol::message::rank::{Progress, RlProgress};
+use stoke_protocol::message::rank::{Progress, RlProgress, StepTimes};
 
 /// Between two reports.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// Steps whose times are kept for the next report.
+const TIMED_MAX: usize = 64;
 
 /// Between two lines of the log.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -31,6 +34,11 @@ pub struct Meter {
     reported_env_steps: u64,
     logged: Instant,
     parts: [Duration; 3],
+    /// Of the step under way.
+    of_step: [Duration; 3],
+    /// The generation that trains, and how many steps were done when it began.
+    begun: (Generation, u64),
+    timed: Vec<StepTimes>,
     last: Option<Applied>,
     /// When the first step of this process was committed, and which it was.
     first: Option<(Instant, u64)>,
@@ -49,14 +57,17 @@ impl Meter {
             reported_env_steps: 0,
             logged: now,
             parts: [Duration::ZERO; 3],
+            of_step: [Duration::ZERO; 3],
+            begun: (Generation(0), step),
+            timed: Vec::new(),
             last: None,
             first: None,
         }
     }
 
-    /// Another generation begins: what lies between is nobody's time.
-    pub fn begin(&mut self) {
-        self.lap = Instant::now();
+    /// Another generation begins, after so many steps: what lies between is nobody's time.
+    pub fn begin(&mut self, generation: Generation, step: u64) {
+        (self.lap, self.of_step, self.begun) = (Instant::now(), [Duration::ZERO; 3], (generation, step));
     }
 
     /// The state of `step` was taken over: what was done until then is not this rank's pace.
@@ -69,6 +80,7 @@ impl Meter {
     pub fn lap(&mut self, part: Part) {
         let now = Instant::now();
         self.parts[part as usize] += now - self.lap;
+        self.of_step[part as usize] += now - self.lap;
         self.lap = now;
     }
 
@@ -76,11 +88,29 @@ impl Meter {
     pub fn stepped(&mut self, applied: &Applied, step: u64) {
         self.last = Some(*applied);
         self.lap = Instant::now();
+        self.time(step);
         if self.first.is_none() {
             self.first = Some((self.lap, step));
             let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
             tracing::info!(step, unix_ms, loss = applied.loss, "first step committed");
         }
+    }
+
+    fn time(&mut self, step: u64) {
+        let parts = std::mem::take(&mut self.of_step);
+        let (generation, before) = self.begun;
+        if !StepTimes::is_told(step.saturating_sub(before)) || self.timed.len() >= TIMED_MAX {
+            return;
+        }
+        let began = SystemTime::now() - parts.iter().sum::<Duration>();
+        let began_us = began.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+        let [compute_us, exchange_us, apply_us] = parts.map(|part| u32::try_from(part.as_micros()).unwrap_or(u32::MAX));
+        self.timed.push(StepTimes { generation, step: Step(step), began_us, compute_us, exchange_us, apply_us });
+    }
+
+    /// The times of steps that are to be told, once.
+    pub fn take_timed(&mut self) -> Vec<StepTimes> {
+        std::mem::take(&mut self.timed)
     }
 
     /// Samples a second over all ranks since the first step, everything between steps included.

@@ -2,17 +2,20 @@
 //!
 //! Q1: an event stays until its number, or a higher one, is acknowledged, and is told again to each new agent; numbers grow and are never
 //!     given twice. Q2: of progress, load and signs of life only the newest is told, and none twice.
+//! Of steps' times at most [`TIMED_MAX`] wait.
 //! Q3: at most [`EVENTS_MAX`] events stay. Beyond, the oldest about a checkpoint or a lost connection goes; others are a few in a rank's life.
 
 use std::collections::VecDeque;
 
 use stoke_protocol::message::load::Load;
-use stoke_protocol::message::rank::{FromRank, Progress, RankEvent};
+use stoke_protocol::message::rank::{FromRank, Progress, RankEvent, StepTimes};
 
 use crate::agent::is_droppable;
 
 /// More than a rank says in its orphan grace at a checkpoint a second; about 100 KiB.
 pub const EVENTS_MAX: usize = 512;
+/// Steps whose times wait to be told: what a rank without an agent has beyond is lost.
+const TIMED_MAX: usize = 256;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -26,6 +29,7 @@ pub struct Pending {
     last: u64,
     progress: Option<Progress>,
     load: Option<Load>,
+    timed: Vec<StepTimes>,
     alive: bool,
     leaving: Option<u8>,
 }
@@ -42,6 +46,10 @@ impl Pending {
             }
             FromRank::Progress(progress) => self.progress = Some(progress),
             FromRank::Load(load) => self.load = Some(load),
+            FromRank::Timed(steps) => {
+                self.timed.extend(steps.0);
+                self.timed.truncate(TIMED_MAX);
+            }
             FromRank::Alive => self.alive = true,
             FromRank::Leaving { code } => self.leaving = Some(code),
             // Said by whoever holds the link, not by the rank.
@@ -54,6 +62,7 @@ impl Pending {
             && self.untold.is_empty()
             && self.progress.is_none()
             && self.load.is_none()
+            && self.timed.is_empty()
             && !self.alive
             && self.leaving.is_none()
     }
@@ -74,6 +83,9 @@ impl Pending {
         }
         if let Some(load) = self.load.take() {
             return Some(FromRank::Load(load));
+        }
+        if !self.timed.is_empty() {
+            return Some(FromRank::Timed(std::mem::take(&mut self.timed).into()));
         }
         if std::mem::take(&mut self.alive) {
             return Some(FromRank::Alive);

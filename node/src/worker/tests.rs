@@ -200,6 +200,7 @@ impl Stage {
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             let event = match frame {
                 FromRank::Load(load) => panic!("nobody serves here: {load:?}"),
+                FromRank::Timed(_) => continue,
                 FromRank::Progress(progress) => {
                     self.progress += 1;
                     self.step = self.step.max(progress.step.0);
@@ -320,7 +321,7 @@ impl Stage {
         while self.step < step && self.outcomes.is_empty() {
             let (rank, frame) = timeout(PATIENCE, self.heard.recv()).await.expect("ranks are silent").unwrap();
             match frame {
-                FromRank::Load(_) => {}
+                FromRank::Load(_) | FromRank::Timed(_) => {}
                 FromRank::Progress(progress) => self.step = self.step.max(progress.step.0),
                 FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => {}
                 FromRank::Hello { csr, .. } => self.certify(rank, &csr).await,

@@ -16,7 +16,7 @@ use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
 use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
-    Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank,
+    Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank, StepTimes,
 };
 use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
@@ -42,6 +42,7 @@ pub enum Told {
     /// Data and model are there: the rank may be called ready.
     Loaded,
     Progress(Progress),
+    Timed(Vec<StepTimes>),
     Event(RankEvent),
     /// The last step is done.
     Trained {
@@ -228,7 +229,7 @@ impl Trainer {
         })?;
         let Formed { mut exchange, step, catch_up, lacking, gives, readers } = formed;
         work.orders.entered(generation, exchange.abort_handle());
-        self.meter.begin();
+        self.meter.begin(generation, step.0);
         if let Some(sum) = catch_up {
             self.apply(sum.read())?;
             self.last_sum = Some((self.step, sum.share()));
@@ -283,6 +284,7 @@ impl Trainer {
                     tracing::info!(step = self.step, loss, accuracy, samples_per_second, "training");
                 }
                 (work.tell)(Told::Progress(progress));
+                (work.tell)(Told::Timed(self.meter.take_timed()));
             }
             if attended && is_due(&work.spec, self.step, self.plan.steps) {
                 self.checkpoint(generation, exchange, work);

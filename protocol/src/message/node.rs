@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::load::{Demand, Load};
-use super::rank::{Member, Membership, Progress, RankEvent, RankId, ShardRecord, StartRank};
+use super::rank::{Member, Membership, Progress, RankEvent, RankId, ShardRecord, StartRank, StepTimes};
 use super::serve::Routes;
 use super::split::{Survey, Surveyed};
 use crate::ids::{ClusterId, Epoch, Generation, Incarnation, JobId, LogIndex, NodeId, Step};
@@ -33,6 +33,8 @@ pub enum FromNode {
     Demand(List<Demand>),
     /// Answers `Survey`. May be lost: the question comes again then. An error is for people.
     Surveyed { survey: Survey, found: Result<Surveyed, String> },
+    /// Where the time of some of a rank's steps went. Not acknowledged, may be dropped.
+    Timed { id: RankId, steps: List<StepTimes> },
 }
 
 /// A rank event with the number that orders and acknowledges it.

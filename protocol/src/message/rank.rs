@@ -233,6 +233,27 @@ pub struct Progress {
     pub rl: Option<RlProgress>,
 }
 
+/// Where the time of one step went, as one rank saw it. Its parts follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StepTimes {
+    pub generation: Generation,
+    /// How many steps were done with it.
+    pub step: Step,
+    /// Microseconds since the Unix epoch, by the clock of the rank's machine. For people: never compared with another machine's (I36).
+    pub began_us: u64,
+    pub compute_us: u32,
+    pub exchange_us: u32,
+    pub apply_us: u32,
+}
+
+impl StepTimes {
+    /// Whether the step of this number in its generation, counted from 1, is told: the first 32, and then 16 each time that their number has doubled.
+    /// All ranks tell the same ones, whatever their pace.
+    pub fn is_told(number: u64) -> bool {
+        number > 0 && u64::BITS - number.leading_zeros() <= 5 + number.trailing_zeros()
+    }
+}
+
 /// How reinforcement learning goes. None: not known yet, or the algorithm has no such figure.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct RlProgress {
@@ -362,4 +383,6 @@ pub enum FromRank {
     },
     /// Of the first rank of a gang that serves, about once a second. Passed on to the coordinator as it is; may be lost.
     Load(Load),
+    /// Of some steps (`StepTimes::is_told`), with the next progress. Passed on to the coordinator as it is; may be lost.
+    Timed(List<StepTimes>),
 }

@@ -29,7 +29,7 @@ const KINDS: [Kinds; 14] = [
 const CHANCE: &str = "chance";
 
 /// What no run has, and why.
-const NOT_SIMULATED: [(&str, &str, &str); 31] = [
+const NOT_SIMULATED: [(&str, &str, &str); 33] = [
     (INPUT, "RenewNode", "certificates do not end here: the agent's tests"),
     ("coordinator event", "ProbationBegun", "a run is shorter than a quarantine: scenarios/blame.rs"),
     ("coordinator event", "QuarantineLifted", "a run is shorter than a quarantine: scenarios/blame.rs"),
@@ -53,6 +53,8 @@ const NOT_SIMULATED: [(&str, &str, &str); 31] = [
     ("from node", "Load", "modelled jobs train: scenarios/scaling.rs"),
     ("from node", "Demand", "modelled jobs train: scenarios/scaling.rs"),
     ("from rank", "Load", "modelled jobs train: scenarios/scaling.rs"),
+    ("from node", "Timed", "no model collects traces: the integration tests of traces"),
+    ("from rank", "Timed", "no model collects traces: the integration tests of traces"),
     ("request", "Promote", "modelled jobs train: scenarios/serving.rs"),
     ("request", "Rollback", "modelled jobs train: scenarios/serving.rs"),
     ("request", "Replicas", "modelled jobs train: scenarios/serving.rs"),

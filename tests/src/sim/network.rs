@@ -242,6 +242,8 @@ impl World {
                 Input::Swept { session: conn, sweep: Sweep { job, index, removed, error } }
             }
             FromNode::Surveyed { survey, found } => Input::Surveyed { session: conn, rtt_us: 1_000, survey, found },
+            // For traces, of which the state knows nothing.
+            FromNode::Timed { .. } => return,
         };
         self.input(input);
     }
