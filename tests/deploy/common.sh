@@ -28,15 +28,16 @@ until_true() {
     done
 }
 
-# python_env NAME PYTHON PACKAGE==VERSION...: a virtual environment in the cache; its path is printed.
+# python_env NAME PYTHON PACKAGE==VERSION...: a virtual environment in the cache; its path is printed. Fails where it cannot be made, and leaves nothing that looks made.
 python_env() {
     local dir=$CACHE/$1 python=$2
     shift 2
     if [ "$(cat "$dir/installed" 2>/dev/null)" != "$*" ]; then
         say "installs $* into $dir" >&2
         rm -rf "$dir"
-        "$python" -m venv "$dir"
-        "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
+        # errexit does not reach into $(...).
+        "$python" -m venv "$dir" >&2 || return 1
+        "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2 || return 1
         echo "$*" >"$dir/installed"
     fi
     echo "$dir"

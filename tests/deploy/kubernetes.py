@@ -154,7 +154,13 @@ class Chart(unittest.TestCase):
         self.assertIn({"ipBlock": {"cidr": "203.0.113.0/24"}}, coordinator["ingress"][0]["from"])
         nodes = documents[("NetworkPolicy", "stoke-nodes")]["spec"]
         self.assertEqual(nodes["policyTypes"], ["Ingress", "Egress"])
-        self.assertEqual([(p["protocol"], p["port"]) for rule in nodes["ingress"] for p in rule["ports"]], [("UDP", 1024), ("TCP", 8400)])
+        self.assertEqual([(p["protocol"], p["port"]) for rule in nodes["ingress"] for p in rule["ports"]], [("UDP", 1024), ("TCP", 1024), ("TCP", 8400)])
+        # Between nodes, and in both directions: UDP for ranks, TCP for the commands of jobs with [exec].
+        node = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "stoke", "app.kubernetes.io/instance": "stoke", "app.kubernetes.io/component": "node"}}}
+        free = [{"protocol": protocol, "port": 1024, "endPort": 65535} for protocol in ("UDP", "TCP")]
+        self.assertEqual(nodes["podSelector"], node["podSelector"])
+        self.assertEqual([rule for rule in nodes["ingress"] if rule["ports"][0]["port"] == 1024], [{"from": [node], "ports": free}])
+        self.assertEqual([rule for rule in nodes["egress"] if rule["ports"][0]["port"] == 1024], [{"to": [node], "ports": free}])
         for rule in coordinator["ingress"] + nodes["ingress"]:
             self.assertTrue(rule["from"], "a rule without peers lets everybody in")
         closed = render(ONE_POOL)

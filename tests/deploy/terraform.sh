@@ -65,14 +65,25 @@ done
 
 cp -r "$ROOT/terraform" "$work/terraform"
 cd "$work/terraform"
+say "validate the examples, mocked plans of the modules"
+plan_cloud() { # CLOUD
+    terraform -chdir="examples/$1-minimal" init -no-color
+    terraform -chdir="examples/$1-minimal" validate -no-color
+    terraform -chdir="modules/$1" init -no-color
+    terraform -chdir="modules/$1" test -no-color
+}
+# Side by side: most of it is one provider starting, again and again.
+declare -A planning
 for cloud in aws gcp azure; do
-    say "$cloud: validate the example, mocked plans of the module"
-    terraform -chdir=examples/$cloud-minimal init -no-color >/dev/null
-    terraform -chdir=examples/$cloud-minimal validate -no-color >/dev/null
-    terraform -chdir=modules/$cloud init -no-color >/dev/null
-    terraform -chdir=modules/$cloud test -no-color >"$work/test.log" || { cat "$work/test.log"; exit 1; }
-    tail -n 1 "$work/test.log"
+    plan_cloud $cloud >"$work/$cloud.log" 2>&1 &
+    planning[$cloud]=$!
 done
+failed=
+for cloud in aws gcp azure; do
+    wait "${planning[$cloud]}" || { cat "$work/$cloud.log"; failed+=" $cloud"; }
+    echo "$cloud: $(tail -n 1 "$work/$cloud.log")"
+done
+[ -z "$failed" ] || die "the modules of$failed"
 say "aws: validate with the schema of provider 5.99.1 as well"
 cp -r "$ROOT/terraform" "$work/terraform-5"
 TF_CLI_CONFIG_FILE=$work/mirror-5.tfrc terraform -chdir="$work/terraform-5/examples/aws-minimal" init -no-color >/dev/null

@@ -1,4 +1,4 @@
-# Which packets may come in: UDP 7878 at the coordinator, UDP between nodes, and what the variables open besides.
+# Which packets may come in: UDP 7878 at the coordinator, UDP and TCP between nodes, and what the variables open besides.
 
 resource "aws_security_group" "coordinator" {
   #checkov:skip=CKV2_AWS_5:It is that of the coordinator
@@ -42,6 +42,17 @@ resource "aws_security_group_rule" "nodes_from_nodes" {
   description       = "Ranks, from ranks of other nodes"
   type              = "ingress"
   protocol          = "udp"
+  from_port         = module.bootstrap.rank_ports.from
+  to_port           = module.bootstrap.rank_ports.to
+  self              = true
+}
+
+# PyTorch and others like it speak TCP: MASTER_PORT, gloo and NCCL are all in the range that the sysctl gives.
+resource "aws_security_group_rule" "commands_from_nodes" {
+  security_group_id = aws_security_group.nodes.id
+  description       = "Commands of ranks, from those of other nodes"
+  type              = "ingress"
+  protocol          = "tcp"
   from_port         = module.bootstrap.rank_ports.from
   to_port           = module.bootstrap.rank_ports.to
   self              = true

@@ -1,4 +1,4 @@
-# Which packets may come in: UDP 7878 at the coordinator, UDP between nodes, and what the variables open besides. The last rule of each group shuts out the
+# Which packets may come in: UDP 7878 at the coordinator, UDP and TCP between nodes, and what the variables open besides. The last rule of each group shuts out the
 # rest, also what Azure lets through within a network.
 
 locals {
@@ -8,7 +8,11 @@ locals {
     length(var.ssh_cidrs) > 0 ? { ssh = { priority = 120, protocol = "Tcp", port = "22", sources = var.ssh_cidrs } } : {},
   )
   node_rules = merge(
-    { ranks = { priority = 100, protocol = "Udp", port = "${module.bootstrap.rank_ports.from}-${module.bootstrap.rank_ports.to}", sources = [local.nodes_cidr] } },
+    {
+      ranks = { priority = 100, protocol = "Udp", port = "${module.bootstrap.rank_ports.from}-${module.bootstrap.rank_ports.to}", sources = [local.nodes_cidr] }
+      # PyTorch and others like it speak TCP: MASTER_PORT, gloo and NCCL are all in the range that the sysctl gives.
+      commands = { priority = 130, protocol = "Tcp", port = "${module.bootstrap.rank_ports.from}-${module.bootstrap.rank_ports.to}", sources = [local.nodes_cidr] }
+    },
     length(var.gateway_cidrs) > 0 ? { gateway = { priority = 110, protocol = "Tcp", port = "8400", sources = var.gateway_cidrs } } : {},
     # The nodes have no public addresses: SSH to them goes over the coordinator.
     length(var.ssh_cidrs) > 0 ? { ssh = { priority = 120, protocol = "Tcp", port = "22", sources = concat([local.coordinator_cidr], var.ssh_cidrs) } } : {},

@@ -1,4 +1,4 @@
-# Which packets may come in: UDP 7878 at the coordinator, UDP between nodes, and what the variables open besides. Everything else is denied by Google.
+# Which packets may come in: UDP 7878 at the coordinator, UDP and TCP between nodes, and what the variables open besides. Everything else is denied by Google.
 
 resource "google_compute_firewall" "coordinator_from_nodes" {
   name        = "${var.name}-coordinator-from-nodes"
@@ -29,13 +29,18 @@ resource "google_compute_firewall" "coordinator_from_operators" {
 
 resource "google_compute_firewall" "nodes_from_nodes" {
   name        = "${var.name}-nodes-from-nodes"
-  description = "Ranks, from ranks of other nodes"
+  description = "Ranks and their commands, from those of other nodes"
   network     = google_compute_network.this.id
   direction   = "INGRESS"
   source_tags = ["${var.name}-node"]
   target_tags = ["${var.name}-node"]
   allow {
     protocol = "udp"
+    ports    = ["${module.bootstrap.rank_ports.from}-${module.bootstrap.rank_ports.to}"]
+  }
+  # PyTorch and others like it speak TCP: MASTER_PORT, gloo and NCCL are all in the range that the sysctl gives.
+  allow {
+    protocol = "tcp"
     ports    = ["${module.bootstrap.rank_ports.from}-${module.bootstrap.rank_ports.to}"]
   }
 }

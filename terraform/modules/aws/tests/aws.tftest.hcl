@@ -50,8 +50,14 @@ run "only_the_needed_ports_are_open" {
     error_message = "operators reach it from their networks"
   }
   assert {
-    condition     = aws_security_group_rule.nodes_from_nodes.self && aws_security_group_rule.nodes_from_nodes.protocol == "udp" && aws_security_group_rule.nodes_from_nodes.from_port == 40000 && aws_security_group_rule.nodes_from_nodes.to_port == 40999
-    error_message = "ranks reach each other by UDP, at the ports that the sysctl gives them"
+    condition     = aws_security_group_rule.nodes_from_nodes.protocol == "udp" && aws_security_group_rule.commands_from_nodes.protocol == "tcp"
+    error_message = "ranks reach each other by UDP, and their commands by TCP"
+  }
+  assert {
+    condition = alltrue([for rule in [aws_security_group_rule.nodes_from_nodes, aws_security_group_rule.commands_from_nodes] :
+      rule.type == "ingress" && rule.security_group_id == aws_security_group.nodes.id && rule.self && rule.cidr_blocks == null && rule.from_port == 40000 && rule.to_port == 40999
+    ])
+    error_message = "from nodes only, at the ports that the sysctl gives them"
   }
   assert {
     condition     = length(aws_security_group_rule.gateway) == 0 && length(aws_security_group_rule.ssh) == 0 && length(aws_security_group_rule.ssh_jump) == 0

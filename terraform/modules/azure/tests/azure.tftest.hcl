@@ -38,8 +38,14 @@ run "only_the_needed_ports_are_open" {
     error_message = "from nodes and operators"
   }
   assert {
-    condition     = join(" ", keys(azurerm_network_security_rule.nodes)) == "ranks" && azurerm_network_security_rule.nodes["ranks"].destination_port_range == "40000-40999" && azurerm_network_security_rule.nodes["ranks"].protocol == "Udp"
-    error_message = "ranks reach each other by UDP, at the ports that the sysctl gives them, and nothing else is open"
+    condition     = { for name, rule in azurerm_network_security_rule.nodes : name => rule.protocol } == { commands = "Tcp", ranks = "Udp" }
+    error_message = "ranks reach each other by UDP, and their commands by TCP, and nothing else is open"
+  }
+  assert {
+    condition = alltrue([for rule in values(azurerm_network_security_rule.nodes) :
+      rule.access == "Allow" && rule.direction == "Inbound" && rule.destination_port_range == "40000-40999" && join(" ", rule.source_address_prefixes) == "10.78.8.0/21" && rule.destination_address_prefix == "10.78.8.0/21"
+    ])
+    error_message = "from nodes only, at the ports that the sysctl gives them"
   }
   assert {
     condition     = length(azurerm_network_security_rule.rest) == 2 && alltrue([for rule in values(azurerm_network_security_rule.rest) : rule.access == "Deny" && rule.source_address_prefix == "*" && rule.protocol == "*" && rule.priority == 4096])

@@ -44,8 +44,12 @@ run "only_the_needed_ports_are_open" {
     error_message = "operators reach it from their networks"
   }
   assert {
-    condition     = one(google_compute_firewall.nodes_from_nodes.allow).protocol == "udp" && join(" ", one(google_compute_firewall.nodes_from_nodes.allow).ports) == "40000-40999" && join(" ", google_compute_firewall.nodes_from_nodes.source_tags) == "lab-node"
-    error_message = "ranks reach each other by UDP, at the ports that the sysctl gives them"
+    condition     = length(google_compute_firewall.nodes_from_nodes.allow) == 2 && { for allow in google_compute_firewall.nodes_from_nodes.allow : allow.protocol => join(" ", allow.ports) } == { tcp = "40000-40999", udp = "40000-40999" }
+    error_message = "ranks reach each other by UDP, and their commands by TCP, at the ports that the sysctl gives them"
+  }
+  assert {
+    condition     = join(" ", google_compute_firewall.nodes_from_nodes.source_tags) == "lab-node" && google_compute_firewall.nodes_from_nodes.source_ranges == null && join(" ", google_compute_firewall.nodes_from_nodes.target_tags) == "lab-node"
+    error_message = "from nodes only"
   }
   assert {
     condition     = length(google_compute_firewall.gateway) == 0 && length(google_compute_firewall.ssh) == 0 && length(google_compute_firewall.ssh_jump) == 0
