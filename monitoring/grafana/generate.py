@@ -48,7 +48,16 @@ DASHBOARDS = {
         [
             ("Return, mean of a hundred episodes", "short", [("stoke_job_episode_return", BY_JOB)]),
             ("Environment steps a second", "short", [("rate(stoke_job_env_steps_total[1m])", BY_JOB)]),
-            ("Environments that failed, ten minutes", "short", [("increase(stoke_job_environment_failures_total[10m])", BY_JOB)]),
+            ("Updates that trajectories are behind (IMPALA)", "short", [("stoke_job_policy_lag", BY_JOB)]),
+            ("Weights to all ranks that play", "s", [("stoke_job_broadcast_seconds", BY_JOB)]),
+            (
+                "Environments that failed, or strayed, ten minutes",
+                "short",
+                [
+                    ("increase(stoke_job_environment_failures_total[10m])", BY_JOB + " failed"),
+                    ("increase(stoke_job_environment_strays_total[10m])", BY_JOB + " strayed"),
+                ],
+            ),
             ("Ranks", "short", [("stoke_job_world_size and on (job, name) stoke_job_env_steps_total", BY_JOB)]),
         ],
     ),
