@@ -127,6 +127,7 @@ class Chart(unittest.TestCase):
             {"checkpoints": {"uri": "/mnt"}},
             {"checkpoints": {"uri": "file:///checkpoints", "claim": {"create": False}}},
             {"coordinator": {"replicas": 2}},
+            {"coordinator": {"otlp": "tempo:4317"}},
             {"coordinator": {"external": {"enabled": True}}},
             {"coordinator": {"external": {"enabled": True, "address": "a.example.org:7878"}}},
             {"gateway": {"enabled": True}},
@@ -135,6 +136,14 @@ class Chart(unittest.TestCase):
         for values in bad:
             with self.assertRaises(helm.HelmError, msg=str(values)):
                 render(values)
+
+    def test_traces_go_to_a_collector_that_is_named_and_the_way_to_it_is_open(self):
+        for otlp in ["", "http://tempo.monitoring:4318"]:
+            documents = render({"coordinator": {"otlp": otlp}})
+            config = documents[("ConfigMap", "stoke-coordinator")]["data"]["stoke.toml"]
+            self.assertEqual(f'otlp = "{otlp}"' in config, bool(otlp))
+            egress = documents[("NetworkPolicy", "stoke-coordinator")]["spec"]["egress"]
+            self.assertEqual({"ports": [{"protocol": "TCP", "port": 4318}]} in egress, bool(otlp))
 
     def test_only_the_needed_ports_are_open(self):
         documents = render(values_of("nvidia"))
