@@ -4,25 +4,31 @@
 //! X9: after an error every later call fails with the same one: a generation that lost a rank is over.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use stoke_protocol::ids::{Fingerprint, Step, Term};
+use stoke_protocol::lanes;
+use stoke_protocol::message::peer::Part;
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::Io;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle as TaskHandle;
 
 use super::buffer::{Buffer, Pool};
-use super::driver::{Driver, Input, Output};
+use super::driver::{Driver, Input, Outlet, Output};
 use super::error::ExchangeError;
+use super::fold::Folder;
+use super::frame::Cursor;
 use super::lane_sum::LaneSums;
 use super::link::{Counters, Link};
+use super::memory::{Line, Memory};
 use super::mesh::Pair;
-use super::operation::Operation;
+use super::operation::{Operation, Unexpected};
 use super::plan::Plan;
+use super::sum::as_bytes;
 
 /// What is summed: equal on every rank, or frames are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub struct Exchange {
     place: Place,
     driver: UnboundedSender<Input>,
     outputs: Receiver<Output>,
+    /// Where all ranks are on one machine: they sum there, and the driver only tells who is gone.
+    shared: Option<Shared>,
     sums: Pool,
     /// The last complete sum.
     sum: Option<Buffer>,
@@ -51,6 +59,16 @@ pub struct Exchange {
     tasks: Vec<TaskHandle>,
     /// Those that write to peers; after `leave` they end when everything is written.
     writing: Vec<TaskHandle>,
+}
+
+/// This rank's side of the memory of its machine.
+struct Shared {
+    memory: Arc<Memory>,
+    plan: Plan,
+    folder: Folder,
+    ranks: Vec<RankId>,
+    /// Operations that all have ended; the sum of the last one is there.
+    operations: u64,
 }
 
 /// A rank's place in a generation: `position` below `world` owns lanes, one above observes.
@@ -71,7 +89,7 @@ impl Place {
 #[derive(Clone)]
 pub struct AbortHandle {
     reason: Arc<OnceLock<String>>,
-    wake: Sender<Output>,
+    outlet: Outlet,
 }
 
 /// Counts since the mesh stood, and before: refusals count from the bind on.
@@ -87,7 +105,7 @@ impl AbortHandle {
     /// The first reason stays.
     pub fn abort(&self, reason: &str) {
         let _ = self.reason.set(reason.to_owned());
-        let _ = self.wake.send(Output::Aborted);
+        self.outlet.tell(Output::Aborted);
     }
 }
 
@@ -97,11 +115,16 @@ impl Exchange {
         io: &Io,
         (term, ranks): (Term, Vec<RankId>),
         pairs: Vec<(u32, Pair)>,
-        (shape, place): (Shape, Place),
-        counters: Arc<Counters>,
+        (plan, place): (Plan, Place),
+        (memory, counters): (Option<Arc<Memory>>, Arc<Counters>),
     ) -> Self {
-        let plan = Plan::new(shape.values, shape.lanes, (place.world, place.observers), place.position);
-        let (wake, outputs) = channel();
+        let shape = Shape { values: plan.values, lanes: plan.lanes };
+        let (outputs, heard) = channel();
+        let outlet = Outlet { outputs, memory: memory.clone() };
+        let shared = memory.map(|memory| {
+            let folder = Folder::new(plan.fold.clone());
+            Shared { memory, plan: plan.clone(), folder, ranks: ranks.clone(), operations: 0 }
+        });
         let (driver, inputs) = unbounded_channel();
         let mut links: Vec<Option<Link>> = ranks.iter().map(|_| None).collect();
         let (mut tasks, mut writing) = (Vec::new(), Vec::new());
@@ -112,20 +135,21 @@ impl Exchange {
             writing.push(writes);
             tasks.push(reads);
         }
-        let operations = Driver::new(Operation::new(plan, term), (ranks, links), wake.clone());
+        let operations = Driver::new(Operation::new(plan, term), (ranks, links), outlet.clone());
         tasks.push(io.spawn(operations.run(inputs)).abort_handle());
         Self {
             shape,
             place,
             driver,
-            outputs,
+            outputs: heard,
+            shared,
             // The last sum stays with the caller while the next is made, and one more may wait for acknowledgements.
             sums: Pool::new(shape.values, 3),
             sum: None,
             last: None,
             gone: BTreeMap::new(),
             failed: None,
-            abort: AbortHandle { reason: Arc::default(), wake },
+            abort: AbortHandle { reason: Arc::default(), outlet },
             counters,
             tasks,
             writing,
@@ -165,8 +189,106 @@ impl Exchange {
             self.last = Some(step);
             return Ok(sums.finish()[0].values.read());
         }
+        if self.shared.is_some() {
+            return match self.sum_in_memory(step, sums, replica) {
+                Ok(operation) => {
+                    self.last = Some(step);
+                    Ok(self.shared.as_ref().map_or(&[], |shared| shared.memory.sum(operation)))
+                }
+                Err(error) => Err(self.failed.insert(error).clone()),
+            };
+        }
         let partials = sums.freeze();
         self.sum(step, partials, replica)
+    }
+
+    /// Sums for the lanes of this rank's place, made where the exchange needs them.
+    pub fn lane_sums(&self) -> LaneSums {
+        let Place { world, position, .. } = self.place;
+        let Shape { values, lanes } = self.shape;
+        let owned = lanes::assign(lanes, world)[position as usize].clone();
+        match &self.shared {
+            Some(Shared { memory, plan, .. }) => {
+                LaneSums::within(memory.clone(), plan.leaves_of(position).start, lanes, owned)
+            }
+            None => LaneSums::new(values, lanes, owned),
+        }
+    }
+
+    /// Gives the partials, adds the own chunk of everybody's, and waits until all have added theirs (X13). The number of the operation, whose sum is
+    /// in memory then.
+    fn sum_in_memory(
+        &mut self,
+        step: Step,
+        sums: &mut LaneSums,
+        replica: Option<Fingerprint>,
+    ) -> Result<u64, ExchangeError> {
+        let shared = self.shared.as_ref().expect("X13: called where memory is shared");
+        let (memory, position, operation) = (shared.memory.clone(), self.place.position, shared.operations + 1);
+        for (partial, leaf) in sums.finish().iter().zip(shared.plan.leaves_of(position)) {
+            if !partial.values.is_shared() {
+                Buffer::shared(&memory, leaf).write(0..memory.values()).copy_from_slice(partial.values.read());
+            }
+        }
+        let line = memory.line(position);
+        line.describe(step, replica);
+        line.given.store(operation, Ordering::Release);
+        memory.ring();
+        self.wait_for(&memory, |line| &line.given, operation)?;
+        self.check_alike(step, replica)?;
+        let shared = self.shared.as_mut().expect("X13: called where memory is shared");
+        shared.add(operation);
+        line.added.store(operation, Ordering::Release);
+        memory.ring();
+        self.wait_for(&memory, |line| &line.added, operation)?;
+        self.shared.iter_mut().for_each(|shared| shared.operations = operation);
+        Ok(operation)
+    }
+
+    /// Until all ranks have counted so far, or one that has not is gone.
+    fn wait_for(
+        &mut self,
+        memory: &Memory,
+        counter: fn(&Line) -> &AtomicU64,
+        operation: u64,
+    ) -> Result<(), ExchangeError> {
+        let Self { outputs, gone, abort, place, .. } = self;
+        let lags = |position: &u32| counter(memory.line(*position)).load(Ordering::Acquire) < operation;
+        memory.wait(|| {
+            while let Ok(output) = outputs.try_recv() {
+                if let Output::Gone { position, why } = output {
+                    gone.insert(position, why);
+                }
+            }
+            if let Some(reason) = abort.reason.get() {
+                return Some(Err(ExchangeError::Aborted { reason: reason.clone() }));
+            }
+            let lagging: Vec<u32> = (0..place.world).filter(lags).collect();
+            if lagging.is_empty() {
+                return Some(Ok(()));
+            }
+            lagging.iter().find_map(|position| gone.get(position)).map(|why| Err(why.clone()))
+        })
+    }
+
+    /// All sum the same step, of the same parameters (X12).
+    fn check_alike(&self, step: Step, replica: Option<Fingerprint>) -> Result<(), ExchangeError> {
+        let Some(Shared { memory, ranks, .. }) = &self.shared else { return Ok(()) };
+        let told: Vec<_> =
+            (0..).zip(ranks).map(|(position, peer)| (*peer, memory.line(position).described())).collect();
+        let unexpected = |(peer, (theirs, compared)): &(RankId, (Step, Option<Fingerprint>))| {
+            let source = Unexpected { step: *theirs, part: Part::Sum, offset: 0, count: 0 };
+            let is_alike = *theirs == step && compared.is_some() == replica.is_some();
+            (!is_alike).then_some(ExchangeError::Refused { peer: *peer, source })
+        };
+        if let Some(refused) = told.iter().find_map(unexpected) {
+            return Err(refused);
+        }
+        if told.iter().all(|(_, (_, theirs))| *theirs == replica) {
+            return Ok(());
+        }
+        let replicas = told.into_iter().filter_map(|(peer, (_, theirs))| Some((peer, theirs?))).collect();
+        Err(ExchangeError::Differ { step, replicas })
     }
 
     /// The same sum at a rank that observes.
@@ -220,7 +342,9 @@ impl Exchange {
 
     /// Ends at once. The last complete sum, with its step, for those who lack it in the next generation; none where nobody can lack it.
     pub fn into_last_sum(mut self) -> Option<(Step, Bytes)> {
-        self.last.zip(self.sum.take().map(Buffer::share))
+        let shared = self.shared.as_ref().filter(|shared| shared.operations > 0);
+        let in_memory = shared.map(|shared| shared.memory.clone().share_sum(shared.operations));
+        self.last.zip(in_memory.or_else(|| self.sum.take().map(Buffer::share)))
     }
 
     fn check_open(&self, step: Step) -> Result<(), ExchangeError> {
@@ -252,6 +376,18 @@ impl Exchange {
                 Output::Aborted => {}
             }
         }
+    }
+}
+
+impl Shared {
+    /// This rank's chunk of the sum, from the partials of all. All have given, and nobody else writes there.
+    fn add(&mut self, operation: u64) {
+        let Self { memory, plan, folder, .. } = self;
+        let chunk = plan.chunk(plan.rank);
+        let partials = (0..plan.leaves.len()).map(|leaf| Cursor::of(as_bytes(&memory.partial(leaf)[chunk.clone()])));
+        let mut partials: Vec<Cursor<'_>> = partials.collect();
+        // SAFETY: chunks are disjoint (X5), and this one is this rank's.
+        folder.fold(&mut partials, unsafe { memory.sum_mut(operation, chunk) });
     }
 }
 

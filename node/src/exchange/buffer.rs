@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::memory::Memory;
 use super::sum::as_bytes;
 
 /// How often a taker looks again when a pool is exhausted.
@@ -31,7 +32,30 @@ pub struct Pool {
     left: usize,
 }
 
-struct Slab(Box<[UnsafeCell<f32>]>);
+enum Slab {
+    Own(Box<[UnsafeCell<f32>]>),
+    /// Where a rank's partial sum lies in the memory that its machine's ranks share.
+    Shared {
+        memory: Arc<Memory>,
+        leaf: usize,
+    },
+}
+
+impl Slab {
+    fn len(&self) -> usize {
+        match self {
+            Self::Own(cells) => cells.len(),
+            Self::Shared { memory, .. } => memory.values(),
+        }
+    }
+
+    fn ptr(&self) -> *mut f32 {
+        match self {
+            Self::Own(cells) => cells.as_ptr() as *mut f32,
+            Self::Shared { memory, leaf } => memory.partial_ptr(*leaf),
+        }
+    }
+}
 
 /// A range of a slab that is being sent.
 struct Frozen {
@@ -47,21 +71,29 @@ unsafe impl Send for Slab {}
 
 impl Buffer {
     pub fn new(values: usize) -> Self {
-        Self {
-            slab: Arc::new(Slab(std::iter::repeat_with(|| UnsafeCell::new(0.0)).take(values).collect())),
-            frozen: 0..0,
-        }
+        let cells = std::iter::repeat_with(|| UnsafeCell::new(0.0)).take(values).collect();
+        Self { slab: Arc::new(Slab::Own(cells)), frozen: 0..0 }
+    }
+
+    /// This rank's partial sum of this place among the leaves. One for each, and nobody else writes there (X13).
+    pub fn shared(memory: &Arc<Memory>, leaf: usize) -> Self {
+        Self { slab: Arc::new(Slab::Shared { memory: memory.clone(), leaf }), frozen: 0..0 }
+    }
+
+    /// Whether others read the values where they are made.
+    pub fn is_shared(&self) -> bool {
+        matches!(*self.slab, Slab::Shared { .. })
     }
 
     /// Values in the buffer.
     pub fn len(&self) -> usize {
-        self.slab.0.len()
+        self.slab.len()
     }
 
     /// All values.
     pub fn read(&self) -> &[f32] {
         // SAFETY: writing needs `&mut self`; frozen ranges are only read.
-        unsafe { std::slice::from_raw_parts(self.slab.0.as_ptr().cast(), self.len()) }
+        unsafe { std::slice::from_raw_parts(self.slab.ptr(), self.len()) }
     }
 
     /// A range to write. It must not be frozen.
@@ -70,7 +102,7 @@ impl Buffer {
         let apart = range.end <= self.frozen.start || self.frozen.end <= range.start;
         assert!(apart || self.frozen.is_empty(), "X2: {range:?} is being sent");
         // SAFETY: inside the slab, apart from what others read, and `&mut self` makes this the only writer.
-        unsafe { std::slice::from_raw_parts_mut(self.slab.0[range.start..].as_ptr() as *mut f32, range.len()) }
+        unsafe { std::slice::from_raw_parts_mut(self.slab.ptr().add(range.start), range.len()) }
     }
 
     /// The bytes of a range, shared with whoever sends them. Frozen ranges follow each other without a gap; one may be frozen again.
@@ -110,9 +142,8 @@ impl std::fmt::Debug for Buffer {
 
 impl AsRef<[u8]> for Frozen {
     fn as_ref(&self) -> &[u8] {
-        let cells = &self.slab.0[self.range.clone()];
-        // SAFETY: the range is frozen, so nobody writes it while this reader lives (X2).
-        as_bytes(unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), cells.len()) })
+        // SAFETY: inside the slab; the range is frozen, so nobody writes it while this reader lives (X2).
+        as_bytes(unsafe { std::slice::from_raw_parts(self.slab.ptr().add(self.range.start), self.range.len()) })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns the links' sending ends, and what became of each peer; the caller's side is all_reduce.rs.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::buffer::Buffer;
 use super::error::ExchangeError;
 use super::frame::Frame;
 use super::link::Link;
+use super::memory::Memory;
 use super::operation::{Operation, Outgoing};
 
 /// What happens, in the order in which each sender says it.
@@ -42,6 +44,22 @@ pub enum Output {
     Aborted,
 }
 
+/// The way to the caller, wherever it waits.
+#[derive(Clone)]
+pub struct Outlet {
+    pub outputs: Sender<Output>,
+    /// Where it waits for ranks of its machine.
+    pub memory: Option<Arc<Memory>>,
+}
+
+impl Outlet {
+    /// Nobody listens any more once the exchange is dropped.
+    pub fn tell(&self, output: Output) {
+        let _ = self.outputs.send(output);
+        self.memory.iter().for_each(|memory| memory.ring());
+    }
+}
+
 pub struct Driver {
     operation: Operation,
     /// By place in the generation.
@@ -51,25 +69,21 @@ pub struct Driver {
     /// Frames of the next operation, from peers that were faster. At most a receive window a peer.
     early: VecDeque<(u32, Frame)>,
     gone: BTreeMap<u32, ExchangeError>,
-    outputs: Sender<Output>,
+    outlet: Outlet,
 }
 
 impl Driver {
-    pub fn new(
-        operation: Operation,
-        (peers, links): (Vec<RankId>, Vec<Option<Link>>),
-        outputs: Sender<Output>,
-    ) -> Self {
-        Self { operation, peers, links, early: VecDeque::new(), gone: BTreeMap::new(), outputs }
+    pub fn new(operation: Operation, (peers, links): (Vec<RankId>, Vec<Option<Link>>), outlet: Outlet) -> Self {
+        Self { operation, peers, links, early: VecDeque::new(), gone: BTreeMap::new(), outlet }
     }
 
     /// Runs until the exchange is dropped.
     pub async fn run(mut self, mut inputs: UnboundedReceiver<Input>) {
         while let Some(input) = inputs.recv().await {
             if let Err(error) = self.take(input) {
-                self.tell(Output::Failed(error));
+                self.outlet.tell(Output::Failed(error));
             } else if let Some(sum) = self.operation.take_complete() {
-                self.tell(Output::Complete(sum));
+                self.outlet.tell(Output::Complete(sum));
             }
         }
     }
@@ -123,13 +137,8 @@ impl Driver {
             return Ok(());
         }
         self.gone.insert(position, why.clone());
-        self.tell(Output::Gone { position, why: why.clone() });
+        self.outlet.tell(Output::Gone { position, why: why.clone() });
         if self.operation.is_active() && self.operation.is_owed_by(position) { Err(why) } else { Ok(()) }
-    }
-
-    /// Nobody listens any more once the exchange is dropped.
-    fn tell(&self, output: Output) {
-        let _ = self.outputs.send(output);
     }
 }
 

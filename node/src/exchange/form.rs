@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use stoke_protocol::ids::{Step, Term};
-use stoke_protocol::message::peer::{Part, Restores, ShardSet, Standing, TensorHeader};
+use stoke_protocol::message::peer::{Machine, Part, Restores, ShardSet, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
 use tokio::time::Instant;
@@ -19,8 +20,10 @@ use super::all_reduce::{Exchange, Place, Shape};
 use super::buffer::Buffer;
 use super::error::ExchangeError;
 use super::link::read_values;
+use super::machine::{self, Open};
+use super::memory::{Layout, Memory};
 use super::mesh::{CONNECT_MAX, Mesh, Pair};
-use super::plan::PIECE_VALUES_MAX;
+use super::plan::{PIECE_VALUES_MAX, Plan};
 use super::sum::VALUE_BYTES;
 
 /// Where this rank stands, and what it can give.
@@ -103,6 +106,28 @@ impl Standings {
         self.of(position).is_some_and(|standing| standing.step != Some(self.step)) && !self.lacks_sum(position)
     }
 
+    /// Memory for all, if all are on one machine. Everybody comes to the same answer (V1).
+    async fn share(&self, place: Place, open: Option<Open>, plan: &Plan) -> Option<Memory> {
+        let first = self.of(0)?;
+        let machine = first.machine?;
+        let layout = Layout::of(plan)?;
+        let (door, others) = (first.door?, self.at.len() - 1);
+        if self.at.values().any(|standing| standing.machine != Some(machine)) {
+            return None;
+        }
+        let shared = match open {
+            Some(open) => open.give(layout, others).await,
+            None => machine::take(&door, layout).await,
+        };
+        match shared {
+            Ok(memory) => Some(memory),
+            Err(error) => {
+                tracing::info!(position = place.position, %error, "no memory is shared: the exchange goes over the network");
+                None
+            }
+        }
+    }
+
     /// Members that have the state, this step's or the one before.
     fn givers(&self) -> impl Iterator<Item = u32> {
         (0..self.world).filter(|member| !self.lacks_state(*member))
@@ -117,14 +142,24 @@ impl Mesh {
         let term = membership.term();
         self.enter(term);
         let (place, others) = self.place(membership)?;
-        let standing =
-            Standing { term, step: own.step, has_sum: own.sum.is_some(), restores: own.restores, files: None };
+        let plan = Plan::new(shape.values, shape.lanes, (place.world, place.observers), place.position);
+        let open = self.may_share(place).filter(|_| place.position == 0).and_then(|_| Open::new().ok());
+        let standing = Standing {
+            term,
+            step: own.step,
+            has_sum: own.sum.is_some(),
+            restores: own.restores,
+            files: None,
+            machine: self.may_share(place),
+            door: open.as_ref().map(|open| open.door),
+        };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |(position, peer): (u32, Member)| async move {
             Ok::<_, ExchangeError>((position, self.meet(&peer, standing, deadline).await?))
         };
         let mut pairs = try_join_all(others.into_iter().map(meet)).await?;
         let standings = self.standings((place, standing), &pairs)?;
+        let memory = standings.share(place, open, &plan).await.map(Arc::new);
         let catch_up = if standings.lacks_sum(place.position) {
             Some(self.take_over(term, &standings, shape, &mut pairs).await?)
         } else {
@@ -138,8 +173,13 @@ impl Mesh {
         let Standings { step, readers, .. } = standings;
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
-        let exchange = Exchange::new(self.io(), named, pairs, (shape, place), self.counters().clone());
+        let exchange = Exchange::new(self.io(), named, pairs, (plan, place), (memory, self.counters().clone()));
         Ok(Formed { exchange, step, catch_up, lacking, gives, readers })
+    }
+
+    /// The machine of this rank, where its generation may exchange through memory. Ranks that join have not the time of the members.
+    fn may_share(&self, place: Place) -> Option<Machine> {
+        machine::here().filter(|_| self.shares_memory() && place.world > 1 && place.observers == 0)
     }
 
     /// This rank's place, and those that it meets, with theirs.

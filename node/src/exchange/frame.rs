@@ -42,7 +42,12 @@ impl Rope {
     }
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    /// Over values that lie in one piece.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        Self { head: bytes, rest: [].iter() }
+    }
+
     /// `out[i] = next[i]`
     pub fn copy_to(&mut self, out: &mut [f32]) {
         self.read(out, copy_bytes);

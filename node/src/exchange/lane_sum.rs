@@ -5,11 +5,13 @@
 //! X4: a lane gives each value of the flat vector exactly once (the count is checked).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use stoke_protocol::lanes::{self, Fold, Subtree};
 
 use super::buffer::{Buffer, Pool};
+use super::memory::Memory;
 use super::sum::add;
 
 /// Values that are summed through the tree at a time: 16 KiB stay in the first-level cache while up to `log2(lanes)` buffers are added.
@@ -28,6 +30,8 @@ pub struct LaneSums {
     /// For each owned lane: how many sums it completes, i.e. the `Add`s that follow its `Push`; and the subtree, if it completes one.
     script: Vec<Completes>,
     pool: Pool,
+    /// Where the sums of the subtrees are made, from this leaf on, if others read them there.
+    shared: Option<(Arc<Memory>, usize)>,
     /// Sums that wait for their right neighbours, outermost first.
     open: Vec<Buffer>,
     partials: Vec<Partial>,
@@ -62,11 +66,18 @@ impl LaneSums {
             owned,
             script,
             pool: Pool::new(values, 2 * (partials + depth)),
+            shared: None,
             open: Vec::with_capacity(depth),
             partials: Vec::with_capacity(partials),
             lane: Lane::Idle,
             scratch: vec![0.0; BLOCK_VALUES].into(),
         }
+    }
+
+    /// The same, with the sums of the subtrees made where others read them, from this leaf on: they have read them before the next step begins (X13).
+    pub(super) fn within(memory: Arc<Memory>, first: usize, lanes: u32, owned: Range<u32>) -> Self {
+        let sums = Self::new(memory.values(), lanes, owned);
+        Self { shared: Some((memory, first)), ..sums }
     }
 
     /// Values of the summed vector.
@@ -83,8 +94,7 @@ impl LaneSums {
     pub fn begin(&mut self, lane: u32) {
         if lane == self.owned.start {
             // Also after a step that was given up halfway.
-            self.partials.drain(..).for_each(|partial| self.pool.put(partial.values));
-            self.open.drain(..).for_each(|buffer| self.pool.put(buffer));
+            self.take_back();
         } else {
             let Lane::Begun { lane: last, missing } = self.lane else {
                 panic!("X3: lane {lane} before lane {}", self.owned.start)
@@ -96,9 +106,18 @@ impl LaneSums {
         assert!(self.owned.contains(&lane), "X3: lane {lane} is not of {:?}", self.owned);
         self.lane = Lane::Begun { lane, missing: self.values };
         if self.completes(lane).sums == 0 {
-            let fresh = self.pool.take();
+            // The outermost sum of a subtree is the subtree's.
+            let place = self.shared.as_ref().filter(|_| self.open.is_empty());
+            let place = place.map(|(memory, first)| Buffer::shared(memory, first + self.partials.len()));
+            let fresh = place.unwrap_or_else(|| self.pool.take());
             self.open.push(fresh);
         }
+    }
+
+    /// The buffers of the last step, and of one that was given up halfway.
+    fn take_back(&mut self) {
+        let spent = self.partials.drain(..).map(|partial| partial.values).chain(self.open.drain(..));
+        spent.filter(|buffer| !buffer.is_shared()).for_each(|buffer| self.pool.put(buffer));
     }
 
     /// Gives values of the current lane, starting at `offset`. Pieces may come in any order; together they cover the vector once.

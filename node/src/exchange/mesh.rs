@@ -42,6 +42,7 @@ pub struct Mesh {
     shared: Arc<Shared>,
     address: SocketAddr,
     accepting: AbortHandle,
+    shares_memory: bool,
 }
 
 struct Shared {
@@ -105,7 +106,18 @@ impl Mesh {
         let (counters, door) = (Arc::default(), Mutex::default());
         let shared = Arc::new(Shared { endpoint, own, counters, known, changed, door });
         let accepting = shared.endpoint.io().spawn(shared.clone().accept()).abort_handle();
-        Ok(Self { shared, address, accepting })
+        Ok(Self { shared, address, accepting, shares_memory: true })
+    }
+
+    /// Exchanges over the network with ranks of the same machine too.
+    pub fn without_memory(self) -> Self {
+        let mut mesh = self;
+        mesh.shares_memory = false;
+        mesh
+    }
+
+    pub(super) fn shares_memory(&self) -> bool {
+        self.shares_memory
     }
 
     /// Where peers reach this rank.

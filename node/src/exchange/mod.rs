@@ -9,6 +9,8 @@ mod form;
 mod frame;
 mod lane_sum;
 mod link;
+mod machine;
+mod memory;
 mod mesh;
 mod operation;
 mod plan;

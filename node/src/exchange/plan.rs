@@ -31,6 +31,7 @@ const PIECES_MIN: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub values: usize,
+    pub lanes: u32,
     pub world: u32,
     pub observers: u32,
     pub rank: u32,
@@ -59,7 +60,7 @@ impl Plan {
         let largest = (FOLD_VALUES_MAX / world as usize).clamp(PIECE_VALUES_MIN, PIECE_VALUES_MAX);
         let piece = (values / world as usize / PIECES_MIN).clamp(PIECE_VALUES_MIN, largest);
         let piece = piece.next_multiple_of(ALIGNMENT_VALUES);
-        Self { values, world, observers, rank, piece, leaves, leaves_of, fold }
+        Self { values, lanes, world, observers, rank, piece, leaves, leaves_of, fold }
     }
 
     /// The values whose sum `rank` computes; none for an observer.

@@ -16,18 +16,21 @@ use stoke_protocol::transport::{Bind, Endpoint, Io, Settings};
 use super::sum::add;
 use super::*;
 
+mod in_memory;
+
 const HOUR: Duration = Duration::from_secs(3600);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 struct Cluster {
     authority: Authority,
     io: Io,
+    memory: bool,
 }
 
 impl Cluster {
     fn new() -> Self {
         let authority = Authority::in_memory(ClusterId([7; 16])).unwrap();
-        Self { authority, io: Io::thread("stoke-test-net").unwrap() }
+        Self { authority, io: Io::thread("stoke-test-net").unwrap(), memory: false }
     }
 
     fn credentials(&self, generation: u64, rank: u32) -> Credentials {
@@ -36,7 +39,8 @@ impl Cluster {
     }
 
     fn mesh(&self, generation: u64, rank: u32) -> Mesh {
-        Mesh::bind(&self.io, LOOPBACK, self.credentials(generation, rank)).unwrap()
+        let mesh = Mesh::bind(&self.io, LOOPBACK, self.credentials(generation, rank)).unwrap();
+        if self.memory { mesh } else { mesh.without_memory() }
     }
 
     /// A gang: every rank has done no step.
@@ -327,7 +331,15 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     // A rank that was replaced speaks of its own generation still.
     let replaced = dial(1, 1);
     let mut stream = runtime.block_on(replaced.open_bulk()).unwrap();
-    let standing = Standing { term: term(4), step: Some(Step(3)), has_sum: false, restores: None, files: None };
+    let standing = Standing {
+        term: term(4),
+        step: Some(Step(3)),
+        has_sum: false,
+        restores: None,
+        files: None,
+        machine: None,
+        door: None,
+    };
     runtime.block_on(stream.write_header(&Opening::Exchange(standing))).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while exchange.stats().stale_refused < 2 && Instant::now() < deadline {
@@ -356,7 +368,15 @@ fn a_frame_of_another_generation_ends_the_link() {
         purpose: Purpose::Train,
         restarts: 0,
     };
-    let standing = Standing { term: term(2), step: Some(Step(0)), has_sum: false, restores: None, files: None };
+    let standing = Standing {
+        term: term(2),
+        step: Some(Step(0)),
+        has_sum: false,
+        restores: None,
+        files: None,
+        machine: None,
+        door: None,
+    };
     let (_connection, mut stream, formed) = runtime.block_on(async {
         let connected = async {
             let connection = zero.connect(one.address(), &to_one).await.unwrap();

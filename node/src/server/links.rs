@@ -65,7 +65,15 @@ impl Links {
     ) -> Result<Self, Gone> {
         let term = membership.term();
         mesh.enter(term);
-        let standing = Standing { term, step: None, has_sum: false, restores: None, files: Some(files) };
+        let standing = Standing {
+            term,
+            step: None,
+            has_sum: false,
+            restores: None,
+            files: Some(files),
+            machine: None,
+            door: None,
+        };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |rank: u32| async move {
             let member = membership.members[rank as usize];

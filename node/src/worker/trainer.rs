@@ -13,7 +13,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Train, Trainers};
 use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
-use stoke_protocol::lanes;
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
     Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank, StepTimes,
@@ -270,9 +269,7 @@ impl Trainer {
             exchange.finish();
             return Ok(());
         }
-        let values = self.tail.values();
-        let owned = lanes::assign(work.spec.training().lanes, place.world)[place.position as usize].clone();
-        let mut sums = LaneSums::new(values, work.spec.training().lanes, owned);
+        let mut sums = exchange.lane_sums();
         while self.step < self.plan.steps {
             let all_told = self.step(generation, exchange, &mut sums, &work.orders)?;
             let lanes = sums.owned().len() as u32;

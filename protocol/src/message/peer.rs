@@ -54,6 +54,28 @@ pub struct Standing {
     pub restores: Option<Restores>,
     /// Of a rank that serves: of the model's files.
     pub files: Option<Fingerprint>,
+    /// Where it is, if it would exchange through memory with ranks that are there too.
+    pub machine: Option<Machine>,
+    /// Of the first rank of a generation: where those of its machine get the memory.
+    pub door: Option<Door>,
+}
+
+/// Equal for two ranks that can hand each other memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Machine(pub [u8; 16]);
+
+/// An abstract socket of Unix, and what opens it.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Door {
+    pub name: [u8; 16],
+    pub cookie: [u8; 16],
+}
+
+/// The cookie is no one's business (I35).
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a door")
+    }
 }
 
 /// What a rank that begins with a checkpoint knows of it before any shard is read.
