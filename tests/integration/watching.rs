@@ -168,11 +168,9 @@ fn every_panel_has_data_while_a_cluster_works_and_a_silent_node_is_an_alert() {
     let gateway = served.gateways[0].trim_start_matches("http://").to_owned();
     cluster.submit(1_000_000, &["--ranks", "1", "--set", "checkpoint.every=20"]);
     // One that plays elsewhere, and is behind: panels for that have data too.
-    let sets = ["rl.total_steps=1000000000", "rl.algorithm=impala", "resources.rollouts=1"];
-    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let sets = ["--set", "rl.total_steps=1000000000", "--set", "rl.algorithm=impala", "--set", "resources.rollouts=1"];
     let learning = spec("ppo-cartpole.toml");
-    let submit = ["submit", learning.to_str().expect("UTF-8"), "--ranks", "1"].into_iter().chain(sets);
-    cluster.json(&submit.collect::<Vec<&str>>());
+    cluster.json(&[&["submit", learning.to_str().expect("UTF-8"), "--ranks", "1"][..], &sets].concat());
     let folder = tempfile::tempdir().expect("a temporary folder");
     let watch = Watch::start(folder.path(), &coordinator, &gateway);
     poll("a first scrape", || watch.series("stoke_job_step").filter(|series| *series > 0));
