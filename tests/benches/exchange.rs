@@ -1,5 +1,6 @@
-//! All-reduce of 1, 16 and 100 MiB over 2 and 4 rank processes on this machine: ours (QUIC, mutual TLS, fixed tree order) against PyTorch's
-//! gloo (plain TCP), taking turns in the same run. Prints medians and ratios; checks every sum.
+//! All-reduce of 1, 16 and 100 MiB over 2 and 4 rank processes on this machine: ours (fixed tree order; through memory, as ranks of one machine do, and
+//! over the network as if they were on several: QUIC, mutual TLS) against PyTorch's gloo (plain TCP), taking turns in the same run. Prints medians
+//! and ratios; checks every sum.
 //!
 //! `cargo bench -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
 //! Numbers separated by commas replace the defaults: STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side has its
@@ -15,7 +16,6 @@ use std::time::{Duration, Instant};
 use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State};
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
-use stoke_protocol::lanes;
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::Io;
 
@@ -24,6 +24,8 @@ use stoke_protocol::transport::Io;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROLE: &str = "STOKE_BENCH_EXCHANGE_ROLE";
+const LINK: &str = "STOKE_BENCH_EXCHANGE_LINK";
+const LINKS: [&str; 2] = ["memory", "network"];
 const LANES: u32 = 8;
 const MIB: usize = 1024 * 1024;
 const SIZES_MIB: [usize; 3] = [1, 16, 100];
@@ -38,16 +40,18 @@ fn main() {
     let sizes: Vec<usize> = numbers_of("STOKE_BENCH_MIB", &SIZES_MIB).into_iter().map(|mib| mib * MIB).collect();
     println!("all-reduce of f32 between processes of one machine ({} cores), medians of the slowest rank", cores());
     println!(
-        "{:>5} {:>8} | {:>9} {:>9} {:>8} | {:>9} {:>9} {:>8} | {:>5} {:>5}",
-        "ranks", "MiB", "ours ms", "best", "CPU ms", "gloo ms", "best", "CPU ms", "time", "CPU"
+        "{:>7} {:>5} {:>8} | {:>9} {:>9} {:>8} | {:>9} {:>9} {:>8} | {:>5} {:>5}",
+        "link", "ranks", "MiB", "ours ms", "best", "CPU ms", "gloo ms", "best", "CPU ms", "time", "CPU"
     );
     for world in numbers_of("STOKE_BENCH_RANKS", &WORLDS) {
         let world = world as u32;
-        let dir = tempfile::tempdir().expect("make a temporary folder");
-        let mut ours = start_ours(world, dir.path());
-        let mut gloo = start_gloo(world);
-        for bytes in &sizes {
-            compare(world, *bytes, turns, &mut ours, gloo.as_mut());
+        for link in LINKS {
+            let dir = tempfile::tempdir().expect("make a temporary folder");
+            let mut ours = start_ours(world, dir.path(), link);
+            let mut gloo = start_gloo(world);
+            for bytes in &sizes {
+                compare((link, world), *bytes, turns, &mut ours, gloo.as_mut());
+            }
         }
     }
 }
@@ -74,7 +78,7 @@ struct Measured {
     cpu: Vec<f64>,
 }
 
-fn compare(world: u32, bytes: usize, turns: usize, ours: &mut Group, mut gloo: Option<&mut Group>) {
+fn compare((link, world): (&str, u32), bytes: usize, turns: usize, ours: &mut Group, mut gloo: Option<&mut Group>) {
     let rounds = (200 * MIB / bytes).clamp(4, 40);
     let (mut us, mut them) = (Measured::default(), Measured::default());
     for turn in 0..=turns {
@@ -87,7 +91,7 @@ fn compare(world: u32, bytes: usize, turns: usize, ours: &mut Group, mut gloo: O
         }
     }
     let (our_time, our_cpu) = (median(&mut us.seconds), median(&mut us.cpu));
-    let row = format!("{world:>5} {:>8} | {} {:>8.1}", bytes / MIB, times(&us.seconds), our_cpu * 1e3);
+    let row = format!("{link:>7} {world:>5} {:>8} | {} {:>8.1}", bytes / MIB, times(&us.seconds), our_cpu * 1e3);
     if them.seconds.is_empty() {
         println!("{row} |");
         return;
@@ -159,7 +163,7 @@ impl Drop for Process {
     }
 }
 
-fn start_ours(world: u32, dir: &Path) -> Group {
+fn start_ours(world: u32, dir: &Path, link: &str) -> Group {
     let authority = Authority::in_memory(ClusterId([1; 16])).expect("make an authority");
     let start = |rank: u32| {
         let dir = dir.join(rank.to_string());
@@ -167,7 +171,7 @@ fn start_ours(world: u32, dir: &Path) -> Group {
         let credentials = authority.credentials(&subject, Duration::from_secs(86_400)).expect("issue");
         credentials.save(&dir).expect("save credentials");
         let binary = env::current_exe().expect("this binary");
-        Process::start(Command::new(binary).env(ROLE, dir)).expect("start a rank")
+        Process::start(Command::new(binary).env(ROLE, dir).env(LINK, link)).expect("start a rank")
     };
     let mut group = Group((0..world).map(start).collect());
     let addresses: Vec<String> = group.0.iter_mut().map(Process::line).collect();
@@ -202,10 +206,13 @@ fn start_gloo(world: u32) -> Option<Group> {
 /// training job has.
 fn rank(dir: &Path) {
     let credentials = Credentials::load(dir).expect("load credentials");
-    let Subject::Rank { rank, .. } = credentials.identity().subject else { panic!("a rank's credentials") };
     let io = Io::thread("stoke-net").expect("start the network thread");
-    let meshes: Vec<Mesh> =
-        (0..SIZES_MAX).map(|_| Mesh::bind(&io, LOOPBACK, credentials.clone()).expect("bind")).collect();
+    let over_network = env::var(LINK).is_ok_and(|link| link == "network");
+    let bind = || {
+        let mesh = Mesh::bind(&io, LOOPBACK, credentials.clone()).expect("bind");
+        if over_network { mesh.without_memory() } else { mesh }
+    };
+    let meshes: Vec<Mesh> = (0..SIZES_MAX).map(|_| bind()).collect();
     let addresses: Vec<String> = meshes.iter().map(|mesh| mesh.address().to_string()).collect();
     println!("{}", addresses.join(","));
     let mut lines = std::io::stdin().lines().map(|line| line.expect("read stdin"));
@@ -221,7 +228,7 @@ fn rank(dir: &Path) {
                 exchange.finish();
             }
             let (index, mesh) = endpoints.next().expect("an endpoint for each size");
-            open = Some(connect(bytes, rank, mesh, members(&all, index)));
+            open = Some(connect(bytes, mesh, members(&all, index)));
         }
         let (.., exchange, sums) = open.as_mut().expect("opened above");
         println!("{}", rounds_of(exchange, sums, rounds, &mut step));
@@ -234,10 +241,9 @@ fn rank(dir: &Path) {
 /// Endpoints that a rank binds before it knows how many sizes will be asked for.
 const SIZES_MAX: usize = 8;
 
-fn connect(bytes: usize, rank: Rank, mesh: Mesh, members: Vec<Member>) -> (usize, Mesh, Exchange, LaneSums) {
+fn connect(bytes: usize, mesh: Mesh, members: Vec<Member>) -> (usize, Mesh, Exchange, LaneSums) {
     let shape = Shape { values: bytes / 4, lanes: LANES };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let owned = lanes::assign(LANES, members.len() as u32)[rank.0 as usize].clone();
     let (members, joining) = (members.into(), Vec::new().into());
     let membership = Membership {
         generation: Generation(1),
@@ -250,8 +256,8 @@ fn connect(bytes: usize, rank: Rank, mesh: Mesh, members: Vec<Member>) -> (usize
     };
     let begun = State { step: Some(Step(0)), sum: None, restores: None };
     let exchange = runtime.block_on(mesh.form(&membership, begun, shape)).expect("connect").exchange;
-    let mut sums = LaneSums::new(shape.values, LANES, owned.clone());
-    for lane in owned {
+    let mut sums = exchange.lane_sums();
+    for lane in sums.owned() {
         sums.begin(lane);
         sums.push(0, &vec![lane as f32 + 1.0; shape.values]);
     }

@@ -215,7 +215,7 @@ impl Exchange {
         }
     }
 
-    /// Gives the partials, adds the own chunk of everybody's, and waits until all have added theirs (X13). The number of the operation, whose sum is
+    /// Gives the partials, adds the own chunk of everybody's, and waits until all have added theirs (X14). The number of the operation, whose sum is
     /// in memory then.
     fn sum_in_memory(
         &mut self,
@@ -223,7 +223,7 @@ impl Exchange {
         sums: &mut LaneSums,
         replica: Option<Fingerprint>,
     ) -> Result<u64, ExchangeError> {
-        let shared = self.shared.as_ref().expect("X13: called where memory is shared");
+        let shared = self.shared.as_ref().expect("X14: called where memory is shared");
         let (memory, position, operation) = (shared.memory.clone(), self.place.position, shared.operations + 1);
         for (partial, leaf) in sums.finish().iter().zip(shared.plan.leaves_of(position)) {
             if !partial.values.is_shared() {
@@ -236,7 +236,7 @@ impl Exchange {
         memory.ring();
         self.wait_for(&memory, |line| &line.given, operation)?;
         self.check_alike(step, replica)?;
-        let shared = self.shared.as_mut().expect("X13: called where memory is shared");
+        let shared = self.shared.as_mut().expect("X14: called where memory is shared");
         shared.add(operation);
         line.added.store(operation, Ordering::Release);
         memory.ring();

@@ -75,7 +75,7 @@ impl Buffer {
         Self { slab: Arc::new(Slab::Own(cells)), frozen: 0..0 }
     }
 
-    /// This rank's partial sum of this place among the leaves. One for each, and nobody else writes there (X13).
+    /// This rank's partial sum of this place among the leaves. One for each, and nobody else writes there (X14).
     pub fn shared(memory: &Arc<Memory>, leaf: usize) -> Self {
         Self { slab: Arc::new(Slab::Shared { memory: memory.clone(), leaf }), frozen: 0..0 }
     }

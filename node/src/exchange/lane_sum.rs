@@ -74,7 +74,7 @@ impl LaneSums {
         }
     }
 
-    /// The same, with the sums of the subtrees made where others read them, from this leaf on: they have read them before the next step begins (X13).
+    /// The same, with the sums of the subtrees made where others read them, from this leaf on: they have read them before the next step begins (X14).
     pub(super) fn within(memory: Arc<Memory>, first: usize, lanes: u32, owned: Range<u32>) -> Self {
         let sums = Self::new(memory.values(), lanes, owned);
         Self { shared: Some((memory, first)), ..sums }

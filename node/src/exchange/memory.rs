@@ -1,9 +1,9 @@
 //! Memory that the ranks of one machine share for a generation. Each rank's partial sums lie there; each adds its own chunk from everybody's, where
 //! all read the whole sum: nothing is copied. Owns the layout, the counters and the waiting; whose turn it is is `all_reduce.rs`.
 //!
-//! X13: what a rank writes others read only after it has counted it: `given` when its partials of an operation are whole, `added` when its chunk
+//! X14: what a rank writes others read only after it has counted it: `given` when its partials of an operation are whole, `added` when its chunk
 //! of the sum is. Partials are written again after everybody has added; a sum two operations later, after everybody who reads it has given again.
-//! X14: nothing that others write here is trusted beyond numbers: counters only end waits, and no length or place comes from the memory.
+//! X15: nothing that others write here is trusted beyond numbers: counters only end waits, and no length or place comes from the memory.
 
 use std::fs::File;
 use std::io;
@@ -100,7 +100,7 @@ impl Memory {
     }
 
     pub fn line(&self, position: u32) -> &Line {
-        assert!((position as usize) < self.layout.world, "X14: place {position} of {}", self.layout.world);
+        assert!((position as usize) < self.layout.world, "X15: place {position} of {}", self.layout.world);
         // SAFETY: inside the mapping, aligned to a line; atomics may have any bits, and are what others write there too.
         unsafe { &*self.map.as_mut_ptr().add(LINE * (1 + position as usize)).cast() }
     }
@@ -137,18 +137,18 @@ impl Memory {
             let _ = futex::wait(&bell.rung, futex::Flags::empty(), rung, Some(&SLEEP_MAX));
             bell.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
-        unreachable!("X13: the looks do not end")
+        unreachable!("X14: the looks do not end")
     }
 
     /// A rank's partial sum, which lies at this place among the leaves.
     pub fn partial(&self, leaf: usize) -> &[f32] {
-        // SAFETY: inside the mapping; read when its rank has given it, and that rank writes it no more before all have added (X13).
+        // SAFETY: inside the mapping; read when its rank has given it, and that rank writes it no more before all have added (X14).
         unsafe { std::slice::from_raw_parts(self.partial_ptr(leaf), self.layout.values) }
     }
 
     /// Where that rank writes it.
     pub fn partial_ptr(&self, leaf: usize) -> *mut f32 {
-        assert!(leaf < self.layout.leaves, "X14: leaf {leaf} of {}", self.layout.leaves);
+        assert!(leaf < self.layout.leaves, "X15: leaf {leaf} of {}", self.layout.leaves);
         self.vector(SUMS + leaf)
     }
 
@@ -158,7 +158,7 @@ impl Memory {
 
     /// The sum of an operation.
     pub fn sum(&self, operation: u64) -> &[f32] {
-        // SAFETY: inside the mapping; read when all have added, and written again two operations later (X13).
+        // SAFETY: inside the mapping; read when all have added, and written again two operations later (X14).
         unsafe { std::slice::from_raw_parts(self.sum_ptr(operation), self.layout.values) }
     }
 
@@ -170,10 +170,10 @@ impl Memory {
     /// The part of a sum that this rank makes.
     ///
     /// # Safety
-    /// Nobody else has the range: it is of the caller's own chunk, and everybody has given for this operation (X13).
+    /// Nobody else has the range: it is of the caller's own chunk, and everybody has given for this operation (X14).
     #[expect(clippy::mut_from_ref, reason = "the memory is many processes', and the protocol says who writes where")]
     pub unsafe fn sum_mut(&self, operation: u64, range: Range<usize>) -> &mut [f32] {
-        assert!(range.start <= range.end && range.end <= self.layout.values, "X14: {range:?}");
+        assert!(range.start <= range.end && range.end <= self.layout.values, "X15: {range:?}");
         // SAFETY: inside the mapping; alone, as the caller says.
         unsafe { std::slice::from_raw_parts_mut(self.sum_ptr(operation).add(range.start), range.len()) }
     }
