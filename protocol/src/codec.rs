@@ -3,14 +3,17 @@
 //!
 //! A payload is one version byte, then the message. On a stream each payload is preceded by its length as a little-endian u32 (transport.rs).
 //!
-//! I31: decoding n bytes allocates at most 2n + 64 KiB and never panics. Strings and byte strings are bounded by the decode limit (the
-//! smallest power of two that holds the frame), sequences by the budget of [`crate::list::List`]; a plain `Vec` of anything but bytes does
-//! not belong in a wire message.
+//! I31: decoding n bytes allocates at most 2n + 64 KiB and never panics. Strings and byte strings are copied when they were found in the frame
+//! (`borrowed.rs`), sequences are bounded by the budget of [`crate::list::List`]; a plain `Vec` of anything but bytes does not belong in a wire
+//! message. A limit of bincode's own would not do: it counts eight bytes for a number that takes one.
 
-use bincode::config::{Configuration, LittleEndian, Varint};
+use std::marker::PhantomData;
+
 use bincode::error::{DecodeError, EncodeError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::borrowed::Borrowed;
 
 /// Grows with any change of any message: peers of another version are told so and refused, not misread.
 pub const PROTOCOL_VERSION: u8 = 6;
@@ -101,25 +104,10 @@ pub fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
 }
 
 fn decode_within<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
-    let budget = 2 * body.len() + SLACK_BYTES;
-    let decoded = crate::list::with_budget(budget, || match body.len() {
-        0..=65_536 => read(body, bincode::config::standard().with_limit::<65_536>()),
-        65_537..=131_072 => read(body, bincode::config::standard().with_limit::<131_072>()),
-        131_073..=262_144 => read(body, bincode::config::standard().with_limit::<262_144>()),
-        262_145..=524_288 => read(body, bincode::config::standard().with_limit::<524_288>()),
-        524_289..=1_048_576 => read(body, bincode::config::standard().with_limit::<1_048_576>()),
-        1_048_577..=4_194_304 => read(body, bincode::config::standard().with_limit::<4_194_304>()),
-        _ => read(body, bincode::config::standard().with_limit::<16_777_216>()),
-    });
+    let decode = || bincode::serde::seed_decode_from_slice(Borrowed(PhantomData), body, bincode::config::standard());
+    let decoded = crate::list::with_budget(2 * body.len() + SLACK_BYTES, decode);
     let (message, used) = decoded.map_err(|error| CodecError::Malformed(Box::new(error)))?;
     whole(message, body.len() - used)
-}
-
-fn read<T: DeserializeOwned, const N: usize>(
-    body: &[u8],
-    config: Configuration<LittleEndian, Varint, bincode::config::Limit<N>>,
-) -> Result<(T, usize), DecodeError> {
-    bincode::serde::decode_from_slice(body, config)
 }
 
 fn whole<T>(message: T, rest: usize) -> Result<T, CodecError> {
@@ -164,6 +152,20 @@ mod tests {
         let narrow: List<u64> = (0..2_000).collect();
         let payload = encode(&narrow, FrameCap::Control).unwrap();
         assert_eq!(decode::<List<u64>>(&payload, FrameCap::Control).unwrap(), narrow);
+    }
+
+    #[test]
+    fn frames_of_every_size_are_read_as_they_were_written() {
+        // Short texts have more of their lengths in a frame, and small numbers take less there than in memory.
+        for count in (1..2_000).step_by(7) {
+            let texts: Vec<(String, u64)> = (0..count).map(|index| ("x".repeat(index % 100), index as u64)).collect();
+            let payload = encode(&List::from(texts.clone()), FrameCap::Request).unwrap();
+            assert_eq!(decode::<List<(String, u64)>>(&payload, FrameCap::Request).unwrap().0, texts);
+        }
+        for bytes in (60_000..70_000).step_by(13).chain([131_072, 262_143]) {
+            let payload = encode(&List::from(vec![7u8; bytes]), FrameCap::Request).unwrap();
+            assert_eq!(decode::<List<u8>>(&payload, FrameCap::Request).unwrap().len(), bytes);
+        }
     }
 
     #[test]

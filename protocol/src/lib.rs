@@ -1,5 +1,6 @@
 //! What is said on the wire and how it is carried. Wiring only.
 
+mod borrowed;
 pub mod codec;
 pub mod exposition;
 pub mod identity;

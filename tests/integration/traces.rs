@@ -99,6 +99,10 @@ fn a_job_is_a_trace_of_what_it_waited_for_and_where_its_steps_spent_their_time()
     // Both ranks tell the same steps of the first generation, and where their time went.
     let generations = named(&spans, "generation");
     assert!(generations.len() >= 2, "{generations:#?}");
+    let lost = |generation: &&&Value| generation["status"] == "STATUS_CODE_ERROR";
+    let why = generations.iter().filter(lost).map(|generation| text(&generation["message"])).collect::<Vec<_>>();
+    assert!(why.len() == 1 && why[0].contains("was killed by signal 9"), "{generations:#?}");
+    assert!(spans.iter().all(|span| span["attributes"]["stoke.job.id"] == job), "every span names its job");
     let mut told: BTreeMap<(u64, u64), BTreeSet<u64>> = BTreeMap::new();
     for step in named(&spans, "step") {
         let number = |name: &str| step["attributes"][name].as_u64().expect("a number");

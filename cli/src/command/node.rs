@@ -247,6 +247,13 @@ fn must_have_identity(config: &Config) -> Result<(), Failure> {
     let failure = match Credentials::load(&agent::identity_dir(&config.dir)) {
         Ok(present) if !present.has_ended() => return Ok(()),
         Ok(_) => Failure::new(Exit::Denied, "this machine was away for longer than its certificate lives".to_owned()),
+        Err(error) if agent::identity_dir(&config.dir).exists() => {
+            let failure = Failure::from_error(Exit::Denied, error);
+            return Err(failure.help(format!(
+                "mend {0}, or remove it and start this with --join TOKEN (`stoke token create --role node` where the coordinator's admin is): the machine is another node then",
+                agent::identity_dir(&config.dir).display()
+            )));
+        }
         Err(error) => Failure::from_error(Exit::Denied, error),
     };
     Err(failure.help(

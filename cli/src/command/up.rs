@@ -38,11 +38,11 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value_t = any_port())]
     listen: SocketAddr,
 
-    /// Address of the Prometheus metrics [default: none]
+    /// Address of the Prometheus metrics [default: as the last time, or none]
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
 
-    /// URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318): a trace of each job goes there [default: none]
+    /// URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318): a trace of each job goes there [default: as the last time, or none]
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
 

@@ -42,6 +42,8 @@ pub struct State {
     pub metrics: Option<String>,
     #[serde(default)]
     pub api: Option<String>,
+    #[serde(default)]
+    pub otlp: Option<String>,
     /// An older `local.json` has none.
     #[serde(default)]
     pub gateways: GatewayFiles,
@@ -260,6 +262,7 @@ mod tests {
             address: "127.0.0.1:1".into(),
             metrics: None,
             api: None,
+            otlp: None,
             gateways: GatewayFiles::default(),
             processes: vec![process],
         };

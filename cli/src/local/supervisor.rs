@@ -79,13 +79,15 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<Exi
 impl Supervisor {
     fn new(folder: Folder, options: Options) -> Self {
         let (to_happenings, happenings) = mpsc::channel(64);
+        let before = folder.read_state().unwrap_or_default();
         Self {
             // The address of an earlier life is kept: users and nodes know it.
             state: State {
                 supervisor: std::process::id(),
                 processes: Vec::new(),
                 gateways: options.gateways.clone(),
-                ..folder.read_state().unwrap_or_default()
+                otlp: options.otlp.clone().or(before.otlp),
+                ..before
             },
             listening: false,
             culprit: None,
@@ -284,7 +286,7 @@ impl Supervisor {
         if let Some(api) = api {
             arguments.extend(strings(&["--api", &api]));
         }
-        if let Some(otlp) = &self.options.otlp {
+        if let Some(otlp) = &self.state.otlp {
             arguments.extend(strings(&["--otlp", otlp]));
         }
         Launch {

@@ -43,6 +43,12 @@ impl ApiError {
         }
     }
 
+    pub fn too_slow() -> Self {
+        let (message, mend) = ("the body of the request did not come in time", "send it at once");
+        let (status, code) = (StatusCode::REQUEST_TIMEOUT, "invalid");
+        Self { status, code, message: message.into(), mend: mend.into() }
+    }
+
     pub fn no_route() -> Self {
         let (message, mend) = ("there is nothing at this path", "/v1/openapi.json names what there is");
         let (status, code) = (StatusCode::NOT_FOUND, "not-found");

@@ -2,11 +2,13 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request as HttpRequest, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -18,12 +20,15 @@ use stoke_protocol::ids::{JobId, LogIndex, NodeId, Rank};
 use stoke_protocol::message::client::{Reply, Request};
 use stoke_protocol::spec::JobSpec;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::{Ask, OPENAPI, json as shape};
 
 /// Of a request's body: a spec is some kilobytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// From a request's head to the end of its body: a client that is slow on purpose holds its place for no longer.
+const BODY_MAX: Duration = Duration::from_secs(30);
 
 type Asking = State<Arc<dyn Ask>>;
 type Answer = Result<Json<Value>, ApiError>;
@@ -47,8 +52,23 @@ pub fn router(ask: Arc<dyn Ask>) -> Router {
         .route("/v1/pulse", get(pulse))
         .fallback(async || ApiError::no_route())
         .method_not_allowed_fallback(async || ApiError::wrong_method())
+        .layer(middleware::from_fn(whole_in_time))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(ask)
+}
+
+/// The body is there, or the request is over.
+async fn whole_in_time(request: HttpRequest, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(bytes)) => next.run(HttpRequest::from_parts(head, Body::from(bytes))).await,
+        Ok(Err(error)) => {
+            let mend = format!("a body has {BODY_BYTES_MAX} bytes at most");
+            ApiError::invalid(format!("the body: {error}"), &mend).into_response()
+        }
+        // What remains of it is not read: the connection ends with the answer.
+        Err(_) => ([(header::CONNECTION, "close")], ApiError::too_slow()).into_response(),
+    }
 }
 
 async fn openapi() -> Response {

@@ -29,6 +29,9 @@ const PATH: &str = "/v1/traces";
 pub enum OtlpError {
     #[error("{0:?} is no http:// or https:// URL such as http://127.0.0.1:4318")]
     Endpoint(String),
+    /// Not told: it holds a secret.
+    #[error("the URL has a user or a password: give those in OTEL_EXPORTER_OTLP_HEADERS, which is not logged")]
+    Secret,
     #[error("make the client of the collector")]
     Client(#[from] reqwest::Error),
     #[error("make the exporter of traces")]
@@ -42,6 +45,11 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// Whether there is room for what comes in any number; the other half is for what happens to jobs.
+    pub fn has_room(&self) -> bool {
+        self.sender.capacity() > QUEUE_MAX / 2
+    }
+
     pub fn push(&self, span: SpanData) {
         if self.sender.try_send(span).is_err() {
             self.spans.with_label_values(&["dropped"]).inc();
@@ -112,14 +120,18 @@ async fn send(exporter: SpanExporter, endpoint: String, mut queue: mpsc::Receive
 /// Where traces go: the path of OTLP where the endpoint has none.
 fn url(endpoint: &str) -> Result<String, OtlpError> {
     let wrong = || OtlpError::Endpoint(endpoint.to_owned());
-    let url = reqwest::Url::parse(endpoint).map_err(|_| wrong())?;
+    let mut url = reqwest::Url::parse(endpoint).map_err(|_| wrong())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(OtlpError::Secret);
+    }
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(wrong());
     }
-    Ok(match url.path() {
-        "" | "/" => format!("{}{PATH}", endpoint.trim_end_matches('/')),
-        _ => endpoint.to_owned(),
-    })
+    if matches!(url.path(), "" | "/") {
+        url.set_path(PATH);
+    }
+    url.set_fragment(None);
+    Ok(url.into())
 }
 
 #[cfg(test)]
@@ -131,6 +143,9 @@ mod tests {
         assert_eq!(url("http://127.0.0.1:4318").unwrap(), "http://127.0.0.1:4318/v1/traces");
         assert_eq!(url("https://otel.example.org/").unwrap(), "https://otel.example.org/v1/traces");
         assert_eq!(url("http://tempo:4318/otlp/v1/traces").unwrap(), "http://tempo:4318/otlp/v1/traces");
+        assert_eq!(url("http://tempo:4318?tenant=a#x").unwrap(), "http://tempo:4318/v1/traces?tenant=a");
+        let secret = url("http://ada:s3cret@tempo:4318").unwrap_err().to_string();
+        assert!(!secret.contains("s3cret") && secret.contains("OTEL_EXPORTER_OTLP_HEADERS"), "{secret}");
         for wrong in ["127.0.0.1:4318", "tempo", "grpc://tempo:4317", "http://", ""] {
             assert!(url(wrong).unwrap_err().to_string().contains("http://127.0.0.1:4318"), "{wrong}");
         }

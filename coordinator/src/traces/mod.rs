@@ -94,8 +94,13 @@ impl Traces {
     /// Where the time of some steps went. The session they came over is the node's that has the rank.
     pub fn steps(&self, cluster: &Cluster, (id, node): (RankId, NodeId), steps: &[StepTimes]) {
         let Some(job) = cluster.jobs().get(id.job).filter(|job| job.is_on(id, node) && job.expects(id)) else { return };
+        // A program of a user's own may say anything, as often as it likes.
+        let steps = steps.iter().take(StepTimes::TOLD_MAX).filter(|times| times.generation <= job.generation);
         let (trace, node) = (Trace::of(self.cluster, job.id), node_name(cluster, node));
         for times in steps {
+            if !self.queue.has_room() {
+                return;
+            }
             let StepTimes { generation, step, began_us, compute_us, exchange_us, apply_us } = *times;
             let key = format!("{generation}/{step}/{id}");
             let micros = |us: u64| UNIX_EPOCH + Duration::from_micros(us);
@@ -109,13 +114,12 @@ impl Traces {
             }
             let parent = trace.id("generation", &generation.to_string());
             let mut whole = trace.span("step", (&key, parent), (micros(began_us), micros(at)));
-            whole.attributes = vec![
-                KeyValue::new("stoke.job.id", job.id.to_string()),
+            whole.attributes.extend([
                 KeyValue::new("stoke.step", number(step.0)),
                 KeyValue::new("stoke.generation", number(generation.0)),
                 KeyValue::new("stoke.rank", i64::from(id.rank.0)),
                 KeyValue::new("stoke.node", node.clone()),
-            ];
+            ]);
             parts.into_iter().chain([whole]).for_each(|span| self.queue.push(span));
         }
     }
@@ -130,7 +134,7 @@ impl Traces {
                 let trace = Trace::of(self.cluster, job.id);
                 let mut span = trace.child("submit", "", (at, at));
                 span.span_kind = SpanKind::Server;
-                span.attributes = vec![KeyValue::new("enduser.id", job.owner.clone())];
+                span.attributes.push(KeyValue::new("enduser.id", job.owner.clone()));
                 self.waiting.push_back((cluster.index(), Waiting::Submitted(span)));
             }
             Event::GenerationStarted { job, generation, placement } => {
@@ -168,14 +172,14 @@ impl Traces {
                 let Some(since) = open.checkpoints.get(step).copied() else { return };
                 open.checkpoints = open.checkpoints.split_off(&Step(step.0.saturating_add(1)));
                 let mut span = trace.child("checkpoint", &step.to_string(), (since, at));
-                span.attributes =
-                    vec![KeyValue::new("stoke.step", number(step.0)), KeyValue::new("url.full", uri.clone())];
+                span.attributes
+                    .extend([KeyValue::new("stoke.step", number(step.0)), KeyValue::new("url.full", uri.clone())]);
                 span
             }
             RankEvent::NotStored { step, error, .. } => {
                 let since = open.checkpoints.remove(step).unwrap_or(at);
                 let mut span = trace.child("checkpoint", &step.to_string(), (since, at));
-                span.attributes = vec![KeyValue::new("stoke.step", number(step.0))];
+                span.attributes.push(KeyValue::new("stoke.step", number(step.0)));
                 span.status = Status::error(error.clone());
                 span
             }
@@ -193,7 +197,7 @@ impl Traces {
         let Some(open) = self.jobs.get_mut(&id) else { return };
         let trace = Trace::of(self.cluster, id);
         let mut ended = Vec::new();
-        let run = job.run.as_ref().filter(|_| !job.state.is_terminal());
+        let run = job.run.as_ref().filter(|_| !job.state.is_terminal() && job.state != JobState::Queued);
         let is_live = |id: &RankId| run.and_then(|run| run.ranks.get(id)).is_some_and(|rank| !rank.gone);
         for (id, since) in std::mem::take(&mut open.starting) {
             if is_live(&id) {
@@ -211,6 +215,10 @@ impl Traces {
                 span.attributes.push(KeyValue::new("stoke.generation", number(before.0)));
                 if let Some((world, _)) = job.worlds.get(&before) {
                     span.attributes.push(KeyValue::new("stoke.world_size", i64::from(*world)));
+                }
+                // A membership that nobody's loss has ended was followed by the next in order.
+                if let Some(loss) = lost(job, before) {
+                    span.status = Status::error(loss);
                 }
                 ended.push(span);
             }
@@ -235,19 +243,25 @@ impl Traces {
     }
 }
 
+/// Who was lost, where a generation ended by that, in the words of the job's timeline.
+fn lost(job: &Job, generation: Generation) -> Option<String> {
+    let beginning = format!("{generation} ended: ");
+    let lines = job.timeline.lines().into_iter().rev();
+    lines.map(|line| line.text).find_map(|text| Some(text.strip_prefix(&beginning)?.to_owned()))
+}
+
 /// The root of a job's trace.
 fn whole(trace: Trace, job: &Job, at: Time) -> SpanData {
     let mut span = trace.child(ROOT, "", (job.submitted, at));
     span.parent_span_id = SpanId::INVALID;
-    span.attributes = vec![
-        KeyValue::new("stoke.job.id", job.id.to_string()),
+    span.attributes.extend([
         KeyValue::new("stoke.job.name", job.name.clone()),
         KeyValue::new("stoke.job.key", job.key.clone()),
         KeyValue::new("stoke.job.trainer", job.trainer.clone()),
         KeyValue::new("stoke.job.state", state_word(job.state)),
         KeyValue::new("stoke.job.recoveries", i64::from(job.recoveries)),
         KeyValue::new("enduser.id", job.owner.clone()),
-    ];
+    ]);
     span.status = match job.state {
         JobState::Succeeded => Status::Ok,
         JobState::Failed => Status::error(job.reason.clone()),
@@ -258,10 +272,10 @@ fn whole(trace: Trace, job: &Job, at: Time) -> SpanData {
 
 fn rank_start(trace: Trace, id: RankId, node: String, within: (Time, Time)) -> SpanData {
     let mut span = trace.child("rank start", &id.to_string(), within);
-    span.attributes = vec![
+    span.attributes.extend([
         KeyValue::new("stoke.rank", i64::from(id.rank.0)),
         KeyValue::new("stoke.generation", number(id.generation.0)),
-    ];
+    ]);
     if !node.is_empty() {
         span.attributes.push(KeyValue::new("stoke.node", node));
     }
@@ -275,6 +289,7 @@ const ROOT: &str = "job";
 #[derive(Clone, Copy)]
 struct Trace {
     id: TraceId,
+    job: JobId,
 }
 
 impl Trace {
@@ -283,7 +298,7 @@ impl Trace {
             blake3::Hasher::new().update(b"stoke trace").update(&cluster.0).update(&job.0.to_le_bytes()).finalize();
         let mut id = [0; 16];
         id.copy_from_slice(&digest.as_bytes()[..16]);
-        Self { id: TraceId::from_bytes(id) }
+        Self { id: TraceId::from_bytes(id), job }
     }
 
     /// Of a span. Name and key together are one of a kind in the trace.
@@ -315,7 +330,7 @@ impl Trace {
             name: name.into(),
             start_time,
             end_time,
-            attributes: Vec::new(),
+            attributes: vec![KeyValue::new("stoke.job.id", self.job.to_string())],
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
             links: SpanLinks::default(),

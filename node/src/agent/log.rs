@@ -21,6 +21,8 @@ pub const PARTS_MAX: u64 = 2;
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// A chunk is far below the cap of a request frame (1 MiB), with room for the lengths of its lines.
 const CHUNK_BYTES: usize = 128 * 1024;
+/// Empty lines take a byte of a frame each, and many times that of whoever reads it.
+const CHUNK_LINES: usize = 1_024;
 /// Of the end of a log, for an error.
 const LAST_BYTES_MAX: u64 = 2 * 1024;
 const LAST_LINES: usize = 4;
@@ -300,7 +302,7 @@ impl Reader {
     fn line(&mut self, line: String) -> Result<(), Gone> {
         self.bytes += line.len() + size_of::<String>();
         self.chunk.push(line);
-        if self.bytes >= CHUNK_BYTES { self.flush() } else { Ok(()) }
+        if self.bytes >= CHUNK_BYTES || self.chunk.len() >= CHUNK_LINES { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), Gone> {

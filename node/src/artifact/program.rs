@@ -51,7 +51,11 @@ pub enum Unfit {
 
 /// Whether a file can run as a rank on this machine.
 pub fn inspect(path: &Path) -> io::Result<Result<(), Unfit>> {
-    let bytes = fs::metadata(path)?.len();
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let bytes = metadata.len();
     if bytes > ARTIFACT_BYTES_MAX {
         return Ok(Err(Unfit::TooLarge(bytes)));
     }

@@ -76,7 +76,9 @@ fn write(line: &[u8], last: Option<&Mutex<VecDeque<String>>>) {
     let _ = stdout.write_all(line).and_then(|()| stdout.flush());
     drop(stdout);
     let Some(last) = last else { return };
-    let text: String = String::from_utf8_lossy(line).trim_end().chars().take(LAST_CHARS_MAX).collect();
+    // It goes to the terminals of others: nothing that moves a cursor or sets a title.
+    let text = String::from_utf8_lossy(line);
+    let text: String = text.trim_end().chars().filter(|char| !char.is_control()).take(LAST_CHARS_MAX).collect();
     if text.is_empty() {
         return;
     }

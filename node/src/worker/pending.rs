@@ -2,7 +2,7 @@
 //!
 //! Q1: an event stays until its number, or a higher one, is acknowledged, and is told again to each new agent; numbers grow and are never
 //!     given twice. Q2: of progress, load and signs of life only the newest is told, and none twice.
-//! Of steps' times at most [`TIMED_MAX`] wait.
+//! Of steps' times at most `StepTimes::TOLD_MAX` wait.
 //! Q3: at most [`EVENTS_MAX`] events stay. Beyond, the oldest about a checkpoint or a lost connection goes; others are a few in a rank's life.
 
 use std::collections::VecDeque;
@@ -14,8 +14,6 @@ use crate::agent::is_droppable;
 
 /// More than a rank says in its orphan grace at a checkpoint a second; about 100 KiB.
 pub const EVENTS_MAX: usize = 512;
-/// Steps whose times wait to be told: what a rank without an agent has beyond is lost.
-const TIMED_MAX: usize = 256;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -48,7 +46,7 @@ impl Pending {
             FromRank::Load(load) => self.load = Some(load),
             FromRank::Timed(steps) => {
                 self.timed.extend(steps.0);
-                self.timed.truncate(TIMED_MAX);
+                self.timed.truncate(StepTimes::TOLD_MAX);
             }
             FromRank::Alive => self.alive = true,
             FromRank::Leaving { code } => self.leaving = Some(code),

@@ -247,6 +247,9 @@ pub struct StepTimes {
 }
 
 impl StepTimes {
+    /// More are never told at once: what a rank keeps while it has no agent.
+    pub const TOLD_MAX: usize = 256;
+
     /// Whether the step of this number in its generation, counted from 1, is told: the first 32, and then 16 each time that their number has doubled.
     /// All ranks tell the same ones, whatever their pace.
     pub fn is_told(number: u64) -> bool {
