@@ -146,13 +146,12 @@ fn a_collector_that_is_away_costs_its_spans_and_nothing_else() {
     let job = cluster.submit(30, &[]);
     cluster.wait_for_state(&job, "succeeded");
     let metrics = format!("http://{}/metrics", text(&cluster.state()["metrics"]));
-    let lost = poll("the spans are counted", || {
+    poll("the spans are counted", || {
         let told = Command::new("curl").args(["-s", &metrics]).output().expect("curl").stdout;
         let told = String::from_utf8_lossy(&told).into_owned();
         let count = told.lines().find_map(|line| line.strip_prefix("stoke_trace_spans_total{result=\"failed\"} "))?;
-        count.parse::<u64>().ok().filter(|lost| *lost > 0)
+        count.parse::<u64>().ok().filter(|lost| *lost >= 5)
     });
-    assert!(lost >= 5, "{lost}");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dir = folder.path().to_str().expect("UTF-8");
     let ended = run(["coordinator", "--dir", dir, "--listen", "127.0.0.1:0", "--otlp", "tempo:4317"]).expect(1);
