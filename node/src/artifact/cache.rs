@@ -1,7 +1,7 @@
 //! Artifacts that this node has fetched from the coordinator, by hash. Owns the folder `artifacts` of the agent's own; ranks read it. Each is fetched once,
 //! and what was fetched has its hash.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,37 @@ impl Cache {
         dir.join(artifact.0.to_string())
     }
 
+    /// A folder. Its bytes are looked at each time: what lies on a disk for long may not be what was written there.
     pub async fn fetch(&self, connection: &Connection, artifact: Artifact) -> Fetched {
+        self.fetch_whole(connection, artifact, look_at_folder).await
+    }
+
+    /// The same of one that is to run as a rank.
+    pub async fn fetch_program(&self, connection: &Connection, artifact: Artifact) -> Fetched {
+        self.fetch_whole(connection, artifact, look_at_program).await
+    }
+
+    async fn fetch_whole(&self, connection: &Connection, artifact: Artifact, look_at: LookAt) -> Fetched {
+        for _ in 0..FETCHES_MAX {
+            let fetched = self.fetch_once(connection, artifact).await;
+            if fetched != Fetched::There {
+                return fetched;
+            }
+            let path = Self::path(&self.dir, artifact);
+            let looked = tokio::task::spawn_blocking(move || look_at(&path, artifact)).await.map_err(io::Error::other);
+            match looked.flatten() {
+                Ok(Looked::Good) => return Fetched::There,
+                Ok(Looked::Unfit(unfit)) => return Fetched::Unfit(unfit.to_string()),
+                Ok(Looked::Damaged) => {
+                    tracing::warn!(%artifact, "the artifact is not what was fetched, and is fetched anew")
+                }
+                Err(error) => return Fetched::Refused(format!("read the artifact {artifact}: {error}")),
+            }
+        }
+        Fetched::Refused(format!("the artifact {artifact} does not keep its bytes on this node's disk"))
+    }
+
+    async fn fetch_once(&self, connection: &Connection, artifact: Artifact) -> Fetched {
         let _fetching = self.fetching.lock().await;
         let path = Self::path(&self.dir, artifact);
         // What was used last goes last. By its name: a program that runs cannot be opened for writing.
@@ -76,27 +106,6 @@ impl Cache {
             }
             Err(error) => Fetched::Refused(format!("keep artifact {artifact}: {error}")),
         }
-    }
-
-    /// The same of one that is to run as a rank. Its bytes are looked at each time: what lies on a disk for long may not be what was written there.
-    pub async fn fetch_program(&self, connection: &Connection, artifact: Artifact) -> Fetched {
-        for _ in 0..FETCHES_MAX {
-            let fetched = self.fetch(connection, artifact).await;
-            if fetched != Fetched::There {
-                return fetched;
-            }
-            let path = Self::path(&self.dir, artifact);
-            let looked = tokio::task::spawn_blocking(move || look_at(&path, artifact)).await.map_err(io::Error::other);
-            match looked.flatten() {
-                Ok(Looked::Good) => return Fetched::There,
-                Ok(Looked::Unfit(unfit)) => return Fetched::Unfit(unfit.to_string()),
-                Ok(Looked::Damaged) => {
-                    tracing::warn!(%artifact, "the program is not what was fetched, and is fetched anew")
-                }
-                Err(error) => return Fetched::Refused(format!("read the program {artifact}: {error}")),
-            }
-        }
-        Fetched::Refused(format!("the program {artifact} does not keep its bytes on this node's disk"))
     }
 
     /// None: it is there.
@@ -166,7 +175,18 @@ enum Looked {
     Damaged,
 }
 
-fn look_at(path: &Path, artifact: Artifact) -> io::Result<Looked> {
+type LookAt = fn(&Path, Artifact) -> io::Result<Looked>;
+
+fn look_at_folder(path: &Path, artifact: Artifact) -> io::Result<Looked> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    match Digest(*hasher.finalize().as_bytes()) == artifact.0 {
+        true => Ok(Looked::Good),
+        false => fs::remove_file(path).map(|()| Looked::Damaged),
+    }
+}
+
+fn look_at_program(path: &Path, artifact: Artifact) -> io::Result<Looked> {
     let packed = read_program(path)?;
     if packed.artifact != artifact {
         fs::remove_file(path)?;
@@ -178,4 +198,21 @@ fn look_at(path: &Path, artifact: Artifact) -> io::Result<Looked> {
 fn touch(path: &Path) -> io::Result<()> {
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     Ok(utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_folder_is_removed_from_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let artifact = Artifact(Digest(*blake3::hash(b"packed").as_bytes()));
+        let path = Cache::path(dir.path(), artifact);
+        fs::write(&path, "packed").unwrap();
+        assert!(matches!(look_at_folder(&path, artifact), Ok(Looked::Good)));
+        fs::write(&path, "pecked").unwrap();
+        assert!(matches!(look_at_folder(&path, artifact), Ok(Looked::Damaged)));
+        assert!(!path.exists());
+    }
 }

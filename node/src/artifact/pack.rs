@@ -17,6 +17,8 @@ use super::leads_inside;
 const IGNORE: &str = ".stokeignore";
 /// Each is a file on every node.
 pub(super) const FILES_MAX: usize = 50_000;
+/// Names on the way to a file. Every start walks each way: far deeper ones take minutes, and paths become too long.
+pub(super) const LEVELS_MAX: usize = 128;
 
 /// A folder that was packed, or a program.
 #[derive(Debug)]
@@ -99,6 +101,9 @@ fn list(
         })?;
         if ignore.covers(&relative, metadata.is_dir()) {
             continue;
+        }
+        if relative.split('/').count() > LEVELS_MAX {
+            return Err(unfit(format!("deeper than {LEVELS_MAX} folders: name one of them in {IGNORE}")));
         }
         let found = if metadata.is_dir() {
             Found::Folder

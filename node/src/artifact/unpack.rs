@@ -1,7 +1,8 @@
 //! Unpacks an artifact into a fresh folder. The bytes have their hash, and whoever made them may be anybody: nothing is written outside the folder, and no
 //! link leads out of it.
 
-use std::fs::{self, DirBuilder, File};
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
@@ -11,7 +12,7 @@ use stoke_protocol::spec::ARTIFACT_BYTES_MAX;
 use tar::{Archive, EntryType};
 
 use super::leads_inside;
-use super::pack::FILES_MAX;
+use super::pack::{FILES_MAX, LEVELS_MAX};
 
 /// What tar adds to each file: a header, and what fills its last block.
 const OVERHEAD_MAX: u64 = 4 * 512;
@@ -27,6 +28,7 @@ fn unpack_from(packed: impl Read, folder: &Path) -> io::Result<()> {
     // More than can have been packed: a bomb.
     let bytes_max = ARTIFACT_BYTES_MAX + OVERHEAD_MAX * FILES_MAX as u64;
     let mut archive = Archive::new(GzDecoder::new(packed).take(bytes_max));
+    let mut folders = HashSet::from([PathBuf::new()]);
     for (count, entry) in archive.entries()?.enumerate() {
         let mut entry = entry?;
         let name = entry.path()?.into_owned();
@@ -37,12 +39,19 @@ fn unpack_from(packed: impl Read, folder: &Path) -> io::Result<()> {
         if name.as_os_str().is_empty() || !name.components().all(|part| matches!(part, Component::Normal(_))) {
             return refuse("a name that leads out of the folder");
         }
-        if !parents_are_folders(folder, &name) {
+        if name.components().count() > LEVELS_MAX {
+            return refuse("too deep");
+        }
+        // The folder was empty: whatever else is there is no folder, or a link.
+        if !folders.contains(name.parent().unwrap_or(Path::new(""))) {
             return refuse("its folder is not a folder of the artifact");
         }
         let path = folder.join(&name);
         match entry.header().entry_type() {
-            EntryType::Directory => DirBuilder::new().mode(0o755).create(&path)?,
+            EntryType::Directory => {
+                DirBuilder::new().mode(0o755).create(&path)?;
+                folders.insert(name);
+            }
             EntryType::Regular => {
                 let mode = if entry.header().mode()? & 0o111 == 0 { 0o644 } else { 0o755 };
                 let mut file = File::options().write(true).create_new(true).mode(mode).open(&path)?;
@@ -61,14 +70,9 @@ fn unpack_from(packed: impl Read, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether every folder on the way is one, and no link.
-fn parents_are_folders(folder: &Path, name: &Path) -> bool {
-    let parents = name.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
-    parents.into_iter().all(|parent| fs::symlink_metadata(folder.join(parent)).is_ok_and(|found| found.is_dir()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use flate2::Compression;
@@ -101,6 +105,29 @@ mod tests {
         assert_eq!(pack(to.path()).unwrap().artifact, packed.artifact, "times and owners are not in it");
         symlink("/etc", from.path().join("etc")).unwrap();
         assert!(pack(from.path()).unwrap_err().to_string().contains("a link out of the folder"));
+    }
+
+    #[test]
+    fn a_folder_that_is_too_deep_is_refused_on_both_ways() {
+        let from = tempfile::tempdir().unwrap();
+        let deep = |levels: usize| vec!["d"; levels].join("/");
+        fs::create_dir_all(from.path().join(deep(LEVELS_MAX))).unwrap();
+        let packed = pack(from.path()).unwrap();
+        unpack_from(&packed.bytes[..], tempfile::tempdir().unwrap().path()).unwrap();
+        fs::create_dir(from.path().join(deep(LEVELS_MAX + 1))).unwrap();
+        let refused = pack(from.path()).unwrap_err().to_string();
+        assert!(refused.contains(&deep(LEVELS_MAX + 1)) && refused.contains("deeper than 128 folders"), "{refused}");
+        // As a packer without the bound does it.
+        let mut tar = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for levels in 1..=LEVELS_MAX + 1 {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(EntryType::Directory);
+            header.set_size(0);
+            tar.append_data(&mut header, deep(levels), io::empty()).unwrap();
+        }
+        let bytes = tar.into_inner().unwrap().finish().unwrap();
+        let refused = unpack_from(&bytes[..], tempfile::tempdir().unwrap().path()).unwrap_err().to_string();
+        assert!(refused.contains("too deep"), "{refused}");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! - `place`: which rank this is among the members, as variables; `port`: the TCP port that the first one's command may listen on.
 //! - `family`: the command and all that it starts, until nothing of it is left; `output`: what it prints.
 //! - `user`: who it runs as; `cgroup`: what it may take of its machine.
-//! - `scratch`: its folders; `found`: what of a rank's command is left when the rank itself is gone, for the agent.
+//! - `scratch`: its folders; `removal`: their end, whatever was left there.
+//! - `found`: what of a rank's command is left when the rank itself is gone, for the agent.
 //!
 //! E1: a command runs in one set of members. Before another one begins, nothing of it is left. E2: a rank ends when its command and all that it started
 //! have, however it is told to.
@@ -16,6 +17,7 @@ mod found;
 mod output;
 mod place;
 mod port;
+mod removal;
 mod scratch;
 mod user;
 

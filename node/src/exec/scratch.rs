@@ -1,15 +1,16 @@
 //! The folders of a rank's command: the one it works in, and one for temporary files. Each start of the command finds fresh ones; the agent removes what a
 //! rank leaves. Owns the folder below which they are.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 use stoke_protocol::message::rank::{RankId, StartRank};
 use stoke_protocol::spec::Artifact;
 
+use super::removal::remove;
 use super::user::User;
 use crate::artifact::{ARTIFACTS, Cache, unpack};
 
@@ -23,29 +24,52 @@ pub struct Scratch {
     pub temporary: PathBuf,
 }
 
-/// Fresh folders; what the job has taken along is in the one to work in.
+/// Fresh folders; what the job has taken along is in the one to work in. The folder that holds them stays the agent's: whoever owned it could put a link in
+/// the place of one, and the next start would write where that leads.
 pub fn make(start: &StartRank, artifact: Option<Artifact>, user: Option<&User>) -> io::Result<Scratch> {
     let root = std::env::var_os(SCRATCH).map(PathBuf::from);
     let root = root.ok_or_else(|| io::Error::other(format!("{SCRATCH} is not set: {} has no agent", start.id)))?;
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("make the folder {}: {error}", root.display()));
-    let (work, temporary) = (root.join("work"), root.join("tmp"));
-    remove(&work).and_then(|()| remove(&temporary)).map_err(named)?;
-    let mut private = DirBuilder::new();
-    private.mode(0o700);
-    private.create(&work).and_then(|()| private.create(&temporary)).map_err(named)?;
-    if let Some(artifact) = artifact {
-        let cache = std::env::var_os(ARTIFACTS).ok_or_else(|| io::Error::other(format!("{ARTIFACTS} is not set")))?;
-        unpack(&Cache::path(Path::new(&cache), artifact), &work)?;
-    }
-    user.map_or(Ok(()), |user| user.own(&root)).map_err(named)?;
-    Ok(Scratch { work, temporary })
+    let packed = artifact.map(packed).transpose()?;
+    make_in(&root, packed.as_deref(), user)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+fn packed(artifact: Artifact) -> io::Result<PathBuf> {
+    let cache = std::env::var_os(ARTIFACTS).ok_or_else(|| io::Error::other(format!("{ARTIFACTS} is not set")))?;
+    Ok(Cache::path(Path::new(&cache), artifact))
+}
+
+fn make_in(root: &Path, packed: Option<&Path>, user: Option<&User>) -> io::Result<Scratch> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("make the folder {}: {error}", root.display()));
+    is_ours(root).map_err(named)?;
+    let scratch = Scratch { work: root.join("work"), temporary: root.join("tmp") };
+    // Nobody else can enter this one: what is in it is given to the user, and then moved to where the user finds it.
+    let new = root.join("new");
+    for path in [&scratch.work, &scratch.temporary, &new] {
+        remove(path).map_err(named)?;
     }
+    let (work, temporary) = (new.join("work"), new.join("tmp"));
+    for path in [&new, &work, &temporary] {
+        DirBuilder::new().mode(0o700).create(path).map_err(named)?;
+    }
+    if let Some(packed) = packed {
+        unpack(packed, &work)?;
+    }
+    if let Some(user) = user {
+        user.own(&work).and_then(|()| user.own(&temporary)).map_err(named)?;
+        fs::set_permissions(root, Permissions::from_mode(0o711)).map_err(named)?;
+    }
+    fs::rename(&work, &scratch.work).and_then(|()| fs::rename(&temporary, &scratch.temporary)).map_err(named)?;
+    fs::remove_dir(&new).map_err(named)?;
+    Ok(scratch)
+}
+
+/// Whether nobody else can change what is in it.
+fn is_ours(folder: &Path) -> io::Result<()> {
+    let found = fs::symlink_metadata(folder)?;
+    if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(io::Error::other(format!("{} is somebody else's: remove it", folder.display())));
+    }
+    Ok(())
 }
 
 /// The scratch folders of an agent's ranks. Not below the agent's own folder, which other users may not enter.
@@ -77,11 +101,7 @@ impl Scratches {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let found = fs::symlink_metadata(&self.root)?;
-        if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
-            return Err(io::Error::other(format!("{} is somebody else's: remove it", self.root.display())));
-        }
-        Ok(())
+        is_ours(&self.root)
     }
 
     pub fn of_rank(&self, id: RankId) -> PathBuf {
@@ -102,7 +122,9 @@ impl Scratches {
         let known: Vec<PathBuf> = ids.iter().map(|id| self.of_rank(*id)).collect();
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten().map(|entry| entry.path());
         for path in entries.filter(|path| !known.contains(path)) {
-            let _ = remove(&path);
+            if let Err(error) = remove(&path) {
+                tracing::warn!(path = %path.display(), %error, "scratch folders that nobody knows were not removed");
+            }
         }
         // Empty, where nothing runs.
         let _ = fs::remove_dir(&self.root);
@@ -133,5 +155,28 @@ mod tests {
         scratches.keep_only(&[]);
         std::os::unix::fs::symlink("/tmp", &scratches.root).unwrap();
         assert!(scratches.open(id(0)).is_err(), "a link leads elsewhere");
+    }
+
+    #[test]
+    fn a_user_has_fresh_folders_and_cannot_replace_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        make_in(dir.path(), None, None).unwrap();
+        if !geteuid().is_root() {
+            return;
+        }
+        let nobody = User::find("nobody").unwrap();
+        for _ in 0..2 {
+            let scratch = make_in(dir.path(), None, Some(&nobody)).unwrap();
+            let whose = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+            assert_eq!((whose(dir.path()), mode(dir.path())), (0, 0o711));
+            assert_eq!((whose(&scratch.work), mode(&scratch.work)), (65_534, 0o700));
+            assert_eq!(whose(&scratch.temporary), 65_534);
+            assert_eq!(fs::read_dir(&scratch.work).unwrap().count(), 0);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+            fs::write(scratch.work.join("left"), "").unwrap();
+        }
+        std::os::unix::fs::lchown(dir.path(), Some(65_534), None).unwrap();
+        assert!(make_in(dir.path(), None, Some(&nobody)).is_err(), "whoever owns the folder can replace what is in it");
     }
 }
