@@ -83,7 +83,8 @@ timeout --kill-after 10 2700 cargo test --release --workspace --locked || {
 # a dockerd of its own, a stand-in for AWS); that needs root, dockerd and mmdebstrap, and fifteen minutes.
 if command -v kubectl >/dev/null; then
     say "deployment: Helm chart, Kustomize overlays and the scripts of pods"
-    STOKE_BIN=$(cargo build --release --locked -p stoke-cli --bin stoke --message-format=json | sed -n 's/.*"executable":"\([^"]*\/stoke\)".*/\1/p' | tail -n 1) tests/deploy/run.sh kubernetes
+    # The tests have built it.
+    STOKE_BIN=${CARGO_TARGET_DIR:-target}/release/stoke tests/deploy/run.sh kubernetes
 else
     echo "not tested: the Helm chart and the Kustomize overlays, because kubectl is not installed"
 fi
