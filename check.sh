@@ -84,7 +84,7 @@ timeout --kill-after 10 2700 cargo test --release --workspace --locked || {
 if command -v kubectl >/dev/null; then
     say "deployment: Helm chart, Kustomize overlays and the scripts of pods"
     # The tests have built it.
-    STOKE_BIN=${CARGO_TARGET_DIR:-target}/release/stoke tests/deploy/run.sh kubernetes
+    STOKE_BIN=$(realpath "${CARGO_TARGET_DIR:-target}/release/stoke") tests/deploy/run.sh kubernetes
 else
     echo "not tested: the Helm chart and the Kustomize overlays, because kubectl is not installed"
 fi

@@ -221,6 +221,18 @@ fn exit_codes_end_a_job_after_its_attempts_or_at_once() {
     assert!(text(&view["reason"]).contains("start \"/no/such/program\""), "{view:#}");
 }
 
+#[test]
+fn what_a_command_prints_is_read_whole_and_moves_no_terminal_of_others() {
+    let (cluster, folder) = (Cluster::shared(), Folder::new());
+    let prints = r#"seq 1 20000; yes "" | head -n 20000; echo the end; printf "\033[2Jgone\007\n" >&2; exit 3"#;
+    let job = folder.submit(cluster, &format!("{}\nfail_on = [3]", shell(prints)), "ranks = 1");
+    let reason = text(&cluster.wait_for_state(&job, "failed")["reason"]);
+    assert!(reason.contains("[2Jgone") && !reason.contains(['\u{1b}', '\u{7}']), "{reason:?}");
+    let printed = logs(cluster, &job);
+    assert!(printed.contains("20000") && printed.contains("the end"), "{} bytes", printed.len());
+    assert!(printed.lines().count() > 40_000, "{} lines", printed.lines().count());
+}
+
 /// A process in a session of its own, behind a parent that is gone; both it and the command pay no heed to SIGTERM.
 const STUBBORN: &str = r#"
 trap '' TERM
@@ -409,10 +421,12 @@ fn a_command_runs_as_the_user_that_it_names_and_as_nobody_else() {
     let (cluster, folder) = (Cluster::shared(), Folder::new());
     let mode = |bits| std::os::unix::fs::PermissionsExt::from_mode(bits);
     std::fs::set_permissions(folder.0.path(), mode(0o777)).expect("mode");
-    let who = "id -un > $SHARED/who; echo $HOME >> $SHARED/who; touch mine $TMPDIR/too && echo owns >> $SHARED/who; echo done >> $SHARED/who";
+    let who = "id -un > $SHARED/who; echo $HOME >> $SHARED/who; touch mine $TMPDIR/too && echo owns >> $SHARED/who; \
+               cd ..; mv work moved 2> /dev/null || echo keeps >> $SHARED/who; echo done >> $SHARED/who";
     let job = folder.submit(cluster, &format!("{}\nuser = \"nobody\"", shell(who)), "ranks = 1");
     cluster.wait_for_state(&job, "succeeded");
-    assert_eq!(folder.read("who").as_deref(), Some("nobody\n/nonexistent\nowns\ndone\n"));
+    // A link in the place of its folder would lead root, which makes the next one, anywhere.
+    assert_eq!(folder.read("who").as_deref(), Some("nobody\n/nonexistent\nowns\nkeeps\ndone\n"));
     let job = folder.submit(
         cluster,
         &format!("{}\nuser = \"no-such-user\"", shell("true")),
