@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, Request as HttpRequest, State};
+use axum::extract::{Path, Query, Request as HttpRequest, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -53,22 +53,23 @@ pub fn router(ask: Arc<dyn Ask>) -> Router {
         .fallback(async || ApiError::no_route())
         .method_not_allowed_fallback(async || ApiError::wrong_method())
         .layer(middleware::from_fn(whole_in_time))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(ask)
 }
 
 /// The body is there, or the request is over.
 async fn whole_in_time(request: HttpRequest, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    match timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await {
-        Ok(Ok(bytes)) => next.run(HttpRequest::from_parts(head, Body::from(bytes))).await,
-        Ok(Err(error)) => {
-            let mend = format!("a body has {BODY_BYTES_MAX} bytes at most");
-            ApiError::invalid(format!("the body: {error}"), &mend).into_response()
-        }
+    match whole(body).await {
+        Ok(bytes) => next.run(HttpRequest::from_parts(head, Body::from(bytes))).await,
         // What remains of it is not read: the connection ends with the answer.
-        Err(_) => ([(header::CONNECTION, "close")], ApiError::too_slow()).into_response(),
+        Err(error) => ([(header::CONNECTION, "close")], error).into_response(),
     }
+}
+
+async fn whole(body: Body) -> Result<Bytes, ApiError> {
+    let read = timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX)).await.map_err(|_| ApiError::too_slow())?;
+    let mend = format!("a body has {BODY_BYTES_MAX} bytes at most");
+    read.map_err(|error| ApiError::invalid(format!("the body: {error}"), &mend))
 }
 
 async fn openapi() -> Response {
@@ -374,4 +375,18 @@ fn document<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 fn unexpected(reply: &Reply) -> ApiError {
     tracing::error!(?reply, "an answer of another kind");
     ApiError::unknown()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_or_is_too_large_ends_its_request() {
+        let status = async |body| whole(body).await.err().map(|error| error.into_response().status());
+        let slow = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        assert_eq!(status(slow).await, Some(StatusCode::REQUEST_TIMEOUT));
+        assert_eq!(status(Body::from(vec![0; BODY_BYTES_MAX + 1])).await, Some(StatusCode::BAD_REQUEST));
+        assert_eq!(status(Body::from(vec![0; BODY_BYTES_MAX])).await, None);
+    }
 }

@@ -163,3 +163,18 @@ async fn converse(
     let left = until.duration_since(SystemTime::now()).unwrap_or_default();
     let _ended = timeout(left, conversation).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_who_has_its_share_waits_for_itself_and_for_nobody_else() {
+        let shares = Shares::new(2);
+        let held = ["ada", "ada", "eve"].map(|whose| shares.take(whose).expect("there is room"));
+        assert!(shares.take("ada").is_none());
+        drop(held);
+        assert!(shares.held.lock().unwrap().is_empty(), "nothing is kept of those who are gone");
+        assert!(shares.take("ada").is_some());
+    }
+}

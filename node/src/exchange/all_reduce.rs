@@ -263,11 +263,11 @@ impl Exchange {
             if let Some(reason) = abort.reason.get() {
                 return Some(Err(ExchangeError::Aborted { reason: reason.clone() }));
             }
-            let lagging: Vec<u32> = (0..place.world).filter(lags).collect();
-            if lagging.is_empty() {
+            let mut lagging = (0..place.world).filter(lags).peekable();
+            if lagging.peek().is_none() {
                 return Some(Ok(()));
             }
-            lagging.iter().find_map(|position| gone.get(position)).map(|why| Err(why.clone()))
+            lagging.find_map(|position| gone.get(&position)).map(|why| Err(why.clone()))
         })
     }
 

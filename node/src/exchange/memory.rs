@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -163,7 +164,7 @@ impl Memory {
     }
 
     /// The same as bytes, which keep the memory.
-    pub fn share_sum(self: std::sync::Arc<Self>, operation: u64) -> Bytes {
+    pub fn share_sum(self: Arc<Self>, operation: u64) -> Bytes {
         Bytes::from_owner(SharedSum { memory: self, operation })
     }
 
@@ -211,7 +212,7 @@ impl Line {
 }
 
 struct SharedSum {
-    memory: std::sync::Arc<Memory>,
+    memory: Arc<Memory>,
     operation: u64,
 }
 

@@ -67,7 +67,7 @@ impl Meter {
 
     /// Another generation begins, after so many steps: what lies between is nobody's time.
     pub fn begin(&mut self, generation: Generation, step: u64) {
-        (self.lap, self.of_step, self.begun) = (Instant::now(), [Duration::ZERO; 3], (generation, step));
+        (self.lap, self.begun) = (Instant::now(), (generation, step));
     }
 
     /// The state of `step` was taken over: what was done until then is not this rank's pace.
@@ -80,6 +80,10 @@ impl Meter {
     pub fn lap(&mut self, part: Part) {
         let now = Instant::now();
         self.parts[part as usize] += now - self.lap;
+        if matches!(part, Part::Compute) {
+            // A step begins with it, whatever became of the one before.
+            self.of_step = [Duration::ZERO; 3];
+        }
         self.of_step[part as usize] += now - self.lap;
         self.lap = now;
     }
@@ -97,9 +101,10 @@ impl Meter {
     }
 
     fn time(&mut self, step: u64) {
-        let parts = std::mem::take(&mut self.of_step);
-        let (generation, before) = self.begun;
-        if !StepTimes::is_told(step.saturating_sub(before)) || self.timed.len() >= TIMED_MAX {
+        let (parts, (generation, before)) = (std::mem::take(&mut self.of_step), self.begun);
+        // A rank that joins applies what others have computed.
+        let is_own = !parts[Part::Compute as usize].is_zero();
+        if !is_own || !StepTimes::is_told(step.saturating_sub(before)) || self.timed.len() >= TIMED_MAX {
             return;
         }
         let began = SystemTime::now() - parts.iter().sum::<Duration>();
