@@ -155,6 +155,13 @@ impl Process {
     }
 }
 
+impl Drop for Group {
+    /// None ends before the others have ended their streams: all inputs are closed before one is waited for.
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|process| drop(process.stdin.take()));
+    }
+}
+
 impl Drop for Process {
     /// Ranks end with their input.
     fn drop(&mut self) {
