@@ -53,7 +53,7 @@ fn a_job_that_goes_back_for_a_step_and_finds_it_again_fails() {
     assert_eq!(summary["recoveries"], 2, "{summary:#}");
 }
 
-/// Stops a process again and again for three quarters of the time: what a thermal limit or a noisy neighbour does to a machine.
+/// Stops a process again and again, for all of the time but 20 ms a turn: what a thermal limit or a noisy neighbour does to a machine.
 pub struct Brake {
     pid: u32,
     stop: Arc<AtomicBool>,
@@ -61,13 +61,14 @@ pub struct Brake {
 }
 
 impl Brake {
-    pub fn on(pid: u32) -> Self {
+    /// Stopped for so many milliseconds in a turn.
+    pub fn on(pid: u32, millis: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let send = move |signal| Pid::from_raw(pid.cast_signed()).is_some_and(|pid| kill_process(pid, signal).is_ok());
         let work = move || {
             while !stopped.load(Ordering::Relaxed) && send(Signal::STOP) {
-                thread::sleep(Duration::from_millis(60));
+                thread::sleep(Duration::from_millis(millis));
                 send(Signal::CONT);
                 thread::sleep(Duration::from_millis(20));
             }
@@ -99,7 +100,7 @@ fn a_rank_that_computes_slowly_is_told_of_and_equal_ranks_are_not() {
     let events = || cluster.json(&["explain", &job])["events"].to_string();
     assert!(!events().contains("is slow"), "{}", events());
     let slow = workers(&cluster, 3)[1];
-    let brake = Brake::on(slow);
+    let brake = Brake::on(slow, 60);
     let view = poll("the slow rank is told of", || {
         let view = cluster.job(&job);
         view["slow"].as_array().is_some_and(|slow| slow.len() == 1).then_some(view)
@@ -129,7 +130,7 @@ fn a_rank_that_computes_slowly_moves_elsewhere_where_the_spec_says_so_and_no_bit
     let job = submit(&["--set", "train.straggler=replace"]);
     poll("the job trains", || cluster.job(&job)["progress"]["step"].as_u64().filter(|step| *step > 50));
     let slow = workers(&cluster, 3)[0];
-    let _brake = Brake::on(slow);
+    let _brake = Brake::on(slow, 60);
     let view = cluster.wait_for_state(&job, "succeeded");
     let events = cluster.json(&["explain", &job])["events"].to_string();
     assert!(events.contains("is slow") && events.contains("and moves from node-"), "{events}");

@@ -350,9 +350,15 @@ fn ranks_that_are_slow_wrong_and_stuck(cluster: &Cluster, watch: &Watch) {
     let submit = [&["submit", spec.to_str().expect("UTF-8"), "--ranks", "3"][..], &sets].concat();
     let job = text(&cluster.json(&submit)["job"]);
     watch.fires("StokeCheckpointOld");
-    let brake = Brake::on(workers(cluster, 3)[1]);
-    watch.fires("StokeRanksSlow");
+    // What its steps are compared with.
+    poll("steps of half a minute", || {
+        let steps = "count_over_time(stoke:job_step_seconds[1m]) > 30";
+        watch.series(steps).filter(|series| *series > 0)
+    });
+    let brake = Brake::on(workers(cluster, 3)[1], 240);
+    // First: when the whole minute was slow, this one is over.
     watch.fires("StokeStepSlow");
+    watch.fires("StokeRanksSlow");
     drop(brake);
     cluster.run(&["chaos", "corrupt-rank at 1s", "--for", "3s", "--seed", "3"]).expect(0);
     watch.fires("StokeWrongNumbers");
