@@ -169,7 +169,7 @@ for unit in stoke-coordinator stoke-node; do
     say "$unit: systemd-analyze security $score"
     jq --null-input --exit-status --argjson score "$score" '$score < 3' >/dev/null || die "the exposure of $unit is $score"
 done
-on gpu1 nft list table inet stoke | grep -q 'policy drop' || die "gpu1 has no firewall"
+on gpu1 nft list table inet stoke | says 'policy drop' || die "gpu1 has no firewall"
 [ "$(on gpu1 cat /proc/sys/net/ipv4/ip_local_port_range | tr '\t' ' ')" = "40000 40999" ] || die "gpu1 takes other ports"
 [ "$(on head stat -c '%U %a' /var/lib/stoke)/$(on gpu1 stat -c '%U %a' /var/lib/stoke-node)" = "stoke 700/stoke-node 700" ] || die "others can read the folders"
 
@@ -234,12 +234,12 @@ until_true 60 "$moved runs" moves_on "$moved"
 began=$SECONDS
 play upgrade upgrade.yml
 say "it took $((SECONDS - began)) s"
-stoke explain "$moved" | grep -q 'and moves from' || die "$moved met no upgrade: it ended too early, or no rank of it moved; help: STEPS=$((steps * 2))"
+stoke explain "$moved" | says 'and moves from' || die "$moved met no upgrade: it ended too early, or no rank of it moved; help: STEPS=$((steps * 2))"
 for host in "${hosts[@]}"; do
     [ "$(on "$host" dpkg-query --show --showformat '${Version}' stoke)" = 0.1.0+next ] || die "$host was not upgraded"
-    on "$host" sh -c 'readlink /proc/$(systemctl show --property MainPID --value stoke-node)/exe' | grep -q '^/usr/bin/stoke$' || die "the old agent runs on $host"
+    on "$host" sh -c 'readlink /proc/$(systemctl show --property MainPID --value stoke-node)/exe' | says '^/usr/bin/stoke$' || die "the old agent runs on $host"
 done
-on head sh -c 'readlink /proc/$(systemctl show --property MainPID --value stoke-coordinator)/exe' | grep -q '^/usr/bin/stoke$' || die "the old coordinator runs"
+on head sh -c 'readlink /proc/$(systemctl show --property MainPID --value stoke-coordinator)/exe' | says '^/usr/bin/stoke$' || die "the old coordinator runs"
 stoke --json nodes | jq --exit-status '[.nodes[].state] == ["up", "up", "up"]' >/dev/null || die "a node is not back: $(stoke nodes)"
 until_true 900 "$moved succeeds" is "$moved" succeeded
 job_of "$moved" | jq --exit-status '.failures == 0' >/dev/null || die "the upgrade counts as a failure"
@@ -254,7 +254,7 @@ frozen=$(property head stoke-coordinator MainPID)
 on head kill -STOP "$frozen"
 another_coordinator() { [ "$(property head stoke-coordinator ActiveState)" = active ] && [ "$(property head stoke-coordinator MainPID)" != "$frozen" ]; }
 until_true 120 "another coordinator" another_coordinator
-on head journalctl --no-pager --unit stoke-coordinator | grep -q 'Watchdog timeout' || die "it was not the watchdog"
+on head journalctl --no-pager --unit stoke-coordinator | says 'Watchdog timeout' || die "it was not the watchdog"
 three_up() { stoke --json nodes | jq --exit-status '[.nodes[].state] == ["up", "up", "up"]'; }
 until_true 60 "the nodes are back" three_up
 

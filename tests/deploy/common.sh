@@ -6,6 +6,8 @@ STOKE_BIN=${STOKE_BIN:-$ROOT/target/release/stoke}
 
 say() { printf -- '-- %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+# Whether what comes has a line like this. All of it is read: a writer that is left with a closed pipe fails, and `pipefail` takes that for the answer.
+says() { local text; text=$(cat); grep -q -- "$1" <<<"$text"; }
 
 # Ends the process with this id, and waits until it is gone (ten seconds, then by force).
 end_process() {

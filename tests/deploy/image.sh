@@ -67,7 +67,7 @@ job=$(stoke --json submit /jobs/specs/digits.toml --ranks 1 --set train.steps=20
 holder() { stoke --json nodes | jq --raw-output --exit-status '.nodes[] | select(.ranks != []).name'; }
 until_true 60 "the job has a rank" holder
 from=$(holder)
-docker exec "$from" stoke-ranks-gone 1 2>&1 | grep -q "ranks still run" || die "stoke-ranks-gone sees no rank where one runs"
+docker exec "$from" stoke-ranks-gone 1 2>&1 | says "ranks still run" || die "stoke-ranks-gone sees no rank where one runs"
 stoke drain "$from" --deadline 60s >/dev/null
 docker exec "$from" stoke-ranks-gone 30 2>&1 | { ! grep .; } || die "ranks are left on a node that was drained"
 [ "$(holder)" != "$from" ] || die "the rank is where it was"
