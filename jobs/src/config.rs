@@ -259,6 +259,13 @@ impl<'a> Spec<'a> {
         JobError::Config { line: self.line_of("program"), problem, mend }
     }
 
+    /// A language model continues texts.
+    pub(crate) fn no_labels(&self) -> JobError {
+        let problem = "trainer \"language\" continues texts: it has no labels".to_owned();
+        let mend = "`stoke checkpoint export` writes a folder that `stoke serve` opens".to_owned();
+        JobError::Config { line: self.line_of("trainer"), problem, mend }
+    }
+
     /// A policy is no classifier, and no plain module.
     pub(crate) fn no_classifier(&self) -> JobError {
         let problem = "trainer \"rl\" learns a policy: it classifies nothing".to_owned();
@@ -271,6 +278,12 @@ impl<'a> Spec<'a> {
         let data = table.get_ref().get("data").and_then(|data| data.get_ref().as_table());
         let path = |key: &&str| data?.get(*key)?.get_ref().as_str().map(PathBuf::from);
         Ok(PATHS.iter().filter_map(path).collect())
+    }
+
+    /// The folder of a model that training goes on from.
+    pub(crate) fn model_path(&self) -> Result<Option<PathBuf>, JobError> {
+        let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
+        Ok(path_of_model(table.get_ref()).and_then(|value| value.get_ref().as_str().map(PathBuf::from)))
     }
 
     fn line(&self, byte: usize) -> usize {
@@ -321,6 +334,12 @@ fn plain(expected: &str) -> &str {
 /// The keys of `[data]` that hold paths.
 const PATHS: [&str; 2] = ["train", "held_out"];
 
+/// `[model] from` of the trainer `language`.
+fn path_of_model<'a>(document: &'a DeTable<'_>) -> Option<&'a toml::Spanned<DeValue<'a>>> {
+    document.get("trainer").filter(|trainer| trainer.get_ref().as_str() == Some("language"))?;
+    document.get("model")?.get_ref().as_table()?.get("from").filter(|_| !document.contains_key("program"))
+}
+
 /// `[rl]`: the folders of modules, and the interpreter where it is no bare name.
 fn paths_of_rl<'a>(document: &'a DeTable<'_>) -> Vec<&'a toml::Spanned<DeValue<'a>>> {
     let rl = document.get("rl").and_then(|rl| rl.get_ref().as_table());
@@ -349,6 +368,14 @@ pub fn absolute_paths(config_toml: &str, base: &Path) -> Result<String, JobError
         let DeValue::String(path) = value.get_ref() else { continue };
         let Some(absolute) = base.join(path.as_ref()).to_str().map(str::to_owned) else {
             return Err(spec.mistake("rl", "folders", "the path is not UTF-8", "move the folder or the spec"));
+        };
+        edits.push((value.span(), toml::Value::String(absolute).to_string()));
+    }
+    if let Some(value) = path_of_model(table.get_ref())
+        && let DeValue::String(path) = value.get_ref()
+    {
+        let Some(absolute) = base.join(path.as_ref()).to_str().map(str::to_owned) else {
+            return Err(spec.mistake("model", "from", "the path is not UTF-8", "move the folder or the spec"));
         };
         edits.push((value.span(), toml::Value::String(absolute).to_string()));
     }
@@ -419,5 +446,10 @@ mod tests {
         let absolute = absolute_paths(text, Path::new("/jobs/specs")).expect("a good spec");
         assert_eq!(absolute, text.replace("../data/a.csv", "/jobs/specs/../data/a.csv"));
         assert_eq!(absolute_paths(&absolute, Path::new("/elsewhere")).expect("a good spec"), absolute);
+        let text = "trainer = \"language\"\n[model]\nfrom = \"m\"\n[data]\ntrain = \"d\"\n";
+        let absolute = absolute_paths(text, Path::new("/jobs")).expect("a good spec");
+        assert_eq!(absolute, text.replace("\"m\"", "\"/jobs/m\"").replace("\"d\"", "\"/jobs/d\""));
+        let other = text.replace("language", "other");
+        assert!(absolute_paths(&other, Path::new("/jobs")).expect("a good spec").contains("from = \"m\""));
     }
 }

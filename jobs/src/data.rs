@@ -1,4 +1,4 @@
-//! Reads rows of CSV and JSONL files, plain or gzip, and decides which rows are held out.
+//! Reads rows of CSV and JSONL files and texts, plain or gzip, and decides which rows are held out.
 //! Errors name the file and the line. It knows nothing of models: a trainer turns rows into numbers.
 
 use std::borrow::Cow;
@@ -12,12 +12,15 @@ use serde_json::Value;
 use crate::JobError;
 use crate::config::Spec;
 
-/// Longest line of a JSONL file. Without it a file without newlines would be read into memory whole.
+/// Longest line of a JSONL file or a text. Without it a file without newlines would be read into memory whole.
 const LINE_BYTES_MAX: u64 = 16 << 20;
+/// The one column of a text file.
+const TEXT: &str = "text";
 /// Columns of a header that an error names: a file with a column a pixel has hundreds.
 const COLUMNS_NAMED_MAX: usize = 8;
 
 /// One value of a row, as the file holds it.
+#[derive(Clone, Copy)]
 pub(crate) enum Field<'a> {
     Text(&'a str),
     Json(&'a Value),
@@ -88,18 +91,20 @@ pub(crate) fn in_column<T>(column: &str, value: Result<T, String>) -> Result<T, 
 /// One row's values in the order of the asked columns. An error of `each` is a problem of that row.
 type Each<'a> = dyn FnMut(&[Field<'_>]) -> Result<(), String> + 'a;
 
-/// Calls `each` with the named columns of every row of a `.csv` or `.jsonl` file (`.gz` after either), in file order.
+/// Calls `each` with the named columns of every row of a `.csv` or `.jsonl` file, or with every text of a `.txt` file (`.gz` after each), in file order.
 fn read_rows(path: &Path, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
     let (kind, bytes) = open(path)?;
     match kind {
         Kind::Csv => read_csv(path, bytes, columns, each),
         Kind::Jsonl => read_jsonl(path, bytes, columns, each),
+        Kind::Text => read_texts(path, bytes, columns, each),
     }
 }
 
 enum Kind {
     Csv,
     Jsonl,
+    Text,
 }
 
 /// What kind of file it is by its name, and its unpacked bytes.
@@ -110,8 +115,10 @@ fn open(path: &Path) -> Result<(Kind, Box<dyn Read>), JobError> {
         Kind::Csv
     } else if stem.ends_with(".jsonl") {
         Kind::Jsonl
+    } else if stem.ends_with(".txt") {
+        Kind::Text
     } else {
-        let problem = "unknown kind of file: the name must end in .csv, .csv.gz, .jsonl or .jsonl.gz".to_owned();
+        let problem = "unknown kind of file: the name must end in .csv, .jsonl or .txt, or in .gz after it".to_owned();
         return Err(JobError::Data { path: path.into(), problem });
     };
     let file = File::open(path).map_err(|source| JobError::File { path: path.into(), source })?;
@@ -181,13 +188,8 @@ fn read_jsonl(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Ea
     let mut reader = BufReader::with_capacity(1 << 16, bytes);
     let mut text = Vec::new();
     for line in 1.. {
-        text.clear();
-        let failed = |source| JobError::File { path: path.into(), source };
-        if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut text).map_err(failed)? == 0 {
+        if !read_line(path, &mut reader, line, &mut text)? {
             break;
-        }
-        if text.len() as u64 == LINE_BYTES_MAX && text.last() != Some(&b'\n') {
-            return Err(row(path, line, format!("longer than {LINE_BYTES_MAX} bytes")));
         }
         if text.trim_ascii().is_empty() {
             continue;
@@ -205,6 +207,47 @@ fn read_jsonl(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Ea
         each(&fields).map_err(|problem| row(path, line, problem))?;
     }
     Ok(())
+}
+
+/// Texts stand between empty lines.
+fn read_texts(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
+    if let Some(other) = columns.iter().find(|column| **column != TEXT) {
+        let problem = format!("a text file has no columns but \"{TEXT}\", and [data] names \"{other}\"");
+        return Err(JobError::Data { path: path.into(), problem });
+    }
+    let mut reader = BufReader::with_capacity(1 << 16, bytes);
+    let (mut text, mut begins, mut read) = (String::new(), 1, Vec::new());
+    for line in 1.. {
+        let more = read_line(path, &mut reader, line, &mut read)?;
+        let is_between = read.trim_ascii().is_empty();
+        if is_between && !text.is_empty() {
+            let fields = vec![Field::Text(text.trim_end()); columns.len()];
+            each(&fields).map_err(|problem| row(path, begins, problem))?;
+            text.clear();
+        }
+        if !more {
+            break;
+        }
+        if !is_between {
+            begins = if text.is_empty() { line } else { begins };
+            text.push_str(std::str::from_utf8(&read).map_err(|_| row(path, line, "not UTF-8".to_owned()))?);
+            if text.len() as u64 > LINE_BYTES_MAX {
+                return Err(row(path, begins, format!("a text longer than {LINE_BYTES_MAX} bytes")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The next line, with its end; false: there is none, and the line is empty.
+fn read_line(path: &Path, reader: &mut dyn BufRead, line: u64, text: &mut Vec<u8>) -> Result<bool, JobError> {
+    text.clear();
+    let failed = |source| JobError::File { path: path.into(), source };
+    reader.take(LINE_BYTES_MAX).read_until(b'\n', text).map_err(failed)?;
+    if text.len() as u64 == LINE_BYTES_MAX && text.last() != Some(&b'\n') {
+        return Err(row(path, line, format!("longer than {LINE_BYTES_MAX} bytes")));
+    }
+    Ok(!text.is_empty())
 }
 
 fn row(path: &Path, line: u64, problem: String) -> JobError {
@@ -376,7 +419,7 @@ mod tests {
             message("a.jsonl", b"{\"lable\":1}\n"),
             "FILE, line 1: no key \"label\": each line is a JSON object with label"
         );
-        assert!(message("a.txt", b"").contains("must end in .csv"));
+        assert!(message("a.pdf", b"").contains("must end in .csv"));
         assert!(message("a.csv.gz", &gzip(b"label\n1\n2\n")[..20]).starts_with("read data file FILE: "));
     }
 
@@ -395,6 +438,24 @@ mod tests {
             assert!(plain.starts_with(&format!("FILE, line {line}: ")), "{plain} {}", bytes.escape_ascii());
             assert_eq!(message("a.csv.gz", &gzip(bytes)), plain);
         }
+    }
+
+    #[test]
+    fn texts_stand_between_empty_lines() {
+        let texts = |bytes: &[u8]| -> Result<Vec<String>, String> {
+            let (_folder, path) = write("a.txt", bytes);
+            let mut out = Vec::new();
+            let read = read_rows(&path, &["text"], &mut |fields| {
+                let text = fields[0].text()?;
+                (text != "bad").then(|| out.push(text.into_owned())).ok_or_else(|| "bad".to_owned())
+            });
+            read.map(|()| out).map_err(|error| error.to_string().replace(path.to_str().expect("UTF-8"), "FILE"))
+        };
+        assert_eq!(texts(b"\n\na\nb\n \r\n\nc"), Ok(vec!["a\nb".to_owned(), "c".to_owned()]));
+        assert_eq!(texts(b"\n \n"), Ok(Vec::new()));
+        assert_eq!(texts(b"a\n\n\nbad\n\nc"), Err("FILE, line 4: bad".to_owned()));
+        assert_eq!(texts(b"a\n\xff\n"), Err("FILE, line 2: not UTF-8".to_owned()));
+        assert!(message("a.txt", b"a").contains("no columns but \"text\", and [data] names \"label\""));
     }
 
     #[test]

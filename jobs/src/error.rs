@@ -29,6 +29,9 @@ pub enum JobError {
     /// The pool of compute threads could not be started.
     #[error("start {threads} compute threads: {problem}")]
     Threads { threads: usize, problem: String },
+    /// Files of a language model.
+    #[error(transparent)]
+    Model(crate::lm::ModelError),
     /// An environment that fails, or what rollouts and learners say of each other.
     #[error(transparent)]
     Rl(Box<crate::rl::RlError>),
@@ -46,7 +49,8 @@ impl JobError {
             | Self::Data { .. }
             | Self::NonFinite { .. }
             | Self::Tensor { .. }
-            | Self::Contract { .. } => false,
+            | Self::Contract { .. }
+            | Self::Model(_) => false,
         }
     }
 }

@@ -18,7 +18,7 @@ pub use error::JobError;
 pub use order::order;
 pub use train::{
     Applied, Broadcast, Engine, LaneWork, Layout, Loss, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction,
-    RlProgress, STATS, Snapshot, TRAINERS, Task, Train, check, check_files, classifier, cross_entropy, fingerprint,
-    layers, load, pytorch, weights_blake3,
+    RlProgress, STATS, Snapshot, TRAINERS, Task, Train, check, check_files, classifier, cross_entropy, export_files,
+    fingerprint, layers, load, pytorch, weights_blake3,
 };
 pub use trainers::{Trainer, Trainers};

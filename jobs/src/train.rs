@@ -8,6 +8,8 @@ mod digits;
 mod domains;
 mod engine;
 pub(crate) mod fingerprint;
+mod fused;
+mod language;
 pub mod layers;
 mod metrics;
 pub(crate) mod optimizer;
@@ -17,6 +19,7 @@ pub(crate) mod snapshot;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use self::fingerprint::Fingerprint;
 use self::pytorch::Kind;
@@ -268,7 +271,7 @@ pub trait Predict: Send {
 }
 
 /// Names of the built-in trainers.
-pub const TRAINERS: [&str; 3] = ["domains", "digits", "rl"];
+pub const TRAINERS: [&str; 4] = ["domains", "digits", "language", "rl"];
 
 /// Reads the spec's `[data] [model] [optimizer] [schedule]`, or `[rl]`, loads the data and builds the model of `trainer`.
 pub fn load(config_toml: &str, trainer: &str, plan: Plan) -> Result<Box<dyn Train>, JobError> {
@@ -276,6 +279,7 @@ pub fn load(config_toml: &str, trainer: &str, plan: Plan) -> Result<Box<dyn Trai
     match trainer {
         "domains" => domains::load(&spec, plan),
         "digits" => digits::load(&spec, plan),
+        "language" => language::load(&spec, plan),
         "rl" => rl::load(config_toml, &plan),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
@@ -287,16 +291,20 @@ pub fn check(config_toml: &str, trainer: &str, lanes: u32) -> Result<(), JobErro
     match trainer {
         "domains" => domains::sections(&spec).map(drop),
         "digits" => digits::sections(&spec).map(drop),
+        "language" => language::sections(&spec).map(drop),
         "rl" => rl::check(config_toml, lanes),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
 }
 
-/// Whether the files that `[data]` names are there and can be read. Looks at no row.
+/// Whether the files that `[data]` and `[model]` name are there and can be read. Looks at no row.
 pub fn check_files(config_toml: &str) -> Result<(), JobError> {
     let spec = Spec::new(config_toml);
     // What is in them, a program knows that reads them by itself.
     let check = if spec.has_program() { data::check_readable } else { data::check_file };
+    if let Some(from) = spec.model_path()? {
+        crate::lm::Weights::open(&from).map_err(JobError::Model)?;
+    }
     spec.data_paths()?.iter().try_for_each(|path| check(path))
 }
 
@@ -312,6 +320,7 @@ pub fn classifier(
         _ if spec.has_program() => Err(spec.of_program(trainer)),
         "domains" => domains::classifier(&spec, tensors),
         "digits" => digits::classifier(&spec, tensors),
+        "language" => Err(spec.no_labels()),
         "rl" => Err(spec.no_classifier()),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
     }
@@ -328,8 +337,18 @@ pub fn pytorch(config_toml: &str, trainer: &str, mut tensors: Vec<NamedTensor>) 
         }
         "domains" => domains::pytorch(&spec, tensors),
         "digits" => digits::pytorch(&spec, tensors),
+        "language" => language::pytorch(&spec, tensors),
         "rl" => Err(spec.no_classifier()),
         unknown => Err(spec.unknown_trainer(unknown, &TRAINERS)),
+    }
+}
+
+/// The files beside those weights that make a folder that others open: name and bytes. None: the weights alone are what is exported.
+pub fn export_files(config_toml: &str, trainer: &str) -> Result<Vec<(PathBuf, Vec<u8>)>, JobError> {
+    let spec = Spec::new(config_toml);
+    match trainer {
+        "language" if !spec.has_program() => language::folder(&spec),
+        _ => Ok(Vec::new()),
     }
 }
 

@@ -17,6 +17,7 @@ use serde_json::Value;
 use stoke_jobs::NamedTensor;
 use stoke_node::checkpoint::{self, FORMAT, Folder, Manifest};
 use stoke_protocol::ids::{ClusterId, Digest, Generation, JobId, Step};
+use stoke_tests::report::{Goal, Row};
 
 const STATE_BYTES: usize = 512 << 20;
 const TENSORS: usize = 64;
@@ -54,6 +55,10 @@ fn disk() {
         reads.push(seconds(|| read_and_hash(&copy)));
     }
     println!("{} MiB of state           GB/s   of the plain way", STATE_BYTES >> 20);
+    let what = format!("a checkpoint of {} MiB written durably", STATE_BYTES >> 20);
+    Row::new(what, "s", &writes).beside("copy and sync", &copies).goal(Goal::AtMost(1.2)).report();
+    let what = format!("{} MiB restored, every byte verified", STATE_BYTES >> 20);
+    Row::new(what, "s", &restores).beside("read and BLAKE3", &reads).report();
     print_rate("write, durable", &mut writes, &mut copies);
     print_rate("restore, verified", &mut restores, &mut reads);
 }

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import digits
 import domains
+import language
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     spec = tomllib.loads(path.read_text())
-    task = {"domains": domains.Domains, "digits": digits.Digits}[spec["trainer"]]
+    task = {"domains": domains.Domains, "digits": digits.Digits, "language": language.Language}[spec["trainer"]]
     torch.manual_seed(spec["train"]["seed"])
     data = task(spec, path.parent)
     model = DistributedDataParallel(data.model(spec["model"]))

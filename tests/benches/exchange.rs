@@ -18,6 +18,7 @@ use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::Io;
+use stoke_tests::report::{Goal, Row};
 
 /// As in the `stoke` binary: glibc's allocator returns packet buffers to the kernel and pays a third more.
 #[global_allocator]
@@ -90,6 +91,9 @@ fn compare((link, world): (&str, u32), bytes: usize, turns: usize, ours: &mut Gr
             gloo.measure(bytes, rounds, them);
         }
     }
+    let goal = if link == "memory" && bytes > MIB { Goal::AtMost(0.125) } else { Goal::AtMost(1.0) };
+    let what = format!("all-reduce, {link}, {world} ranks, {} MiB", bytes / MIB);
+    Row::new(what, "s", &us.seconds).beside("gloo", &them.seconds).goal(goal).report();
     let (our_time, our_cpu) = (median(&mut us.seconds), median(&mut us.cpu));
     let row = format!("{link:>7} {world:>5} {:>8} | {} {:>8.1}", bytes / MIB, times(&us.seconds), our_cpu * 1e3);
     if them.seconds.is_empty() {

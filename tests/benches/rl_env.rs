@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use stoke_jobs::rl::{Actions, Pcg64, Space, StepBuffer, make};
+use stoke_tests::report::{Goal, Row};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -44,6 +45,8 @@ fn compare(name: &str, theirs: &str, peer: &mut Option<Peer>, (envs, turns): (us
         others.extend(peer.as_mut().map(|peer| peer.rate(theirs)));
     }
     let mut ratios: Vec<f64> = ours.iter().zip(&others).map(|(ours, theirs)| ours / theirs).collect();
+    let what = format!("environment steps, {theirs}");
+    Row::new(what, "steps/s", &ours).beside("gymnasium", &others).goal(Goal::AtLeast(100.0)).report();
     let ours = median(&mut ours);
     if ratios.is_empty() {
         return println!("{theirs:<26}{ours:>14.0}");

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use stoke_jobs::rl::Solo;
+use stoke_tests::report::{Goal, Row};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -35,6 +36,8 @@ fn main() {
         }
         let mut ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
         let name = format!("{lanes} lanes of {envs} envs");
+        let what = format!("PPO on CartPole, {name}");
+        Row::new(what, "env steps/s", &ours).beside("CleanRL-style PyTorch", &theirs).goal(Goal::AtLeast(5.0)).report();
         print!("{name:<20}{:>12.0}", median(&mut ours));
         match ratios.is_empty() {
             true => println!(" (no PyTorch here: jobs/reference/setup.sh makes it)"),

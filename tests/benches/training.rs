@@ -11,9 +11,10 @@ use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use stoke_tests::report::{Goal, Row};
 
-const ROUNDS: usize = 3;
-const STEPS: u64 = 150;
+/// STOKE_BENCH_ROUNDS replaces it.
+const ROUNDS: usize = 5;
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned();
@@ -26,9 +27,9 @@ fn main() {
         "{:<10} {:>5} {:>16} {:>16} {:>7}   {:>12} {:>12} {:>7}",
         "spec", "ranks", "stoke samples/s", "torch samples/s", "ratio", "stoke start", "torch start", "ratio"
     );
-    for spec in ["domains", "digits"] {
+    for (spec, steps) in [("domains", 150), ("digits", 150), ("language", 40)] {
         for ranks in [1, 2] {
-            compare(&root, &stoke, python.as_deref(), spec, ranks);
+            compare(&root, &stoke, python.as_deref(), (spec, steps), ranks);
         }
     }
 }
@@ -41,16 +42,25 @@ struct Figures {
     start: f64,
 }
 
-fn compare(root: &Path, stoke: &Path, python: Option<&Path>, spec: &str, ranks: u32) {
+fn compare(root: &Path, stoke: &Path, python: Option<&Path>, (spec, steps): (&str, u64), ranks: u32) {
     let spec_file = root.join(format!("jobs/specs/{spec}.toml"));
     let cluster = Cluster::up(stoke, ranks);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        ours.push(cluster.train(&spec_file, ranks));
+    let rounds = std::env::var("STOKE_BENCH_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number"));
+    for _ in 0..rounds {
+        ours.push(cluster.train(&spec_file, steps, ranks));
         if let Some(python) = python {
-            theirs.push(torch(root, python, &spec_file, ranks));
+            theirs.push(torch(root, python, &spec_file, steps, ranks));
         }
     }
+    let figures = |runs: &[Figures], of: fn(&Figures) -> f64| runs.iter().map(of).collect::<Vec<_>>();
+    let [rates, their_rates] = [&ours, &theirs].map(|runs| figures(runs, |run| run.samples_per_second));
+    let goal = if spec == "digits" { Goal::AtLeast(1.0 / 1.3) } else { Goal::AtLeast(1.0) };
+    let what = format!("training, {spec}, {ranks} ranks");
+    Row::new(what, "samples/s", &rates).beside("PyTorch DDP", &their_rates).goal(goal).report();
+    let [starts, their_starts] = [&ours, &theirs].map(|runs| figures(runs, |run| run.start));
+    let what = format!("submission to the first step, {spec}, {ranks} ranks");
+    Row::new(what, "s", &starts).beside("torch.distributed.run", &their_starts).report();
     let rate = |runs: &[Figures]| median(runs.iter().map(|run| run.samples_per_second));
     let start = |runs: &[Figures]| median(runs.iter().map(|run| run.start));
     let (our_rate, our_start) = (rate(&ours), start(&ours));
@@ -102,8 +112,8 @@ impl<'a> Cluster<'a> {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    fn train(&self, spec: &Path, ranks: u32) -> Figures {
-        let (ranks, steps) = (ranks.to_string(), format!("train.steps={STEPS}"));
+    fn train(&self, spec: &Path, steps: u64, ranks: u32) -> Figures {
+        let (ranks, steps) = (ranks.to_string(), format!("train.steps={steps}"));
         let started = now();
         let spec = spec.to_str().expect("UTF-8");
         let args = [
@@ -135,7 +145,7 @@ impl Drop for Cluster<'_> {
     }
 }
 
-fn torch(root: &Path, python: &Path, spec: &Path, ranks: u32) -> Figures {
+fn torch(root: &Path, python: &Path, spec: &Path, steps: u64, ranks: u32) -> Figures {
     let started = now();
     let output = Command::new(python)
         .args([
@@ -150,7 +160,7 @@ fn torch(root: &Path, python: &Path, spec: &Path, ranks: u32) -> Figures {
         ])
         .arg(root.join("tests/benches/ddp.py"))
         .arg(spec)
-        .arg(STEPS.to_string())
+        .arg(steps.to_string())
         .stderr(Stdio::piped())
         .output()
         .expect("run python");

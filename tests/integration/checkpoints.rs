@@ -40,7 +40,7 @@ fn the_checkpoint_of_another_job_in_the_place_of_ones_own_is_refused_by_name() {
 }
 
 /// PyTorch of jobs/reference/setup.sh, where it was installed.
-fn python() -> Option<PathBuf> {
+pub fn python() -> Option<PathBuf> {
     let found = env::var_os("STOKE_TORCH_PYTHON").map(PathBuf::from).unwrap_or_else(|| {
         let home = env::var_os("HOME").unwrap_or_default();
         Path::new(&home).join(".cache/stoke-torch/bin/python")

@@ -128,6 +128,31 @@ const ELSEWHERE: &[Elsewhere] = &[
     elsewhere("docs/kubernetes.md", "argo", "tests/deploy/kubernetes.sh"),
     elsewhere("docs/kubernetes.md", "STOKE_CLUSTER=ada stoke login", "bad_token::a_token_is_used_once"),
     elsewhere(
+        "docs/language.md",
+        "stoke up",
+        "language::a_language_model_is_trained_through_a_death_exported_served_and_trained_further",
+    ),
+    elsewhere(
+        "docs/language.md",
+        "stoke submit",
+        "language::a_language_model_is_trained_through_a_death_exported_served_and_trained_further",
+    ),
+    elsewhere(
+        "docs/language.md",
+        "stoke checkpoint export",
+        "language::a_language_model_is_trained_through_a_death_exported_served_and_trained_further",
+    ),
+    elsewhere(
+        "docs/language.md",
+        "stoke serve",
+        "language::a_language_model_is_trained_through_a_death_exported_served_and_trained_further",
+    ),
+    elsewhere(
+        "docs/language.md",
+        "curl -s GATEWAY",
+        "language::a_language_model_is_trained_through_a_death_exported_served_and_trained_further",
+    ),
+    elsewhere(
         "docs/nodes.md",
         "stoke drain",
         "nodes::a_drained_node_is_left_by_its_ranks_between_two_steps_and_can_be_stopped",

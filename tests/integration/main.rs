@@ -19,6 +19,7 @@ mod harness;
 mod health;
 mod hostile;
 mod inference;
+mod language;
 mod lifecycle;
 mod namespaces;
 mod nodes;

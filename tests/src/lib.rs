@@ -1,6 +1,8 @@
 //! What tests and benches share. Wiring only.
 
 pub mod binary;
+pub mod fleet;
 pub mod fuzz;
 pub mod local;
+pub mod report;
 pub mod sim;

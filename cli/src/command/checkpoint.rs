@@ -57,9 +57,10 @@ pub struct Verify {
     what: String,
 }
 
-/// Write the model's weights as one safetensors file for PyTorch; every byte of the checkpoint is verified first
+/// Write the model's weights as one safetensors file for PyTorch, or as a Hugging Face folder; every byte of the checkpoint is verified first
 ///
-/// Names and layouts are those of a plain nn.Module (docs/checkpoints.md). The optimizer's state is left out. A file that exists is not replaced.
+/// Names and layouts are those of a plain nn.Module (docs/checkpoints.md). A language model is written as a folder, with its config.json and tokenizer: `stoke
+/// serve` and transformers open it. The optimizer's state is left out. What exists is not replaced.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXPORT_EXAMPLES)]
 pub struct Export {
@@ -68,8 +69,8 @@ pub struct Export {
     what: String,
     /// The step of one of the job's checkpoints [default: the newest]
     step: Option<u64>,
-    /// The file to write
-    #[arg(long, value_name = "FILE")]
+    /// The file to write, or the folder of a language model
+    #[arg(long, value_name = "PATH")]
     out: PathBuf,
 }
 
@@ -145,7 +146,13 @@ async fn export(args: Export, global: &Global) -> Result<Exit, Failure> {
             checkpoint::load(&found.uri, found.manifest_blake3).map_err(|error| failure(error, &found.uri))?;
         let weights = stoke_jobs::pytorch(&manifest.spec, &manifest.trainer, tensors)
             .or_fail(Exit::Negative, format!("lay out the {} model of {}", manifest.trainer, found.uri))?;
-        let exported = checkpoint::export(&manifest, &weights, &out).map_err(|error| {
+        let files = stoke_jobs::export_files(&manifest.spec, &manifest.trainer)
+            .or_fail(Exit::Negative, format!("collect the files of the model of {}", found.uri))?;
+        let exported = match files.is_empty() {
+            true => checkpoint::export(&manifest, &weights, &out),
+            false => checkpoint::export_folder(&manifest, &weights, &files, &out),
+        };
+        let exported = exported.map_err(|error| {
             let (exit, help) = match out.exists() {
                 true => (Exit::Conflict, "it exists: remove it, or write another one with --out"),
                 false => (Exit::Negative, "see that the folder of --out exists and can be written"),

@@ -43,9 +43,15 @@ impl<'a> Init<'a> {
 
     /// Standard normal, by Box and Muller's transform.
     pub fn normal<const D: usize>(&self, path: &str, shape: [usize; D]) -> Param<Tensor<D>> {
+        self.normal_of(path, shape, 1.0)
+    }
+
+    /// Normal around 0 with this standard deviation.
+    pub fn normal_of<const D: usize>(&self, path: &str, shape: [usize; D], deviation: f32) -> Param<Tensor<D>> {
         let mut generator = self.generator(path);
         let mut unit = || (f64::from(generator.next_u32()) + 0.5) / 2f64.powi(32);
-        let draw = |_| ((-2.0 * unit().ln()).sqrt() * (2.0 * std::f64::consts::PI * unit()).cos()) as f32;
+        let mut normal = || (-2.0 * unit().ln()).sqrt() * (2.0 * std::f64::consts::PI * unit()).cos();
+        let draw = |_| normal() as f32 * deviation;
         self.param((0..shape.iter().product()).map(draw).collect(), shape)
     }
 

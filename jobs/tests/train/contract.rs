@@ -4,7 +4,7 @@ use stoke_jobs::{JobError, LaneWork, NamedTensor, Plan};
 
 use crate::common;
 
-const TRAINERS: [&str; 2] = ["domains", "digits"];
+const TRAINERS: [&str; 3] = ["domains", "digits", "language"];
 
 fn spec(trainer: &str) -> String {
     common::spec(&format!("reference/golden/{trainer}.toml"))
@@ -320,7 +320,7 @@ fn mistakes_in_a_spec_are_named() {
     assert!(message("digits", "channels = [4, 8]", "channels = [4]").contains("an array of length 2"));
     assert!(message("digits", "channels = [4, 8]", "channels = [4, 8, 9]").contains("an array of length 2"));
     let error = stoke_jobs::check(&spec("digits"), "digitz", 4).expect_err("no such trainer").to_string();
-    assert_eq!(error, "line 3: unknown trainer \"digitz\" (write one of domains, digits, rl)");
+    assert_eq!(error, "line 3: unknown trainer \"digitz\" (write one of domains, digits, language, rl)");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Both trainers against PyTorch: the same first weights, samples, order and schedule. The golden files are made by
+//! The trainers against PyTorch: the same first weights, samples, order and schedule. The golden files are made by
 //! jobs/reference/make_golden.sh.
 //!
 //! Tolerances: PyTorch adds the same f32 products in another order (one batch of 64 there, eight lanes here), so figures
@@ -21,6 +21,11 @@ fn domains_match_pytorch() {
 #[test]
 fn digits_match_pytorch() {
     compare("digits");
+}
+
+#[test]
+fn language_models_match_transformers() {
+    compare("language");
 }
 
 fn compare(trainer: &str) {

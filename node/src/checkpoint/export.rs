@@ -1,8 +1,9 @@
-//! A model's weights as one safetensors file for other programs. Owns what the file says of itself; verification and layouts are done by then.
+//! A model's weights as one safetensors file for other programs, or as a folder with what else they need. Owns what the file says of itself; verification and
+//! layouts are done by then.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::Digest;
@@ -10,6 +11,9 @@ use stoke_protocol::ids::Digest;
 use super::error::CheckpointError;
 use super::manifest::Manifest;
 use super::shard::{Parts, notes};
+
+/// Of a Hugging Face folder.
+const WEIGHTS: &str = "model.safetensors";
 
 /// The file.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +48,29 @@ pub fn export(manifest: &Manifest, tensors: &[NamedTensor], out: &Path) -> Resul
         // The error that is returned says more than one of the clean-up would.
         let _ = fs::remove_file(out);
         failed(error)
+    })
+}
+
+/// The weights in a new folder, with these files beside them (names and bytes).
+pub fn export_folder(
+    manifest: &Manifest,
+    tensors: &[NamedTensor],
+    files: &[(PathBuf, Vec<u8>)],
+    out: &Path,
+) -> Result<Exported, CheckpointError> {
+    let failed = |source| CheckpointError::File { verb: "write", object: out.display().to_string(), source };
+    fs::create_dir(out).map_err(failed)?;
+    let written = export(manifest, tensors, &out.join(WEIGHTS)).and_then(|exported| {
+        for (name, bytes) in files {
+            let mut file = File::create_new(out.join(name)).map_err(failed)?;
+            file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+        }
+        File::open(out).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        Ok(exported)
+    });
+    written.inspect_err(|_| {
+        // As above.
+        let _ = fs::remove_dir_all(out);
     })
 }
 

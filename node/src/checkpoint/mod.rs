@@ -21,7 +21,7 @@ mod tests;
 mod write;
 
 pub use error::CheckpointError;
-pub use export::{Exported, export};
+pub use export::{Exported, export, export_folder};
 pub use folder::{Folder, bytes_read};
 pub use manifest::{FORMAT, MANIFEST_FILE, Manifest, Shard};
 pub use memory::ShardMemory;

@@ -136,7 +136,7 @@ impl Cache {
             let made = score(query, keys, attention.scale);
             scores.extend_from_slice(&made);
         }
-        let sum = soften(&mut scores[..tokens]);
+        let (_, sum) = soften(&mut scores[..tokens]);
         scores[tokens..].fill(0.0);
         let scale = 1.0 / sum;
         let pages = || {
@@ -205,9 +205,9 @@ fn score(query: &[f32], keys: &[[f32; LANES]], scale: f32) -> [f32; LANES] {
     scores
 }
 
-/// Each score to e^(score - largest); gives their sum.
+/// Each score to e^(score - largest); gives the largest, and their sum.
 #[inline(always)]
-pub(super) fn soften(scores: &mut [f32]) -> f32 {
+pub fn soften(scores: &mut [f32]) -> (f32, f32) {
     let (whole, rest) = scores.as_chunks_mut::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for scores in whole.iter() {
@@ -228,7 +228,7 @@ pub(super) fn soften(scores: &mut [f32]) -> f32 {
         *score = exp(*score - largest);
         lanes[lane] += *score;
     }
-    by_halves(lanes)
+    (largest, by_halves(lanes))
 }
 
 #[cfg(test)]

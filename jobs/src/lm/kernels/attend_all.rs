@@ -71,7 +71,7 @@ unsafe fn one_head(
                         #[inline(always)]
                         |score| *score *= scale,
                     );
-                    soften(scores)
+                    soften(scores).1
                 },
             );
         }

@@ -15,10 +15,10 @@ mod simd;
 mod vector;
 
 pub use activations::Rows;
-pub use attend::{Attention, Cache, Place};
+pub use attend::{Attention, Cache, Place, soften};
 pub use attend_all::attend_all;
 pub use isa::Isa;
 pub use layer_norm::LayerNorm;
 pub use matmul::Matrix;
 pub use panels::{Dense, Then};
-pub use vector::{Rotary, add, gate, rms_norm};
+pub use vector::{Rotary, add, exp, gate, rms_norm, sum_by_lanes};

@@ -69,6 +69,22 @@ pub fn by_halves(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// The sum of `of(at)` for all `at` below `count`, over lanes.
+#[inline(always)]
+pub fn sum_by_lanes(count: usize, of: impl Fn(usize) -> f32) -> f32 {
+    let whole = count / LANES * LANES;
+    let mut lanes = [0.0; LANES];
+    for first in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += of(first + lane);
+        }
+    }
+    for (lane, at) in (whole..count).enumerate() {
+        lanes[lane] += of(at);
+    }
+    by_halves(lanes)
+}
+
 /// 1.5 * 2^23: a number of small size that is added to it is rounded to a whole one, ties to even, which then stands in the low bits.
 pub const ROUNDS: f32 = 12_582_912.0;
 
@@ -116,10 +132,31 @@ impl Rotary {
         Self { rope, half, angles }
     }
 
+    /// Of a position, the cosines and then the sines.
+    pub fn angles(&self, position: usize) -> &[f32] {
+        &self.angles[2 * position * self.half..][..2 * self.half]
+    }
+
+    /// Turns one head, whose halves belong together, back again.
+    pub fn turn_back(&self, isa: Isa, head: &mut [f32], position: usize) {
+        let (cosines, sines) = self.angles(position).split_at(self.half);
+        isa.run(
+            #[inline(always)]
+            || {
+                let (first, second) = head.split_at_mut(self.half);
+                for at in 0..self.half {
+                    let (a, b) = (first[at], second[at]);
+                    first[at] = a * cosines[at] + b * sines[at];
+                    second[at] = b * cosines[at] - a * sines[at];
+                }
+            },
+        );
+    }
+
     /// Turns the heads in `values`, one behind the other, by the angles of `position`.
     pub fn turn(&self, isa: Isa, values: &mut [f32], position: usize) {
         let half = self.half;
-        let (cosines, sines) = self.angles[2 * position * half..][..2 * half].split_at(half);
+        let (cosines, sines) = self.angles(position).split_at(half);
         isa.run(
             #[inline(always)]
             || match self.rope {

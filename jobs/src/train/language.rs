@@ -1,0 +1,250 @@
+//! Trainer `language`: a decoder of the Llama class (Touvron et al. 2023) that learns to continue texts, from nothing or from a Hugging Face folder. What it
+//! exports is such a folder again, which `stoke serve` and transformers open.
+//!
+//! A sample is a window of `context` tokens; its loss is the mean over them, so that a batch's is the mean over all tokens.
+
+mod net;
+mod text;
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use serde::Deserialize;
+use serde_json::json;
+
+use self::net::{Net, from_hugging_face, to_hugging_face};
+use self::text::{BYTES, Vocabulary, Windows, files, read};
+use super::engine::{Engine, Loss, Task};
+use super::fused::{Heads, cross_entropy};
+use super::layers::Init;
+use super::parameters::{check_model, layout, load_model};
+use super::{Metrics, NamedTensor, Plan, Train};
+use crate::JobError;
+use crate::config::{Sections, Spec};
+use crate::data::HeldOut;
+use crate::device::device;
+use crate::lm::{DecoderConfig, Rope, Weights};
+
+/// `[data]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Data {
+    train: PathBuf,
+    /// A share of the texts of `train`, or a file of its own.
+    #[serde(default = "held_out")]
+    held_out: HeldOut,
+    /// Column with the text.
+    #[serde(default = "text")]
+    text: String,
+}
+
+fn held_out() -> HeldOut {
+    HeldOut::Fraction(0.05)
+}
+fn text() -> String {
+    "text".to_owned()
+}
+
+/// `[model]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Model {
+    /// Tokens that are looked back at in training.
+    context: Option<usize>,
+    /// A Hugging Face folder with the first weights, the shape and the tokenizer. Left out: a model of bytes, from nothing, of the sizes below.
+    from: Option<PathBuf>,
+    hidden: Option<usize>,
+    layers: Option<usize>,
+    heads: Option<usize>,
+    kv_heads: Option<usize>,
+    ffn: Option<usize>,
+    tied: Option<bool>,
+}
+
+const CONTEXT: usize = 128;
+const HIDDEN: usize = 256;
+const LAYERS: usize = 4;
+/// Values of a head, where the number of heads is not said.
+const HEAD: usize = 64;
+
+pub(crate) fn sections(spec: &Spec<'_>) -> Result<Sections<Data, Model>, JobError> {
+    let sections: Sections<Data, Model> = spec.sections()?;
+    let model = &sections.model;
+    sections.data.held_out.check(spec)?;
+    let sizes = [
+        ("context", model.context, 1 << 16),
+        ("hidden", model.hidden, 1 << 14),
+        ("layers", model.layers, 256),
+        ("heads", model.heads, 256),
+        ("kv_heads", model.kv_heads, 256),
+        ("ffn", model.ffn, 1 << 16),
+    ];
+    if let Some((key, _, max)) = sizes.iter().find(|(_, size, max)| size.is_some_and(|size| size == 0 || size > *max)) {
+        let mend = format!("write a number from 1 to {max}");
+        return Err(spec.mistake("model", key, &format!("{key} is out of range"), &mend));
+    }
+    if model.from.is_some() {
+        let given = sizes[1..].iter().find(|(_, size, _)| size.is_some()).map(|(key, ..)| *key);
+        if let Some(key) = given.or(model.tied.map(|_| "tied")) {
+            let problem = format!("{key} is beside from, whose folder says it");
+            return Err(spec.mistake("model", key, &problem, "remove one of them"));
+        }
+        return Ok(sections);
+    }
+    let shape = model.new_shape();
+    if !shape.hidden.is_multiple_of(shape.heads) || !shape.head_size.is_multiple_of(2) {
+        let mend = format!("write a divisor of hidden = {} that leaves an even size of a head", shape.hidden);
+        return Err(spec.mistake("model", "heads", &format!("heads = {} does not fit", shape.heads), &mend));
+    }
+    if !shape.heads.is_multiple_of(shape.kv_heads) {
+        let mend = format!("write a divisor of heads = {}", shape.heads);
+        return Err(spec.mistake("model", "kv_heads", "kv_heads does not divide heads", &mend));
+    }
+    Ok(sections)
+}
+
+impl Model {
+    fn context(&self) -> usize {
+        self.context.unwrap_or(CONTEXT)
+    }
+
+    /// The shape of a model of bytes.
+    fn new_shape(&self) -> DecoderConfig {
+        let hidden = self.hidden.unwrap_or(HIDDEN);
+        let heads = self.heads.unwrap_or((hidden / HEAD).max(1));
+        DecoderConfig {
+            architecture: "llama".to_owned(),
+            layers: self.layers.unwrap_or(LAYERS),
+            hidden,
+            heads,
+            kv_heads: self.kv_heads.unwrap_or(heads),
+            head_size: hidden / heads,
+            // As many weights as the two matrices of four times the width that it stands for (Shazeer 2020), in whole vectors of a processor.
+            ffn: self.ffn.unwrap_or((hidden * 8 / 3).next_multiple_of(64)),
+            vocab: BYTES,
+            context: self.context(),
+            rms_epsilon: 1e-5,
+            rope_base: 10_000.0,
+            rope: Rope::Halves,
+            tied_embeddings: self.tied.unwrap_or(true),
+            qkv_bias: false,
+        }
+    }
+
+    /// The shape, and the folder that it is from.
+    fn shape(&self) -> Result<(DecoderConfig, Option<Weights>), JobError> {
+        let Some(from) = &self.from else { return Ok((self.new_shape(), None)) };
+        let weights = Weights::open(from).map_err(JobError::Model)?;
+        if weights.gguf().is_some() {
+            let problem = "a GGUF file: training begins from a Hugging Face folder (config.json and safetensors)";
+            return Err(JobError::Data { path: from.clone(), problem: problem.to_owned() });
+        }
+        let shape = weights.config().map_err(JobError::Model)?;
+        if self.context() > shape.context {
+            let problem = format!("made for {} tokens, and [model] context = {}", shape.context, self.context());
+            return Err(JobError::Data { path: from.clone(), problem });
+        }
+        Ok((shape, Some(weights)))
+    }
+}
+
+struct Language {
+    shape: DecoderConfig,
+    heads: Heads,
+    train: Windows,
+    held: Windows,
+}
+
+pub(crate) fn load(spec: &Spec<'_>, plan: Plan) -> Result<Box<dyn Train>, JobError> {
+    let sections = sections(spec)?;
+    let (shape, weights) = sections.model.shape()?;
+    let vocabulary = weights.as_ref().map_or(Ok(Vocabulary::Bytes), Vocabulary::of)?;
+    let length = sections.model.context();
+    let [train, held] = read(&sections.data, &vocabulary, length)?;
+    let device = device().autodiff();
+    let mut net = Net::new(&Init::new(plan.seed, &device), &shape);
+    if let Some(weights) = &weights {
+        let first = from_hugging_face(weights, &layout(&net), &shape)?;
+        net = load_model(net, first);
+    }
+    let heads = Heads::new(length, (shape.heads, shape.kv_heads, shape.head_size), shape.rope_base);
+    let task = Language { shape, heads, train, held };
+    Ok(Box::new(Engine::new(task, net, device, plan, (&sections.optimizer, &sections.schedule))?))
+}
+
+impl Language {
+    fn loss_of(&self, net: &Net, windows: &[&[u32]], device: &Device) -> Loss {
+        let length = self.heads.length;
+        let inputs = windows.iter().flat_map(|window| &window[..length]).map(|token| *token as i32).collect();
+        let targets = windows.iter().flat_map(|window| &window[1..]).copied().collect();
+        let figures = cross_entropy(net.forward(&self.shape, &self.heads, inputs, device), targets) / length as f32;
+        let correct = figures.clone().narrow(0, 1, 1).into_scalar::<f32>();
+        Loss { sum: figures.narrow(0, 0, 1), correct }
+    }
+}
+
+/// Tokens of a forward pass outside training, where memory is the only bound.
+const BATCH: usize = 2048;
+
+impl Task for Language {
+    type Model = Net;
+
+    fn samples(&self) -> u64 {
+        self.train.len() as u64
+    }
+
+    fn loss(&self, net: &Net, samples: &[u64], device: &Device) -> Loss {
+        let windows: Vec<&[u32]> = samples.iter().map(|at| self.train.get(*at as usize)).collect();
+        self.loss_of(net, &windows, device)
+    }
+
+    fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
+        let (mut loss, mut correct) = (0.0, 0.0);
+        let windows: Vec<&[u32]> = (0..self.held.len()).map(|at| self.held.get(at)).collect();
+        for batch in windows.chunks((BATCH / self.heads.length).max(1)) {
+            let figures = self.loss_of(net, batch, device);
+            loss += f64::from(figures.sum.into_scalar::<f32>());
+            correct += f64::from(figures.correct);
+        }
+        let count = windows.len() as f64;
+        Metrics::from([
+            ("loss".to_owned(), loss / count),
+            ("perplexity".to_owned(), (loss / count).exp()),
+            ("accuracy".to_owned(), correct / count),
+        ])
+    }
+}
+
+/// The weights as a Hugging Face folder has them.
+pub(crate) fn pytorch(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
+    let (shape, _) = sections(spec)?.model.shape()?;
+    let weights = check_model(&layout(&Net::new(&Init::new(0, &device()), &shape)), tensors)?;
+    Ok(to_hugging_face(weights, &shape))
+}
+
+/// The files of that folder beside the weights.
+pub(crate) fn folder(spec: &Spec<'_>) -> Result<Vec<(PathBuf, Vec<u8>)>, JobError> {
+    let model = sections(spec)?.model;
+    let (shape, _) = model.shape()?;
+    let mut files = files(model.from.as_deref())?;
+    let config = match &model.from {
+        Some(from) => {
+            let path = from.join("config.json");
+            std::fs::read(&path).map_err(|source| JobError::File { path, source })?
+        }
+        None => config_json(&shape).to_string().into(),
+    };
+    files.push(("config.json".into(), config));
+    Ok(files)
+}
+
+fn config_json(shape: &DecoderConfig) -> serde_json::Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "hidden_act": "silu",
+        "hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_size, "intermediate_size": shape.ffn,
+        "vocab_size": shape.vocab, "max_position_embeddings": shape.context, "rms_norm_eps": f64::from(shape.rms_epsilon),
+        "rope_theta": f64::from(shape.rope_base), "tie_word_embeddings": shape.tied_embeddings,
+        "bos_token_id": BYTES - 1, "eos_token_id": BYTES - 1,
+    })
+}

@@ -1,0 +1,174 @@
+//! Texts as windows of tokens. Owns the vocabulary of a model that is trained from nothing: one token for each byte, and one that stands before every text.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::Data;
+use crate::JobError;
+use crate::data::{Group, in_column, read_split};
+use crate::lm::{Tokenizer, Weights};
+
+/// What stands before every text, and so ends the one before it.
+const END: &str = "<|endoftext|>";
+const END_ID: u32 = 256;
+/// Of [`Vocabulary::Bytes`].
+pub(super) const BYTES: usize = 257;
+
+/// How text becomes tokens.
+pub(super) enum Vocabulary {
+    Bytes,
+    Of { tokenizer: Tokenizer, end: u32 },
+}
+
+impl Vocabulary {
+    pub fn of(weights: &Weights) -> Result<Self, JobError> {
+        let tokenizer = Tokenizer::open(weights).map_err(JobError::Model)?;
+        let Some(end) = tokenizer.end_of_sequence().first().copied() else {
+            let problem = "its tokenizer names no token that ends a text".to_owned();
+            return Err(JobError::Data { path: weights.path().to_owned(), problem });
+        };
+        Ok(Self::Of { tokenizer, end })
+    }
+
+    fn end(&self) -> u32 {
+        match self {
+            Self::Bytes => END_ID,
+            Self::Of { end, .. } => *end,
+        }
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, String> {
+        match self {
+            Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
+            Self::Of { tokenizer, .. } => tokenizer.encode(text).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// Tokens of all texts, one behind the other, cut into windows of `length` tokens and the one after them.
+pub(super) struct Windows {
+    tokens: Vec<u32>,
+    length: usize,
+}
+
+impl Windows {
+    fn new(texts: Vec<Vec<u32>>, end: u32, length: usize) -> Self {
+        let mut tokens = Vec::with_capacity(texts.iter().map(|text| text.len() + 1).sum::<usize>() + 1);
+        for text in texts {
+            tokens.push(end);
+            tokens.extend(text);
+        }
+        tokens.push(end);
+        Self { tokens, length }
+    }
+
+    pub fn len(&self) -> usize {
+        (self.tokens.len() - 1) / self.length
+    }
+
+    /// `length + 1` tokens.
+    pub fn get(&self, at: usize) -> &[u32] {
+        &self.tokens[at * self.length..=(at + 1) * self.length]
+    }
+}
+
+/// What is trained on, and what is held out; none of them is empty.
+pub(super) fn read(data: &Data, vocabulary: &Vocabulary, length: usize) -> Result<[Windows; 2], JobError> {
+    let (train, held) = read_split(&data.train, &data.held_out, &[&data.text], &|fields| {
+        let text = in_column(&data.text, fields[0].text())?;
+        let tokens = in_column(&data.text, vocabulary.tokens(&text))?;
+        Ok((tokens, Group::of(text.as_bytes())))
+    })?;
+    let windows = [train, held].map(|texts| Windows::new(texts, vocabulary.end(), length));
+    for (windows, which) in windows.iter().zip(["to train on", "held out"]) {
+        if windows.len() == 0 {
+            let (found, path) = (windows.tokens.len(), data.train.clone());
+            let problem = format!("{found} tokens {which}: less than one window of [model] context = {length}");
+            return Err(JobError::Data { path, problem });
+        }
+    }
+    Ok(windows)
+}
+
+/// The files beside the weights that say what a token is: name and text.
+pub(super) fn files(from: Option<&Path>) -> Result<Vec<(PathBuf, Vec<u8>)>, JobError> {
+    const NAMES: [&str; 4] =
+        ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
+    let Some(from) = from else {
+        let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END });
+        return Ok(vec![
+            ("tokenizer.json".into(), tokenizer_json().to_string().into()),
+            ("tokenizer_config.json".into(), config.to_string().into()),
+        ]);
+    };
+    let mut found = Vec::new();
+    for name in NAMES {
+        let path = from.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => found.push((name.into(), bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(JobError::File { path, source }),
+        }
+    }
+    Ok(found)
+}
+
+/// A `tokenizer.json` whose tokens are bytes: byte-level BPE (as GPT-2's) that merges nothing.
+fn tokenizer_json() -> serde_json::Value {
+    let vocabulary: serde_json::Map<String, serde_json::Value> = (0..=255u8)
+        .map(|byte| (written(byte).to_string(), json!(byte)))
+        .chain([(END.to_owned(), json!(END_ID))])
+        .collect();
+    let end = json!({ "id": END_ID, "content": END, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [end], "normalizer": null,
+        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": END, "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "SpecialToken": { "id": END, "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { END: { "id": END, "ids": [END_ID], "tokens": [END] } },
+        },
+        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": vocabulary, "merges": [],
+        },
+    })
+}
+
+/// The character that GPT-2's byte-level BPE writes for a byte: itself where it can be seen, else the next one from U+0100.
+fn written(byte: u8) -> char {
+    let is_seen = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match is_seen(byte) {
+        true => char::from(byte),
+        false => {
+            let before = (0..byte).filter(|before| !is_seen(*before)).count() as u32;
+            char::from_u32(0x100 + before).expect("P1: at most 0x100 + 67")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_its_own_token_and_comes_back() {
+        let tokenizer = tokenizers::Tokenizer::from_bytes(tokenizer_json().to_string()).expect("a tokenizer");
+        let text = "a\u{e9} \n\t\u{1f600}\0~";
+        let encoding = tokenizer.encode(text, false).expect("encoded");
+        assert_eq!(encoding.get_ids(), text.bytes().map(u32::from).collect::<Vec<_>>());
+        assert_eq!(tokenizer.decode(encoding.get_ids(), true).expect("decoded"), text);
+        let framed = tokenizer.encode("a", true).expect("encoded");
+        assert_eq!(framed.get_ids(), [END_ID, 97]);
+    }
+
+    #[test]
+    fn windows_share_the_token_between_them_and_leave_out_a_rest() {
+        let windows = Windows::new(vec![vec![1, 2, 3], vec![4]], 9, 3);
+        assert_eq!(windows.tokens, [9, 1, 2, 3, 9, 4, 9]);
+        assert_eq!((windows.len(), windows.get(0), windows.get(1)), (2, &[9, 1, 2, 3][..], &[3, 9, 4, 9][..]));
+    }
+}

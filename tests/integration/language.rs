@@ -1,0 +1,131 @@
+//! A language model's way: trained on a cluster, through deaths, exported, served, opened by transformers, and trained further.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::checkpoints::python;
+use crate::harness::{Cluster, poll, root, spec, text};
+use crate::serving::{RUNTIME, client};
+
+/// Small enough for a test.
+const SMALL: [&str; 6] = [
+    "model.hidden=32",
+    "model.heads=2",
+    "model.layers=2",
+    "model.context=32",
+    "checkpoint.every=10",
+    "schedule.lr=1e-2",
+];
+
+fn submit(cluster: &Cluster, steps: u32, ranks: &str, sets: &[&str]) -> String {
+    let (spec, steps) = (spec("language.toml"), format!("train.steps={steps}"));
+    let sets = [&SMALL[..], &[steps.as_str()], sets].concat();
+    let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
+    let arguments = [&["submit", spec.to_str().expect("UTF-8"), "--ranks", ranks][..], &sets].concat();
+    text(&cluster.json(&arguments)["job"])
+}
+
+fn metric(job: &Value, name: &str) -> f64 {
+    job["metrics"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {job:#}"))
+}
+
+/// What a model that is served says after `prompt`, likeliest token by likeliest token.
+fn continued(url: &str, model: &str, prompt: &str) -> String {
+    let body = json!({ "model": model, "prompt": prompt, "max_tokens": 12, "temperature": 0.0 }).to_string();
+    let answer: Value = RUNTIME.block_on(async {
+        let sent = client().post(format!("{url}/v1/completions")).header("content-type", "application/json").body(body);
+        let bytes = sent.send().await.expect("an answer").bytes().await.expect("a body");
+        serde_json::from_slice(&bytes).expect("JSON")
+    });
+    text(&answer["choices"][0]["text"])
+}
+
+#[test]
+fn a_language_model_is_trained_through_a_death_exported_served_and_trained_further() {
+    let cluster = Cluster::start(3);
+    let calm = submit(&cluster, 60, "1", &[]);
+    let calm = cluster.wait_for_state(&calm, "succeeded");
+    let job = submit(&cluster, 60, "3", &[]);
+    poll("it trains", || cluster.job(&job)["progress"]["step"].as_u64().filter(|step| *step > 3));
+    cluster.run(&["chaos", "kill-rank at 0s", "--for", "1s", "--seed", "3"]).expect(0);
+    let trained = cluster.wait_for_state(&job, "succeeded");
+    assert_eq!(trained["weights_blake3"], calm["weights_blake3"]);
+    // A byte that is guessed has a loss of ln 257 = 5.5.
+    assert!(metric(&trained, "loss") < 3.2 && metric(&trained, "accuracy") > 0.15, "{trained:#}");
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("names");
+    let out = out.to_str().expect("UTF-8");
+    let told = cluster.json(&["checkpoint", "export", &job, "--out", out]);
+    assert_eq!(told["weights_blake3"], trained["weights_blake3"]);
+    cluster.run(&["checkpoint", "export", &job, "--out", out]).expect(6).says(&["exists"]);
+
+    let served = spec("serve-smollm2.toml");
+    let served = served.to_str().expect("UTF-8");
+    let model = format!("serve.model={out}");
+    let small = ["serve.name=names", "serve.cache=16MiB", "serve.context=32", "resources.memory=256MiB"];
+    let sets: Vec<&str> = small.into_iter().chain([model.as_str()]).flat_map(|set| ["--set", set]).collect();
+    let served = cluster.json(&[&["serve", served][..], &sets].concat());
+    let said = continued(&text(&served["gateways"][0]), "names", "www.exam");
+    assert!(!said.is_empty());
+    match python() {
+        Some(python) => {
+            let script = root().join("jobs/reference/continue_text.py");
+            let output = Command::new(python).args(["-W", "ignore"]).arg(script).args([out, "www.exam", "12"]).output();
+            let output = output.expect("start Python");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(String::from_utf8_lossy(&output.stdout), said, "transformers continues it as we do");
+        }
+        None => println!("not compared with transformers: sh jobs/reference/setup.sh installs it"),
+    }
+    cluster.run(&["cancel", &text(&served["job"])]).expect(0);
+
+    // From the folder, as the first weights: it begins where the other has ended.
+    let from = ["model.context=32", "checkpoint.every=10", "train.steps=2", "schedule.lr=1e-6"];
+    let from = from.into_iter().map(str::to_owned).chain([format!("model.from={out}")]);
+    let from: Vec<String> = from.flat_map(|set| ["--set".to_owned(), set]).collect();
+    let own = folder.path().join("further.toml");
+    let shipped = std::fs::read_to_string(spec("language.toml")).expect("the spec");
+    let data = format!("{:?}", root().join("jobs/data/domains.csv.gz"));
+    let further: String = shipped
+        .lines()
+        .filter(|line| !["hidden =", "layers =", "heads ="].iter().any(|key| line.starts_with(key)))
+        .map(|line| line.replace("\"../data/domains.csv.gz\"", &data) + "\n")
+        .collect();
+    std::fs::write(&own, further).expect("written");
+    let mut arguments = vec!["submit", own.to_str().expect("UTF-8"), "--ranks", "1"];
+    arguments.extend(from.iter().map(String::as_str));
+    let further = text(&cluster.json(&arguments)["job"]);
+    let further = cluster.wait_for_state(&further, "succeeded");
+    let (before, after) = (metric(&trained, "loss"), metric(&further, "loss"));
+    assert!((before - after).abs() < 1e-3, "{before}, then {after}");
+    let again = folder.path().join("again");
+    let again = again.to_str().expect("UTF-8");
+    cluster.json(&["checkpoint", "export", &text(&further["job"]), "--out", again]);
+    let same = |name: &str| {
+        let read = |folder: &str| std::fs::read(Path::new(folder).join(name)).expect("a file of the folder");
+        read(out) == read(again)
+    };
+    assert!(same("config.json") && same("tokenizer.json") && !same("model.safetensors"));
+}
+
+#[test]
+fn what_no_language_model_can_be_made_of_is_refused_with_its_place() {
+    let cluster = Cluster::shared();
+    let spec = spec("language.toml");
+    let spec = spec.to_str().expect("UTF-8");
+    for (set, exit, words) in [
+        ("model.heads=5", 2, "heads = 5 does not fit"),
+        ("model.kv_heads=2", 2, "kv_heads does not divide heads"),
+        ("model.context=0", 2, "context is out of range"),
+        ("model.from=\"/nowhere\"", 2, "hidden is beside from"),
+        ("model.depth=3", 2, "unknown field `depth`"),
+    ] {
+        cluster.run(&["submit", spec, "--set", set]).expect(exit).says(&[words]);
+    }
+    let job = cluster.json(&["submit", spec, "--set", "data.text=name"]);
+    let failed = cluster.wait_for_state(&text(&job["job"]), "failed");
+    assert!(text(&failed["reason"]).contains("no column \"name\""), "{failed:#}");
+}
