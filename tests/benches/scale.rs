@@ -3,6 +3,7 @@
 //!
 //!     cargo bench -p stoke-cli -p stoke-tests --bench scale
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use stoke_coordinator::snapshot_bytes;
@@ -79,8 +80,9 @@ fn main() {
     Row::new(format!("control of {NODES} nodes and {JOBS} jobs, of a core"), "share", &[core]).report();
 
     let (records, bytes) = (fleet.records, fleet.record_bytes);
-    let lost: Vec<_> = fleet.nodes_up().into_iter().take(LOST).collect();
     let ranks = fleet.ranks().len();
+    let busy: BTreeSet<_> = fleet.ranks().into_iter().filter_map(|rank| fleet.place(rank)).collect();
+    let lost: Vec<_> = busy.into_iter().take(LOST).collect();
     lost.iter().for_each(|node| fleet.kill_node(*node));
     let gone = ranks - fleet.ranks().len();
     fleet.slowest = Default::default();

@@ -10,7 +10,8 @@ use crate::harness::{Cluster, poll, root, spec, text};
 use crate::serving::{RUNTIME, client};
 
 /// Small enough for a test.
-const SMALL: [&str; 6] = [
+const SMALL: [&str; 7] = [
+    "train.steps=200",
     "model.hidden=32",
     "model.heads=2",
     "model.layers=2",
@@ -19,16 +20,16 @@ const SMALL: [&str; 6] = [
     "schedule.lr=1e-2",
 ];
 
-fn submit(cluster: &Cluster, steps: u32, ranks: &str, sets: &[&str]) -> String {
-    let (spec, steps) = (spec("language.toml"), format!("train.steps={steps}"));
-    let sets = [&SMALL[..], &[steps.as_str()], sets].concat();
-    let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
-    let arguments = [&["submit", spec.to_str().expect("UTF-8"), "--ranks", ranks][..], &sets].concat();
-    text(&cluster.json(&arguments)["job"])
+/// What `stoke submit` says.
+fn submit(cluster: &Cluster, ranks: &str, more: &[&str]) -> Value {
+    let spec = spec("language.toml");
+    let sets: Vec<&str> = SMALL.into_iter().flat_map(|set| ["--set", set]).collect();
+    let arguments = [&["submit", spec.to_str().expect("UTF-8"), "--ranks", ranks][..], &sets, more].concat();
+    cluster.json(&arguments)
 }
 
-fn metric(job: &Value, name: &str) -> f64 {
-    job["metrics"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {job:#}"))
+fn metric(summary: &Value, name: &str) -> f64 {
+    summary["metrics"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {summary:#}"))
 }
 
 /// What a model that is served says after `prompt`, likeliest token by likeliest token.
@@ -45,21 +46,19 @@ fn continued(url: &str, model: &str, prompt: &str) -> String {
 #[test]
 fn a_language_model_is_trained_through_a_death_exported_served_and_trained_further() {
     let cluster = Cluster::start(3);
-    let calm = submit(&cluster, 60, "1", &[]);
-    let calm = cluster.wait_for_state(&calm, "succeeded");
-    let job = submit(&cluster, 60, "3", &[]);
+    let calm = submit(&cluster, "1", &["--wait"]);
+    // A byte that is guessed has a loss of ln 257 = 5.5.
+    assert!(metric(&calm, "loss") < 2.9 && metric(&calm, "accuracy") > 0.15, "{calm:#}");
+    let job = text(&submit(&cluster, "3", &[])["job"]);
     poll("it trains", || cluster.job(&job)["progress"]["step"].as_u64().filter(|step| *step > 3));
     cluster.run(&["chaos", "kill-rank at 0s", "--for", "1s", "--seed", "3"]).expect(0);
     let trained = cluster.wait_for_state(&job, "succeeded");
-    assert_eq!(trained["weights_blake3"], calm["weights_blake3"]);
-    // A byte that is guessed has a loss of ln 257 = 5.5.
-    assert!(metric(&trained, "loss") < 3.2 && metric(&trained, "accuracy") > 0.15, "{trained:#}");
-
+    assert!(trained["recoveries"].as_u64().is_some_and(|count| count > 0), "{trained:#}");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("names");
     let out = out.to_str().expect("UTF-8");
     let told = cluster.json(&["checkpoint", "export", &job, "--out", out]);
-    assert_eq!(told["weights_blake3"], trained["weights_blake3"]);
+    assert_eq!(told["weights_blake3"], calm["weights_blake3"]);
     cluster.run(&["checkpoint", "export", &job, "--out", out]).expect(6).says(&["exists"]);
 
     let served = spec("serve-smollm2.toml");
@@ -95,11 +94,10 @@ fn a_language_model_is_trained_through_a_death_exported_served_and_trained_furth
         .map(|line| line.replace("\"../data/domains.csv.gz\"", &data) + "\n")
         .collect();
     std::fs::write(&own, further).expect("written");
-    let mut arguments = vec!["submit", own.to_str().expect("UTF-8"), "--ranks", "1"];
+    let mut arguments = vec!["submit", own.to_str().expect("UTF-8"), "--ranks", "1", "--wait"];
     arguments.extend(from.iter().map(String::as_str));
-    let further = text(&cluster.json(&arguments)["job"]);
-    let further = cluster.wait_for_state(&further, "succeeded");
-    let (before, after) = (metric(&trained, "loss"), metric(&further, "loss"));
+    let further = cluster.json(&arguments);
+    let (before, after) = (metric(&calm, "loss"), metric(&further, "loss"));
     assert!((before - after).abs() < 1e-3, "{before}, then {after}");
     let again = folder.path().join("again");
     let again = again.to_str().expect("UTF-8");

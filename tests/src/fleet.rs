@@ -290,10 +290,6 @@ impl Fleet {
         self.places.keys().copied().collect()
     }
 
-    pub fn nodes_up(&self) -> Vec<NodeId> {
-        self.machines.iter().filter(|(_, machine)| machine.up).map(|(node, _)| *node).collect()
-    }
-
     pub fn place(&self, id: RankId) -> Option<NodeId> {
         self.places.get(&id).copied()
     }
