@@ -5,7 +5,6 @@
 //! Under 20 minutes on two cores. Peers are measured in the same run, where they are installed: `sh jobs/reference/setup.sh` makes PyTorch's. What takes
 //! longer stands alone: `goodput`, `detection`, `seeds`, `digest`, `rl_rollouts`, `serving`, `lm_peers.py`, `serving_ray.sh`.
 
-use std::process::Command;
 use std::time::Instant;
 
 use stoke_tests::report::{FILE, Figure, Goal, Row, rows};
@@ -30,7 +29,7 @@ fn main() {
     let mut failed = Vec::new();
     for (bench, shorter) in BENCHES {
         println!("\n== {bench} ({:.0} s)", begun.elapsed().as_secs_f64());
-        let mut command = Command::new(env!("CARGO"));
+        let mut command = stoke_tests::binary::cargo();
         command.args(["bench", "--locked", "-p", "stoke-cli", "-p", "stoke-tests", "--bench", bench]);
         command.env(FILE, &file).envs(shorter.iter().copied());
         if !command.status().is_ok_and(|status| status.success()) {
