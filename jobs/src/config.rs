@@ -357,6 +357,10 @@ pub fn absolute_paths(config_toml: &str, base: &Path) -> Result<String, JobError
     if let Some(DeValue::Table(data)) = table.get_ref().get("data").map(toml::Spanned::get_ref) {
         for (key, value) in data.iter().filter(|(key, _)| PATHS.contains(&key.get_ref().as_ref())) {
             let DeValue::String(path) = value.get_ref() else { continue };
+            // A place in an object store is the same everywhere.
+            if path.contains("://") {
+                continue;
+            }
             let absolute = base.join(path.as_ref());
             let Some(absolute) = absolute.to_str() else {
                 return Err(spec.mistake("data", key.get_ref(), "the path is not UTF-8", "move the file or the spec"));

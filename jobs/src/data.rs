@@ -1,21 +1,21 @@
-//! Reads rows of CSV and JSONL files and texts, plain or gzip, and decides which rows are held out.
-//! Errors name the file and the line. It knows nothing of models: a trainer turns rows into numbers.
+//! Reads rows of files of several kinds, on this machine or in an object store, and decides which rows are held out.
+//! Errors name the file and the place in it. It knows nothing of models: a trainer turns rows into numbers.
+
+mod files;
+mod lines;
+mod parquet;
+mod shards;
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
+pub use self::files::{ReadAt, Stores, read_stores_by};
+use self::files::{check_store, expanded, is_remote, open, open_packed};
 use crate::JobError;
 use crate::config::Spec;
 
-/// Longest line of a JSONL file or a text. Without it a file without newlines would be read into memory whole.
-const LINE_BYTES_MAX: u64 = 16 << 20;
-/// The one column of a text file.
-const TEXT: &str = "text";
 /// Columns of a header that an error names: a file with a column a pixel has hundreds.
 const COLUMNS_NAMED_MAX: usize = 8;
 
@@ -91,183 +91,86 @@ pub(crate) fn in_column<T>(column: &str, value: Result<T, String>) -> Result<T, 
 /// One row's values in the order of the asked columns. An error of `each` is a problem of that row.
 type Each<'a> = dyn FnMut(&[Field<'_>]) -> Result<(), String> + 'a;
 
-/// Calls `each` with the named columns of every row of a `.csv` or `.jsonl` file, or with every text of a `.txt` file (`.gz` after each), in file order.
+/// Calls `each` with the named columns of every row of a file, or of all files of a pattern (`*` in the last part of the path) in the order of their
+/// names; rows in file order.
 fn read_rows(path: &Path, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
-    let (kind, bytes) = open(path)?;
-    match kind {
-        Kind::Csv => read_csv(path, bytes, columns, each),
-        Kind::Jsonl => read_jsonl(path, bytes, columns, each),
-        Kind::Text => read_texts(path, bytes, columns, each),
+    for path in expanded(path)? {
+        let path = &path;
+        match Kind::of(path)? {
+            Kind::Csv => lines::read_csv(path, open_packed(path)?, columns, each)?,
+            Kind::Jsonl => lines::read_jsonl(path, open_packed(path)?, columns, each)?,
+            Kind::Text => lines::read_texts(path, open_packed(path)?, columns, each)?,
+            Kind::Parquet => parquet::read(path, open(path)?, columns, each)?,
+            Kind::Shard => shards::read(path, open_packed(path)?, columns, each)?,
+        }
     }
+    Ok(())
 }
 
 enum Kind {
     Csv,
     Jsonl,
     Text,
+    Parquet,
+    /// A tar whose members with one name and several endings are a row.
+    Shard,
 }
 
-/// What kind of file it is by its name, and its unpacked bytes.
-fn open(path: &Path) -> Result<(Kind, Box<dyn Read>), JobError> {
-    let name = path.to_string_lossy().to_ascii_lowercase();
-    let (stem, packed) = name.strip_suffix(".gz").map_or((name.as_str(), false), |stem| (stem, true));
-    let kind = if stem.ends_with(".csv") {
-        Kind::Csv
-    } else if stem.ends_with(".jsonl") {
-        Kind::Jsonl
-    } else if stem.ends_with(".txt") {
-        Kind::Text
-    } else {
-        let problem = "unknown kind of file: the name must end in .csv, .jsonl or .txt, or in .gz after it".to_owned();
-        return Err(JobError::Data { path: path.into(), problem });
-    };
-    let file = File::open(path).map_err(|source| JobError::File { path: path.into(), source })?;
-    Ok((kind, if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) }))
-}
-
-/// Whether the file is there and can be read, whatever is in it.
-pub(crate) fn check_readable(path: &Path) -> Result<(), JobError> {
-    let failed = |source| JobError::File { path: path.into(), source };
-    File::open(path).and_then(|mut file| file.read(&mut [0])).map(drop).map_err(failed)
-}
-
-/// Whether the file is there and can be read; looks at no row.
-pub(crate) fn check_file(path: &Path) -> Result<(), JobError> {
-    let (_, mut bytes) = open(path)?;
-    bytes.read(&mut [0]).map(drop).map_err(|source| JobError::File { path: path.into(), source })
-}
-
-fn read_csv(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
-    let mut reader = csv::ReaderBuilder::new().from_reader(bytes);
-    let header = reader.headers().map_err(|error| csv_error(path, error))?.clone();
-    let mut wanted = Vec::new();
-    for column in columns {
-        let index = header
-            .iter()
-            .position(|name| name == *column)
-            .ok_or_else(|| row(path, 1, format!("no column \"{column}\" in the header ({})", few(&header))))?;
-        if header.iter().skip(index + 1).any(|name| name == *column) {
-            return Err(row(path, 1, format!("two columns \"{column}\" in the header: which one is meant?")));
-        }
-        wanted.push(index);
-    }
-    let mut record = csv::StringRecord::new();
-    while reader.read_record(&mut record).map_err(|error| csv_error(path, error))? {
-        let fields: Vec<Field<'_>> = wanted.iter().map(|&index| Field::Text(&record[index])).collect();
-        each(&fields).map_err(|problem| row(path, csv_line(path, record.position()), problem))?;
-    }
-    Ok(())
-}
-
-/// The first names of a header.
-fn few(header: &csv::StringRecord) -> String {
-    let names = header.iter().take(COLUMNS_NAMED_MAX).collect::<Vec<_>>().join(", ");
-    match header.len().saturating_sub(COLUMNS_NAMED_MAX) {
-        0 => names,
-        more => format!("{names} and {more} more"),
-    }
-}
-
-/// The line that a record starts on. The reader's own count is taken before it passes the end of the line before (the second half of CRLF,
-/// empty lines), so the lines are counted again up to the record's first byte: only an error needs it.
-fn csv_line(path: &Path, position: Option<&csv::Position>) -> u64 {
-    let Some(position) = position else { return 1 };
-    let count = || -> Option<u64> {
-        let (_, bytes) = open(path).ok()?;
-        let mut bytes = BufReader::with_capacity(1 << 16, bytes).bytes();
-        let ended = |byte: &u8| *byte == b'\n';
-        let before = bytes.by_ref().take(position.byte() as usize).map_while(Result::ok).filter(ended).count();
-        let skipped =
-            bytes.map_while(Result::ok).take_while(|byte| matches!(byte, b'\r' | b'\n')).filter(ended).count();
-        Some(1 + (before + skipped) as u64)
-    };
-    count().unwrap_or(position.line())
-}
-
-fn read_jsonl(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
-    let mut reader = BufReader::with_capacity(1 << 16, bytes);
-    let mut text = Vec::new();
-    for line in 1.. {
-        if !read_line(path, &mut reader, line, &mut text)? {
-            break;
-        }
-        if text.trim_ascii().is_empty() {
-            continue;
-        }
-        let value: Value =
-            serde_json::from_slice(&text).map_err(|error| row(path, line, format!("not a JSON value: {error}")))?;
-        let mut fields = Vec::new();
-        for column in columns {
-            let field = value.get(column).ok_or_else(|| {
-                let expected = columns.join(", ");
-                row(path, line, format!("no key \"{column}\": each line is a JSON object with {expected}"))
-            })?;
-            fields.push(Field::Json(field));
-        }
-        each(&fields).map_err(|problem| row(path, line, problem))?;
-    }
-    Ok(())
-}
-
-/// Texts stand between empty lines.
-fn read_texts(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
-    if let Some(other) = columns.iter().find(|column| **column != TEXT) {
-        let problem = format!("a text file has no columns but \"{TEXT}\", and [data] names \"{other}\"");
-        return Err(JobError::Data { path: path.into(), problem });
-    }
-    let mut reader = BufReader::with_capacity(1 << 16, bytes);
-    let (mut text, mut begins, mut read) = (String::new(), 1, Vec::new());
-    for line in 1.. {
-        let more = read_line(path, &mut reader, line, &mut read)?;
-        let is_between = read.trim_ascii().is_empty();
-        if is_between && !text.is_empty() {
-            let fields = vec![Field::Text(text.trim_end()); columns.len()];
-            each(&fields).map_err(|problem| row(path, begins, problem))?;
-            text.clear();
-        }
-        if !more {
-            break;
-        }
-        if !is_between {
-            begins = if text.is_empty() { line } else { begins };
-            text.push_str(std::str::from_utf8(&read).map_err(|_| row(path, line, "not UTF-8".to_owned()))?);
-            if text.len() as u64 > LINE_BYTES_MAX {
-                return Err(row(path, begins, format!("a text longer than {LINE_BYTES_MAX} bytes")));
+impl Kind {
+    /// By its name.
+    fn of(path: &Path) -> Result<Self, JobError> {
+        let name = path.to_string_lossy().to_ascii_lowercase();
+        let packed = name.strip_suffix(".gz");
+        let stem = packed.unwrap_or(&name);
+        Ok(match stem.rsplit_once('.').map(|(_, end)| end) {
+            Some("csv") => Self::Csv,
+            Some("jsonl") => Self::Jsonl,
+            Some("txt") => Self::Text,
+            Some("tar") => Self::Shard,
+            // It is packed by itself.
+            Some("parquet") if packed.is_none() => Self::Parquet,
+            _ => {
+                let problem = "unknown kind of file: the name must end in .csv, .jsonl, .txt or .tar (or in .gz after it), or in .parquet";
+                return Err(JobError::Data { path: path.into(), problem: problem.to_owned() });
             }
-        }
+        })
     }
-    Ok(())
 }
 
-/// The next line, with its end; false: there is none, and the line is empty.
-fn read_line(path: &Path, reader: &mut dyn BufRead, line: u64, text: &mut Vec<u8>) -> Result<bool, JobError> {
-    text.clear();
-    let failed = |source| JobError::File { path: path.into(), source };
-    reader.take(LINE_BYTES_MAX).read_until(b'\n', text).map_err(failed)?;
-    if text.len() as u64 == LINE_BYTES_MAX && text.last() != Some(&b'\n') {
-        return Err(row(path, line, format!("longer than {LINE_BYTES_MAX} bytes")));
+/// Whether the files are there and can be read, whatever is in them. Those of object stores are looked for by the ranks, which have the credentials.
+pub(crate) fn check_readable(path: &Path) -> Result<(), JobError> {
+    if is_remote(path) {
+        return check_store(path);
     }
-    Ok(!text.is_empty())
+    expanded(path)?.iter().try_for_each(|path| {
+        let failed = |source| JobError::File { path: path.into(), source };
+        open(path)?.read_at(0, &mut []).map_err(failed)
+    })
+}
+
+/// The same of files whose kind is known; looks at no row.
+pub(crate) fn check_file(path: &Path) -> Result<(), JobError> {
+    Kind::of(path)?;
+    check_readable(path)
+}
+
+/// The first of some names.
+fn few<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let all: Vec<&str> = names.collect();
+    let first = all.iter().take(COLUMNS_NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(COLUMNS_NAMED_MAX) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 fn row(path: &Path, line: u64, problem: String) -> JobError {
     JobError::Row { path: path.into(), line, problem }
 }
 
-fn csv_error(path: &Path, error: csv::Error) -> JobError {
-    let line = csv_line(path, error.position());
-    let problem = match error.kind() {
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("expected {expected_len} columns as in the header, found {len}")
-        }
-        csv::ErrorKind::Utf8 { .. } => "not UTF-8".to_owned(),
-        csv::ErrorKind::Io(_) => {
-            let csv::ErrorKind::Io(source) = error.into_kind() else { unreachable!("matched above") };
-            return JobError::File { path: path.into(), source };
-        }
-        _ => error.to_string(),
-    };
-    row(path, line, problem)
+/// Of a file that has no lines; the first row is 1.
+fn numbered(path: &Path, row: u64, problem: impl std::fmt::Display) -> JobError {
+    JobError::Data { path: path.into(), problem: format!("row {row}: {problem}") }
 }
 
 /// Where the held-out rows come from.

@@ -1,5 +1,6 @@
 //! Errors of this crate. Each says what was being done to what, and for a spec or a data file, where.
 
+use std::io;
 use std::path::PathBuf;
 
 /// Why a job could not be read, prepared or computed.
@@ -42,9 +43,13 @@ impl JobError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Threads { .. } => true,
+            // A store that is away; one that denies or has no such object will do so again.
+            Self::File { path, source } => {
+                let stays = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput];
+                path.to_string_lossy().contains("://") && !stays.contains(&source.kind())
+            }
             Self::Rl(error) => matches!(&**error, crate::rl::RlError::Env(error) if error.is_passing()),
             Self::Config { .. }
-            | Self::File { .. }
             | Self::Row { .. }
             | Self::Data { .. }
             | Self::NonFinite { .. }

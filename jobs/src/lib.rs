@@ -13,6 +13,7 @@ mod train;
 mod trainers;
 
 pub use config::{OptimizerConfig, ScheduleConfig, Sections, Spec, absolute_paths};
+pub use data::{ReadAt, Stores, read_stores_by};
 pub use device::device;
 pub use error::JobError;
 pub use order::order;

@@ -192,6 +192,11 @@ pub trait Train: Send {
     /// Size of the training set; sample indices are below it.
     fn samples(&self) -> u64;
 
+    /// Takes another length of the job than the plan's, before the first step: one that follows from [`Train::samples`]. False: it cannot, and is loaded anew.
+    fn set_steps(&mut self, _steps: u64) -> Result<bool, JobError> {
+        Ok(false)
+    }
+
     /// Gradient *sum* (not mean) over the lane's samples, given to `sink` as (offset, values) pieces that together cover
     /// the flat vector exactly once. Pieces borrow the backend's own buffers: copy or send them inside the call.
     fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError>;

@@ -29,7 +29,7 @@ pub struct Trainer {
     /// Whether the spec's sections say something that can be run. Touches no data: it runs where the job is submitted, and again in each rank.
     pub check: fn(&Spec<'_>) -> Result<(), JobError>,
     /// Reads the data and makes the model with its first weights. Called once in each rank, or twice where the length of the job is given in epochs, which only
-    /// [`Train::samples`] turns into steps.
+    /// [`Train::samples`] turns into steps, and [`Train::set_steps`] is not implemented.
     pub load: Load,
 }
 

@@ -8,6 +8,7 @@ pub mod exchange;
 mod exec;
 pub mod gateway;
 mod link;
+mod objects;
 pub mod probe;
 pub mod rank;
 mod rollout;

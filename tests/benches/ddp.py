@@ -1,11 +1,13 @@
 """The peer of the training and start-up benches: the same model, samples and batch under PyTorch DDP over gloo, one thread a rank.
 
-    python -m torch.distributed.run --nproc-per-node N ddp.py SPEC STEPS
+    python -m torch.distributed.run --nproc-per-node N ddp.py SPEC STEPS [SECTION.KEY=NUMBER...]
 
+STOKE_BENCH_DEVICE=auto: on a GPU where there is one.
 Rank 0 prints one JSON line: seconds since the Unix epoch when the first step was done, and samples a second over the rest.
 """
 
 import json
+import os
 import sys
 import time
 import tomllib
@@ -22,27 +24,43 @@ import domains
 import language
 
 
+def settle(is_gpu: bool) -> None:
+    if is_gpu:
+        torch.cuda.synchronize()
+    dist.barrier()
+
+
 def main() -> None:
     path, steps = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     spec = tomllib.loads(path.read_text())
+    for change in sys.argv[3:]:
+        (section, key), value = change.split("=")[0].split("."), change.split("=")[1]
+        spec[section][key] = int(value)
+    is_gpu = os.environ.get("STOKE_BENCH_DEVICE") == "auto" and torch.cuda.is_available()
+    device = torch.device("cuda" if is_gpu else "cpu")
     task = {"domains": domains.Domains, "digits": digits.Digits, "language": language.Language}[spec["trainer"]]
     torch.manual_seed(spec["train"]["seed"])
     data = task(spec, path.parent)
-    model = DistributedDataParallel(data.model(spec["model"]))
+    for name, value in vars(data).items():
+        if isinstance(value, torch.Tensor):
+            setattr(data, name, value.to(device))
+        elif isinstance(value, tuple):
+            setattr(data, name, tuple(part.to(device) for part in value))
+    model = DistributedDataParallel(data.model(spec["model"]).to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=spec["optimizer"]["weight_decay"])
     batch, samples, seed = spec["train"]["batch"], data.samples(), spec["train"]["seed"]
     # Shuffled as PyTorch users do: our own order in Python would cost them start-up time that is not theirs.
     epochs = -(-steps * batch // samples)
     order = torch.cat([torch.randperm(samples, generator=torch.Generator().manual_seed(seed + epoch)) for epoch in range(epochs)])
     own = [slice(step * batch + batch * rank // world, step * batch + batch * (rank + 1) // world) for step in range(steps)]
-    indices = [order[part] for part in own]
+    indices = [order[part].to(device) for part in own]
     warm, first, start = min(10, steps - 1), 0.0, 0.0
     for step, at in enumerate(indices):
         if step == warm:
-            dist.barrier()
+            settle(is_gpu)
             start = time.perf_counter()
         loss = torch.nn.functional.cross_entropy(data.logits(model, at), data.labels(at))
         optimizer.zero_grad()
@@ -50,7 +68,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         first = first or time.time()
-    dist.barrier()
+    settle(is_gpu)
     rate = (steps - warm) * batch / (time.perf_counter() - start)
     if rank == 0:
         print(json.dumps({"first_step_unix": first, "samples_per_second": rate, "loss": loss.item()}), flush=True)

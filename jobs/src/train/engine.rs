@@ -66,6 +66,8 @@ pub struct Engine<T: Task> {
     layout: Arc<Layout>,
     update: Update,
     schedule: Schedule,
+    /// What it was made of.
+    scheduled: ScheduleConfig,
     plan: Plan,
     skipped: u64,
     pool: rayon::ThreadPool,
@@ -81,20 +83,24 @@ impl<T: Task> Engine<T> {
         (optimizer, schedule): (&OptimizerConfig, &ScheduleConfig),
     ) -> Result<Self, JobError> {
         let layout = Arc::new(layout(&model));
-        let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule] or [train]".to_owned() };
-        let schedule = Schedule::new(schedule, plan.steps).map_err(bad)?;
+        let (schedule, scheduled) = (scheduled(schedule, plan.steps)?, schedule.clone());
         let update = Update::new(optimizer.rule(), &layout);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(plan.threads.max(1))
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| JobError::Threads { threads: plan.threads, problem: error.to_string() })?;
-        Ok(Engine { task, model: Some(model), device, layout, update, schedule, plan, skipped: 0, pool })
+        Ok(Engine { task, model: Some(model), device, layout, update, schedule, scheduled, plan, skipped: 0, pool })
     }
 
     fn model(&self) -> &T::Model {
         self.model.as_ref().expect("the model is only away inside apply")
     }
+}
+
+fn scheduled(config: &ScheduleConfig, steps: u64) -> Result<Schedule, JobError> {
+    let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule] or [train]".to_owned() };
+    Schedule::new(config, steps).map_err(bad)
 }
 
 impl<T: Task> Train for Engine<T> {
@@ -104,6 +110,12 @@ impl<T: Task> Train for Engine<T> {
 
     fn samples(&self) -> u64 {
         self.task.samples()
+    }
+
+    fn set_steps(&mut self, steps: u64) -> Result<bool, JobError> {
+        self.schedule = scheduled(&self.scheduled, steps)?;
+        self.plan.steps = steps;
+        Ok(true)
     }
 
     fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {

@@ -1,7 +1,7 @@
 //! Layers of a decoder that Burn composes of many passes over memory, as one pass each: norm, gate, attention and loss, forward and backward. On the CPU only;
 //! elsewhere, and in the tests of these, the same is composed of Burn's own operations (`composed`).
 //!
-//! F1: a result depends on the operands alone, not on the number of threads: work is cut by rows, and sums over rows are added in the order of fixed chunks.
+//! K7: a result depends on the operands alone, not on the number of threads: work is cut by rows, and sums over rows are added in the order of fixed chunks.
 
 mod attention;
 mod composed;
@@ -151,7 +151,7 @@ type Values = FloatTensor<Flex>;
 
 /// The values of a tensor that `contiguous` has given.
 fn values(tensor: &Values) -> &[f32] {
-    tensor.as_slice().expect("F2: parameters and activations on the CPU are f32")
+    tensor.as_slice().expect("parameters and activations on the CPU are f32")
 }
 
 fn contiguous(tensor: Values) -> Values {

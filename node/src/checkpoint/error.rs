@@ -82,7 +82,7 @@ impl CheckpointError {
     }
 
     /// Names what was being done; tells a full disk, and credentials that do not do, from other failures.
-    pub(super) fn store(kind: Kind, verb: &'static str, object: impl ToString, source: object_store::Error) -> Self {
+    pub(crate) fn store(kind: Kind, verb: &'static str, object: impl ToString, source: object_store::Error) -> Self {
         let object = object.to_string();
         if kind == Kind::File {
             return if is_full(&source) { Self::Full { verb, object } } else { Self::Store { verb, object, source } };

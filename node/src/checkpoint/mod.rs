@@ -15,7 +15,7 @@ mod plan;
 mod ranges;
 mod read;
 mod shard;
-mod store;
+pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 mod write;

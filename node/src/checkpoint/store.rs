@@ -54,7 +54,7 @@ pub type Settings = BTreeMap<String, String>;
 
 /// What a place is part of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     S3,
     Azure,
@@ -62,7 +62,7 @@ pub(super) enum Kind {
 }
 
 /// A folder of a store.
-pub(super) struct Place {
+pub(crate) struct Place {
     pub kind: Kind,
     pub store: Arc<dyn ObjectStore>,
     pub path: Path,
@@ -114,7 +114,7 @@ impl Kind {
 
 impl Place {
     /// `file:///absolute/folder`, a plain path of this machine, `s3://bucket/folder`, `az://container/folder` or `gs://bucket/folder`.
-    pub(super) fn of(uri: &str) -> Result<Self, CheckpointError> {
+    pub(crate) fn of(uri: &str) -> Result<Self, CheckpointError> {
         let refused = |problem: String| CheckpointError::Uri { uri: uri.to_owned(), problem };
         match uri.split_once("://") {
             // Taken literally, as it is written into manifests: no percent escapes.
@@ -165,7 +165,7 @@ impl Place {
 }
 
 /// The threads on which requests to object stores make progress, whoever waits for them.
-pub(super) fn runtime() -> &'static Runtime {
+pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         let mut builder = tokio::runtime::Builder::new_multi_thread();

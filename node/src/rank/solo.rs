@@ -9,6 +9,7 @@ use stoke_protocol::ids::Digest;
 use stoke_protocol::spec::JobSpec;
 
 use crate::exchange::LaneSums;
+use crate::objects::Objects;
 use crate::worker::{plan_of, steps_of};
 
 /// Lines that a whole training prints, about.
@@ -21,14 +22,19 @@ pub fn train(
     base: &Path,
     steps_max: Option<u64>,
 ) -> Result<(), Box<dyn Error>> {
+    stoke_jobs::read_stores_by(Box::new(Objects));
     let text = absolute_paths(text, base)?;
     let load = |steps| trainers.load(&text, &spec.trainer, plan_of(spec, steps));
-    let steps = match spec.training().steps {
-        Some(steps) => steps,
+    let (mut trainer, steps);
+    if let Some(given) = spec.training().steps {
+        (trainer, steps) = (load(given)?, given);
+    } else {
         // The schedule's length follows from the size of the data.
-        None => steps_of(spec, load(1)?.samples())?,
-    };
-    let (mut trainer, plan) = (load(steps)?, plan_of(spec, steps));
+        let mut loaded = load(1)?;
+        steps = steps_of(spec, loaded.samples())?;
+        trainer = if loaded.set_steps(steps)? { loaded } else { load(steps)? };
+    }
+    let plan = plan_of(spec, steps);
     let (samples, lanes) = (trainer.samples(), spec.training().lanes);
     println!("{samples} samples, {} parameters, {steps} steps of {}", trainer.layout().len(), plan.batch);
     let mut sums = LaneSums::new(trainer.layout().flat_len(), lanes, 0..lanes);

@@ -34,6 +34,7 @@ use super::vault::{Copy, Order, Vault};
 use super::work::Work;
 use crate::checkpoint::{Manifest, ShardMemory};
 use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
+use crate::objects::Objects;
 use crate::{rollout, server};
 
 /// What the trainer says to the rest of the process.
@@ -154,6 +155,7 @@ struct Trainer {
 impl Trainer {
     fn load(given: &Assignment) -> Result<Self, Failure> {
         let Assignment { start, spec, .. } = given;
+        stoke_jobs::read_stores_by(Box::new(Objects));
         let load = |plan: &Plan| given.trainers.load(&start.spec, &spec.trainer, plan.clone());
         let (mut plan, train);
         if let Some(steps) = spec.training().steps {
@@ -162,8 +164,9 @@ impl Trainer {
         } else {
             // The schedule's length follows from the size of the data, which only a loaded trainer knows.
             plan = plan_of(spec, 1);
-            plan.steps = steps_of(spec, load(&plan)?.samples()).map_err(Failure::Permanent)?;
-            train = load(&plan)?;
+            let mut loaded = load(&plan)?;
+            plan.steps = steps_of(spec, loaded.samples()).map_err(Failure::Permanent)?;
+            train = if loaded.set_steps(plan.steps)? { loaded } else { load(&plan)? };
         }
         let origin = match &start.from {
             StartFrom::Checkpoint(origin) => Some(restore::open(origin, (spec, &*train), plan.steps)?),

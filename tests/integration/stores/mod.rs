@@ -1,6 +1,7 @@
-//! Checkpoints in object stores: whole jobs against real servers of S3 and Azure, and what happens when those are away, refuse, or are left in
+//! Checkpoints and data in object stores: whole jobs against real servers of S3 and Azure, and what happens when those are away, refuse, or are left in
 //! the middle of an upload. Without network and the packages in the cache these tests say that they did not run.
 
+mod data;
 mod gate;
 mod server;
 
@@ -29,6 +30,7 @@ fn s3() -> Option<&'static Server> {
 /// A run whose checkpoints go to a folder of its own in the store, reached through `port`.
 struct Stored {
     run: Run,
+    nodes: u32,
     variables: Variables,
 }
 
@@ -39,7 +41,12 @@ impl Stored {
             .set("train.steps", STEPS)
             .set("checkpoint.every", 4)
             .set("checkpoint.to", to);
-        Self { run, variables: server.variables(port) }
+        Self { run, nodes, variables: server.variables(port) }
+    }
+
+    /// Of another spec: what was set for the first one is left out.
+    fn spec(self, name: &str) -> Self {
+        Self { run: Run::new(name, self.nodes), ..self }
     }
 
     fn set(self, key: &str, value: impl std::fmt::Display) -> Self {

@@ -102,6 +102,14 @@ impl Server {
         }
     }
 
+    /// An object of the bucket of S3.
+    pub fn put(&self, name: &str, file: &Path) {
+        let mut python = Command::new("python3");
+        python.arg("-c").arg(PUT_OBJECT).arg(self.port.to_string()).arg(name).arg(file);
+        let put = python.envs(self.variables(self.port)).output().expect("run python3");
+        assert!(put.status.success(), "{}", String::from_utf8_lossy(&put.stderr));
+    }
+
     /// Waits until it serves, and makes the bucket.
     fn ready(&self) {
         let variables = self.variables(self.port);
@@ -120,6 +128,28 @@ impl Drop for Server {
         self.kill();
     }
 }
+
+/// Puts a file with a signed request.
+const PUT_OBJECT: &str = r#"
+import hashlib, hmac, os, sys, datetime, http.client
+port, name, body = sys.argv[1], sys.argv[2], open(sys.argv[3], "rb").read()
+host, now = "127.0.0.1:" + port, datetime.datetime.now(datetime.timezone.utc)
+sign = lambda key, text: hmac.new(key, text.encode(), hashlib.sha256)
+day, stamp, digest = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ"), hashlib.sha256(body).hexdigest()
+headers = {"host": host, "x-amz-content-sha256": digest, "x-amz-date": stamp}
+lines = "".join(f"{k}:{v}\n" for k, v in headers.items())
+names, scope, path = ";".join(headers), f"{day}/us-east-1/s3/aws4_request", f"/stoke-tests/{name}"
+request = f"PUT\n{path}\n\n{lines}\n{names}\n{digest}"
+text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+key = ("AWS4" + os.environ["AWS_SECRET_ACCESS_KEY"]).encode()
+for part in scope.split("/"): key = sign(key, part).digest()
+headers["authorization"] = (f"AWS4-HMAC-SHA256 Credential={os.environ['AWS_ACCESS_KEY_ID']}/{scope}, "
+    f"SignedHeaders={names}, Signature={sign(key, text).hexdigest()}")
+connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+connection.request("PUT", path, body, headers)
+answer = connection.getresponse()
+sys.exit(0 if answer.status == 200 else answer.read().decode())
+"#;
 
 /// Puts a bucket with a signed request; 409 is one that is there. In Python, because a store's own clients are no dependency of the tests.
 const MAKE_BUCKET: &str = r#"
