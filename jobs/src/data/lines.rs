@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::open;
+use super::files::open_packed;
 use super::{Each, Field, few, row};
 use crate::JobError;
 
@@ -46,7 +46,7 @@ pub(super) fn read_csv(
 fn csv_line(path: &Path, position: Option<&csv::Position>) -> u64 {
     let Some(position) = position else { return 1 };
     let count = || -> Option<u64> {
-        let (_, bytes) = open(path).ok()?;
+        let bytes = open_packed(path).ok()?;
         let mut bytes = BufReader::with_capacity(1 << 16, bytes).bytes();
         let ended = |byte: &u8| *byte == b'\n';
         let before = bytes.by_ref().take(position.byte() as usize).map_while(Result::ok).filter(ended).count();

@@ -4,7 +4,6 @@ use std::io::{self, BufReader, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
-use ::parquet::basic::{ConvertedType, LogicalType};
 use ::parquet::errors::{ParquetError, Result as ParquetResult};
 use ::parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use ::parquet::record::Field as Value;
@@ -229,12 +228,10 @@ mod tests {
         let quiet = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
         for at in 0..good.len() {
-            for change in [0x01, 0x80, 0xff] {
-                let mut bad = good.clone();
-                bad[at] ^= change;
-                std::fs::write(&path, &bad).expect("written");
-                let _either = rows(&path, &["label", "name"]);
-            }
+            let mut bad = good.clone();
+            bad[at] ^= if at % 2 == 0 { 0x01 } else { 0xff };
+            std::fs::write(&path, &bad).expect("written");
+            let _either = rows(&path, &["label", "name"]);
         }
         for length in [0, 4, 11, good.len() / 2, good.len() - 1] {
             std::fs::write(&path, &good[..length]).expect("written");
