@@ -83,6 +83,10 @@ impl Report {
             let (program, folder) = (output::program(), output::quoted(folder));
             text.push_str(&match self.view.trainer.as_str() {
                 "rl" => format!("\nuse it:  {program} eval {folder}; {program} plot {folder}\n"),
+                "language" => {
+                    let opened = format!("{program} infer --model model --raw TEXT");
+                    format!("\nuse it:  {program} checkpoint export {folder} --out model; {opened}\n")
+                }
                 built_in if stoke_jobs::TRAINERS.contains(&built_in) => {
                     format!("\nuse it:  {program} predict --checkpoint {folder} < lines.txt\n")
                 }
