@@ -349,7 +349,8 @@ fn paths_of_rl<'a>(document: &'a DeTable<'_>) -> Vec<&'a toml::Spanned<DeValue<'
     folders.into_iter().flatten().chain(python).collect()
 }
 
-/// The spec with the paths of `[data]` and `[rl]` made absolute against `base` (the spec's folder); the rest stays as it is written.
+/// The spec with the paths of `[data]`, `[model]` and `[rl]` made absolute against `base` (the spec's folder), and with the hash of what the folder of a model says
+/// of it; the rest stays as it is written.
 pub fn absolute_paths(config_toml: &str, base: &Path) -> Result<String, JobError> {
     let spec = Spec::new(config_toml);
     let table = DeTable::parse(config_toml).map_err(|error| spec.syntax(&error))?;
@@ -381,7 +382,19 @@ pub fn absolute_paths(config_toml: &str, base: &Path) -> Result<String, JobError
         let Some(absolute) = base.join(path.as_ref()).to_str().map(str::to_owned) else {
             return Err(spec.mistake("model", "from", "the path is not UTF-8", "move the folder or the spec"));
         };
-        edits.push((value.span(), toml::Value::String(absolute).to_string()));
+        let mut written = toml::Value::String(absolute.clone()).to_string();
+        // What the folder says is part of the job, where there is a line for it and the folder is here.
+        let is_last = config_toml[value.span().end..].lines().next().is_none_or(|rest| {
+            let rest = rest.trim_start();
+            rest.is_empty() || rest.starts_with('#')
+        });
+        let known = table.get_ref().get("model").and_then(|model| model.get_ref().as_table());
+        let is_known = known.is_some_and(|model| model.contains_key("from_blake3"));
+        if is_last && !is_known && Path::new(&absolute).is_dir() {
+            let digest = crate::train::files_blake3(Path::new(&absolute))?;
+            written = format!("{written}\nfrom_blake3 = \"{digest}\"");
+        }
+        edits.push((value.span(), written));
     }
     let mut text = config_toml.to_owned();
     edits.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));

@@ -16,8 +16,9 @@ use self::files::{check_store, expanded, is_remote, open, open_packed};
 use crate::JobError;
 use crate::config::Spec;
 
-/// Columns of a header that an error names: a file with a column a pixel has hundreds.
+/// Columns of a header that an error names, and characters of each: a file with a column a pixel has hundreds, and a file of one line a single long one.
 const COLUMNS_NAMED_MAX: usize = 8;
+const NAME_CHARS_MAX: usize = 60;
 
 /// One value of a row, as the file holds it.
 #[derive(Clone, Copy)]
@@ -148,6 +149,20 @@ pub(crate) fn check_readable(path: &Path) -> Result<(), JobError> {
     })
 }
 
+/// Whether files with these names can be read at all; looks at none of them.
+pub(crate) fn check_names(train: &Path, held_out: &HeldOut) -> Result<(), JobError> {
+    let held_out = match held_out {
+        HeldOut::File(path) => Some(path.as_path()),
+        HeldOut::Fraction(_) => None,
+    };
+    [train].into_iter().chain(held_out).try_for_each(|path| {
+        if is_remote(path) {
+            check_store(path)?;
+        }
+        Kind::of(path).map(drop)
+    })
+}
+
 /// The same of files whose kind is known; looks at no row.
 pub(crate) fn check_file(path: &Path) -> Result<(), JobError> {
     Kind::of(path)?;
@@ -157,11 +172,17 @@ pub(crate) fn check_file(path: &Path) -> Result<(), JobError> {
 /// The first of some names.
 fn few<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let all: Vec<&str> = names.collect();
-    let first = all.iter().take(COLUMNS_NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
+    let first = all.iter().take(COLUMNS_NAMED_MAX).map(|name| short(name)).collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(COLUMNS_NAMED_MAX) {
         0 => first,
         more => format!("{first} and {more} more"),
     }
+}
+
+/// A name out of a file, as an error can show it.
+fn short(name: &str) -> String {
+    let shown: String = name.chars().take(NAME_CHARS_MAX).flat_map(char::escape_debug).collect();
+    if name.chars().nth(NAME_CHARS_MAX).is_some() { shown + "..." } else { shown }
 }
 
 fn row(path: &Path, line: u64, problem: String) -> JobError {
@@ -323,6 +344,10 @@ mod tests {
             "FILE, line 1: no key \"label\": each line is a JSON object with label"
         );
         assert!(message("a.pdf", b"").contains("must end in .csv"));
+        let open_quote = [&b"name,label\na,1\n\"b"[..], &b"b\n".repeat(9 << 20)].concat();
+        assert!(message("a.csv", &open_quote).contains("a row is longer than 16777216 bytes: is a quote not closed?"));
+        let long = [&b"x".repeat(1 << 20)[..], b"\n1\n"].concat();
+        assert!(message("a.csv", &long).len() < 200);
         assert!(message("a.csv.gz", &gzip(b"label\n1\n2\n")[..20]).starts_with("read data file FILE: "));
     }
 
@@ -355,6 +380,7 @@ mod tests {
             read.map(|()| out).map_err(|error| error.to_string().replace(path.to_str().expect("UTF-8"), "FILE"))
         };
         assert_eq!(texts(b"\n\na\nb\n \r\n\nc"), Ok(vec!["a\nb".to_owned(), "c".to_owned()]));
+        assert_eq!(texts(b"\xef\xbb\xbfa\n\nb"), Ok(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(texts(b"\n \n"), Ok(Vec::new()));
         assert_eq!(texts(b"a\n\n\nbad\n\nc"), Err("FILE, line 4: bad".to_owned()));
         assert_eq!(texts(b"a\n\xff\n"), Err("FILE, line 2: not UTF-8".to_owned()));

@@ -45,7 +45,8 @@ impl JobError {
             Self::Threads { .. } => true,
             // A store that is away; one that denies or has no such object will do so again.
             Self::File { path, source } => {
-                let stays = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput];
+                use io::ErrorKind::{InvalidData, InvalidInput, NotFound, PermissionDenied, UnexpectedEof};
+                let stays = [NotFound, PermissionDenied, InvalidInput, InvalidData, UnexpectedEof];
                 path.to_string_lossy().contains("://") && !stays.contains(&source.kind())
             }
             Self::Rl(error) => matches!(&**error, crate::rl::RlError::Env(error) if error.is_passing()),

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use self::fingerprint::Fingerprint;
 use self::pytorch::Kind;
 pub use engine::{Engine, Loss, Task, cross_entropy};
+pub(crate) use language::digest as files_blake3;
 pub use snapshot::{Snapshot, weights_blake3};
 
 use crate::config::Spec;
@@ -307,8 +308,8 @@ pub fn check_files(config_toml: &str) -> Result<(), JobError> {
     let spec = Spec::new(config_toml);
     // What is in them, a program knows that reads them by itself.
     let check = if spec.has_program() { data::check_readable } else { data::check_file };
-    if let Some(from) = spec.model_path()? {
-        crate::lm::Weights::open(&from).map_err(JobError::Model)?;
+    if spec.model_path()?.is_some() {
+        language::check_from(&spec)?;
     }
     spec.data_paths()?.iter().try_for_each(|path| check(path))
 }

@@ -53,11 +53,6 @@ const ELSEWHERE: &[Elsewhere] = &[
     ),
     elsewhere(
         "README.md",
-        "target/release/stoke infer --model names",
-        "language::a_language_model_is_trained_through_a_death_exported_served_and_trained_further",
-    ),
-    elsewhere(
-        "README.md",
         "target/release/stoke run jobs/specs/ppo-cartpole.toml",
         "rl::ranks_that_are_killed_change_no_bit_of_what_is_learned",
     ),

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::checkpoints::python;
-use crate::harness::{Cluster, poll, root, spec, text};
+use crate::harness::{Cluster, poll, root, run, spec, text};
 use crate::serving::{RUNTIME, client};
 
 /// Small enough for a test.
@@ -107,6 +107,19 @@ fn a_language_model_is_trained_through_a_death_exported_served_and_trained_furth
         read(out) == read(again)
     };
     assert!(same("config.json") && same("tokenizer.json") && !same("model.safetensors"));
+
+    // A folder that says something else than when the job was submitted is no folder of that job.
+    let config = Path::new(out).join("config.json");
+    let said = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, said.replace("10000", "20000")).expect("written");
+    let other = folder.path().join("other");
+    let job = text(&further["job"]);
+    let export = ["checkpoint", "export", &job, "--out", other.to_str().expect("UTF-8")];
+    cluster.run(&export).expect(1).says(&["is not what it was when the job was submitted"]);
+    // One whose weights are not as large as it says is refused before anything is made so large.
+    std::fs::write(&config, said.replace("\"hidden_size\":32", "\"hidden_size\":1048576")).expect("written");
+    let huge = [&["run"][..], &arguments[1..2], &arguments[5..]].concat();
+    run(huge).expect(2).says(&["embed_tokens"]);
 }
 
 #[test]

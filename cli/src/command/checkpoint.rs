@@ -153,7 +153,7 @@ async fn export(args: Export, global: &Global) -> Result<Exit, Failure> {
             false => checkpoint::export_folder(&manifest, &weights, &files, &out),
         };
         let exported = exported.map_err(|error| {
-            let (exit, help) = match out.exists() {
+            let (exit, help) = match out.symlink_metadata().is_ok() {
                 true => (Exit::Conflict, "it exists: remove it, or write another one with --out"),
                 false => (Exit::Negative, "see that the folder of --out exists and can be written"),
             };
@@ -165,7 +165,7 @@ async fn export(args: Export, global: &Global) -> Result<Exit, Failure> {
         tokio::task::spawn_blocking(work).await.or_fail(Exit::Negative, "export")??;
     if global.json {
         output::print_json(&serde_json::json!({
-            "uri": uri, "out": out, "job": manifest.job.to_string(), "step": manifest.step.0, "trainer": manifest.trainer,
+            "uri": uri, "out": out.to_string_lossy(), "job": manifest.job.to_string(), "step": manifest.step.0, "trainer": manifest.trainer,
             "bytes": exported.bytes, "blake3": exported.blake3.to_string(),
             "weights_blake3": manifest.weights_blake3.to_string(),
             "tensors": weights.iter().map(|tensor| serde_json::json!({ "name": tensor.name, "shape": tensor.shape })).collect::<Vec<_>>(),

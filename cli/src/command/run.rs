@@ -170,9 +170,8 @@ impl Scene {
 
 /// What can be known before anything is started: here the ranks read the files that this process can read.
 fn check_inputs(job_spec: &JobSpec) -> Result<(), Failure> {
-    stoke_jobs::check_files(&job_spec.to_toml()).map_err(|error| {
-        Failure::from_error(Exit::Usage, error).help("paths in [data] are relative to the spec's folder")
-    })?;
+    stoke_jobs::check_files(&job_spec.to_toml())
+        .map_err(|error| Failure::from_error(Exit::Usage, error).help("paths in a spec are relative to its folder"))?;
     let Some(uri) = &job_spec.checkpoint.resume else { return Ok(()) };
     let manifest = stoke_node::checkpoint::open(uri).map_err(|error| {
         Failure::from_error(Exit::Usage, error)

@@ -55,6 +55,11 @@ pub(super) fn check_store(path: &Path) -> Result<(), JobError> {
 
 /// The files of a pattern, in the order of their names; of a path that is none, itself.
 pub(super) fn expanded(path: &Path) -> Result<Vec<PathBuf>, JobError> {
+    let folders = path.to_str().and_then(|path| path.rsplit_once('/')).map_or("", |(folders, _)| folders);
+    if folders.contains('*') {
+        let problem = "* stands for a part of a file's name, and not of a folder's".to_owned();
+        return Err(JobError::Data { path: path.into(), problem });
+    }
     let Some((folder, pattern)) =
         path.to_str().and_then(|path| path.rsplit_once('/')).filter(|(_, name)| name.contains('*'))
     else {
@@ -84,9 +89,16 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
 
 /// `*` stands for any characters.
 fn fits(name: &str, pattern: &str) -> bool {
-    let Some((before, after)) = pattern.split_once('*') else { return name == pattern };
-    let Some(rest) = name.strip_prefix(before) else { return false };
-    (0..=rest.len()).filter(|at| rest.is_char_boundary(*at)).any(|at| fits(&rest[at..], after))
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    // The first place of each part leaves most for those behind it.
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
 }
 
 pub(super) fn open(path: &Path) -> Result<Arc<dyn ReadAt>, JobError> {
@@ -187,6 +199,23 @@ mod tests {
         assert_eq!(found("none.csv"), ["none.csv"]);
         let error = expanded(&folder.path().join("c*.csv")).expect_err("no such file").to_string();
         assert!(error.contains("no file fits this pattern") && error.ends_with("is named c*.csv"), "{error}");
+    }
+
+    #[test]
+    fn stars_stand_for_any_characters_in_any_number() {
+        for (pattern, name, expected) in [
+            ("a*b", "ab", true),
+            ("a*b", "axxb", true),
+            ("a*b", "axxbc", false),
+            ("*", "", true),
+            ("a*a", "a", false),
+            ("*ab*ab", "ab", false),
+            ("*ab*ab", "xababyab", true),
+            ("**.csv", "\u{e9}.csv", true),
+        ] {
+            assert_eq!(fits(name, pattern), expected, "{pattern} {name}");
+        }
+        assert!(!fits(&"a".repeat(200), &("*a".repeat(80) + "*b")));
     }
 
     #[test]

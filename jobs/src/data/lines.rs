@@ -1,7 +1,9 @@
 //! Files of lines: CSV, JSONL and texts. Errors name the file and the line.
 
-use std::io::{BufRead, BufReader, Read};
+use std::cell::Cell;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -9,10 +11,31 @@ use super::files::open_packed;
 use super::{Each, Field, few, row};
 use crate::JobError;
 
-/// Longest line of a JSONL file or a text. Without it a file without newlines would be read into memory whole.
+/// Longest row of a CSV file, and line of a JSONL file or a text. Without it a file without newlines would be read into memory whole.
 const LINE_BYTES_MAX: u64 = 16 << 20;
+/// What some editors put before the first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The one column of a text file.
 const TEXT: &str = "text";
+
+/// Fails when more is read than is left: a quote that is not closed would take the rest of a file for one value.
+struct Bounded {
+    bytes: Box<dyn Read>,
+    left: Rc<Cell<u64>>,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = self.left.get().min(into.len() as u64) as usize;
+        if most == 0 && !into.is_empty() {
+            let problem = format!("a row is longer than {LINE_BYTES_MAX} bytes: is a quote not closed?");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        let read = self.bytes.read(&mut into[..most])?;
+        self.left.set(self.left.get() - read as u64);
+        Ok(read)
+    }
+}
 
 pub(super) fn read_csv(
     path: &Path,
@@ -20,7 +43,8 @@ pub(super) fn read_csv(
     columns: &[&str],
     each: &mut Each<'_>,
 ) -> Result<(), JobError> {
-    let mut reader = csv::ReaderBuilder::new().from_reader(bytes);
+    let left = Rc::new(Cell::new(LINE_BYTES_MAX));
+    let mut reader = csv::ReaderBuilder::new().from_reader(Bounded { bytes, left: left.clone() });
     let header = reader.headers().map_err(|error| csv_error(path, error))?.clone();
     let mut wanted = Vec::new();
     for column in columns {
@@ -34,7 +58,9 @@ pub(super) fn read_csv(
         wanted.push(index);
     }
     let mut record = csv::StringRecord::new();
+    left.set(LINE_BYTES_MAX);
     while reader.read_record(&mut record).map_err(|error| csv_error(path, error))? {
+        left.set(LINE_BYTES_MAX);
         let fields: Vec<Field<'_>> = wanted.iter().map(|&index| Field::Text(&record[index])).collect();
         each(&fields).map_err(|problem| row(path, csv_line(path, record.position()), problem))?;
     }
@@ -130,7 +156,11 @@ fn read_line(path: &Path, reader: &mut dyn BufRead, line: u64, text: &mut Vec<u8
     if text.len() as u64 == LINE_BYTES_MAX && text.last() != Some(&b'\n') {
         return Err(row(path, line, format!("longer than {LINE_BYTES_MAX} bytes")));
     }
-    Ok(!text.is_empty())
+    let is_there = !text.is_empty();
+    if line == 1 && text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len());
+    }
+    Ok(is_there)
 }
 
 fn csv_error(path: &Path, error: csv::Error) -> JobError {

@@ -11,7 +11,7 @@ use ::parquet::schema::types::{Type, TypePtr};
 use bytes::Bytes;
 
 use super::files::{ReadAt, Reader};
-use super::{Each, Field, few, numbered};
+use super::{Each, Field, few, numbered, short};
 use crate::JobError;
 
 /// The largest run of bytes that one page may be: what a damaged length could ask for.
@@ -63,7 +63,10 @@ fn read_unguarded(path: &Path, file: Arc<dyn ReadAt>, columns: &[&str], each: &m
             Ok(source) => JobError::File { path: path.into(), source: *source },
             Err(source) => JobError::Data { path: path.into(), problem: source.to_string() },
         },
-        other => JobError::Data { path: path.into(), problem: format!("not a Parquet file that can be read: {other}") },
+        other => {
+            let problem = format!("not a Parquet file that can be read: {}", short(&other.to_string()));
+            JobError::Data { path: path.into(), problem }
+        }
     };
     let reader = SerializedFileReader::new(Chunks(file)).map_err(failed)?;
     let schema = reader.metadata().file_metadata().schema();
@@ -95,9 +98,10 @@ fn wanted(path: &Path, schema: &Type, columns: &[&str]) -> Result<Type, JobError
     let data = |problem| JobError::Data { path: path.into(), problem };
     let mut fields: Vec<TypePtr> = Vec::new();
     for field in schema.get_fields().iter().filter(|field| columns.contains(&field.name())) {
-        if !fields.iter().any(|known| known.name() == field.name()) {
-            fields.push(field.clone());
+        if fields.iter().any(|known| known.name() == field.name()) {
+            return Err(data(format!("two columns \"{}\": which one is meant?", field.name())));
         }
+        fields.push(field.clone());
     }
     if let Some(column) = columns.iter().find(|column| !fields.iter().any(|field| field.name() == **column)) {
         let has = few(schema.get_fields().iter().map(|field| field.name()));
@@ -149,7 +153,7 @@ fn json(value: &Value) -> Result<serde_json::Value, String> {
         Value::Double(value) => (*value).into(),
         Value::Str(text) => text.as_str().into(),
         Value::ListInternal(list) => list.elements().iter().map(json).collect::<Result<_, _>>()?,
-        other => return Err(format!("no trainer reads a value of this type: {other}")),
+        other => return Err(format!("no trainer reads a value of this type: {}", short(&other.to_string()))),
     })
 }
 

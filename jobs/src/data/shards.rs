@@ -6,17 +6,22 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Each, Field, few, numbered};
+use super::{Each, Field, few, numbered, short};
 use crate::JobError;
 
 /// Of one member.
 const MEMBER_BYTES_MAX: u64 = 16 << 20;
+/// Endings of one row that an error may name.
+const ENDS_MAX: usize = 64;
 const JSON: &str = "json";
 
 /// Members with one name.
 #[derive(Default)]
 struct Row {
     name: String,
+    /// Of all members, in small letters.
+    ends: Vec<String>,
+    /// Texts of those that are asked for.
     members: Vec<(String, String)>,
 }
 
@@ -30,39 +35,50 @@ pub(super) fn read(path: &Path, bytes: Box<dyn Read>, columns: &[&str], each: &m
             continue;
         }
         let member = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let refused =
-            |problem: String| JobError::Data { path: path.into(), problem: format!("member {member}: {problem}") };
+        let refused = |problem: &str| {
+            let problem = format!("member {}: {problem}", short(&member));
+            JobError::Data { path: path.into(), problem }
+        };
         let (folder, base) = member.rsplit_once('/').unwrap_or(("", &member));
         let Some((stem, end)) = base.split_once('.').filter(|(stem, _)| !stem.is_empty()) else { continue };
-        let name = format!("{folder}/{stem}");
-        if name != row.name {
-            number += u64::from(!row.members.is_empty());
-            give(path, (&row, number), columns, each)?;
-            row = Row { name, members: Vec::new() };
+        let (name, end) = (format!("{folder}/{stem}"), end.to_ascii_lowercase());
+        if number == 0 || name != row.name {
+            if number > 0 {
+                give(path, (&row, number), columns, each)?;
+            }
+            number += 1;
+            row = Row { name, ..Row::default() };
         }
-        if !(columns.contains(&end) || end == JSON) {
+        if row.ends.len() < ENDS_MAX {
+            row.ends.push(end.clone());
+        }
+        if !(columns.iter().any(|column| column.eq_ignore_ascii_case(&end)) || end == JSON) {
             continue;
         }
+        if row.members.iter().any(|(other, _)| *other == end) {
+            return Err(refused("there are two of this name in one row"));
+        }
         if entry.size() > MEMBER_BYTES_MAX {
-            return Err(refused(format!("longer than {MEMBER_BYTES_MAX} bytes")));
+            return Err(refused(&format!("longer than {MEMBER_BYTES_MAX} bytes")));
         }
         let mut text = String::new();
         entry.read_to_string(&mut text).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => refused("not UTF-8".to_owned()),
+            io::ErrorKind::InvalidData => refused("not UTF-8"),
             _ => failed(error),
         })?;
-        row.members.push((end.to_owned(), text));
+        row.members.push((end, text));
     }
-    number += u64::from(!row.members.is_empty());
+    if number == 0 {
+        return Ok(());
+    }
     give(path, (&row, number), columns, each)
 }
 
 fn give(path: &Path, (row, number): (&Row, u64), columns: &[&str], each: &mut Each<'_>) -> Result<(), JobError> {
-    if row.members.is_empty() {
-        return Ok(());
-    }
-    let named = |problem: String| numbered(path, number, format!("({}) {problem}", row.name.trim_start_matches('/')));
-    let member = |end: &str| row.members.iter().find(|(other, _)| other == end).map(|(_, text)| text);
+    let name = short(row.name.trim_start_matches('/'));
+    let named = |problem: String| numbered(path, number, format!("({name}) {problem}"));
+    let member =
+        |end: &str| row.members.iter().find(|(other, _)| other.eq_ignore_ascii_case(end)).map(|(_, text)| text);
     let object = match member(JSON) {
         Some(text) => serde_json::from_str(text).map_err(|error| named(format!("not a JSON value: {error}")))?,
         None => Value::Null,
@@ -71,7 +87,7 @@ fn give(path: &Path, (row, number): (&Row, u64), columns: &[&str], each: &mut Ea
     for column in columns {
         let of_member = member(column).map(|text| Field::Text(text.trim_end_matches(['\n', '\r'])));
         let field = of_member.or_else(|| object.get(column).map(Field::Json)).ok_or_else(|| {
-            let ends = few(row.members.iter().map(|(end, _)| end.as_str()));
+            let ends = few(row.ends.iter().map(String::as_str));
             named(format!("no \"{column}\": neither a member with that ending ({ends}) nor a key of .json"))
         })?;
         fields.push(field);
@@ -115,6 +131,12 @@ mod tests {
             ("readme", "x"),
         ]);
         assert_eq!(found, Ok(vec![("one".to_owned(), 1), ("two".to_owned(), 2)]));
+        let found = rows(&[("1.TXT", "one"), ("1.Label", "1")]);
+        assert_eq!(found, Ok(vec![("one".to_owned(), 1)]));
+        let other = rows(&[("1.text", "one"), ("1.cls", "1")]).expect_err("no column");
+        assert!(other.contains("row 1: (1) no \"txt\": neither a member with that ending (text, cls)"), "{other}");
+        let twice = rows(&[("1.txt", "one"), ("1.txt", "1")]).expect_err("two of them");
+        assert_eq!(twice, "data FILE: member 1.txt: there are two of this name in one row");
         let missing = rows(&[("1.txt", "one"), ("1.label", "1"), ("2.txt", "two")]);
         let said = "data FILE: row 2: (2) no \"label\": neither a member with that ending (txt) nor a key of .json";
         assert_eq!(missing, Err(said.to_owned()));

@@ -16,7 +16,7 @@ use super::pytorch::{Kind, to_pytorch};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{Field, Group, HeldOut, in_column, read_split};
+use crate::data::{Field, Group, HeldOut, check_names, in_column, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -76,6 +76,7 @@ pub(crate) fn sections(spec: &Spec<'_>) -> Result<Sections<Data, Model>, JobErro
         }
     }
     sections.data.held_out.check(spec)?;
+    check_names(&sections.data.train, &sections.data.held_out)?;
     Ok(sections)
 }
 

@@ -19,7 +19,7 @@ use super::pytorch::{Kind, to_pytorch};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{Group, HeldOut, in_column, read_split};
+use crate::data::{Group, HeldOut, check_names, in_column, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -98,6 +98,7 @@ pub(crate) fn sections(spec: &Spec<'_>) -> Result<Sections<Data, Model>, JobErro
         return Err(spec.mistake("model", "widths", "widths is out of range", mend));
     }
     sections.data.held_out.check(spec)?;
+    check_names(&sections.data.train, &sections.data.held_out)?;
     if sections.data.labels[0] == sections.data.labels[1] {
         return Err(spec.mistake("data", "labels", "both labels are the same", "write the two labels of the column"));
     }

@@ -28,6 +28,11 @@ pub trait Task: Send + Sync {
 
     /// Metrics of the model (without autodiff) on the held-out data, by name. Called once, behind the last step, on one rank.
     fn evaluate(&self, model: &Self::Model, device: &Device) -> Metrics;
+
+    /// See [`Train::continues`].
+    fn continues(&self, _config_toml: &str) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Loss of a batch: a sum over its samples, because lanes are added before they are divided.
@@ -110,6 +115,10 @@ impl<T: Task> Train for Engine<T> {
 
     fn samples(&self) -> u64 {
         self.task.samples()
+    }
+
+    fn continues(&self, config_toml: &str) -> Result<(), String> {
+        self.task.continues(config_toml)
     }
 
     fn set_steps(&mut self, steps: u64) -> Result<bool, JobError> {

@@ -6,14 +6,15 @@
 mod net;
 mod text;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde::Deserialize;
 use serde_json::json;
 
-use self::net::{Net, from_hugging_face, to_hugging_face};
-use self::text::{BYTES, Vocabulary, Windows, files, read};
+use self::net::{Net, check_shapes, from_hugging_face, to_hugging_face};
+pub(crate) use self::text::digest;
+use self::text::{BYTES, CONFIG, Vocabulary, Windows, files, read};
 use super::engine::{Engine, Loss, Task};
 use super::fused::{Heads, cross_entropy};
 use super::layers::Init;
@@ -21,7 +22,7 @@ use super::parameters::{check_model, layout, load_model};
 use super::{Metrics, NamedTensor, Plan, Train};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::HeldOut;
+use crate::data::{HeldOut, check_names};
 use crate::device::device;
 use crate::lm::{DecoderConfig, Rope, Weights};
 
@@ -46,13 +47,15 @@ fn text() -> String {
 }
 
 /// `[model]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Model {
     /// Tokens that are looked back at in training.
     context: Option<usize>,
     /// A Hugging Face folder with the first weights, the shape and the tokenizer. Left out: a model of bytes, from nothing, of the sizes below.
     from: Option<PathBuf>,
+    /// Of the files in it that are not weights; `stoke submit` adds it, so that a folder that is changed meanwhile is found out.
+    from_blake3: Option<String>,
     hidden: Option<usize>,
     layers: Option<usize>,
     heads: Option<usize>,
@@ -71,6 +74,7 @@ pub(crate) fn sections(spec: &Spec<'_>) -> Result<Sections<Data, Model>, JobErro
     let sections: Sections<Data, Model> = spec.sections()?;
     let model = &sections.model;
     sections.data.held_out.check(spec)?;
+    check_names(&sections.data.train, &sections.data.held_out)?;
     let sizes = [
         ("context", model.context, 1 << 16),
         ("hidden", model.hidden, 1 << 14),
@@ -134,21 +138,35 @@ impl Model {
     /// The shape, and the folder that it is from.
     fn shape(&self) -> Result<(DecoderConfig, Option<Weights>), JobError> {
         let Some(from) = &self.from else { return Ok((self.new_shape(), None)) };
-        let weights = Weights::open(from).map_err(JobError::Model)?;
-        if weights.gguf().is_some() {
-            let problem = "a GGUF file: training begins from a Hugging Face folder (config.json and safetensors)";
-            return Err(JobError::Data { path: from.clone(), problem: problem.to_owned() });
+        let refused = |problem: String| JobError::Data { path: from.clone(), problem };
+        let weights = open_folder(from)?;
+        let found = digest(from)?;
+        if self.from_blake3.as_ref().is_some_and(|submitted| *submitted != found) {
+            let problem = "config.json or the tokenizer is not what it was when the job was submitted: put it back";
+            return Err(refused(problem.to_owned()));
         }
         let shape = weights.config().map_err(JobError::Model)?;
+        // Before anything is made as large as it says.
+        check_shapes(&weights, &shape)?;
         if self.context() > shape.context {
             let problem = format!("made for {} tokens, and [model] context = {}", shape.context, self.context());
-            return Err(JobError::Data { path: from.clone(), problem });
+            return Err(refused(problem));
         }
         Ok((shape, Some(weights)))
     }
 }
 
+/// A folder with weights to begin with.
+pub(crate) fn open_folder(from: &Path) -> Result<Weights, JobError> {
+    if from.is_file() {
+        let problem = "a file: training begins from a Hugging Face folder (config.json, safetensors, tokenizer.json)";
+        return Err(JobError::Data { path: from.to_owned(), problem: problem.to_owned() });
+    }
+    Weights::open(from).map_err(JobError::Model)
+}
+
 struct Language {
+    model: Model,
     shape: DecoderConfig,
     heads: Heads,
     train: Windows,
@@ -158,17 +176,20 @@ struct Language {
 pub(crate) fn load(spec: &Spec<'_>, plan: Plan) -> Result<Box<dyn Train>, JobError> {
     let sections = sections(spec)?;
     let (shape, weights) = sections.model.shape()?;
-    let vocabulary = weights.as_ref().map_or(Ok(Vocabulary::Bytes), Vocabulary::of)?;
+    let vocabulary = weights.as_ref().map_or(Ok(Vocabulary::Bytes), |weights| Vocabulary::of(weights, shape.vocab))?;
     let length = sections.model.context();
     let [train, held] = read(&sections.data, &vocabulary, length)?;
     let device = device().autodiff();
-    let mut net = Net::new(&Init::new(plan.seed, &device), &shape);
-    if let Some(weights) = &weights {
-        let first = from_hugging_face(weights, &layout(&net), &shape)?;
-        net = load_model(net, first);
-    }
+    let net = match &weights {
+        Some(weights) => {
+            let net = Net::new(&Init::zeros(&device), &shape);
+            let first = from_hugging_face(weights, &layout(&net), &shape)?;
+            load_model(net, first)
+        }
+        None => Net::new(&Init::new(plan.seed, &device), &shape),
+    };
     let heads = Heads::new(length, (shape.heads, shape.kv_heads, shape.head_size), shape.rope_base);
-    let task = Language { shape, heads, train, held };
+    let task = Language { model: sections.model, shape, heads, train, held };
     Ok(Box::new(Engine::new(task, net, device, plan, (&sections.optimizer, &sections.schedule))?))
 }
 
@@ -198,6 +219,16 @@ impl Task for Language {
         self.loss_of(net, &windows, device)
     }
 
+    /// The same weights under other heads or another base of the rotary embedding are another model.
+    fn continues(&self, config_toml: &str) -> Result<(), String> {
+        let theirs = sections(&Spec::new(config_toml)).map_err(|error| error.to_string())?.model;
+        let of = |model: &Model| Model { context: None, ..model.clone() };
+        match of(&theirs) == of(&self.model) {
+            true => Ok(()),
+            false => Err("its [model] is another one: only context may be changed".to_owned()),
+        }
+    }
+
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
         let (mut loss, mut correct) = (0.0, 0.0);
         let windows: Vec<&[u32]> = (0..self.held.len()).map(|at| self.held.get(at)).collect();
@@ -215,10 +246,15 @@ impl Task for Language {
     }
 }
 
+/// Whether the folder that training is to begin from can be: reads no weight.
+pub(crate) fn check_from(spec: &Spec<'_>) -> Result<(), JobError> {
+    sections(spec)?.model.shape().map(drop)
+}
+
 /// The weights as a Hugging Face folder has them.
 pub(crate) fn pytorch(spec: &Spec<'_>, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
     let (shape, _) = sections(spec)?.model.shape()?;
-    let weights = check_model(&layout(&Net::new(&Init::new(0, &device()), &shape)), tensors)?;
+    let weights = check_model(&layout(&Net::new(&Init::zeros(&device()), &shape)), tensors)?;
     Ok(to_hugging_face(weights, &shape))
 }
 
@@ -229,13 +265,27 @@ pub(crate) fn folder(spec: &Spec<'_>) -> Result<Vec<(PathBuf, Vec<u8>)>, JobErro
     let mut files = files(model.from.as_deref())?;
     let config = match &model.from {
         Some(from) => {
-            let path = from.join("config.json");
-            std::fs::read(&path).map_err(|source| JobError::File { path, source })?
+            let path = from.join(CONFIG);
+            let text = std::fs::read_to_string(&path).map_err(|source| JobError::File { path, source })?;
+            with_f32(text).into()
         }
         None => config_json(&shape).to_string().into(),
     };
-    files.push(("config.json".into(), config));
+    files.push((CONFIG.into(), config));
     Ok(files)
+}
+
+/// A `config.json` that says what weights are written beside it.
+fn with_f32(text: String) -> String {
+    let Ok(mut config) = serde_json::from_str::<serde_json::Map<_, _>>(&text) else { return text };
+    let mut changed = false;
+    for key in ["dtype", "torch_dtype"] {
+        if let Some(kind) = config.get_mut(key) {
+            changed |= *kind != json!("float32");
+            *kind = json!("float32");
+        }
+    }
+    if changed { serde_json::Value::Object(config).to_string() } else { text }
 }
 
 fn config_json(shape: &DecoderConfig) -> serde_json::Value {

@@ -12,7 +12,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// Gives parameters their first values and their ids (1, 2, ... in order of creation: equal on every rank).
 pub struct Init<'a> {
-    seed: u64,
+    /// None: nothing is drawn.
+    seed: Option<u64>,
     device: &'a Device,
     next_id: Cell<u64>,
 }
@@ -20,18 +21,23 @@ pub struct Init<'a> {
 impl<'a> Init<'a> {
     /// `device` is an autodiff device for training, a plain one for inference.
     pub fn new(seed: u64, device: &'a Device) -> Self {
-        Init { seed, device, next_id: Cell::new(1) }
+        Init { seed: Some(seed), device, next_id: Cell::new(1) }
     }
 
-    fn generator(&self, path: &str) -> ChaCha8Rng {
+    /// Zeros in place of draws, for a model whose weights are put into it.
+    pub(crate) fn zeros(device: &'a Device) -> Self {
+        Init { seed: None, device, next_id: Cell::new(1) }
+    }
+
+    fn generator(&self, path: &str) -> Option<ChaCha8Rng> {
         let mut hasher = blake3::Hasher::new_derive_key("stoke-jobs 2025 first weights");
-        hasher.update(&self.seed.to_le_bytes()).update(path.as_bytes());
-        ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
+        hasher.update(&self.seed?.to_le_bytes()).update(path.as_bytes());
+        Some(ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()))
     }
 
     /// `path` names the parameter and keys its draws: give each its own. Uniform in [-bound, bound), from the upper 24 bits of each draw.
     pub fn uniform<const D: usize>(&self, path: &str, shape: [usize; D], bound: f32) -> Param<Tensor<D>> {
-        let mut generator = self.generator(path);
+        let Some(mut generator) = self.generator(path) else { return self.constant(shape, 0.0) };
         let draw = |_| (((generator.next_u32() >> 8) as f32) / (1 << 23) as f32 - 1.0) * bound;
         self.param((0..shape.iter().product()).map(draw).collect(), shape)
     }
@@ -48,7 +54,7 @@ impl<'a> Init<'a> {
 
     /// Normal around 0 with this standard deviation.
     pub fn normal_of<const D: usize>(&self, path: &str, shape: [usize; D], deviation: f32) -> Param<Tensor<D>> {
-        let mut generator = self.generator(path);
+        let Some(mut generator) = self.generator(path) else { return self.constant(shape, 0.0) };
         let mut unit = || (f64::from(generator.next_u32()) + 0.5) / 2f64.powi(32);
         let mut normal = || (-2.0 * unit().ln()).sqrt() * (2.0 * std::f64::consts::PI * unit()).cos();
         let draw = |_| normal() as f32 * deviation;

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use stoke_jobs::NamedTensor;
 use stoke_protocol::ids::Digest;
 
@@ -25,6 +26,32 @@ pub struct Exported {
 /// Writes a new file, durably; one that is there already is left alone. The same checkpoint gives the same bytes.
 pub fn export(manifest: &Manifest, tensors: &[NamedTensor], out: &Path) -> Result<Exported, CheckpointError> {
     let failed = |source| CheckpointError::File { verb: "write", object: out.display().to_string(), source };
+    whole(out, |unfinished| weights(manifest, tensors, unfinished)).map_err(failed)
+}
+
+/// The weights in a new folder, with these files beside them (names and bytes).
+pub fn export_folder(
+    manifest: &Manifest,
+    tensors: &[NamedTensor],
+    files: &[(PathBuf, Vec<u8>)],
+    out: &Path,
+) -> Result<Exported, CheckpointError> {
+    let failed = |source| CheckpointError::File { verb: "write", object: out.display().to_string(), source };
+    let make = |unfinished: &Path| {
+        fs::create_dir(unfinished)?;
+        for (name, bytes) in files {
+            let mut file = File::create_new(unfinished.join(name))?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+        }
+        let exported = weights(manifest, tensors, &unfinished.join(WEIGHTS))?;
+        File::open(unfinished)?.sync_all()?;
+        Ok(exported)
+    };
+    whole(out, make).map_err(failed)
+}
+
+fn weights(manifest: &Manifest, tensors: &[NamedTensor], file: &Path) -> io::Result<Exported> {
     let mut notes = notes();
     let metrics = serde_json::to_string(&manifest.metrics).expect("numbers by name are JSON");
     notes.extend(
@@ -42,35 +69,25 @@ pub fn export(manifest: &Manifest, tensors: &[NamedTensor], out: &Path) -> Resul
         .map(|(key, value)| (key.to_owned(), value)),
     );
     let tensors: Vec<&NamedTensor> = tensors.iter().collect();
-    let parts = Parts::new(&tensors, &notes).map_err(|problem| failed(io::Error::other(problem)))?;
-    let mut file = File::create_new(out).map_err(failed)?;
-    write(&mut file, parts).map_err(|error| {
-        // The error that is returned says more than one of the clean-up would.
-        let _ = fs::remove_file(out);
-        failed(error)
-    })
+    let parts = Parts::new(&tensors, &notes).map_err(io::Error::other)?;
+    write(&mut File::create_new(file)?, parts)
 }
 
-/// The weights in a new folder, with these files beside them (names and bytes).
-pub fn export_folder(
-    manifest: &Manifest,
-    tensors: &[NamedTensor],
-    files: &[(PathBuf, Vec<u8>)],
-    out: &Path,
-) -> Result<Exported, CheckpointError> {
-    let failed = |source| CheckpointError::File { verb: "write", object: out.display().to_string(), source };
-    fs::create_dir(out).map_err(failed)?;
-    let written = export(manifest, tensors, &out.join(WEIGHTS)).and_then(|exported| {
-        for (name, bytes) in files {
-            let mut file = File::create_new(out.join(name)).map_err(failed)?;
-            file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-        }
-        File::open(out).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        Ok(exported)
+/// Makes a file or a folder under another name beside `out`, which then becomes it: whoever is killed leaves nothing that looks whole. One that is there already is
+/// left alone.
+fn whole<T>(out: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    if out.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let name = out.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let unfinished = out.with_file_name(format!(".{name}.{}-unfinished", std::process::id()));
+    let made = make(&unfinished).and_then(|made| {
+        renameat_with(CWD, &unfinished, CWD, out, RenameFlags::NOREPLACE)?;
+        Ok(made)
     });
-    written.inspect_err(|_| {
-        // As above.
-        let _ = fs::remove_dir_all(out);
+    made.inspect_err(|_| {
+        // The error that is returned says more than one of the clean-up would.
+        let _ = fs::remove_file(&unfinished).or_else(|_| fs::remove_dir_all(&unfinished));
     })
 }
 

@@ -89,7 +89,11 @@ impl From<crate::checkpoint::CheckpointError> for Failure {
     }
 }
 
-/// An error with its causes, in one line; a cause that repeats what was said is left out.
+/// Of a text for people: what a file says may be of any length, and a report has to fit into a frame.
+const TEXT_CHARS_MAX: usize = 4_000;
+
+/// An error with its causes, in one line; a cause that repeats what was said is left out. What it quotes from files may be anything: it is cut, and nothing in it
+/// commands a terminal.
 pub fn text_of(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -100,7 +104,12 @@ pub fn text_of(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    text
+    let shown = |letter: char| if letter.is_control() { letter.escape_debug().collect() } else { letter.to_string() };
+    let mut said: String = text.chars().take(TEXT_CHARS_MAX).map(shown).collect();
+    if text.chars().nth(TEXT_CHARS_MAX).is_some() {
+        said.push_str(" ... (the rest is left out)");
+    }
+    said
 }
 
 /// Keeps the text of panics beside printing them.
@@ -136,6 +145,14 @@ pub fn catch<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_file_says_is_cut_and_commands_no_terminal() {
+        let error = std::io::Error::other(format!("a\u{1b}[31m\u{7}{}", "x".repeat(100_000)));
+        let text = text_of(&error);
+        assert!(text.starts_with("a\\u{1b}[31m\\u{7}x") && text.ends_with("x ... (the rest is left out)"), "{text}");
+        assert!(text.len() < 5_000 && text_of(&std::io::Error::other("short")) == "short");
+    }
 
     #[test]
     fn a_panic_is_a_failure_with_its_words() {

@@ -196,6 +196,19 @@ pub(crate) fn to_hugging_face(weights: Vec<NamedTensor>, shape: &DecoderConfig) 
     out
 }
 
+/// Whether a folder's weights are as large as its `config.json` says.
+pub(crate) fn check_shapes(weights: &Weights, shape: &DecoderConfig) -> Result<(), JobError> {
+    let check = |name: &str, size: &[usize]| weights.shaped(name, size).map(drop).map_err(JobError::Model);
+    check("model.embed_tokens.weight", &[shape.vocab, shape.hidden])?;
+    for layer in 0..shape.layers {
+        let of = |name: &str| format!("model.layers.{layer}.{name}.weight");
+        check(&of("self_attn.q_proj"), &[shape.heads * shape.head_size, shape.hidden])?;
+        check(&of("self_attn.k_proj"), &[shape.kv_heads * shape.head_size, shape.hidden])?;
+        check(&of("mlp.down_proj"), &[shape.hidden, shape.ffn])?;
+    }
+    Ok(())
+}
+
 /// The weights of a model of ours with this layout, from a Hugging Face folder.
 pub(crate) fn from_hugging_face(
     weights: &Weights,

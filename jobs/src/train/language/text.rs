@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Data;
 use crate::JobError;
-use crate::data::{Group, in_column, read_split};
+use crate::data::{Group, HeldOut, in_column, read_split};
 use crate::lm::{Tokenizer, Weights};
 
 /// What stands before every text, and so ends the one before it.
@@ -22,11 +22,16 @@ pub(super) enum Vocabulary {
 }
 
 impl Vocabulary {
-    pub fn of(weights: &Weights) -> Result<Self, JobError> {
+    /// Of a folder whose weights know so many tokens.
+    pub fn of(weights: &Weights, known: usize) -> Result<Self, JobError> {
+        let refused = |problem: String| JobError::Data { path: weights.path().to_owned(), problem };
         let tokenizer = Tokenizer::open(weights).map_err(JobError::Model)?;
+        if tokenizer.vocabulary() > known {
+            let has = tokenizer.vocabulary();
+            return Err(refused(format!("its tokenizer has {has} tokens, its weights know {known}")));
+        }
         let Some(end) = tokenizer.end_of_sequence().first().copied() else {
-            let problem = "its tokenizer names no token that ends a text".to_owned();
-            return Err(JobError::Data { path: weights.path().to_owned(), problem });
+            return Err(refused("its tokenizer names no token that ends a text".to_owned()));
         };
         Ok(Self::Of { tokenizer, end })
     }
@@ -81,9 +86,13 @@ pub(super) fn read(data: &Data, vocabulary: &Vocabulary, length: usize) -> Resul
         Ok((tokens, Group::of(text.as_bytes())))
     })?;
     let windows = [train, held].map(|texts| Windows::new(texts, vocabulary.end(), length));
-    for (windows, which) in windows.iter().zip(["to train on", "held out"]) {
+    let held_out = match &data.held_out {
+        HeldOut::File(path) => path,
+        HeldOut::Fraction(_) => &data.train,
+    };
+    for (windows, (which, path)) in windows.iter().zip([("to train on", &data.train), ("held out", held_out)]) {
         if windows.len() == 0 {
-            let (found, path) = (windows.tokens.len(), data.train.clone());
+            let (found, path) = (windows.tokens.len(), path.clone());
             let problem = format!("{found} tokens {which}: less than one window of [model] context = {length}");
             return Err(JobError::Data { path, problem });
         }
@@ -91,10 +100,38 @@ pub(super) fn read(data: &Data, vocabulary: &Vocabulary, length: usize) -> Resul
     Ok(windows)
 }
 
+pub(super) const CONFIG: &str = "config.json";
+
+/// Files of a Hugging Face folder beside the weights and [`CONFIG`], where they are there.
+const NAMES: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Of the files that say what the weights compute, as 64 hexadecimal digits.
+pub(crate) fn digest(from: &Path) -> Result<String, JobError> {
+    let mut hasher = blake3::Hasher::new_derive_key("stoke-jobs 2026 files of a model");
+    for name in [CONFIG].into_iter().chain(NAMES) {
+        let path = from.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                hasher.update(name.as_bytes()).update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(JobError::File { path, source }),
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// The files beside the weights that say what a token is: name and text.
 pub(super) fn files(from: Option<&Path>) -> Result<Vec<(PathBuf, Vec<u8>)>, JobError> {
-    const NAMES: [&str; 4] =
-        ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
     let Some(from) = from else {
         let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END });
         return Ok(vec![
