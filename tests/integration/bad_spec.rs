@@ -66,7 +66,7 @@ fn a_value_out_of_bounds_is_named_with_its_mend() {
 #[test]
 fn a_missing_data_file_is_named_before_anything_starts() {
     let (running, _scratch) = Run::new("digits.toml", 1).set("data.train", "\"/no/such/digits.jsonl\"").start();
-    let ended = running.wait().expect(2).says(&["/no/such/digits.jsonl", "relative to the spec's folder"]);
+    let ended = running.wait().expect(2).says(&["/no/such/digits.jsonl", "paths in a spec are relative to its folder"]);
     assert!(!ended.stderr.contains("starting"), "{ended:#?}");
 }
 
