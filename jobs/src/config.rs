@@ -280,10 +280,9 @@ impl<'a> Spec<'a> {
         Ok(PATHS.iter().filter_map(path).collect())
     }
 
-    /// The folder of a model that training goes on from.
-    pub(crate) fn model_path(&self) -> Result<Option<PathBuf>, JobError> {
-        let table = DeTable::parse(self.text).map_err(|error| self.syntax(&error))?;
-        Ok(path_of_model(table.get_ref()).and_then(|value| value.get_ref().as_str().map(PathBuf::from)))
+    /// Whether training goes on from the folder of a model.
+    pub(crate) fn is_from_folder(&self) -> bool {
+        DeTable::parse(self.text).is_ok_and(|table| path_of_model(table.get_ref()).is_some())
     }
 
     fn line(&self, byte: usize) -> usize {

@@ -308,7 +308,7 @@ pub fn check_files(config_toml: &str) -> Result<(), JobError> {
     let spec = Spec::new(config_toml);
     // What is in them, a program knows that reads them by itself.
     let check = if spec.has_program() { data::check_readable } else { data::check_file };
-    if spec.model_path()?.is_some() {
+    if spec.is_from_folder() {
         language::check_from(&spec)?;
     }
     spec.data_paths()?.iter().try_for_each(|path| check(path))

@@ -105,52 +105,47 @@ impl ReadAt for Object {
 impl Object {
     fn block(&self, number: u64) -> io::Result<Bytes> {
         let mut blocks = self.0.locked();
-        let goes_on = blocks.last.map_or(number == 0, |last| number == last || number == last + 1);
+        // From the first block on, or into the next one.
+        let goes_on = blocks.last.map_or(number == 0, |last| number == last + 1);
         blocks.last = Some(number);
         blocks.asked += 1;
-        self.fetch(&mut blocks, number);
         let behind = (self.0.bytes.div_ceil(BLOCK_BYTES) - 1).min(number + AHEAD);
-        for next in (number + 1..=behind).filter(|_| goes_on) {
-            self.fetch(&mut blocks, next);
-        }
+        let wanted = if goes_on { number..=behind } else { number..=number };
+        wanted.for_each(|number| self.fetch(&mut blocks, number));
         loop {
-            let block = blocks.held.get_mut(&number).expect("Y1: the block that was asked for last is held");
-            match &block.content {
-                Content::Here(bytes) => return Ok(bytes.clone()),
-                Content::Coming => {}
-                Content::Failed(_) => {
-                    let Some(Block { content: Content::Failed(error), .. }) = blocks.held.remove(&number) else {
-                        unreachable!("it was just looked at")
-                    };
-                    return Err(error);
+            match blocks.held.get(&number).map(|block| &block.content) {
+                Some(Content::Here(bytes)) => return Ok(bytes.clone()),
+                Some(Content::Coming) => {}
+                Some(Content::Failed(_)) => {
+                    if let Some(Block { content: Content::Failed(error), .. }) = blocks.held.remove(&number) {
+                        return Err(error);
+                    }
                 }
+                // There was no room, or others who read this object have taken it.
+                None => self.fetch(&mut blocks, number),
             }
             blocks = self.0.arrived.wait(blocks).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Asks for a block that is not there, and makes room for it.
+    /// Asks for a block that is not there, if there is room for it.
     fn fetch(&self, blocks: &mut Blocks, number: u64) {
         let asked = blocks.asked;
         if let Some(block) = blocks.held.get_mut(&number) {
             block.asked = asked;
             return;
         }
-        while blocks.held.len() >= HELD_MAX {
-            // One that is on its way is dropped when it comes.
-            let oldest = blocks.held.iter().min_by_key(|(_, block)| block.asked).map(|(number, _)| *number);
-            oldest.and_then(|number| blocks.held.remove(&number));
+        if blocks.held.len() >= HELD_MAX {
+            let left = blocks.held.iter().filter(|(_, block)| !matches!(block.content, Content::Coming));
+            let Some(oldest) = left.min_by_key(|(_, block)| block.asked).map(|(number, _)| *number) else { return };
+            blocks.held.remove(&oldest);
         }
         blocks.held.insert(number, Block { content: Content::Coming, asked });
         let object = self.0.clone();
         runtime().spawn(async move {
-            let content = match object.get(number).await {
-                Ok(bytes) => Content::Here(bytes),
-                Err(error) => Content::Failed(error),
-            };
-            if let Some(block) = object.locked().held.get_mut(&number) {
-                block.content = content;
-            }
+            let content = object.get(number).await.map_or_else(Content::Failed, Content::Here);
+            // Y1: one that is coming is not removed.
+            object.locked().held.insert(number, Block { content, asked });
             object.arrived.notify_all();
         });
     }
@@ -169,7 +164,7 @@ impl Inner {
             self.place.store.get_opts(&self.place.path, options).await.map_err(|error| failed(&self.place, error))?;
         let bytes = got.bytes().await.map_err(|error| failed(&self.place, error))?;
         if bytes.len() != wanted {
-            return Err(io::Error::other("the object was changed while it was read"));
+            return Err(changed());
         }
         Ok(bytes)
     }
@@ -186,6 +181,10 @@ fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T 
     told.recv().expect("the runtime of stores lives as long as the process")
 }
 
+fn changed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the object was changed while it was read")
+}
+
 fn invalid(error: CheckpointError) -> io::Error {
     let problem = match error {
         CheckpointError::Uri { problem, .. } => problem,
@@ -197,7 +196,7 @@ fn invalid(error: CheckpointError) -> io::Error {
 fn failed(place: &Place, error: object_store::Error) -> io::Error {
     match error {
         object_store::Error::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, "there is no such object"),
-        object_store::Error::Precondition { .. } => io::Error::other("the object was changed while it was read"),
+        object_store::Error::Precondition { .. } => changed(),
         other => match CheckpointError::store(place.kind, "read", &place.uri, other) {
             CheckpointError::Denied { said, mend, .. } => {
                 io::Error::new(io::ErrorKind::PermissionDenied, format!("the store denies it ({said}): {mend}"))
@@ -259,13 +258,31 @@ mod tests {
     }
 
     #[test]
+    fn many_who_read_one_object_at_once_each_get_their_bytes() {
+        let (_folder, content, object) = file(16 * BLOCK_BYTES);
+        std::thread::scope(|scope| {
+            for reader in 0..2 * HELD_MAX as u64 {
+                let (object, content) = (&object, &content);
+                scope.spawn(move || {
+                    for turn in 0..16 {
+                        let at = (reader * 5 + turn * 7) % 16 * BLOCK_BYTES + reader;
+                        let mut byte = [0];
+                        object.read_at(at, &mut byte).expect("a byte");
+                        assert_eq!(byte[0], content[at as usize]);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
     fn an_object_that_changes_or_is_not_there_is_an_error() {
-        let (folder, _, object) = file(3 * BLOCK_BYTES);
+        let (folder, _, object) = file(20 * BLOCK_BYTES);
         object.read_at(0, &mut [0]).expect("a byte");
-        std::fs::write(folder.path().join("a b"), b"short").expect("written");
-        let error = object.read_at(3 * BLOCK_BYTES - 1, &mut [0]);
-        // The block may have been fetched ahead, before the change.
-        assert!(error.is_ok() || error.is_err_and(|error| error.kind() == io::ErrorKind::Other));
+        // As long as it was, and far behind what was fetched ahead.
+        std::fs::write(folder.path().join("a b"), vec![7; 20 * BLOCK_BYTES as usize]).expect("written");
+        let error = object.read_at(15 * BLOCK_BYTES, &mut [0]).expect_err("another object");
+        assert_eq!((error.kind(), error.to_string()), (changed().kind(), changed().to_string()));
         let uri = format!("file://{}/none", folder.path().display());
         let missing = Objects.open(&uri).err().expect("no such object");
         assert_eq!(

@@ -48,13 +48,14 @@ models() {
     echo "domains domains"
     echo "digits digits"
     echo "language language"
-    # 124 million weights, as GPT-2's smallest, with the vocabulary of bytes: 85 of them in the layers.
-    echo "gpt2-small language train.batch=32 train.lanes=8 model.context=512 model.hidden=768 model.layers=12 model.heads=12"
+    # 85 million weights in the layers, as GPT-2's smallest; the vocabulary is that of bytes.
+    echo "gpt2-small language train.batch=32 train.lanes=8 model.context=512 model.hidden=768 model.layers=12 model.heads=12 resources.memory=16GiB"
 }
 
 run() {
-    local steps=${STOKE_BENCH_STEPS:-60} folder python name spec sets
+    local steps=${STOKE_BENCH_STEPS:-60} python name spec sets ours theirs
     export CUDA_PATH=${CUDA_PATH:-$here}
+    # Not local: what is done at the end needs it.
     folder=$(mktemp -d)
     stoke() { "$here/stoke" --cluster "$folder/cluster" "$@"; }
     trap 'stoke down >/dev/null 2>&1 || true; rm -rf "$folder"' EXIT
@@ -67,25 +68,37 @@ run() {
         ours=$(ours "$spec" "$steps" $sets </dev/null || true)
         theirs=
         [ -z "$python" ] || theirs=$(theirs "$spec" "$steps" $sets </dev/null || true)
-        printf '%-12s %16s %16s %7s\n' "$name" "${ours:-failed}" "${theirs:--}" \
-            "$(awk -v ours="${ours:-0}" -v theirs="${theirs:-0}" 'BEGIN { print theirs > 0 ? sprintf("%.2f", ours / theirs) : "-" }')"
+        awk -v name="$name" -v ours="$ours" -v theirs="$theirs" 'BEGIN {
+            said = ours == "" ? "failed" : sprintf("%.1f", ours)
+            other = theirs == "" ? "-" : sprintf("%.1f", theirs)
+            ratio = ours == "" || theirs == "" ? "-" : sprintf("%.2f", ours / theirs)
+            printf "%-12s %16s %16s %7s\n", name, said, other, ratio
+        }'
     done
 }
 
 ours() {
-    local spec=$1 steps=$2 job
+    local spec=$1 job set sets=(--set "train.steps=$2" --set checkpoint.every=1000000)
     shift 2
-    job=$(stoke --json submit "$here/jobs/specs/$spec.toml" --ranks 1 --wait --set "train.steps=$steps" --set checkpoint.every=1000000 \
-        $(printf -- '--set %s ' "$@") 2>"$folder/said" | sed -n 's/.*"job": *"\(job-[0-9]*\)".*/\1/p' | head -1) || { cat "$folder/said" >&2; return 1; }
+    for set in "$@"; do sets+=(--set "$set"); done
+    if ! stoke --json submit "$here/jobs/specs/$spec.toml" --ranks 1 --wait "${sets[@]}" >"$folder/summary" 2>"$folder/said"; then
+        cat "$folder/said" >&2
+        return 1
+    fi
+    job=$(sed -n 's/.*"job": *"\(job-[0-9]*\)".*/\1/p' "$folder/summary")
     stoke logs "$job" --rank 0 | grep -o 'samples_per_second=[0-9.]*' | tail -1 | cut -d= -f2
 }
 
 theirs() {
-    local spec=$1 steps=$2
+    local spec=$1 steps=$2 set sets=()
     shift 2
-    STOKE_BENCH_DEVICE=auto "$python" -W ignore -m torch.distributed.run --nproc-per-node 1 --master-addr 127.0.0.1 --master-port 29612 \
-        "$here/tests/benches/ddp.py" "$here/jobs/specs/$spec.toml" "$steps" "$@" 2>"$folder/said" | sed -n 's/.*"samples_per_second": *\([0-9.]*\).*/\1/p' \
-        || { tail -5 "$folder/said" >&2; return 1; }
+    for set in "$@"; do [[ $set == resources.* ]] || sets+=("$set"); done
+    if ! STOKE_BENCH_DEVICE=auto "$python" -W ignore -m torch.distributed.run --nproc-per-node 1 --master-addr 127.0.0.1 --master-port 29612 \
+        "$here/tests/benches/ddp.py" "$here/jobs/specs/$spec.toml" "$steps" "${sets[@]}" >"$folder/summary" 2>"$folder/said"; then
+        tail -5 "$folder/said" >&2
+        return 1
+    fi
+    sed -n 's/.*"samples_per_second": *\([0-9.]*\).*/\1/p' "$folder/summary"
 }
 
 case ${1:-} in

@@ -54,7 +54,7 @@ fn table(rows: &[Row]) {
                 Goal::AtLeast(least) => (">=", least),
                 Goal::AtMost(most) => ("<=", most),
             };
-            format!("{sign} {bound}: {}", if goal.holds(compared) { "met" } else { "MISSED" })
+            format!("{sign} {bound:.3}: {}", if goal.holds(compared) { "met" } else { "MISSED" })
         });
         println!("| {} | {} | {ours} | {peer} | {theirs} | {ratio} | {goal} |", row.what, row.unit);
     }
@@ -64,5 +64,6 @@ fn table(rows: &[Row]) {
 fn shown(figure: Option<Figure>) -> String {
     let Some(Figure { median, spread }) = figure else { return "- | -".to_owned() };
     let digits = (2 - median.abs().max(1e-9).log10().floor() as i32).clamp(0, 6) as usize;
-    format!("{median:.digits$} | {:.0}%", 100.0 * spread)
+    let spread = spread.map_or("-".to_owned(), |spread| format!("{:.0}%", 100.0 * spread));
+    format!("{median:.digits$} | {spread}")
 }

@@ -20,11 +20,11 @@ pub struct Row {
     pub goal: Option<Goal>,
 }
 
-/// A median, and how far the middle half of the measurements lies apart, as a share of it.
+/// A median, and how far the middle half of the measurements lies apart, as a share of it; none of a single one.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 pub struct Figure {
     pub median: f64,
-    pub spread: f64,
+    pub spread: Option<f64>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
@@ -39,7 +39,7 @@ impl Figure {
         values.sort_by(f64::total_cmp);
         let at =
             |part: f64| values.get(((values.len() as f64 - 1.0) * part).round() as usize).copied().unwrap_or(f64::NAN);
-        Self { median: at(0.5), spread: (at(0.75) - at(0.25)) / at(0.5) }
+        Self { median: at(0.5), spread: (values.len() > 1).then(|| (at(0.75) - at(0.25)) / at(0.5)) }
     }
 }
 
@@ -95,7 +95,8 @@ mod tests {
     #[test]
     fn spread_is_of_the_middle_half() {
         let figure = Figure::of(&[5.0, 1.0, 2.0, 3.0, 100.0]);
-        assert_eq!(figure, Figure { median: 3.0, spread: 1.0 });
+        assert_eq!(figure, Figure { median: 3.0, spread: Some(1.0) });
+        assert_eq!(Figure::of(&[3.0]), Figure { median: 3.0, spread: None });
         let row = Row::new("a", "ms", &[2.0]).beside("b", &[8.0]).goal(Goal::AtMost(0.25));
         assert_eq!((row.ratio(), row.goal.is_some_and(|goal| goal.holds(0.25))), (Some(0.25), true));
         assert!(Row::new("a", "ms", &[2.0]).beside("b", &[]).peer.is_none());

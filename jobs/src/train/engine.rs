@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
+use super::fused;
 use super::optimizer::{Schedule, Update};
 use super::parameters::{add, by_name, check_model, fingerprint_model, gradients, layout, load_model};
 use super::snapshot::SKIPPED;
@@ -45,20 +45,15 @@ pub struct Loss {
 
 /// Summed cross-entropy of logits [rows, classes], one label a row, and how many rows have it as their first largest.
 pub fn cross_entropy(logits: Tensor<2>, labels: &[u8]) -> Loss {
-    let device = logits.device();
-    let guesses = argmax(logits.clone().inner());
-    let correct = guesses.iter().zip(labels).filter(|(guess, label)| **guess == usize::from(**label)).count() as u64;
-    let targets: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [labels.len(), 1]), &device);
-    Loss { sum: log_softmax(logits, 1).gather(1, targets).sum().neg(), correct: correct as f32 }
+    Loss::of(fused::cross_entropy(logits, labels.iter().map(|label| u32::from(*label)).collect()))
 }
 
-/// The first largest column of each row.
-fn argmax(logits: Tensor<2>) -> Vec<usize> {
-    let [_, classes] = logits.dims();
-    let values = logits.into_data().try_into_vec::<f32>().expect("logits are f32");
-    let first_largest = |row: &[f32]| (1..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best });
-    values.chunks(classes).map(first_largest).collect()
+impl Loss {
+    /// Of both figures in one tensor.
+    pub(crate) fn of(figures: Tensor<1>) -> Self {
+        let correct = figures.clone().narrow(0, 1, 1).into_scalar::<f32>();
+        Self { sum: figures.narrow(0, 0, 1), correct }
+    }
 }
 
 /// A [`Train`] from a [`Task`], its model, an optimizer and threads: gradients of lanes (in `[train] accumulate` parts), clipping by the global norm, one of

@@ -198,9 +198,7 @@ impl Language {
         let length = self.heads.length;
         let inputs = windows.iter().flat_map(|window| &window[..length]).map(|token| *token as i32).collect();
         let targets = windows.iter().flat_map(|window| &window[1..]).copied().collect();
-        let figures = cross_entropy(net.forward(&self.shape, &self.heads, inputs, device), targets) / length as f32;
-        let correct = figures.clone().narrow(0, 1, 1).into_scalar::<f32>();
-        Loss { sum: figures.narrow(0, 0, 1), correct }
+        Loss::of(cross_entropy(net.forward(&self.shape, &self.heads, inputs, device), targets) / length as f32)
     }
 }
 

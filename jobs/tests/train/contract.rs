@@ -349,3 +349,21 @@ fn bad_rows_and_missing_files_are_named() {
     let error = stoke_jobs::load(&spec, "domains", plan).err().expect("no file").to_string();
     assert!(error.starts_with(&format!("read data file {}: No such file", file.display())), "{error}");
 }
+
+#[test]
+fn another_length_gives_what_a_trainer_of_that_length_gives() {
+    for trainer in TRAINERS {
+        let spec = spec(trainer);
+        let (plan, short) = (common::plan(&spec), Plan { steps: 1, ..common::plan(&spec) });
+        let (mut whole, mut set) = (common::load(&spec, &plan), common::load(&spec, &short));
+        assert!(set.set_steps(plan.steps).expect("a good length"));
+        for step in 0..7 {
+            assert_eq!(
+                common::step(&mut *whole, &plan, step),
+                common::step(&mut *set, &plan, step),
+                "{trainer} {step}"
+            );
+        }
+        assert!(whole.weights_blake3() == set.weights_blake3(), "{trainer}");
+    }
+}

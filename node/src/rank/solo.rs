@@ -10,7 +10,7 @@ use stoke_protocol::spec::JobSpec;
 
 use crate::exchange::LaneSums;
 use crate::objects::Objects;
-use crate::worker::{plan_of, steps_of};
+use crate::worker::loaded;
 
 /// Lines that a whole training prints, about.
 const LINES: u64 = 20;
@@ -24,17 +24,9 @@ pub fn train(
 ) -> Result<(), Box<dyn Error>> {
     stoke_jobs::read_stores_by(Box::new(Objects));
     let text = absolute_paths(text, base)?;
-    let load = |steps| trainers.load(&text, &spec.trainer, plan_of(spec, steps));
-    let (mut trainer, steps);
-    if let Some(given) = spec.training().steps {
-        (trainer, steps) = (load(given)?, given);
-    } else {
-        // The schedule's length follows from the size of the data.
-        let mut loaded = load(1)?;
-        steps = steps_of(spec, loaded.samples())?;
-        trainer = if loaded.set_steps(steps)? { loaded } else { load(steps)? };
-    }
-    let plan = plan_of(spec, steps);
+    let load = |plan| trainers.load(&text, &spec.trainer, plan);
+    let (plan, mut trainer) = loaded::<Box<dyn Error>>(spec, load, Into::into)?;
+    let steps = plan.steps;
     let (samples, lanes) = (trainer.samples(), spec.training().lanes);
     println!("{samples} samples, {} parameters, {steps} steps of {}", trainer.layout().len(), plan.batch);
     let mut sums = LaneSums::new(trainer.layout().flat_len(), lanes, 0..lanes);

@@ -47,7 +47,7 @@ pub(crate) use failure::{Failure, text_of};
 pub use link::End;
 pub(crate) use orders::Orders;
 pub use pending::Pending;
-pub(crate) use plan::{plan_of, steps_of};
+pub(crate) use plan::loaded;
 #[cfg(test)]
 pub(crate) use print::Print;
 pub(crate) use trainer::{Assignment, Outside, Told};

@@ -1,6 +1,6 @@
 //! From a job spec to what a rank computes. Pure.
 
-use stoke_jobs::{Plan, Train};
+use stoke_jobs::{JobError, Plan, Train};
 use stoke_protocol::spec::JobSpec;
 
 use crate::checkpoint::Manifest;
@@ -27,6 +27,24 @@ pub fn plan_of(spec: &JobSpec, steps: u64) -> Plan {
         threads: train.threads as usize,
         clip_norm: train.clip_norm,
     }
+}
+
+/// A trainer with its plan. The schedule's length may follow from the size of the data, which only a loaded trainer knows; `too_long` says what is wrong with it.
+pub fn loaded<E: From<JobError>>(
+    spec: &JobSpec,
+    load: impl Fn(Plan) -> Result<Box<dyn Train>, JobError>,
+    too_long: impl FnOnce(String) -> E,
+) -> Result<(Plan, Box<dyn Train>), E> {
+    let plan = plan_of(spec, spec.training().steps.unwrap_or(1));
+    let mut train = load(plan.clone())?;
+    if spec.training().steps.is_some() {
+        return Ok((plan, train));
+    }
+    let plan = plan_of(spec, steps_of(spec, train.samples()).map_err(too_long)?);
+    if !train.set_steps(plan.steps)? {
+        train = load(plan.clone())?;
+    }
+    Ok((plan, train))
 }
 
 /// Whether a checkpoint is due after `step` steps.

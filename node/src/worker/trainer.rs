@@ -27,7 +27,7 @@ use super::finite::{self, Skips};
 use super::joining::Joining;
 use super::meter::{Meter, Part};
 use super::orders::Orders;
-use super::plan::{is_due, plan_of, steps_of};
+use super::plan::{is_due, loaded};
 use super::restore;
 use super::tail::Tail;
 use super::vault::{Copy, Order, Vault};
@@ -156,18 +156,8 @@ impl Trainer {
     fn load(given: &Assignment) -> Result<Self, Failure> {
         let Assignment { start, spec, .. } = given;
         stoke_jobs::read_stores_by(Box::new(Objects));
-        let load = |plan: &Plan| given.trainers.load(&start.spec, &spec.trainer, plan.clone());
-        let (mut plan, train);
-        if let Some(steps) = spec.training().steps {
-            plan = plan_of(spec, steps);
-            train = load(&plan)?;
-        } else {
-            // The schedule's length follows from the size of the data, which only a loaded trainer knows.
-            plan = plan_of(spec, 1);
-            let mut loaded = load(&plan)?;
-            plan.steps = steps_of(spec, loaded.samples()).map_err(Failure::Permanent)?;
-            train = if loaded.set_steps(plan.steps)? { loaded } else { load(&plan)? };
-        }
+        let load = |plan| given.trainers.load(&start.spec, &spec.trainer, plan);
+        let (plan, train) = loaded(spec, load, Failure::Permanent)?;
         let origin = match &start.from {
             StartFrom::Checkpoint(origin) => Some(restore::open(origin, (spec, &*train), plan.steps)?),
             StartFrom::Seed | StartFrom::Peers => None,

@@ -104,20 +104,27 @@ impl Server {
 
     /// An object of the bucket of S3.
     pub fn put(&self, name: &str, file: &Path) {
+        let put = self.python().arg(name).arg(file).output().expect("run python3");
+        assert!(
+            put.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&put.stdout),
+            String::from_utf8_lossy(&put.stderr)
+        );
+    }
+
+    fn python(&self) -> Command {
         let mut python = Command::new("python3");
-        python.arg("-c").arg(PUT_OBJECT).arg(self.port.to_string()).arg(name).arg(file);
-        let put = python.envs(self.variables(self.port)).output().expect("run python3");
-        assert!(put.status.success(), "{}", String::from_utf8_lossy(&put.stderr));
+        python.arg("-c").arg(PUT).arg(self.port.to_string()).arg(format!("{:?}", self.kind));
+        python.envs(self.variables(self.port));
+        python
     }
 
     /// Waits until it serves, and makes the bucket.
     fn ready(&self) {
-        let variables = self.variables(self.port);
         poll("an object store that serves its bucket", || {
             TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-            let mut python = Command::new("python3");
-            python.arg("-c").arg(MAKE_BUCKET).arg(self.port.to_string()).arg(format!("{:?}", self.kind));
-            let made = python.envs(variables.iter().cloned()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let made = self.python().stdout(Stdio::null()).stderr(Stdio::null()).status();
             made.ok()?.success().then_some(())
         });
     }
@@ -129,46 +136,26 @@ impl Drop for Server {
     }
 }
 
-/// Puts a file with a signed request.
-const PUT_OBJECT: &str = r#"
-import hashlib, hmac, os, sys, datetime, http.client
-port, name, body = sys.argv[1], sys.argv[2], open(sys.argv[3], "rb").read()
-host, now = "127.0.0.1:" + port, datetime.datetime.now(datetime.timezone.utc)
-sign = lambda key, text: hmac.new(key, text.encode(), hashlib.sha256)
-day, stamp, digest = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ"), hashlib.sha256(body).hexdigest()
-headers = {"host": host, "x-amz-content-sha256": digest, "x-amz-date": stamp}
-lines = "".join(f"{k}:{v}\n" for k, v in headers.items())
-names, scope, path = ";".join(headers), f"{day}/us-east-1/s3/aws4_request", f"/stoke-tests/{name}"
-request = f"PUT\n{path}\n\n{lines}\n{names}\n{digest}"
-text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-key = ("AWS4" + os.environ["AWS_SECRET_ACCESS_KEY"]).encode()
-for part in scope.split("/"): key = sign(key, part).digest()
-headers["authorization"] = (f"AWS4-HMAC-SHA256 Credential={os.environ['AWS_ACCESS_KEY_ID']}/{scope}, "
-    f"SignedHeaders={names}, Signature={sign(key, text).hexdigest()}")
-connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
-connection.request("PUT", path, body, headers)
-answer = connection.getresponse()
-sys.exit(0 if answer.status == 200 else answer.read().decode())
-"#;
-
-/// Puts a bucket with a signed request; 409 is one that is there. In Python, because a store's own clients are no dependency of the tests.
-const MAKE_BUCKET: &str = r#"
+/// Puts a bucket, or a file into that of S3 (its name there, its path), with a signed request; 409 is one that is there. In Python, because a store's own clients
+/// are no dependency of the tests.
+const PUT: &str = r#"
 import base64, hashlib, hmac, os, sys, datetime, http.client
 port, kind = sys.argv[1], sys.argv[2]
+name, body = ("/" + sys.argv[3], open(sys.argv[4], "rb").read()) if len(sys.argv) > 3 else ("", b"")
 host, now = "127.0.0.1:" + port, datetime.datetime.now(datetime.timezone.utc)
 sign = lambda key, text: hmac.new(key, text.encode(), hashlib.sha256)
 if kind == "S3":
-    day, stamp, empty = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ"), hashlib.sha256(b"").hexdigest()
-    headers = {"host": host, "x-amz-content-sha256": empty, "x-amz-date": stamp}
+    day, stamp, digest = now.strftime("%Y%m%d"), now.strftime("%Y%m%dT%H%M%SZ"), hashlib.sha256(body).hexdigest()
+    headers = {"host": host, "x-amz-content-sha256": digest, "x-amz-date": stamp}
     lines = "".join(f"{k}:{v}\n" for k, v in headers.items())
     names, scope = ";".join(headers), f"{day}/us-east-1/s3/aws4_request"
-    request = f"PUT\n/stoke-tests\n\n{lines}\n{names}\n{empty}"
+    path = "/stoke-tests" + name
+    request = f"PUT\n{path}\n\n{lines}\n{names}\n{digest}"
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     key = ("AWS4" + os.environ["AWS_SECRET_ACCESS_KEY"]).encode()
     for part in scope.split("/"): key = sign(key, part).digest()
     headers["authorization"] = (f"AWS4-HMAC-SHA256 Credential={os.environ['AWS_ACCESS_KEY_ID']}/{scope}, "
         f"SignedHeaders={names}, Signature={sign(key, text).hexdigest()}")
-    path = "/stoke-tests"
 else:
     account, date = os.environ["AZURE_STORAGE_ACCOUNT_NAME"], now.strftime("%a, %d %b %Y %H:%M:%S GMT")
     path = f"/{account}/stoke-tests?restype=container"
@@ -179,8 +166,8 @@ else:
 connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=10)
 connection.putrequest("PUT", path, skip_host="host" in headers, skip_accept_encoding=True)
 for name, value in headers.items(): connection.putheader(name, value)
-connection.putheader("content-length", "0")
-connection.endheaders()
+connection.putheader("content-length", str(len(body)))
+connection.endheaders(body)
 answer = connection.getresponse()
 print(answer.status, answer.read())
 sys.exit(0 if answer.status in (200, 201, 409) else 1)
