@@ -1,6 +1,6 @@
-//! All-reduce of 1, 16 and 100 MiB over 2 and 4 rank processes on this machine: ours (fixed tree order; through memory, as ranks of one machine do, and
-//! over the network as if they were on several: QUIC, mutual TLS) against PyTorch's gloo (plain TCP), taking turns in the same run. Prints medians
-//! and ratios; checks every sum.
+//! All-reduce of 1, 16 and 100 MiB over 2 and 4 rank processes on this machine: ours (fixed tree order; through memory, as ranks of one machine do;
+//! over the network as if each were on a machine of its own, QUIC with mutual TLS; and both, as if two each were on one) against PyTorch's gloo (plain
+//! TCP), taking turns in the same run. Prints medians and ratios; checks every sum.
 //!
 //! `cargo bench -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
 //! Numbers separated by commas replace the defaults: STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side has its
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State};
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
+use stoke_protocol::message::peer::Machine;
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::Io;
 use stoke_tests::report::{Goal, Row};
@@ -26,7 +27,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROLE: &str = "STOKE_BENCH_EXCHANGE_ROLE";
 const LINK: &str = "STOKE_BENCH_EXCHANGE_LINK";
-const LINKS: [&str; 2] = ["memory", "network"];
+/// All ranks on one machine, every second pair on another, each on its own.
+const LINKS: [&str; 3] = ["memory", "hosts", "network"];
 const LANES: u32 = 8;
 const MIB: usize = 1024 * 1024;
 const SIZES_MIB: [usize; 3] = [1, 16, 100];
@@ -46,7 +48,7 @@ fn main() {
     );
     for world in numbers_of("STOKE_BENCH_RANKS", &WORLDS) {
         let world = world as u32;
-        for link in LINKS {
+        for link in LINKS.into_iter().filter(|link| *link != "hosts" || world > 2) {
             let dir = tempfile::tempdir().expect("make a temporary folder");
             let mut ours = start_ours(world, dir.path(), link);
             let mut gloo = start_gloo(world);
@@ -218,11 +220,13 @@ fn start_gloo(world: u32) -> Option<Group> {
 fn rank(dir: &Path) {
     let credentials = Credentials::load(dir).expect("load credentials");
     let io = Io::thread("stoke-net").expect("start the network thread");
-    let over_network = env::var(LINK).is_ok_and(|link| link == "network");
-    let bind = || {
-        let mesh = Mesh::bind(&io, LOOPBACK, credentials.clone()).expect("bind");
-        if over_network { mesh.without_memory() } else { mesh }
+    let Subject::Rank { rank: Rank(own), .. } = credentials.identity().subject else { panic!("credentials of a rank") };
+    let machine = match env::var(LINK).expect("a link").as_str() {
+        "memory" => Some(Machine([0; 16])),
+        "hosts" => Some(Machine([own as u8 / 2; 16])),
+        _ => None,
     };
+    let bind = || Mesh::bind(&io, LOOPBACK, credentials.clone()).expect("bind").on_machine(machine);
     let meshes: Vec<Mesh> = (0..SIZES_MAX).map(|_| bind()).collect();
     let addresses: Vec<String> = meshes.iter().map(|mesh| mesh.address().to_string()).collect();
     println!("{}", addresses.join(","));

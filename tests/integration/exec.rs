@@ -454,7 +454,7 @@ fn submit_torch(cluster: &Cluster, folder: &Folder, python: &Path) -> String {
     let code = crate::harness::root().join("jobs/examples/torch-ddp");
     let snapshot = folder.path("snapshot.pt");
     let spec = format!(
-        "name = \"torch\"\n[exec]\ncommand = [{python:?}, \"train.py\", \"--epochs\", \"12\", \"--snapshot\", {snapshot:?}]\n\
+        "name = \"torch\"\n[exec]\ncommand = [{python:?}, \"train.py\", \"--epochs\", \"40\", \"--snapshot\", {snapshot:?}]\n\
          folder = {code:?}\n[resources]\nranks = 2\nmemory = \"2GiB\"\n"
     );
     text(&cluster.json(&["submit", &folder.write("torch.toml", &spec)])["job"])
@@ -465,8 +465,8 @@ fn a_script_for_torchrun_runs_as_it_is_is_killed_and_goes_on_from_its_snapshot()
     let Some(python) = torch() else { return };
     let (cluster, folder, calm) = (Cluster::start(2), Folder::new(), Folder::new());
     let job = submit_torch(&cluster, &folder, &python);
-    let epochs = |job: &str| logs(&cluster, job).matches("loss").count();
-    poll("a few epochs", || (epochs(&job) >= 3).then_some(()));
+    // Its epochs are short: looked for in the folder, at the first of them, or the kill might find a job that has ended.
+    poll("the first snapshot", || folder.path("snapshot.pt").exists().then_some(()));
     let trainers = processes_with(&format!("STOKE_JOB={job}"));
     let of_rank_1 = |pid: &&u32| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();

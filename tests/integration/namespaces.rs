@@ -11,12 +11,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Background, Ended, Run, poll, spec, stoke, text};
+use crate::harness::{Background, Ended, Run, poll, signal, spec, stoke, text};
 
 const STEPS: u64 = 60;
 const CHECKPOINT_EVERY: u64 = 10;
-/// What each step carries from rank to rank at the least: half of the gradients of 80,202 parameters.
-const STEP_BYTES_MIN: u64 = 80_202 * 4 / 2;
+/// The gradients of 80,202 parameters. Each step carries half of them and half of their sum each way between two machines, however many ranks they have.
+const STEP_BYTES: u64 = 80_202 * 4;
 
 /// Where the user sits: it holds the bridge, and an address on it.
 const DESK: Machine = Machine { name: "desk", ip: "10.77.0.1" };
@@ -35,6 +35,7 @@ fn machines_of_their_own_train_the_same_bits_whatever_happens_to_the_network_and
     let reference = Run::new("digits.toml", 1).set("train.steps", STEPS).set("checkpoint.every", CHECKPOINT_EVERY);
     let (reference, _scratch) = reference.finish();
     lab.trains_over_the_wire(&reference);
+    lab.adds_in_memory_first(&reference);
     lab.outlives_a_link_cut_one_way(&reference);
     lab.outlives_its_coordinator(&reference);
 }
@@ -42,7 +43,7 @@ fn machines_of_their_own_train_the_same_bits_whatever_happens_to_the_network_and
 /// The services are ended first, then their namespaces go, then their files.
 struct Lab {
     coordinator: Option<Background>,
-    _nodes: Vec<Background>,
+    nodes: Vec<Background>,
     network: Network,
     scratch: TempDir,
 }
@@ -51,15 +52,15 @@ impl Lab {
     /// As on bare metal: a coordinator, a token for each machine and for the user, joins over the network.
     fn start(network: Network) -> Self {
         let scratch = tempfile::tempdir().expect("a temporary folder");
-        let mut lab = Self { coordinator: None, _nodes: Vec::new(), network, scratch };
+        let mut lab = Self { coordinator: None, nodes: Vec::new(), network, scratch };
         lab.write_settings();
         lab.start_coordinator();
         poll("the coordinator", || (lab.admin(&["status"]).code() == 0).then_some(()));
         for node in &NODES {
             let dir = lab.path(node.name);
-            let arguments = ["node", "--join", "-", "--cpus", "1", "--name", node.name, "--dir", &dir];
+            let arguments = ["node", "--join", "-", "--cpus", "2", "--name", node.name, "--dir", &dir];
             let service = lab.with_token("node", node, &arguments);
-            lab._nodes.push(Background::start(service));
+            lab.nodes.push(Background::start(service));
         }
         let login = lab.with_token(
             "submitter",
@@ -79,20 +80,38 @@ impl Lab {
     }
 
     fn trains_over_the_wire(&self, reference: &Value) {
-        let before = NODES.each_ref().map(|node| self.network.received_bytes(node));
-        let job = self.succeeds(&self.submit(), reference);
-        assert_eq!((&job["generation"], &job["world_sizes"]), (&1.into(), &serde_json::json!([2])), "{job:#}");
+        let job = self.carries_each_value_once(2, reference);
         let placement = job["placement"].as_array().expect("a placement");
         assert_ne!(placement[0]["node"], placement[1]["node"], "{job:#}");
+    }
+
+    /// Two ranks a machine, undisturbed and when one of them is killed.
+    fn adds_in_memory_first(&self, reference: &Value) {
+        self.carries_each_value_once(4, reference);
+        let job = self.submit_and_wait_for_steps(4);
+        let ranks = crate::nodes::children(self.nodes[0].pid());
+        assert_eq!(ranks.len(), 2, "{ranks:?}");
+        signal(ranks[0], Signal::KILL);
+        let job = self.succeeds(&job, reference);
+        assert_eq!(job["recoveries"], 1, "{job:#}");
+    }
+
+    fn carries_each_value_once(&self, ranks: u32, reference: &Value) -> Value {
+        let before = NODES.each_ref().map(|node| self.network.received_bytes(node));
+        let job = self.succeeds(&self.submit(ranks), reference);
+        assert_eq!((&job["generation"], &job["world_sizes"]), (&1.into(), &serde_json::json!([ranks])), "{job:#}");
         for (node, before) in NODES.iter().zip(before) {
             let received = self.network.received_bytes(node) - before;
-            assert!(received > STEPS * STEP_BYTES_MIN, "{} bytes came to {}", received, node.name);
+            // Half as much again for packets, acknowledgements and whatever else a node hears meanwhile.
+            let expected = STEPS * STEP_BYTES..STEPS * STEP_BYTES * 3 / 2;
+            assert!(expected.contains(&received), "{ranks} ranks: {received} bytes came to {}", node.name);
         }
+        job
     }
 
     /// The node hears everyone and nobody hears it, until it is given up.
     fn outlives_a_link_cut_one_way(&self, reference: &Value) {
-        let job = self.submit_and_wait_for_steps();
+        let job = self.submit_and_wait_for_steps(2);
         let [left, right] = &NODES;
         self.network.cut(right, &[left, &HEAD]);
         poll("the end of a node that nobody hears", || {
@@ -106,7 +125,7 @@ impl Lab {
     }
 
     fn outlives_its_coordinator(&mut self, reference: &Value) {
-        let job = self.submit_and_wait_for_steps();
+        let job = self.submit_and_wait_for_steps(2);
         // Dropping it kills it with SIGKILL and waits for its end.
         self.coordinator = None;
         assert_eq!(self.user(&["jobs"]).code(), 5, "nobody answers");
@@ -145,16 +164,16 @@ impl Lab {
         command
     }
 
-    fn submit(&self) -> String {
-        let (spec, steps) = (spec("digits.toml"), format!("train.steps={STEPS}"));
+    fn submit(&self, ranks: u32) -> String {
+        let (ranks, spec, steps) = (ranks.to_string(), spec("digits.toml"), format!("train.steps={STEPS}"));
         let every = format!("checkpoint.every={CHECKPOINT_EVERY}");
         let spec = spec.to_str().expect("UTF-8");
-        let submitted = self.user(&["submit", spec, "--ranks", "2", "--set", &steps, "--set", &every, "--json"]);
+        let submitted = self.user(&["submit", spec, "--ranks", &ranks, "--set", &steps, "--set", &every, "--json"]);
         text(&submitted.expect(0).json()["job"])
     }
 
-    fn submit_and_wait_for_steps(&self) -> String {
-        let job = self.submit();
+    fn submit_and_wait_for_steps(&self, ranks: u32) -> String {
+        let job = self.submit(ranks);
         poll("a few steps", || self.job(&job)?["progress"]["step"].as_u64().filter(|step| *step >= 3));
         job
     }

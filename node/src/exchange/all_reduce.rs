@@ -20,15 +20,13 @@ use tokio::task::AbortHandle as TaskHandle;
 use super::buffer::{Buffer, Pool};
 use super::driver::{Driver, Input, Outlet, Output};
 use super::error::ExchangeError;
-use super::fold::Folder;
-use super::frame::Cursor;
+use super::host::Host;
 use super::lane_sum::LaneSums;
 use super::link::{Counters, Link};
 use super::memory::{Line, Memory};
 use super::mesh::Pair;
-use super::operation::{Operation, Unexpected};
+use super::operation::{Given, Operation, Unexpected};
 use super::plan::Plan;
-use super::sum::as_bytes;
 
 /// What is summed: equal on every rank, or frames are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +42,8 @@ pub struct Exchange {
     place: Place,
     driver: UnboundedSender<Input>,
     outputs: Receiver<Output>,
-    /// Where all ranks are on one machine: they sum there, and the driver only tells who is gone.
-    shared: Option<Shared>,
+    /// The memory that this rank shares with others of its machine. If all are there, they sum there, and the driver only tells who is gone.
+    host: Option<Host>,
     sums: Pool,
     /// The last complete sum.
     sum: Option<Buffer>,
@@ -59,16 +57,6 @@ pub struct Exchange {
     tasks: Vec<TaskHandle>,
     /// Those that write to peers; after `leave` they end when everything is written.
     writing: Vec<TaskHandle>,
-}
-
-/// This rank's side of the memory of its machine.
-struct Shared {
-    memory: Arc<Memory>,
-    plan: Plan,
-    folder: Folder,
-    ranks: Vec<RankId>,
-    /// Operations that all have ended; the sum of the last one is there.
-    operations: u64,
 }
 
 /// A rank's place in a generation: `position` below `world` owns lanes, one above observes.
@@ -107,6 +95,14 @@ impl AbortHandle {
         let _ = self.reason.set(reason.to_owned());
         self.outlet.tell(Output::Aborted);
     }
+
+    fn is_set(&self) -> bool {
+        self.reason.get().is_some()
+    }
+
+    fn check(&self) -> Result<(), ExchangeError> {
+        self.reason.get().map_or(Ok(()), |reason| Err(ExchangeError::Aborted { reason: reason.clone() }))
+    }
 }
 
 impl Exchange {
@@ -121,15 +117,12 @@ impl Exchange {
         let shape = Shape { values: plan.values, lanes: plan.lanes };
         let (outputs, heard) = channel();
         let outlet = Outlet { outputs, memory: memory.clone() };
-        let shared = memory.map(|memory| {
-            let folder = Folder::new(plan.fold.clone());
-            Shared { memory, plan: plan.clone(), folder, ranks: ranks.clone(), operations: 0 }
-        });
+        let host = memory.map(|memory| Host::new(memory, plan.clone(), ranks.clone()));
         let (driver, inputs) = unbounded_channel();
         let mut links: Vec<Option<Link>> = ranks.iter().map(|_| None).collect();
         let (mut tasks, mut writing) = (Vec::new(), Vec::new());
         for (position, pair) in pairs {
-            let pair = (pair, position, plan.leaves_of(position).len());
+            let pair = (pair, position, plan.given_by(position).len());
             let (link, [writes, reads]) = Link::start(io, pair, term, &counters, &driver);
             links[position as usize] = Some(link);
             writing.push(writes);
@@ -142,7 +135,7 @@ impl Exchange {
             place,
             driver,
             outputs: heard,
-            shared,
+            host,
             // The last sum stays with the caller while the next is made, and one more may wait for acknowledgements.
             sums: Pool::new(shape.values, 3),
             sum: None,
@@ -189,124 +182,129 @@ impl Exchange {
             self.last = Some(step);
             return Ok(sums.finish()[0].values.read());
         }
-        if self.shared.is_some() {
+        if self.host.is_some() {
             return match self.sum_in_memory(step, sums, replica) {
                 Ok(operation) => {
                     self.last = Some(step);
-                    Ok(self.shared.as_ref().map_or(&[], |shared| shared.memory.sum(operation)))
+                    Ok(self.host.as_ref().map_or(&[], |host| host.memory.sum(operation)))
                 }
                 Err(error) => Err(self.failed.insert(error).clone()),
             };
         }
-        let partials = sums.freeze();
-        self.sum(step, partials, replica)
+        self.sum(step, Given { partials: sums.freeze(), replica, differs: false })
     }
 
     /// Sums for the lanes of this rank's place, made where the exchange needs them.
     pub fn lane_sums(&self) -> LaneSums {
         let Place { world, position, .. } = self.place;
         let Shape { values, lanes } = self.shape;
-        let owned = lanes::assign(lanes, world)[position as usize].clone();
-        match &self.shared {
-            Some(Shared { memory, plan, .. }) => {
-                LaneSums::within(memory.clone(), plan.leaves_of(position).start, lanes, owned)
-            }
-            None => LaneSums::new(values, lanes, owned),
-        }
+        let alone = || LaneSums::new(values, lanes, lanes::assign(lanes, world)[position as usize].clone());
+        self.host.as_ref().map_or_else(alone, Host::lane_sums)
     }
 
-    /// Gives the partials, adds the own chunk of everybody's, and waits until all have added theirs (X14). The number of the operation, whose sum is
-    /// in memory then.
+    /// Gives the partials, adds the own chunk of everybody's, and waits until all of the host have added theirs (X14). The number of the operation, whose
+    /// sum is in memory then.
     fn sum_in_memory(
         &mut self,
         step: Step,
         sums: &mut LaneSums,
         replica: Option<Fingerprint>,
     ) -> Result<u64, ExchangeError> {
-        let shared = self.shared.as_ref().expect("X14: called where memory is shared");
-        let (memory, position, operation) = (shared.memory.clone(), self.place.position, shared.operations + 1);
-        for (partial, leaf) in sums.finish().iter().zip(shared.plan.leaves_of(position)) {
-            if !partial.values.is_shared() {
-                Buffer::shared(&memory, leaf).write(0..memory.values()).copy_from_slice(partial.values.read());
-            }
+        let operation = self.host().give(step, sums, replica);
+        self.wait_for(|line| &line.given, operation)?;
+        let differs = self.differs(step, replica)?;
+        if self.host().plan.is_spread() {
+            self.sum_with_others((step, operation), (replica, differs))?;
+        } else if differs {
+            let described = self.host().described().into_iter();
+            let replicas = described.filter_map(|(peer, (_, theirs))| Some((peer, theirs?))).collect();
+            return Err(ExchangeError::Differ { step, replicas });
+        } else {
+            self.host().add(operation);
         }
-        let line = memory.line(position);
-        line.describe(step, replica);
-        line.given.store(operation, Ordering::Release);
-        memory.ring();
-        self.wait_for(&memory, |line| &line.given, operation)?;
-        self.check_alike(step, replica)?;
-        let shared = self.shared.as_mut().expect("X14: called where memory is shared");
-        shared.add(operation);
-        line.added.store(operation, Ordering::Release);
-        memory.ring();
-        self.wait_for(&memory, |line| &line.added, operation)?;
-        self.shared.iter_mut().for_each(|shared| shared.operations = operation);
+        self.host().added(operation);
+        self.wait_for(|line| &line.added, operation)?;
+        self.host().operations = operation;
         Ok(operation)
     }
 
-    /// Until all ranks have counted so far, or one that has not is gone.
-    fn wait_for(
+    fn host(&mut self) -> &mut Host {
+        self.host.as_mut().expect("X14: called where memory is shared")
+    }
+
+    /// Gives other hosts this one's sums of their ranks' values, and writes the sums that they give, and of this rank's own values, where the host
+    /// reads them.
+    fn sum_with_others(
         &mut self,
-        memory: &Memory,
-        counter: fn(&Line) -> &AtomicU64,
-        operation: u64,
+        (step, operation): (Step, u64),
+        (replica, differs): (Option<Fingerprint>, bool),
     ) -> Result<(), ExchangeError> {
-        let Self { outputs, gone, abort, place, .. } = self;
-        let lags = |position: &u32| counter(memory.line(*position)).load(Ordering::Acquire) < operation;
-        memory.wait(|| {
+        let Self { host, driver, abort, .. } = self;
+        let host = host.as_mut().expect("X14: called where memory is shared");
+        let aborted = || abort.is_set();
+        let Some(sum) = host.take_sum(operation, aborted) else {
+            return Err(abort.check().expect_err("X8: the wait ends with a buffer, or with a reason that stays"));
+        };
+        let given = Given { partials: host.partials(), replica, differs };
+        driver.send(Input::Begin { step, given, sum }).map_err(|_| ExchangeError::EndpointClosed)?;
+        if !differs {
+            let give = |to, index, sums| driver.send(Input::Give { to, index, sums }).is_ok();
+            host.fold_for_others(aborted, give);
+        }
+        let sum = self.wait()?;
+        self.host().put_sum(operation, sum);
+        Ok(())
+    }
+
+    /// Until all of the host have counted so far, or one that has not is gone.
+    fn wait_for(&mut self, counter: fn(&Line) -> &AtomicU64, operation: u64) -> Result<(), ExchangeError> {
+        let Self { outputs, gone, abort, host, .. } = self;
+        let host = host.as_ref().expect("X14: called where memory is shared");
+        let lags = |(_, line): &(u32, &Line)| counter(line).load(Ordering::Acquire) < operation;
+        host.memory.wait(|| {
             while let Ok(output) = outputs.try_recv() {
                 if let Output::Gone { position, why } = output {
                     gone.insert(position, why);
                 }
             }
-            if let Some(reason) = abort.reason.get() {
-                return Some(Err(ExchangeError::Aborted { reason: reason.clone() }));
+            if let Err(aborted) = abort.check() {
+                return Some(Err(aborted));
             }
-            let mut lagging = (0..place.world).filter(lags).peekable();
+            let mut lagging = host.lines().filter(lags).peekable();
             if lagging.peek().is_none() {
                 return Some(Ok(()));
             }
-            lagging.find_map(|position| gone.get(&position)).map(|why| Err(why.clone()))
+            lagging.find_map(|(position, _)| gone.get(&position)).map(|why| Err(why.clone()))
         })
     }
 
-    /// All sum the same step, of the same parameters (X12).
-    fn check_alike(&self, step: Step, replica: Option<Fingerprint>) -> Result<(), ExchangeError> {
-        let Some(Shared { memory, ranks, .. }) = &self.shared else { return Ok(()) };
-        let told: Vec<_> =
-            (0..).zip(ranks).map(|(position, peer)| (*peer, memory.line(position).described())).collect();
-        let unexpected = |(peer, (theirs, compared)): &(RankId, (Step, Option<Fingerprint>))| {
-            let source = Unexpected { step: *theirs, part: Part::Sum, offset: 0, count: 0 };
-            let is_alike = *theirs == step && compared.is_some() == replica.is_some();
-            (!is_alike).then_some(ExchangeError::Refused { peer: *peer, source })
-        };
-        if let Some(refused) = told.iter().find_map(unexpected) {
-            return Err(refused);
+    /// Whether the host's ranks have different parameters (X12). All sum the same step.
+    fn differs(&mut self, step: Step, replica: Option<Fingerprint>) -> Result<bool, ExchangeError> {
+        let described = self.host().described();
+        for (peer, (theirs, compared)) in &described {
+            if *theirs != step || compared.is_some() != replica.is_some() {
+                let source = Unexpected { step: *theirs, part: Part::Sum, offset: 0, count: 0 };
+                return Err(ExchangeError::Refused { peer: *peer, source });
+            }
         }
-        if told.iter().all(|(_, (_, theirs))| *theirs == replica) {
-            return Ok(());
-        }
-        let replicas = told.into_iter().filter_map(|(peer, (_, theirs))| Some((peer, theirs?))).collect();
-        Err(ExchangeError::Differ { step, replicas })
+        Ok(described.iter().any(|(_, (_, theirs))| *theirs != replica))
     }
 
     /// The same sum at a rank that observes.
     pub fn observe(&mut self, step: Step) -> Result<&[f32], ExchangeError> {
         assert!(self.place.is_observer(), "X6: a rank with lanes gives them");
         self.check_open(step)?;
-        self.sum(step, Vec::new(), None)
+        self.sum(step, Given::default())
     }
 
-    fn sum(&mut self, step: Step, partials: Vec<Bytes>, replica: Option<Fingerprint>) -> Result<&[f32], ExchangeError> {
+    fn sum(&mut self, step: Step, given: Given) -> Result<&[f32], ExchangeError> {
         self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
         // An observer that takes no more sums holds their memory until another generation begins without it.
-        let aborted = || self.abort.reason.get().is_some();
-        let Some(sum) = self.sums.take_unless(aborted) else {
-            self.check_aborted()?;
+        let Some(sum) = self.sums.take_unless(|| self.abort.is_set()) else {
+            self.abort.check()?;
             unreachable!("X9: the wait ends with a buffer, or with a reason that stays");
         };
-        let begin = Input::Begin { step, partials, replica, sum };
+        let begin = Input::Begin { step, given, sum };
         match self.driver.send(begin).map_err(|_| ExchangeError::EndpointClosed).and_then(|()| self.wait()) {
             Ok(sum) => {
                 self.last = Some(step);
@@ -324,7 +322,7 @@ impl Exchange {
         let left = |gone: &BTreeMap<u32, ExchangeError>| {
             (0..world).any(|member| member != position && !gone.contains_key(&member))
         };
-        while self.failed.is_none() && left(&self.gone) && self.abort.reason.get().is_none() {
+        while self.failed.is_none() && left(&self.gone) && !self.abort.is_set() {
             match self.outputs.recv().expect("X9: this exchange holds a sender itself") {
                 Output::Gone { position, why } => {
                     self.gone.insert(position, why);
@@ -342,8 +340,8 @@ impl Exchange {
 
     /// Ends at once. The last complete sum, with its step, for those who lack it in the next generation; none where nobody can lack it.
     pub fn into_last_sum(mut self) -> Option<(Step, Bytes)> {
-        let shared = self.shared.as_ref().filter(|shared| shared.operations > 0);
-        let in_memory = shared.map(|shared| shared.memory.clone().share_sum(shared.operations));
+        let host = self.host.as_ref().filter(|host| host.operations > 0);
+        let in_memory = host.map(|host| Buffer::sum(&host.memory, host.operations).share());
         self.last.zip(in_memory.or_else(|| self.sum.take().map(Buffer::share)))
     }
 
@@ -351,22 +349,18 @@ impl Exchange {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        self.check_aborted()?;
+        self.abort.check()?;
         match self.last {
             Some(last) if step <= last => Err(ExchangeError::StepOrder { step, last }),
             _ => Ok(()),
         }
     }
 
-    fn check_aborted(&self) -> Result<(), ExchangeError> {
-        self.abort.reason.get().map_or(Ok(()), |reason| Err(ExchangeError::Aborted { reason: reason.clone() }))
-    }
-
     /// Until the driver is done with the step that was begun.
     fn wait(&mut self) -> Result<Buffer, ExchangeError> {
         loop {
             let output = self.outputs.recv().expect("X9: this exchange holds a sender itself");
-            self.check_aborted()?;
+            self.abort.check()?;
             match output {
                 Output::Complete(sum) => return Ok(sum),
                 Output::Failed(error) => return Err(error),
@@ -376,18 +370,6 @@ impl Exchange {
                 Output::Aborted => {}
             }
         }
-    }
-}
-
-impl Shared {
-    /// This rank's chunk of the sum, from the partials of all. All have given, and nobody else writes there.
-    fn add(&mut self, operation: u64) {
-        let Self { memory, plan, folder, .. } = self;
-        let chunk = plan.chunk(plan.rank);
-        let partials = (0..plan.leaves.len()).map(|leaf| Cursor::of(as_bytes(&memory.partial(leaf)[chunk.clone()])));
-        let mut partials: Vec<Cursor<'_>> = partials.collect();
-        // SAFETY: chunks are disjoint (X5), and this one is this rank's.
-        folder.fold(&mut partials, unsafe { memory.sum_mut(operation, chunk) });
     }
 }
 

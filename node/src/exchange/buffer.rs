@@ -34,10 +34,15 @@ pub struct Pool {
 
 enum Slab {
     Own(Box<[UnsafeCell<f32>]>),
-    /// Where a rank's partial sum lies in the memory that its machine's ranks share.
-    Shared {
+    /// A rank's partial sum in the memory that its machine's ranks share.
+    Partial {
         memory: Arc<Memory>,
         leaf: usize,
+    },
+    /// The sum of an operation there.
+    Sum {
+        memory: Arc<Memory>,
+        operation: u64,
     },
 }
 
@@ -45,14 +50,15 @@ impl Slab {
     fn len(&self) -> usize {
         match self {
             Self::Own(cells) => cells.len(),
-            Self::Shared { memory, .. } => memory.values(),
+            Self::Partial { memory, .. } | Self::Sum { memory, .. } => memory.values(),
         }
     }
 
     fn ptr(&self) -> *mut f32 {
         match self {
             Self::Own(cells) => cells.as_ptr() as *mut f32,
-            Self::Shared { memory, leaf } => memory.partial_ptr(*leaf),
+            Self::Partial { memory, leaf } => memory.partial_ptr(*leaf),
+            Self::Sum { memory, operation } => memory.sum_ptr(*operation),
         }
     }
 }
@@ -75,14 +81,19 @@ impl Buffer {
         Self { slab: Arc::new(Slab::Own(cells)), frozen: 0..0 }
     }
 
-    /// This rank's partial sum of this place among the leaves. One for each, and nobody else writes there (X14).
-    pub fn shared(memory: &Arc<Memory>, leaf: usize) -> Self {
-        Self { slab: Arc::new(Slab::Shared { memory: memory.clone(), leaf }), frozen: 0..0 }
+    /// The partial sum of this place among the leaves. Its rank alone writes there, others read when it has given it (X14).
+    pub fn partial(memory: &Arc<Memory>, leaf: usize) -> Self {
+        Self { slab: Arc::new(Slab::Partial { memory: memory.clone(), leaf }), frozen: 0..0 }
+    }
+
+    /// The sum of an operation, and of every second after it. Each rank writes what it adds or is told, and reads the rest when all have added (X14).
+    pub fn sum(memory: &Arc<Memory>, operation: u64) -> Self {
+        Self { slab: Arc::new(Slab::Sum { memory: memory.clone(), operation }), frozen: 0..0 }
     }
 
     /// Whether others read the values where they are made.
     pub fn is_shared(&self) -> bool {
-        matches!(*self.slab, Slab::Shared { .. })
+        !matches!(*self.slab, Slab::Own(_))
     }
 
     /// Values in the buffer.
@@ -131,6 +142,17 @@ impl Buffer {
             self.frozen = 0..0;
         }
         free
+    }
+
+    /// Waits until nobody reads it any more. False: `gives_up` said so before.
+    pub fn thaw_unless(&mut self, gives_up: impl Fn() -> bool) -> bool {
+        while !self.thaw() {
+            if gives_up() {
+                return false;
+            }
+            std::thread::park_timeout(POOL_WAIT);
+        }
+        true
     }
 }
 

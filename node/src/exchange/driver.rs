@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
-use stoke_protocol::ids::{Fingerprint, Step};
+use stoke_protocol::ids::Step;
 use stoke_protocol::message::rank::RankId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -16,13 +16,15 @@ use super::error::ExchangeError;
 use super::frame::Frame;
 use super::link::Link;
 use super::memory::Memory;
-use super::operation::{Operation, Outgoing};
+use super::operation::{Given, Operation, Outgoing};
 
 /// What happens, in the order in which each sender says it.
 #[derive(Debug)]
 pub enum Input {
     /// From the caller: sum this step. Answered by `Complete` or `Failed`.
-    Begin { step: Step, partials: Vec<Bytes>, replica: Option<Fingerprint>, sum: Buffer },
+    Begin { step: Step, given: Given, sum: Buffer },
+    /// From the caller: the host's sums of one piece of the values that `to` owns.
+    Give { to: u32, index: usize, sums: Vec<Bytes> },
     /// From a link.
     Frame { from: u32, frame: Frame },
     /// From a link: nothing more comes from the peer. It ended its stream (`PeerLeft`), or something went wrong.
@@ -90,7 +92,11 @@ impl Driver {
 
     fn take(&mut self, input: Input) -> Result<(), ExchangeError> {
         match input {
-            Input::Begin { step, partials, replica, sum } => self.begin(step, (partials, replica), sum),
+            Input::Begin { step, given, sum } => self.begin(step, given, sum),
+            Input::Give { to, index, sums } => {
+                self.operation.give(to, index, sums, &mut sender(&self.links));
+                Ok(())
+            }
             Input::Frame { from, frame } => self.receive(from, frame),
             Input::Gone { position, why } => self.lose(position, why),
             Input::Finish => {
@@ -100,16 +106,12 @@ impl Driver {
         }
     }
 
-    fn begin(
-        &mut self,
-        step: Step,
-        given: (Vec<Bytes>, Option<Fingerprint>),
-        sum: Buffer,
-    ) -> Result<(), ExchangeError> {
+    fn begin(&mut self, step: Step, given: Given, sum: Buffer) -> Result<(), ExchangeError> {
         self.operation.begin(step, given, sum, &mut sender(&self.links));
         for (from, frame) in std::mem::take(&mut self.early) {
             self.receive(from, frame)?;
         }
+        self.check_alike()?;
         let missed = self.gone.iter().find(|(position, _)| self.operation.is_owed_by(**position));
         missed.map_or(Ok(()), |(_, why)| Err(why.clone()))
     }
@@ -122,6 +124,10 @@ impl Driver {
         let peer = self.peers[from as usize];
         let refused = |source| ExchangeError::Refused { peer, source };
         self.operation.receive(from, frame, &mut sender(&self.links)).map_err(refused)?;
+        self.check_alike()
+    }
+
+    fn check_alike(&self) -> Result<(), ExchangeError> {
         match self.operation.differing() {
             Some(replicas) => {
                 let replicas = self.peers.iter().copied().zip(replicas).collect();

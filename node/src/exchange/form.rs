@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use stoke_protocol::ids::{Step, Term};
-use stoke_protocol::message::peer::{Machine, Part, Restores, ShardSet, Standing, TensorHeader};
+use stoke_protocol::message::peer::{Machine, Part, Restores, ShardSet, Sharing, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ use super::link::read_values;
 use super::machine::{self, Open};
 use super::memory::{Layout, Memory};
 use super::mesh::{CONNECT_MAX, Mesh, Pair};
-use super::plan::{PIECE_VALUES_MAX, Plan};
+use super::plan::{Hosts, PIECE_VALUES_MAX, Plan};
 use super::sum::VALUE_BYTES;
 
 /// Where this rank stands, and what it can give.
@@ -106,18 +106,19 @@ impl Standings {
         self.of(position).is_some_and(|standing| standing.step != Some(self.step)) && !self.lacks_sum(position)
     }
 
-    /// Memory for all, if all are on one machine. Everybody comes to the same answer (V1).
+    /// Who of the members may share memory with whom.
+    fn hosts(&self) -> Hosts {
+        Hosts::of((0..self.world).map(|member| self.of(member).and_then(|standing| standing.machine)))
+    }
+
+    /// The memory that this rank's host shares, if all of them have it.
     async fn share(&self, place: Place, open: Option<Open>, plan: &Plan) -> Option<Memory> {
-        let first = self.of(0)?;
-        let machine = first.machine?;
-        let layout = Layout::of(plan)?;
-        let (door, others) = (first.door?, self.at.len() - 1);
-        if self.at.values().any(|standing| standing.machine != Some(machine)) {
-            return None;
-        }
-        let shared = match open {
-            Some(open) => open.give(layout, others).await,
-            None => machine::take(&door, layout).await,
+        let host = plan.host();
+        let (layout, first) = (Layout::of(plan)?, *host.first()?);
+        let shared = if first == place.position {
+            open?.give(layout, host.len() - 1).await
+        } else {
+            machine::take(&self.of(first)?.door?, layout).await
         };
         match shared {
             Ok(memory) => Some(memory),
@@ -142,8 +143,8 @@ impl Mesh {
         let term = membership.term();
         self.enter(term);
         let (place, others) = self.place(membership)?;
-        let plan = Plan::new(shape.values, shape.lanes, (place.world, place.observers), place.position);
-        let open = self.may_share(place).filter(|_| place.position == 0).and_then(|_| Open::new().ok());
+        // Who is the first of its machine is known only when all have met.
+        let open = self.may_share(place).and_then(|_| Open::new().ok());
         let standing = Standing {
             term,
             step: own.step,
@@ -159,7 +160,7 @@ impl Mesh {
         };
         let mut pairs = try_join_all(others.into_iter().map(meet)).await?;
         let standings = self.standings((place, standing), &pairs)?;
-        let memory = standings.share(place, open, &plan).await.map(Arc::new);
+        let (plan, memory) = self.share((term, place, shape), &standings, open, &mut pairs).await?;
         let catch_up = if standings.lacks_sum(place.position) {
             Some(self.take_over(term, &standings, shape, &mut pairs).await?)
         } else {
@@ -177,9 +178,36 @@ impl Mesh {
         Ok(Formed { exchange, step, catch_up, lacking, gives, readers })
     }
 
+    /// What each host does in memory and what goes from host to host, and the memory of this one. Everybody comes to the same (V1).
+    async fn share(
+        &self,
+        (term, place, shape): (Term, Place, Shape),
+        standings: &Standings,
+        open: Option<Open>,
+        pairs: &mut [(u32, Pair)],
+    ) -> Result<(Plan, Option<Arc<Memory>>), ExchangeError> {
+        let Place { world, observers, position } = place;
+        let plan_of = |hosts: &Hosts| Plan::new(shape.values, shape.lanes, (world, observers), position, hosts);
+        let (hosts, alone) = (standings.hosts(), Hosts::alone(world));
+        if hosts == alone {
+            return Ok((plan_of(&alone), None));
+        }
+        let plan = plan_of(&hosts);
+        let is_alone = plan.host().len() == 1;
+        let memory = if is_alone { None } else { standings.share(place, open, &plan).await };
+        let mut all_share = is_alone || memory.is_some();
+        // On one machine the first has said so to all.
+        if plan.is_spread() {
+            let own = Sharing { term, shares: all_share };
+            let told = try_join_all(pairs.iter_mut().map(|(_, pair)| tell_sharing(pair, own))).await?;
+            all_share &= told.into_iter().all(|shares| shares);
+        }
+        Ok(if all_share { (plan, memory.map(Arc::new)) } else { (plan_of(&alone), None) })
+    }
+
     /// The machine of this rank, where its generation may exchange through memory. Ranks that join have not the time of the members.
     fn may_share(&self, place: Place) -> Option<Machine> {
-        machine::here().filter(|_| self.shares_memory() && place.world > 1 && place.observers == 0)
+        self.machine().filter(|_| place.world > 1 && place.observers == 0)
     }
 
     /// This rank's place, and those that it meets, with theirs.
@@ -265,6 +293,19 @@ impl Mesh {
         let (_, pair) = pairs.iter_mut().find(from).ok_or_else(nobody)?;
         tracing::info!(%own, peer = %pair.peer, %step, "catching up by one step");
         take_sum(pair, (term, step), shape.values).await
+    }
+}
+
+/// Tells a peer whether this rank's host shares memory, and hears it of the peer's.
+async fn tell_sharing(pair: &mut Pair, own: Sharing) -> Result<bool, ExchangeError> {
+    let peer = pair.peer;
+    let told = async {
+        pair.sender.write_header(&own).await?;
+        pair.receiver.read_header::<Sharing>().await
+    };
+    match told.await.map_err(|error| lost(peer, error))? {
+        Some(theirs) if theirs.term == own.term => Ok(theirs.shares),
+        _ => Err(ExchangeError::State { peer, problem: "expected whether it shares memory".into() }),
     }
 }
 

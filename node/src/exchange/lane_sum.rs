@@ -108,7 +108,7 @@ impl LaneSums {
         if self.completes(lane).sums == 0 {
             // The outermost sum of a subtree is the subtree's.
             let place = self.shared.as_ref().filter(|_| self.open.is_empty());
-            let place = place.map(|(memory, first)| Buffer::shared(memory, first + self.partials.len()));
+            let place = place.map(|(memory, first)| Buffer::partial(memory, first + self.partials.len()));
             let fresh = place.unwrap_or_else(|| self.pool.take());
             self.open.push(fresh);
         }

@@ -78,7 +78,7 @@ impl Link {
     /// Queues values. A lost link is reported as an input of the driver, not here.
     pub fn send(&self, out: Outgoing) {
         let _ = match out.header.part {
-            Part::Partial(_) => self.partials.send(out),
+            Part::Partial(_) | Part::Replica => self.partials.send(out),
             Part::Sum | Part::CatchUp => self.sums.send(out),
         };
     }

@@ -1,7 +1,8 @@
-//! Which ranks are on one machine, and how the first of a generation hands the others memory to exchange through. Owns the door by which it does so: an
+//! Which ranks are on one machine, and how the first of them hands the others memory to exchange through. Owns the door by which it does so: an
 //! abstract socket with a random name, opened by a cookie that went to the others over their own connections.
 //!
-//! V1: either all ranks of the generation have the memory, or none uses it: the first gives the word when all have mapped it.
+//! V1: either all ranks of a machine have the memory, or none uses it: the first gives the word when all have mapped it. Where there are more machines
+//! and one of them has none, none of them uses it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

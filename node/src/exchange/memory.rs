@@ -1,5 +1,5 @@
 //! Memory that the ranks of one machine share for a generation. Each rank's partial sums lie there; each adds its own chunk from everybody's, where
-//! all read the whole sum: nothing is copied. Owns the layout, the counters and the waiting; whose turn it is is `all_reduce.rs`.
+//! all read the whole sum: nothing is copied. Where there are other machines, it adds there what they give too, and writes what they added. Owns the layout, the counters and the waiting; whose turn it is is `all_reduce.rs`.
 //!
 //! X14: what a rank writes others read only after it has counted it: `given` when its partials of an operation are whole, `added` when its chunk
 //! of the sum is. Partials are written again after everybody has added; a sum two operations later, after everybody who reads it has given again.
@@ -9,22 +9,20 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create};
 use rustix::thread::futex::{self, Timespec};
 use stoke_protocol::ids::{Fingerprint, Step};
 
 use super::plan::Plan;
-use super::sum::{VALUE_BYTES, as_bytes};
+use super::sum::VALUE_BYTES;
 
 const LINE: usize = 64;
 const PAGE: usize = 4096;
 /// Sums that are there at a time: the one that ranks read, and the one that is made.
-const SUMS: usize = 2;
+pub const SUMS: usize = 2;
 /// Looks before a rank sleeps. More would take the processor from ranks that it waits for.
 const LOOKS: u32 = 100;
 /// A ring that is missed costs no more than this.
@@ -36,11 +34,11 @@ pub struct Memory {
     layout: Layout,
 }
 
-/// Where what lies: the bell, a line of counters a rank, the sums, the partials.
+/// Where what lies: the bell, a line of counters for each rank of the host, the sums, the partials.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layout {
     values: usize,
-    world: usize,
+    ranks: usize,
     leaves: usize,
     data: usize,
     vector: usize,
@@ -66,10 +64,10 @@ pub struct Line {
 impl Layout {
     /// None: it would not fit into an address space.
     pub fn of(plan: &Plan) -> Option<Self> {
-        let (values, world, leaves) = (plan.values, plan.world as usize, plan.leaves.len());
-        let data = LINE.checked_mul(1 + world)?.checked_next_multiple_of(PAGE)?;
+        let (values, ranks, leaves) = (plan.values, plan.host().len(), plan.own_leaves().count());
+        let data = LINE.checked_mul(1 + ranks)?.checked_next_multiple_of(PAGE)?;
         let vector = values.checked_mul(VALUE_BYTES)?.checked_next_multiple_of(PAGE)?;
-        let layout = Self { values, world, leaves, data, vector };
+        let layout = Self { values, ranks, leaves, data, vector };
         vector.checked_mul(SUMS + leaves)?.checked_add(data)?;
         Some(layout)
     }
@@ -100,10 +98,11 @@ impl Memory {
         Ok(Self { map, layout })
     }
 
-    pub fn line(&self, position: u32) -> &Line {
-        assert!((position as usize) < self.layout.world, "X15: place {position} of {}", self.layout.world);
+    /// Of the rank with this place in the host.
+    pub fn line(&self, index: usize) -> &Line {
+        assert!(index < self.layout.ranks, "X15: place {index} of {}", self.layout.ranks);
         // SAFETY: inside the mapping, aligned to a line; atomics may have any bits, and are what others write there too.
-        unsafe { &*self.map.as_mut_ptr().add(LINE * (1 + position as usize)).cast() }
+        unsafe { &*self.map.as_mut_ptr().add(LINE * (1 + index)).cast() }
     }
 
     fn bell(&self) -> &Bell {
@@ -163,11 +162,6 @@ impl Memory {
         unsafe { std::slice::from_raw_parts(self.sum_ptr(operation), self.layout.values) }
     }
 
-    /// The same as bytes, which keep the memory.
-    pub fn share_sum(self: Arc<Self>, operation: u64) -> Bytes {
-        Bytes::from_owner(SharedSum { memory: self, operation })
-    }
-
     /// The part of a sum that this rank makes.
     ///
     /// # Safety
@@ -179,7 +173,8 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.sum_ptr(operation).add(range.start), range.len()) }
     }
 
-    fn sum_ptr(&self, operation: u64) -> *mut f32 {
+    /// Where it is made.
+    pub fn sum_ptr(&self, operation: u64) -> *mut f32 {
         self.vector((operation % SUMS as u64) as usize)
     }
 
@@ -208,16 +203,5 @@ impl Line {
         let compares = self.compares.load(Ordering::Relaxed) != 0;
         let replica = Fingerprint(self.replica.load(Ordering::Relaxed));
         (Step(self.step.load(Ordering::Relaxed)), compares.then_some(replica))
-    }
-}
-
-struct SharedSum {
-    memory: Arc<Memory>,
-    operation: u64,
-}
-
-impl AsRef<[u8]> for SharedSum {
-    fn as_ref(&self) -> &[u8] {
-        as_bytes(self.memory.sum(self.operation))
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use stoke_protocol::identity::{Credentials, Subject};
 use stoke_protocol::ids::Term;
-use stoke_protocol::message::peer::{Opening, Proposal, Standing};
+use stoke_protocol::message::peer::{Machine, Opening, Proposal, Standing};
 use stoke_protocol::message::rank::{Member, RankId};
 use stoke_protocol::spec::RANKS_MAX;
 use stoke_protocol::transport::{
@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::ExchangeError;
 use super::link::Counters;
+use super::machine;
 
 /// From a membership to its mesh. A rank that is slower than this to answer its first packet is broken; the coordinator replaces it.
 pub const CONNECT_MAX: Duration = Duration::from_secs(30);
@@ -42,7 +43,7 @@ pub struct Mesh {
     shared: Arc<Shared>,
     address: SocketAddr,
     accepting: AbortHandle,
-    shares_memory: bool,
+    machine: Option<Machine>,
 }
 
 struct Shared {
@@ -106,18 +107,18 @@ impl Mesh {
         let (counters, door) = (Arc::default(), Mutex::default());
         let shared = Arc::new(Shared { endpoint, own, counters, known, changed, door });
         let accepting = shared.endpoint.io().spawn(shared.clone().accept()).abort_handle();
-        Ok(Self { shared, address, accepting, shares_memory: true })
+        Ok(Self { shared, address, accepting, machine: machine::here() })
     }
 
-    /// Exchanges over the network with ranks of the same machine too.
-    pub fn without_memory(self) -> Self {
+    /// Shares memory with ranks that name the same machine, in the place of the one that it is on; with none, the exchange goes over the network.
+    pub fn on_machine(self, machine: Option<Machine>) -> Self {
         let mut mesh = self;
-        mesh.shares_memory = false;
+        mesh.machine = machine;
         mesh
     }
 
-    pub(super) fn shares_memory(&self) -> bool {
-        self.shares_memory
+    pub(super) fn machine(&self) -> Option<Machine> {
+        self.machine
     }
 
     /// Where peers reach this rank.

@@ -7,6 +7,7 @@ mod error;
 mod fold;
 mod form;
 mod frame;
+mod host;
 mod lane_sum;
 mod link;
 mod machine;

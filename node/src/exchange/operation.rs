@@ -5,8 +5,9 @@
 //!
 //! X7: a frame that the plan does not foresee at this point of its sender's stream is refused; nothing of it is used.
 //! X8: the sum is complete when all pieces of the own chunk are folded and all sums of the others are copied.
-//! X12 (I19): partial sums that were computed from different parameters are never added. Every owner of values gets partials of all members, so
-//! where replicas differ no value's sum is complete, at any rank.
+//! X12 (I19): partial sums that were computed from different parameters are never added. Every owner of values gets partials of all hosts, so
+//! where replicas differ no value's sum is complete, at any rank. Whoever finds it tells all others what it has itself, and they do: everybody
+//! comes to know everybody's.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -20,6 +21,17 @@ use super::fold::Folder;
 use super::frame::{Frame, Rope};
 use super::plan::Plan;
 use super::sum::VALUE_BYTES;
+
+/// What a rank gives to a step.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// The sums of the lanes of its host's ranks, whole vectors left to right.
+    pub partials: Vec<Bytes>,
+    /// The parameters that they come from, if these are to be compared.
+    pub replica: Option<Fingerprint>,
+    /// Those of the host's ranks are not the same.
+    pub differs: bool,
+}
 
 /// Values to send to one rank.
 #[derive(Debug)]
@@ -47,9 +59,9 @@ pub struct Operation {
     term: Term,
     step: Step,
     replica: Option<Fingerprint>,
-    /// Some member's parameters are not this rank's.
+    /// Some member's parameters are not another's.
     differs: bool,
-    /// The own sums of lanes, whole vectors.
+    /// The sums of lanes of this rank's host, whole vectors.
     partials: Vec<Bytes>,
     sum: Option<Buffer>,
     peers: Vec<Received>,
@@ -66,12 +78,14 @@ struct Received {
     partials: usize,
     /// Sum frames of this operation.
     sums: usize,
-    /// What its partials say of its parameters.
+    /// What it says of its parameters.
     replica: Option<Fingerprint>,
+    /// By a frame of its own.
+    is_told: bool,
 }
 
 struct OpenPiece {
-    /// By position among the leaves; the own ones stay empty.
+    /// By position among the leaves; those of the own host stay empty.
     leaves: Vec<Option<Frame>>,
     missing: usize,
 }
@@ -95,24 +109,30 @@ impl Operation {
         }
     }
 
-    /// Begins the sum of a step: `partials` are the bytes of this rank's partial sums, left to right, with the parameters that they come from
-    /// if these are to be compared; `sum` takes the result. Sends what can go out at once.
-    pub fn begin(
-        &mut self,
-        step: Step,
-        (partials, replica): (Vec<Bytes>, Option<Fingerprint>),
-        sum: Buffer,
-        send: &mut dyn FnMut(Outgoing),
-    ) {
-        let own = self.plan.leaves_of(self.plan.rank).len();
+    /// Begins the sum of a step; `sum` takes the result. Sends what can go out at once: all that a rank by itself gives. What ranks that share memory
+    /// give goes out as it is folded, by [`Operation::give`].
+    pub fn begin(&mut self, step: Step, given: Given, sum: Buffer, send: &mut dyn FnMut(Outgoing)) {
+        let Given { partials, replica, differs } = given;
         assert!(self.sum.is_none() && self.open.is_empty(), "X8: one operation at a time");
-        assert_eq!(partials.len(), own, "X6: a partial sum for each subtree of this rank");
+        assert_eq!(partials.len(), self.plan.own_leaves().count(), "X6: a partial sum for each subtree of the host");
         (self.step, self.replica, self.differs) = (step, replica, false);
         (self.partials, self.sum, self.folded) = (partials, Some(sum), 0);
         self.peers.fill(Received::default());
-        self.sums_missing = self.plan.peers().map(|peer| self.plan.pieces(peer)).sum();
-        self.send_partials(send);
+        self.sums_missing = self.plan.owners().map(|owner| self.plan.pieces(owner)).sum();
+        if differs {
+            self.differ(send);
+        } else if self.plan.host().len() == 1 {
+            self.send_partials(send);
+        }
         self.fold_ready(send);
+    }
+
+    /// Sends the host's sums of one piece of an owner's chunk: one for each of the plan's `given`. Pieces go in order.
+    pub fn give(&self, to: u32, index: usize, sums: Vec<Bytes>, send: &mut dyn FnMut(Outgoing)) {
+        let piece = self.plan.piece(to, index);
+        for ((subtree, _), values) in self.plan.given.iter().zip(sums) {
+            send(Outgoing { to, header: self.header(Part::Partial(*subtree), &piece), values });
+        }
     }
 
     /// Whether a sum is under way, complete or not.
@@ -133,6 +153,7 @@ impl Operation {
             && match part {
                 Part::Partial(_) => self.is_next_partial(from, &frame.header),
                 Part::Sum => self.is_next_sum(from, &frame.header),
+                Part::Replica => self.is_new_replica(from, &frame.header),
                 Part::CatchUp => false,
             };
         if !known {
@@ -141,6 +162,11 @@ impl Operation {
         match part {
             Part::Partial(_) => self.take_partial(from, frame, send),
             Part::Sum => self.take_sum(from, &frame.values),
+            Part::Replica => {
+                let told = &mut self.peers[from as usize];
+                (told.replica, told.is_told) = (frame.header.replica, true);
+                self.differ(send);
+            }
             Part::CatchUp => unreachable!("X7: refused above"),
         }
         Ok(())
@@ -170,54 +196,73 @@ impl Operation {
     /// Whether frames of `peer` are still missing.
     pub fn is_owed_by(&self, peer: u32) -> bool {
         let Some(received) = self.peers.get(peer as usize) else { return false };
-        let subtrees = self.plan.leaves_of(peer).len();
-        received.partials < self.plan.pieces(self.plan.rank) * subtrees || received.sums < self.plan.pieces(peer)
+        let partials = self.plan.pieces(self.plan.rank) * self.plan.given_by(peer).len();
+        let sums = if self.plan.is_told_by(peer) { self.plan.pieces(peer) } else { 0 };
+        received.partials < partials || received.sums < sums || self.differs && received.replica.is_none()
     }
 
     /// Piece by piece, in the order in which the owner folds.
     fn send_partials(&self, send: &mut dyn FnMut(Outgoing)) {
-        let own = self.plan.leaves_of(self.plan.rank);
-        for peer in self.plan.peers() {
-            for index in 0..self.plan.pieces(peer) {
-                let piece = self.plan.piece(peer, index);
-                for (partial, leaf) in self.partials.iter().zip(own.clone()) {
-                    let header = self.header(Part::Partial(self.plan.leaves[leaf]), &piece);
-                    send(Outgoing { to: peer, header, values: partial.slice(bytes_of(&piece)) });
-                }
+        for owner in self.plan.owners() {
+            for index in 0..self.plan.pieces(owner) {
+                let piece = bytes_of(&self.plan.piece(owner, index));
+                self.give(
+                    owner,
+                    index,
+                    self.partials.iter().map(|partial| partial.slice(piece.clone())).collect(),
+                    send,
+                );
             }
         }
     }
 
+    /// Not all members have the same parameters: tells the others what this one has, once.
+    fn differ(&mut self, send: &mut dyn FnMut(Outgoing)) {
+        if !std::mem::replace(&mut self.differs, true) {
+            let header = self.header(Part::Replica, &(0..0));
+            self.plan.others().for_each(|to| send(Outgoing { to, header, values: Bytes::new() }));
+        }
+    }
+
     fn is_next_partial(&self, from: u32, header: &TensorHeader) -> bool {
-        let leaves = self.plan.leaves_of(from);
+        let leaves = self.plan.given_by(from);
         if leaves.is_empty() {
             return false;
         }
         let received = self.peers[from as usize].partials;
         let (index, leaf) = (received / leaves.len(), received % leaves.len());
         index < self.plan.pieces(self.plan.rank)
-            && header.part == Part::Partial(self.plan.leaves[leaves.start + leaf])
+            && header.part == Part::Partial(self.plan.leaves[leaves[leaf]])
             && is_of(header, &self.plan.piece(self.plan.rank, index))
     }
 
     fn is_next_sum(&self, from: u32, header: &TensorHeader) -> bool {
         let Some(index) = self.peers.get(from as usize).map(|received| received.sums) else { return false };
-        index < self.plan.pieces(from) && is_of(header, &self.plan.piece(from, index))
+        self.plan.is_told_by(from) && index < self.plan.pieces(from) && is_of(header, &self.plan.piece(from, index))
+    }
+
+    fn is_new_replica(&self, from: u32, header: &TensorHeader) -> bool {
+        let is_new = self.peers.get(from as usize).is_some_and(|peer| !peer.is_told);
+        is_new && header.replica.is_some() && self.replica.is_some() && is_of(header, &(0..0))
     }
 
     fn take_partial(&mut self, from: u32, frame: Frame, send: &mut dyn FnMut(Outgoing)) {
-        let leaves = self.plan.leaves_of(from);
-        let count = self.peers[from as usize].partials;
-        self.peers[from as usize].partials += 1;
-        self.peers[from as usize].replica = frame.header.replica;
-        self.differs |= frame.header.replica != self.replica;
+        let received = &mut self.peers[from as usize];
+        let count = received.partials;
+        received.partials += 1;
+        received.replica = frame.header.replica;
+        if frame.header.replica != self.replica {
+            self.differ(send);
+        }
+        let leaves = self.plan.given_by(from);
         // A piece is folded only when this peer's partials for it are there, so the index is not behind.
         let place = count / leaves.len() - self.folded;
         while self.open.len() <= place {
             self.open.push_back(self.open_piece());
         }
+        let position = leaves[count % leaves.len()];
         let piece = &mut self.open[place];
-        piece.leaves[leaves.start + count % leaves.len()] = Some(frame);
+        piece.leaves[position] = Some(frame);
         piece.missing -= 1;
         self.fold_ready(send);
     }
@@ -232,14 +277,13 @@ impl Operation {
 
     fn open_piece(&self) -> OpenPiece {
         let leaves = self.plan.leaves.len();
-        let own = self.plan.leaves_of(self.plan.rank).len();
-        OpenPiece { leaves: (0..leaves).map(|_| None).collect(), missing: leaves - own }
+        OpenPiece { leaves: (0..leaves).map(|_| None).collect(), missing: leaves - self.partials.len() }
     }
 
     /// Folds every piece that lacks nothing and sends its sum to all.
     fn fold_ready(&mut self, send: &mut dyn FnMut(Outgoing)) {
-        // Nobody else gives partials to the only rank that has lanes.
-        while self.plan.world == 1 && self.folded + self.open.len() < self.plan.pieces(self.plan.rank) {
+        // Nobody else gives partials to the only host that has lanes.
+        while !self.plan.is_spread() && self.folded + self.open.len() < self.plan.pieces(self.plan.rank) {
             self.open.push_back(self.open_piece());
         }
         if self.differs {
@@ -264,7 +308,7 @@ impl Operation {
             .iter()
             .map(|leaf| match leaf {
                 Some(frame) => frame.values.cursor(),
-                None => own.next().expect("X6: the missing leaves are this rank's own").cursor(),
+                None => own.next().expect("X6: the missing leaves are this host's own").cursor(),
             })
             .collect();
         let sum = self.sum.as_mut().expect("X8: an operation is active");
@@ -296,6 +340,7 @@ mod tests {
     use stoke_protocol::lanes::{self, Subtree};
 
     use super::super::lane_sum::LaneSums;
+    use super::super::plan::Hosts;
     use super::super::sum;
     use super::*;
 
@@ -317,7 +362,8 @@ mod tests {
 
     impl RankSide {
         fn new(values: usize, lanes: u32, (world, observers): (u32, u32), rank: u32) -> Self {
-            let operation = Operation::new(Plan::new(values, lanes, (world, observers), rank), TERM);
+            let plan = Plan::new(values, lanes, (world, observers), rank, &Hosts::alone(world));
+            let operation = Operation::new(plan, TERM);
             let owned = lanes::assign(lanes, world).get(rank as usize).cloned();
             let sums = owned.map(|owned| LaneSums::new(values, lanes, owned));
             Self { operation, sums, sum: Some(Buffer::new(values)) }
@@ -340,7 +386,7 @@ mod tests {
             let mut sum = side.sum.take().expect("the last operation is complete");
             assert!(sum.thaw(), "the last operation's frames are all gone");
             let mut send = |out: Outgoing| links[from * world + out.to as usize].push_back(out);
-            side.operation.begin(step, (partials, None), sum, &mut send);
+            side.operation.begin(step, Given { partials, ..Given::default() }, sum, &mut send);
         }
         loop {
             let busy: Vec<usize> = (0..links.len()).filter(|link| !links[*link].is_empty()).collect();
@@ -398,11 +444,12 @@ mod tests {
             sums.push(0, &[1.0; 64]);
             let (partials, sum) = (side.sums.as_mut().unwrap().freeze(), side.sum.take().unwrap());
             let mut send = |out| frames.push((place, out));
-            side.operation.begin(Step(5), (partials, Some(replicas[place as usize])), sum, &mut send);
+            let given = Given { partials, replica: Some(replicas[place as usize]), differs: false };
+            side.operation.begin(Step(5), given, sum, &mut send);
         }
         for (from, Outgoing { to, header, values }) in frames {
             let frame = Frame { header, values: Rope::whole(values), _place: None };
-            let mut send = |out: Outgoing| panic!("a sum was made: {:?}", out.header);
+            let mut send = |out: Outgoing| assert_eq!(out.header.part, Part::Replica, "a sum was made");
             sides[to as usize].operation.receive(from, frame, &mut send).unwrap();
         }
         assert!(sides.iter_mut().all(|side| side.operation.take_complete().is_none()));
@@ -415,7 +462,8 @@ mod tests {
         let mut sums = sums.unwrap();
         sums.begin(0);
         sums.push(0, &[1.0; 64]);
-        operation.begin(Step(5), (sums.freeze(), None), sum.unwrap(), &mut |_| ());
+        let given = Given { partials: sums.freeze(), ..Given::default() };
+        operation.begin(Step(5), given, sum.unwrap(), &mut |_| ());
         let good = TensorHeader {
             term: TERM,
             step: Step(5),
@@ -430,6 +478,7 @@ mod tests {
             TensorHeader { count: 33, ..good },
             TensorHeader { part: Part::Partial(Subtree { start: 0, len: 1 }), ..good },
             TensorHeader { part: Part::Sum, ..good },
+            TensorHeader { part: Part::Replica, offset: 0, count: 0, replica: Some(Fingerprint(1)), ..good },
         ];
         let frame = |header| Frame { header, values: Rope::whole(Bytes::from(vec![0; 128])), _place: None };
         for header in bad {

@@ -1,10 +1,12 @@
-//! Who owns which values, and in which pieces they travel. Pure arithmetic on (values, lanes, world, observers, rank): every rank computes
-//! the same plan and checks what it receives against it.
+//! Who owns which values, who deals with whom about them, and in which pieces they travel. Pure arithmetic on (values, lanes, world, observers, hosts,
+//! rank): every rank computes the same plan and checks what it receives against it.
 //!
 //! Ranks are numbered by their place in the generation: `0..world` own lanes and values; the `observers` after them own nothing and receive
 //! every sum.
 //!
 //! X5: the chunks of all ranks are disjoint, ordered by rank and cover the vector; the pieces of a chunk likewise.
+//! X16: between two hosts each value goes once each way for each of the host's subtrees, whatever ranks they have: a host speaks with the owner of a
+//! chunk by one of its ranks, the delegate, which gives the host's own sums and brings the sum of all back.
 
 use std::ops::Range;
 
@@ -27,6 +29,29 @@ const FOLD_VALUES_MAX: usize = 8 * 1024 * 1024 / VALUE_BYTES;
 /// Pieces that a chunk should have at least, so that the first sums go out while the last partials still come in.
 const PIECES_MIN: usize = 8;
 
+/// The members by the memory that they share: the places of each host's ranks in order, hosts by their first. A rank that shares none is a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hosts(Vec<Vec<u32>>);
+
+impl Hosts {
+    /// Each of so many ranks by itself.
+    pub fn alone(world: u32) -> Self {
+        Self((0..world).map(|rank| vec![rank]).collect())
+    }
+
+    /// Ranks of one machine together; one that names none is by itself.
+    pub fn of<M: PartialEq>(machines: impl IntoIterator<Item = Option<M>>) -> Self {
+        let mut hosts: Vec<(Option<M>, Vec<u32>)> = Vec::new();
+        for (rank, machine) in (0..).zip(machines) {
+            match hosts.iter_mut().find(|(of, _)| machine.is_some() && *of == machine) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => hosts.push((machine, vec![rank])),
+            }
+        }
+        Self(hosts.into_iter().map(|(_, ranks)| ranks).collect())
+    }
+}
+
 /// The plan of one membership's operations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -36,41 +61,61 @@ pub struct Plan {
     pub observers: u32,
     pub rank: u32,
     piece: usize,
-    /// The canonical subtrees of all ranks, left to right.
+    hosts: Vec<Vec<u32>>,
+    /// For each rank, the position of its host.
+    host_of: Vec<usize>,
+    /// What this rank folds to the sum of its chunk, left to right: the canonical subtrees of each rank of its own host, and those of each other host.
     pub leaves: Vec<Subtree>,
-    /// For each rank, its subtrees' positions in `leaves`.
-    leaves_of: Vec<Range<usize>>,
+    /// For each host, the positions in `leaves` of what it gives.
+    given_by: Vec<Vec<usize>>,
     /// The fold of all leaves to the root.
     pub fold: Vec<Fold>,
+    /// What this rank's host gives to the others: its own canonical subtrees, each with the positions among `own_leaves` that it is folded from.
+    pub given: Vec<(Subtree, Range<usize>)>,
 }
 
 impl Plan {
-    pub fn new(values: usize, lanes: u32, (world, observers): (u32, u32), rank: u32) -> Self {
+    pub fn new(values: usize, lanes: u32, (world, observers): (u32, u32), rank: u32, hosts: &Hosts) -> Self {
         assert!(world > 0 && rank < world + observers, "X5: rank {rank} of {world} and {observers} observers");
-        let mut leaves = Vec::new();
-        let leaves_of = lanes::assign(lanes, world)
-            .into_iter()
-            .map(|owned| {
-                let first = leaves.len();
-                leaves.extend(lanes::subtrees(owned, lanes));
-                first..leaves.len()
-            })
-            .collect();
+        let hosts = hosts.0.clone();
+        let mut host_of = vec![0; world as usize];
+        for (host, ranks) in hosts.iter().enumerate() {
+            ranks.iter().for_each(|rank| host_of[*rank as usize] = host);
+        }
+        let lanes_of = lanes::assign(lanes, world);
+        let own = host_of.get(rank as usize).copied();
+        let mut leaves: Vec<(Subtree, usize)> = Vec::new();
+        for (host, ranks) in hosts.iter().enumerate() {
+            let owned = ranks.iter().map(|rank| lanes_of[*rank as usize].clone());
+            let owned = if own == Some(host) { owned.collect() } else { joined(owned) };
+            leaves.extend(owned.into_iter().flat_map(|range| lanes::subtrees(range, lanes)).map(|leaf| (leaf, host)));
+        }
+        leaves.sort_unstable();
+        let mut given_by = vec![Vec::new(); hosts.len()];
+        leaves.iter().enumerate().for_each(|(position, (_, host))| given_by[*host].push(position));
+        let leaves: Vec<Subtree> = leaves.iter().map(|(leaf, _)| *leaf).collect();
+        let given = own.map_or_else(Vec::new, |host| {
+            let owned = joined(hosts[host].iter().map(|rank| lanes_of[*rank as usize].clone()));
+            let subtrees = owned.into_iter().flat_map(|range| lanes::subtrees(range, lanes));
+            let mut next = 0;
+            let folded = subtrees.map(|subtree| {
+                let within = |position: &&usize| subtree.lanes().contains(&leaves[**position].start);
+                let first = next;
+                next += given_by[host][first..].iter().take_while(within).count();
+                (subtree, first..next)
+            });
+            folded.collect()
+        });
         let fold = lanes::fold(Subtree::root(lanes), &leaves);
         let largest = (FOLD_VALUES_MAX / world as usize).clamp(PIECE_VALUES_MIN, PIECE_VALUES_MAX);
         let piece = (values / world as usize / PIECES_MIN).clamp(PIECE_VALUES_MIN, largest);
         let piece = piece.next_multiple_of(ALIGNMENT_VALUES);
-        Self { values, lanes, world, observers, rank, piece, leaves, leaves_of, fold }
+        Self { values, lanes, world, observers, rank, piece, hosts, host_of, leaves, given_by, fold, given }
     }
 
     /// The values whose sum `rank` computes; none for an observer.
     pub fn chunk(&self, rank: u32) -> Range<usize> {
         self.boundary(rank)..self.boundary(rank + 1)
-    }
-
-    /// The positions among `leaves` of the subtrees that `rank` sums; none for an observer.
-    pub fn leaves_of(&self, rank: u32) -> Range<usize> {
-        self.leaves_of.get(rank as usize).cloned().unwrap_or_default()
     }
 
     /// The number of pieces of a rank's chunk.
@@ -85,15 +130,62 @@ impl Plan {
         start..(start + self.piece).min(chunk.end)
     }
 
-    /// All others that own values, the next in rank order first, so that not everybody sends to rank 0 at once.
-    pub fn peers(&self) -> impl Iterator<Item = u32> + use<> {
-        let (world, rank) = (self.world, self.rank);
-        (0..world).map(move |distance| (rank + distance) % world).filter(move |peer| *peer != rank)
+    /// The ranks that this one shares memory with, itself among them; none for an observer.
+    pub fn host(&self) -> &[u32] {
+        self.host_of.get(self.rank as usize).map_or(&[], |host| &self.hosts[*host])
     }
 
-    /// All others that receive the sums of this rank's values.
-    pub fn listeners(&self) -> impl Iterator<Item = u32> + use<> {
-        self.peers().chain(self.world..self.world + self.observers)
+    /// Whether there are ranks that this one shares no memory with.
+    pub fn is_spread(&self) -> bool {
+        self.hosts.len() > 1
+    }
+
+    /// The subtrees of each rank of this host, left to right: its partial sums, in memory or its own.
+    pub fn own_leaves(&self) -> impl Iterator<Item = Subtree> {
+        let own = self.host_of.get(self.rank as usize).map_or(&[][..], |host| &self.given_by[*host]);
+        own.iter().map(|position| self.leaves[*position])
+    }
+
+    /// The first of a rank's among [`Plan::own_leaves`].
+    pub fn first_leaf_of(&self, rank: u32) -> usize {
+        let first = lanes::assign(self.lanes, self.world)[rank as usize].start;
+        self.own_leaves().position(|leaf| leaf.start == first).expect("X5: the rank is of this host")
+    }
+
+    /// The positions in `leaves` of the sums that another rank gives to this one; none if it is not who speaks for its host.
+    pub fn given_by(&self, rank: u32) -> &[usize] {
+        let is_owner = self.rank < self.world;
+        if is_owner && self.speaks(rank, self.rank) { &self.given_by[self.host_of[rank as usize]] } else { &[] }
+    }
+
+    /// Whether the sums of `rank`'s values come to this rank from it.
+    pub fn is_told_by(&self, rank: u32) -> bool {
+        rank < self.world && (self.rank >= self.world || self.speaks(self.rank, rank))
+    }
+
+    /// All others to whom this rank gives partial sums, and from whom the sums come: the next in rank order first, so that not everybody sends to
+    /// rank 0 at once.
+    pub fn owners(&self) -> impl Iterator<Item = u32> {
+        self.others().filter(|owner| self.is_told_by(*owner))
+    }
+
+    /// All others that receive the sums of this rank's values from it.
+    pub fn listeners(&self) -> impl Iterator<Item = u32> {
+        let delegates = self.others().filter(|rank| self.rank < self.world && self.speaks(*rank, self.rank));
+        delegates.chain(self.world..self.world + self.observers)
+    }
+
+    /// All members but this one.
+    pub fn others(&self) -> impl Iterator<Item = u32> + use<> {
+        let (world, rank) = (self.world, self.rank);
+        (0..world).map(move |distance| (rank + distance) % world).filter(move |other| *other != rank)
+    }
+
+    /// Whether `rank` is who speaks for its host with the owner of values, who is of another host (X16).
+    fn speaks(&self, rank: u32, owner: u32) -> bool {
+        let Some(host) = self.host_of.get(rank as usize) else { return false };
+        let ranks = &self.hosts[*host];
+        self.host_of[owner as usize] != *host && ranks[owner as usize % ranks.len()] == rank
     }
 
     fn boundary(&self, rank: u32) -> usize {
@@ -103,6 +195,18 @@ impl Plan {
         let even = self.values as u128 * u128::from(rank) / u128::from(self.world);
         even as usize / ALIGNMENT_VALUES * ALIGNMENT_VALUES
     }
+}
+
+/// Ranges in order, those that touch as one.
+fn joined(ranges: impl Iterator<Item = Range<u32>>) -> Vec<Range<u32>> {
+    let mut joined: Vec<Range<u32>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 #[cfg(test)]
@@ -115,7 +219,7 @@ mod tests {
             for world in [1, 2, 3, 7, 8] {
                 let mut next = 0;
                 for rank in 0..world {
-                    let plan = Plan::new(values, 8, (world, 1), rank);
+                    let plan = Plan::new(values, 8, (world, 1), rank, &Hosts::alone(world));
                     for index in 0..plan.pieces(rank) {
                         let piece = plan.piece(rank, index);
                         assert_eq!(piece.start, next, "{values} values, {world} ranks");
@@ -130,14 +234,80 @@ mod tests {
         }
     }
 
+    fn of_hosts(world: u32, hosts: &[u32], rank: u32) -> Plan {
+        Plan::new(1000, 8, (world, 0), rank, &Hosts::of(hosts.iter().map(|host| (*host > 0).then_some(host))))
+    }
+
     #[test]
-    fn peers_begin_with_the_next_rank() {
-        let plan = Plan::new(100, 8, (4, 2), 2);
-        assert_eq!(plan.peers().collect::<Vec<_>>(), [3, 0, 1]);
+    fn others_begin_with_the_next_rank() {
+        let alone =
+            |values, world, observers, rank| Plan::new(values, 8, (world, observers), rank, &Hosts::alone(world));
+        let plan = alone(100, 4, 2, 2);
+        assert_eq!(plan.owners().collect::<Vec<_>>(), [3, 0, 1]);
         assert_eq!(plan.listeners().collect::<Vec<_>>(), [3, 0, 1, 4, 5]);
-        assert_eq!(Plan::new(100, 8, (1, 0), 0).listeners().count(), 0);
-        let observer = Plan::new(100, 8, (2, 1), 2);
-        assert_eq!(observer.peers().collect::<Vec<_>>(), [0, 1]);
-        assert_eq!((observer.pieces(2), observer.leaves_of(2)), (0, 0..0));
+        assert_eq!(alone(100, 1, 0, 0).listeners().count(), 0);
+        let observer = alone(100, 2, 1, 2);
+        assert_eq!(observer.owners().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!((observer.pieces(2), observer.own_leaves().count(), observer.given.len()), (0, 0, 0));
+        assert_eq!(alone(100, 2, 1, 0).given_by(2), [0usize; 0]);
+    }
+
+    #[test]
+    fn one_rank_of_each_host_deals_with_an_owner() {
+        let node = |start, len| Subtree { start, len };
+        // 8 lanes: 0 and 1 have half of them together, 2 and 3 the other.
+        let plan = of_hosts(4, &[1, 1, 2, 2], 0);
+        assert_eq!((plan.host(), plan.is_spread()), (&[0, 1][..], true));
+        assert_eq!(plan.leaves, [node(0, 2), node(2, 2), node(4, 4)]);
+        assert_eq!(plan.given, [(node(0, 4), 0..2)]);
+        assert_eq!((plan.owners().collect::<Vec<_>>(), plan.listeners().collect::<Vec<_>>()), (vec![2], vec![2]));
+        assert_eq!((plan.given_by(1), plan.given_by(2), plan.given_by(3)), (&[][..], &[2][..], &[][..]));
+        assert_eq!(of_hosts(4, &[1, 1, 2, 2], 1).owners().collect::<Vec<_>>(), [3]);
+        // All on one machine: nobody speaks with anybody.
+        let plan = of_hosts(4, &[1, 1, 1, 1], 3);
+        assert_eq!((plan.owners().count(), plan.listeners().count(), plan.is_spread()), (0, 0, false));
+        // Hosts of unequal sizes, one with ranks that are not neighbours.
+        let plan = of_hosts(4, &[1, 0, 1, 1], 1);
+        assert_eq!(plan.leaves, [node(0, 2), node(2, 2), node(4, 4)]);
+        assert_eq!(plan.owners().collect::<Vec<_>>(), [2, 3, 0], "a rank by itself speaks with all");
+        assert_eq!(plan.listeners().collect::<Vec<_>>(), [2], "place 1 of that host speaks with rank 1");
+        assert_eq!(plan.given_by(2), [0, 2]);
+        let plan = of_hosts(4, &[1, 0, 1, 1], 2);
+        assert_eq!(plan.own_leaves().collect::<Vec<_>>(), [node(0, 2), node(4, 2), node(6, 2)]);
+        assert_eq!(plan.given, [(node(0, 2), 0..1), (node(4, 4), 1..3)]);
+        assert_eq!((plan.first_leaf_of(0), plan.first_leaf_of(2), plan.first_leaf_of(3)), (0, 1, 2));
+    }
+
+    /// Who sends and who expects agree, however ranks are spread over hosts, and nothing is sent twice (X16).
+    #[test]
+    fn what_one_sends_another_expects() {
+        use rand::{Rng, SeedableRng};
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
+        for _ in 0..300 {
+            let world = rng.random_range(1..=8);
+            let hosts: Vec<u32> = (0..world).map(|_| rng.random_range(0..4)).collect();
+            let plans: Vec<Plan> = (0..world).map(|rank| of_hosts(world, &hosts, rank)).collect();
+            for a in &plans {
+                for b in plans.iter().filter(|b| b.rank != a.rank) {
+                    let (gives, told) = (a.owners().any(|owner| owner == b.rank), a.is_told_by(b.rank));
+                    assert_eq!(
+                        (gives, told),
+                        (!b.given_by(a.rank).is_empty(), b.listeners().any(|rank| rank == a.rank))
+                    );
+                    assert_eq!(gives, told);
+                    if gives {
+                        let theirs: Vec<Subtree> =
+                            b.given_by(a.rank).iter().map(|position| b.leaves[*position]).collect();
+                        assert_eq!(
+                            theirs,
+                            a.given.iter().map(|(subtree, _)| *subtree).collect::<Vec<_>>(),
+                            "{hosts:?}"
+                        );
+                    }
+                }
+                let heard: usize = plans.iter().map(|b| a.given_by(b.rank).len()).sum();
+                assert_eq!(heard + a.own_leaves().count(), a.leaves.len(), "each leaf comes once: {hosts:?}");
+            }
+        }
     }
 }

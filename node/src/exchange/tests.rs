@@ -9,13 +9,14 @@ use rand_chacha::ChaCha8Rng;
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step, Term};
 use stoke_protocol::lanes::{self, Subtree};
-use stoke_protocol::message::peer::{Opening, Part, Restores, Standing, TensorHeader};
+use stoke_protocol::message::peer::{Door, Machine, Opening, Part, Restores, Sharing, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings};
 
 use super::sum::add;
 use super::*;
 
+mod hosts;
 mod in_memory;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -24,13 +25,14 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 struct Cluster {
     authority: Authority,
     io: Io,
-    memory: bool,
+    /// The machine of each rank, by name; nameless ones share no memory. One that is not listed is as the last.
+    machines: Vec<Option<u8>>,
 }
 
 impl Cluster {
     fn new() -> Self {
         let authority = Authority::in_memory(ClusterId([7; 16])).unwrap();
-        Self { authority, io: Io::thread("stoke-test-net").unwrap(), memory: false }
+        Self { authority, io: Io::thread("stoke-test-net").unwrap(), machines: vec![None] }
     }
 
     fn credentials(&self, generation: u64, rank: u32) -> Credentials {
@@ -40,7 +42,8 @@ impl Cluster {
 
     fn mesh(&self, generation: u64, rank: u32) -> Mesh {
         let mesh = Mesh::bind(&self.io, LOOPBACK, self.credentials(generation, rank)).unwrap();
-        if self.memory { mesh } else { mesh.without_memory() }
+        let machine = self.machines.get(rank as usize).or(self.machines.last()).copied().flatten();
+        mesh.on_machine(machine.map(|name| Machine([name; 16])))
     }
 
     /// A gang: every rank has done no step.

@@ -56,8 +56,16 @@ pub struct Standing {
     pub files: Option<Fingerprint>,
     /// Where it is, if it would exchange through memory with ranks that are there too.
     pub machine: Option<Machine>,
-    /// Of the first rank of a generation: where those of its machine get the memory.
+    /// Where those of its machine get the memory, if it is the first of them.
     pub door: Option<Door>,
+}
+
+/// After the standings, to all members of a generation on several machines some of which have more than one: whether all of the sender's machine
+/// share memory. If all do, one of them speaks for each of these machines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Sharing {
+    pub term: Term,
+    pub shares: bool,
 }
 
 /// Equal for two ranks that can hand each other memory.
@@ -177,4 +185,6 @@ pub enum Part {
     Sum,
     /// From a rank that has done `step` already to one that has not: the complete sum of it, before anything else of the generation.
     CatchUp,
+    /// Without values: some members' parameters are not the same, and the sender's are those of the header's `replica`.
+    Replica,
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::super::machine::{self, Open};
 use super::super::memory::Layout;
-use super::super::plan::Plan;
+use super::super::plan::{Hosts, Plan};
 use super::*;
 
 /// Ranks that exchange through memory.
 fn neighbours() -> Cluster {
-    Cluster { memory: true, ..Cluster::new() }
+    Cluster { machines: vec![Some(1)], ..Cluster::new() }
 }
 
 #[test]
@@ -131,34 +131,9 @@ fn replicas_that_differ_and_other_steps_are_not_summed() {
     }
 }
 
-/// One that would rather not, or cannot, is enough: all go over the network.
-#[test]
-fn all_ranks_share_memory_or_none_does() {
-    let cluster = neighbours();
-    let shape = Shape { values: 1_000, lanes: 4 };
-    let members = [cluster.mesh(1, 0), cluster.mesh(1, 1).without_memory(), cluster.mesh(1, 2)];
-    let formed = form(1, &members, &[], &vec![at(0, None); 3], shape);
-    let ranks = formed.into_iter().map(|formed| {
-        thread::spawn(move || {
-            let mut exchange = formed.unwrap().exchange;
-            let mut sums = exchange.lane_sums();
-            give(&mut sums, |lane| gradient(2, 0, lane, shape.values));
-            let sum = exchange.all_reduce(Step(0), &mut sums, None).unwrap().to_vec();
-            exchange.finish();
-            (sum, exchange.stats().sent_bytes)
-        })
-    });
-    let ranks: Vec<_> = ranks.collect();
-    let expected = plain(Subtree::root(4), &|lane| gradient(2, 0, lane, shape.values));
-    for rank in ranks {
-        let (sum, sent) = rank.join().unwrap();
-        assert!(sum == expected && sent > 0);
-    }
-}
-
 #[test]
 fn memory_is_for_those_with_the_cookie_and_of_one_size() {
-    let layout = |values| Layout::of(&Plan::new(values, 4, (2, 0), 0)).unwrap();
+    let layout = |values| Layout::of(&Plan::new(values, 4, (2, 0), 0, &Hosts::of([Some(1), Some(1)]))).unwrap();
     runtime().block_on(async {
         let open = Open::new().unwrap();
         let door = open.door;
