@@ -2,7 +2,7 @@
 //! over the network as if each were on a machine of its own, QUIC with mutual TLS; and both, as if two each were on one) against PyTorch's gloo (plain
 //! TCP), taking turns in the same run. Prints medians and ratios; checks every sum.
 //!
-//! `cargo bench -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
+//! `cargo bench -p stoke-cli -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
 //! Numbers separated by commas replace the defaults: STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side has its
 //! turn of a few rounds. Ranks are this binary again, with a role in the environment.
 

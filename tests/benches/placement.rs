@@ -1,7 +1,7 @@
 //! Placements a second of the real control machine, at 1,000 and 10,000 simulated nodes: one decision is the whole way of a submission
 //! (authorise, parse the spec, journal record, plan, generation, orders to agents), without network and disk.
 //!
-//!     cargo bench -p stoke-tests --bench placement
+//!     cargo bench -p stoke-cli -p stoke-tests --bench placement
 
 use stoke_protocol::message::node::Capacity;
 use stoke_tests::fleet::{Fleet, Pace};

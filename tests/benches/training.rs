@@ -1,7 +1,7 @@
 //! Training through the `stoke` binary against PyTorch DDP over gloo, in turn in the same run: samples a second at 1 and 2 ranks on the same
 //! model, data and batch, one thread a rank; and the seconds from the submission to the first committed step, against a torch launch.
 //!
-//!     cargo bench -p stoke-tests --bench training
+//!     cargo bench -p stoke-cli -p stoke-tests --bench training
 //!
 //! Needs `target/release/stoke` (it is built first) and the Python that `jobs/reference/setup.sh` makes (or STOKE_TORCH_PYTHON); without
 //! it, prints our figures only.
