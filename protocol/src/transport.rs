@@ -1,11 +1,12 @@
-//! QUIC as the cluster uses it: endpoints on a thread of their own, a gate before any stream, frames, requests, datagrams and bulk bytes.
-//! Only this module knows quinn. It owns limits, deadlines and close codes; it decides nothing about members, jobs or roles beyond "a
+//! QUIC as the cluster uses it: endpoints on a thread of their own, a gate before any stream, frames, requests, datagrams and bulk bytes; and bulk
+//! bytes by TLS over TCP. Only this module knows quinn. It owns limits, deadlines and close codes; it decides nothing about members, jobs or roles beyond "a
 //! certificate of this kind may speak this protocol".
 //!
-//! Three protocols (ALPN), so that one port can serve members and strangers:
+//! The protocols (ALPN), so that one port can serve members and strangers:
 //! - `stoke/join/1`: no client certificate; one [`crate::message::join::JoinRequest`], one reply, within [`HANDSHAKE_MAX`].
 //! - `stoke/cluster/1`: nodes and users towards the coordinator, with certificates.
 //! - `stoke/peer/1`: rank to rank, with certificates of one generation; and node to rank, where the rank serves.
+//! - `stoke/bulk/1`: rank to rank by TCP, beside a connection by QUIC.
 //!
 //! On a stream, a frame is a little-endian u32 length and so many bytes of [`crate::codec`] payload. The length is compared with the cap
 //! before anything is allocated. A bidirectional stream begins with one byte that says what it is (frames or request); a unidirectional
@@ -24,6 +25,7 @@ mod io;
 mod outdoors;
 mod settings;
 mod socket;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod weather;
@@ -39,6 +41,7 @@ pub use gate::{Accepted, JoinAttempt};
 pub use io::Io;
 pub use settings::{PathMtu, Settings};
 pub use socket::{SOCKET_BUFFER_BYTES, SocketBuffers, interface_mtu, socket_buffers};
+pub use tcp::{BulkListener, BulkTcp, Knock, TcpReceiver, TcpSender};
 pub use weather::{Harm, Spell, WEATHER_VARIABLE, read_weather, write_weather};
 
 /// What a simulator implements to carry packets itself; see [`Bind::Socket`].
@@ -50,6 +53,8 @@ pub const ALPN_JOIN: &[u8] = b"stoke/join/1";
 pub const ALPN_CLUSTER: &[u8] = b"stoke/cluster/1";
 /// Ranks among themselves.
 pub const ALPN_PEER: &[u8] = b"stoke/peer/1";
+/// The same by TCP: bulk bytes only.
+pub const ALPN_BULK: &[u8] = b"stoke/bulk/1";
 
 /// A stranger has this long from its first packet to a finished handshake and, on the join protocol, a whole request (I30).
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);

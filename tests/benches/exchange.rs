@@ -1,10 +1,14 @@
-//! All-reduce of 1, 16 and 100 MiB over 2 and 4 rank processes on this machine: ours (fixed tree order; through memory, as ranks of one machine do;
-//! over the network as if each were on a machine of its own, QUIC with mutual TLS; and both, as if two each were on one) against PyTorch's gloo (plain
-//! TCP), taking turns in the same run. Prints medians and ratios; checks every sum.
+//! All-reduce of 1, 16 and 100 MiB over 2 and 4 rank processes on this machine: ours (fixed tree order, always encrypted between machines) against PyTorch's
+//! gloo (plain TCP), taking turns in the same run. Prints medians and ratios; checks every sum. The links:
+//! - memory: all ranks on one machine;
+//! - hosts: every two ranks on one, QUIC over the loopback between them;
+//! - network: each rank on a machine of its own, QUIC over the loopback, whose packets have 64 KiB;
+//! - wire: the same in network namespaces of their own, whose packets have 1,500 bytes (needs root): TLS over TCP, as Stoke chooses there;
+//! - wire-quic: that by QUIC, to see what the choice is worth.
 //!
 //! `cargo bench -p stoke-cli -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
-//! Numbers separated by commas replace the defaults: STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side has its
-//! turn of a few rounds. Ranks are this binary again, with a role in the environment.
+//! Lists separated by commas replace the defaults: STOKE_BENCH_LINKS, STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side
+//! has its turn of a few rounds. Ranks are this binary again, with a role in the environment.
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State};
+use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State, UseTcp};
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::message::peer::Machine;
@@ -27,8 +31,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROLE: &str = "STOKE_BENCH_EXCHANGE_ROLE";
 const LINK: &str = "STOKE_BENCH_EXCHANGE_LINK";
-/// All ranks on one machine, every second pair on another, each on its own.
-const LINKS: [&str; 3] = ["memory", "hosts", "network"];
+const IP: &str = "STOKE_BENCH_EXCHANGE_IP";
+const LINKS: [&str; 4] = ["memory", "hosts", "network", "wire"];
 const LANES: u32 = 8;
 const MIB: usize = 1024 * 1024;
 const SIZES_MIB: [usize; 3] = [1, 16, 100];
@@ -46,12 +50,20 @@ fn main() {
         "{:>7} {:>5} {:>8} | {:>9} {:>9} {:>8} | {:>9} {:>9} {:>8} | {:>5} {:>5}",
         "link", "ranks", "MiB", "ours ms", "best", "CPU ms", "gloo ms", "best", "CPU ms", "time", "CPU"
     );
+    let links = env::var("STOKE_BENCH_LINKS").unwrap_or_else(|_| LINKS.join(","));
     for world in numbers_of("STOKE_BENCH_RANKS", &WORLDS) {
         let world = world as u32;
-        for link in LINKS.into_iter().filter(|link| *link != "hosts" || world > 2) {
+        for link in links.split(',').filter(|link| *link != "hosts" || world > 2) {
+            let lab = match link.starts_with("wire").then(|| Lab::build(world)).transpose() {
+                Ok(lab) => lab,
+                Err(why) => {
+                    println!("{link:>7} {world:>5} not measured: {why}");
+                    continue;
+                }
+            };
             let dir = tempfile::tempdir().expect("make a temporary folder");
-            let mut ours = start_ours(world, dir.path(), link);
-            let mut gloo = start_gloo(world);
+            let mut ours = start_ours(world, dir.path(), link, lab.as_ref());
+            let mut gloo = start_gloo(world, lab.as_ref());
             for bytes in &sizes {
                 compare((link, world), *bytes, turns, &mut ours, gloo.as_mut());
             }
@@ -176,7 +188,7 @@ impl Drop for Process {
     }
 }
 
-fn start_ours(world: u32, dir: &Path, link: &str) -> Group {
+fn start_ours(world: u32, dir: &Path, link: &str, lab: Option<&Lab>) -> Group {
     let authority = Authority::in_memory(ClusterId([1; 16])).expect("make an authority");
     let start = |rank: u32| {
         let dir = dir.join(rank.to_string());
@@ -184,7 +196,9 @@ fn start_ours(world: u32, dir: &Path, link: &str) -> Group {
         let credentials = authority.credentials(&subject, Duration::from_secs(86_400)).expect("issue");
         credentials.save(&dir).expect("save credentials");
         let binary = env::current_exe().expect("this binary");
-        Process::start(Command::new(binary).env(ROLE, dir).env(LINK, link)).expect("start a rank")
+        let mut command = command_of(rank, &binary, lab);
+        command.env(ROLE, dir).env(LINK, link).env(IP, ip_of(rank, lab).to_string());
+        Process::start(&mut command).expect("start a rank")
     };
     let mut group = Group((0..world).map(start).collect());
     let addresses: Vec<String> = group.0.iter_mut().map(Process::line).collect();
@@ -193,7 +207,7 @@ fn start_ours(world: u32, dir: &Path, link: &str) -> Group {
 }
 
 /// None, with a word about why, where PyTorch is not installed.
-fn start_gloo(world: u32) -> Option<Group> {
+fn start_gloo(world: u32, lab: Option<&Lab>) -> Option<Group> {
     let python = env::var_os("STOKE_TORCH_PYTHON").map(PathBuf::from).unwrap_or_else(|| {
         let home = env::var_os("HOME").unwrap_or_default();
         Path::new(&home).join(".cache/stoke-torch/bin/python")
@@ -201,10 +215,10 @@ fn start_gloo(world: u32) -> Option<Group> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/exchange.py");
     let port = TcpListener::bind((LOOPBACK, 0)).and_then(|socket| socket.local_addr()).expect("a free port").port();
     let start = |rank: u32| {
-        let mut command = Command::new(&python);
+        let mut command = command_of(rank, &python, lab);
         command.arg(&script).envs([("RANK", rank.to_string()), ("WORLD_SIZE", world.to_string())]);
-        command.envs([("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_string())]);
-        Process::start(command.env("GLOO_SOCKET_IFNAME", "lo"))
+        command.envs([("MASTER_ADDR", ip_of(0, lab).to_string()), ("MASTER_PORT", port.to_string())]);
+        Process::start(command.env("GLOO_SOCKET_IFNAME", if lab.is_some() { "eth0" } else { "lo" }))
     };
     let group: Option<Vec<Process>> = (0..world).map(start).collect();
     let mut group = Group(group.unwrap_or_default());
@@ -215,18 +229,80 @@ fn start_gloo(world: u32) -> Option<Group> {
     ready.then_some(group)
 }
 
+/// A rank's address.
+fn ip_of(rank: u32, lab: Option<&Lab>) -> IpAddr {
+    lab.map_or(LOOPBACK, |_| Ipv4Addr::new(10, 78, 0, 11 + rank as u8).into())
+}
+
+/// A program where that rank runs. `ip` becomes it: the process id is its own.
+fn command_of(rank: u32, program: &Path, lab: Option<&Lab>) -> Command {
+    let Some(lab) = lab else { return Command::new(program) };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &lab.namespace(rank)]).arg(program);
+    command
+}
+
+/// A network namespace for each rank, joined by a bridge in one more. They end with this.
+struct Lab(u32);
+
+impl Lab {
+    fn build(world: u32) -> Result<Self, String> {
+        let lab = Self(world);
+        let bridge = lab.namespace(world);
+        ip(&["netns", "add", &bridge])?;
+        ip(&["-n", &bridge, "link", "add", "name", "bridge0", "type", "bridge"])?;
+        ip(&["-n", &bridge, "link", "set", "bridge0", "up"])?;
+        for rank in 0..world {
+            let (namespace, port, address) = (lab.namespace(rank), format!("rank{rank}"), ip_of(rank, Some(&lab)));
+            ip(&["netns", "add", &namespace])?;
+            let pair = ["type", "veth", "peer", "name", "eth0", "netns", &namespace];
+            ip(&[&["-n", &bridge, "link", "add", "name", &port][..], &pair].concat())?;
+            ip(&["-n", &bridge, "link", "set", &port, "master", "bridge0", "up"])?;
+            ip(&["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+            for link in ["lo", "eth0"] {
+                ip(&["-n", &namespace, "link", "set", link, "up"])?;
+            }
+        }
+        Ok(lab)
+    }
+
+    /// Of a rank; of the bridge, after the last.
+    fn namespace(&self, rank: u32) -> String {
+        format!("stoke-bench-{}-{rank}", std::process::id())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for rank in 0..=self.0 {
+            let _ = ip(&["netns", "del", &self.namespace(rank)]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<(), String> {
+    let line = format!("ip {}", arguments.join(" "));
+    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{line}: {error} (package iproute2)"))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{line}: {said}")) }
+}
+
 /// One of our ranks: says its address, hears all, then answers each "<bytes> <rounds>" as exchange.py does. A size has its own mesh, as a
 /// training job has.
 fn rank(dir: &Path) {
     let credentials = Credentials::load(dir).expect("load credentials");
     let io = Io::thread("stoke-net").expect("start the network thread");
     let Subject::Rank { rank: Rank(own), .. } = credentials.identity().subject else { panic!("credentials of a rank") };
-    let machine = match env::var(LINK).expect("a link").as_str() {
+    let ip: IpAddr = env::var(IP).ok().and_then(|ip| ip.parse().ok()).expect("an address");
+    let link = env::var(LINK).expect("a link");
+    let machine = match link.as_str() {
         "memory" => Some(Machine([0; 16])),
         "hosts" => Some(Machine([own as u8 / 2; 16])),
         _ => None,
     };
-    let bind = || Mesh::bind(&io, LOOPBACK, credentials.clone()).expect("bind").on_machine(machine);
+    let tcp = if link == "wire-quic" { UseTcp::Never } else { UseTcp::WhereFaster };
+    let bind = || Mesh::bind(&io, ip, credentials.clone()).expect("bind").on_machine(machine).using_tcp(tcp);
     let meshes: Vec<Mesh> = (0..SIZES_MAX).map(|_| bind()).collect();
     let addresses: Vec<String> = meshes.iter().map(|mesh| mesh.address().to_string()).collect();
     println!("{}", addresses.join(","));

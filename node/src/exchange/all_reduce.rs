@@ -25,7 +25,7 @@ use super::lane_sum::LaneSums;
 use super::link::{Counters, Link};
 use super::memory::{Line, Memory};
 use super::mesh::Pair;
-use super::operation::{Given, Operation, Unexpected};
+use super::operation::{Contribution, Operation, Unexpected};
 use super::plan::Plan;
 
 /// What is summed: equal on every rank, or frames are refused.
@@ -122,7 +122,7 @@ impl Exchange {
         let mut links: Vec<Option<Link>> = ranks.iter().map(|_| None).collect();
         let (mut tasks, mut writing) = (Vec::new(), Vec::new());
         for (position, pair) in pairs {
-            let pair = (pair, position, plan.given_by(position).len());
+            let pair = (pair, position, plan.heard_from(position).len());
             let (link, [writes, reads]) = Link::start(io, pair, term, &counters, &driver);
             links[position as usize] = Some(link);
             writing.push(writes);
@@ -191,7 +191,7 @@ impl Exchange {
                 Err(error) => Err(self.failed.insert(error).clone()),
             };
         }
-        self.sum(step, Given { partials: sums.freeze(), replica, differs: false })
+        self.sum(step, Contribution { partials: sums.freeze(), replica, differs: false })
     }
 
     /// Sums for the lanes of this rank's place, made where the exchange needs them.
@@ -245,11 +245,14 @@ impl Exchange {
         let Some(sum) = host.take_sum(operation, aborted) else {
             return Err(abort.check().expect_err("X8: the wait ends with a buffer, or with a reason that stays"));
         };
-        let given = Given { partials: host.partials(), replica, differs };
+        let given = Contribution { partials: host.partials(), replica, differs };
         driver.send(Input::Begin { step, given, sum }).map_err(|_| ExchangeError::EndpointClosed)?;
         if !differs {
             let give = |to, index, sums| driver.send(Input::Give { to, index, sums }).is_ok();
-            host.fold_for_others(aborted, give);
+            if !host.fold_for_others(aborted, give) {
+                abort.check()?;
+                return Err(ExchangeError::EndpointClosed);
+            }
         }
         let sum = self.wait()?;
         self.host().put_sum(operation, sum);
@@ -294,10 +297,10 @@ impl Exchange {
     pub fn observe(&mut self, step: Step) -> Result<&[f32], ExchangeError> {
         assert!(self.place.is_observer(), "X6: a rank with lanes gives them");
         self.check_open(step)?;
-        self.sum(step, Given::default())
+        self.sum(step, Contribution::default())
     }
 
-    fn sum(&mut self, step: Step, given: Given) -> Result<&[f32], ExchangeError> {
+    fn sum(&mut self, step: Step, given: Contribution) -> Result<&[f32], ExchangeError> {
         self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
         // An observer that takes no more sums holds their memory until another generation begins without it.
         let Some(sum) = self.sums.take_unless(|| self.abort.is_set()) else {

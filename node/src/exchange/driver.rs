@@ -16,13 +16,13 @@ use super::error::ExchangeError;
 use super::frame::Frame;
 use super::link::Link;
 use super::memory::Memory;
-use super::operation::{Given, Operation, Outgoing};
+use super::operation::{Contribution, Operation, Outgoing};
 
 /// What happens, in the order in which each sender says it.
 #[derive(Debug)]
 pub enum Input {
     /// From the caller: sum this step. Answered by `Complete` or `Failed`.
-    Begin { step: Step, given: Given, sum: Buffer },
+    Begin { step: Step, given: Contribution, sum: Buffer },
     /// From the caller: the host's sums of one piece of the values that `to` owns.
     Give { to: u32, index: usize, sums: Vec<Bytes> },
     /// From a link.
@@ -57,8 +57,9 @@ pub struct Outlet {
 impl Outlet {
     /// Nobody listens any more once the exchange is dropped.
     pub fn tell(&self, output: Output) {
+        let is_awaited_there = matches!(output, Output::Gone { .. } | Output::Aborted);
         let _ = self.outputs.send(output);
-        self.memory.iter().for_each(|memory| memory.ring());
+        self.memory.iter().filter(|_| is_awaited_there).for_each(|memory| memory.ring());
     }
 }
 
@@ -106,12 +107,17 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, step: Step, given: Given, sum: Buffer) -> Result<(), ExchangeError> {
+    fn begin(&mut self, step: Step, given: Contribution, sum: Buffer) -> Result<(), ExchangeError> {
         self.operation.begin(step, given, sum, &mut sender(&self.links));
         for (from, frame) in std::mem::take(&mut self.early) {
             self.receive(from, frame)?;
         }
         self.check_alike()?;
+        self.check_owed()
+    }
+
+    /// Nobody who is gone owes anything.
+    fn check_owed(&self) -> Result<(), ExchangeError> {
         let missed = self.gone.iter().find(|(position, _)| self.operation.is_owed_by(**position));
         missed.map_or(Ok(()), |(_, why)| Err(why.clone()))
     }
@@ -129,10 +135,17 @@ impl Driver {
 
     fn check_alike(&self) -> Result<(), ExchangeError> {
         match self.operation.differing() {
+            // Somebody is broken: nobody is to be voted out for it.
+            Some(replicas) if replicas.windows(2).all(|pair| pair[0] == pair[1]) => {
+                let peer = self.peers[self.operation.told_by().unwrap_or(0) as usize];
+                Err(ExchangeError::State { peer, problem: "it said that replicas differ, and they do not".into() })
+            }
             Some(replicas) => {
                 let replicas = self.peers.iter().copied().zip(replicas).collect();
                 Err(ExchangeError::Differ { step: self.operation.step(), replicas })
             }
+            // Whoever is gone will not say what it has.
+            None if self.operation.differs() => self.check_owed(),
             None => Ok(()),
         }
     }

@@ -4,14 +4,14 @@
 //! X10: when it is done, every member has done the same steps, or applies the one sum that it was handed, or waits for the state: it became a
 //! member with sums of others still on their way, and a failure ended their generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use stoke_protocol::ids::{Step, Term};
-use stoke_protocol::message::peer::{Machine, Part, Restores, ShardSet, Sharing, Standing, TensorHeader};
+use stoke_protocol::message::peer::{Machine, Part, Restores, ShardSet, Sharing, Standing, TensorHeader, Way};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
 use tokio::time::Instant;
@@ -123,7 +123,7 @@ impl Standings {
         match shared {
             Ok(memory) => Some(memory),
             Err(error) => {
-                tracing::info!(position = place.position, %error, "no memory is shared: the exchange goes over the network");
+                tracing::warn!(position = place.position, %error, "this rank shares no memory with those of its machine");
                 None
             }
         }
@@ -153,14 +153,17 @@ impl Mesh {
             files: None,
             machine: self.may_share(place),
             door: open.as_ref().map(|open| open.door),
+            tcp: self.tcp().port(),
         };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |(position, peer): (u32, Member)| async move {
             Ok::<_, ExchangeError>((position, self.meet(&peer, standing, deadline).await?))
         };
-        let mut pairs = try_join_all(others.into_iter().map(meet)).await?;
+        let mut pairs = try_join_all(others.iter().copied().map(meet)).await?;
         let standings = self.standings((place, standing), &pairs)?;
         let (plan, memory) = self.share((term, place, shape), &standings, open, &mut pairs).await?;
+        let ways = others.iter().zip(&mut pairs).map(|((_, member), pair)| self.choose_way(term, &plan, member, pair));
+        try_join_all(ways).await?;
         let catch_up = if standings.lacks_sum(place.position) {
             Some(self.take_over(term, &standings, shape, &mut pairs).await?)
         } else {
@@ -178,7 +181,7 @@ impl Mesh {
         Ok(Formed { exchange, step, catch_up, lacking, gives, readers })
     }
 
-    /// What each host does in memory and what goes from host to host, and the memory of this one. Everybody comes to the same (V1).
+    /// What each host does in memory and what goes from host to host, and the memory of this one. Everybody comes to the same plan (V1).
     async fn share(
         &self,
         (term, place, shape): (Term, Place, Shape),
@@ -189,20 +192,62 @@ impl Mesh {
         let Place { world, observers, position } = place;
         let plan_of = |hosts: &Hosts| Plan::new(shape.values, shape.lanes, (world, observers), position, hosts);
         let (hosts, alone) = (standings.hosts(), Hosts::alone(world));
-        if hosts == alone {
+        let plan = plan_of(&hosts);
+        // With so few values some would have nothing to wait for, and not be there when others find that replicas differ (X12).
+        if hosts == alone || plan.is_spread() && plan.has_empty_chunk() {
             return Ok((plan_of(&alone), None));
         }
-        let plan = plan_of(&hosts);
-        let is_alone = plan.host().len() == 1;
-        let memory = if is_alone { None } else { standings.share(place, open, &plan).await };
-        let mut all_share = is_alone || memory.is_some();
-        // On one machine the first has said so to all.
-        if plan.is_spread() {
-            let own = Sharing { term, shares: all_share };
-            let told = try_join_all(pairs.iter_mut().map(|(_, pair)| tell_sharing(pair, own))).await?;
-            all_share &= told.into_iter().all(|shares| shares);
+        let memory = if plan.host().len() == 1 { None } else { standings.share(place, open, &plan).await };
+        let own = Sharing { term, shares: plan.host().len() == 1 || memory.is_some() };
+        let told = pairs
+            .iter_mut()
+            .map(|(position, pair)| async move { Ok::<_, ExchangeError>((*position, tell_sharing(pair, own).await?)) });
+        let told = try_join_all(told).await?.into_iter().chain([(position, own.shares)]);
+        let lacking: BTreeSet<u32> = told.filter_map(|(rank, shares)| (!shares).then_some(rank)).collect();
+        if lacking.is_empty() {
+            return Ok((plan, memory.map(Arc::new)));
         }
-        Ok(if all_share { (plan, memory.map(Arc::new)) } else { (plan_of(&alone), None) })
+        tracing::warn!(own = %self.own(), ?lacking, "ranks of one machine share no memory: their values go over the network");
+        let plan = plan_of(&hosts.without(|rank| lacking.contains(&rank)));
+        let shares = plan.host().len() > 1;
+        Ok((plan, memory.filter(|_| shares).map(Arc::new)))
+    }
+
+    /// How the values of a generation go to a peer and come from it (M4).
+    async fn choose_way(
+        &self,
+        term: Term,
+        plan: &Plan,
+        member: &Member,
+        (position, pair): &mut (u32, Pair),
+    ) -> Result<(), ExchangeError> {
+        // Ranks that join only listen, and not for long.
+        let speaks = plan.is_told_by(*position) || !plan.heard_from(*position).is_empty();
+        let (Some(port), Some(_)) = (pair.standing.tcp.filter(|_| speaks && plan.rank < plan.world), self.tcp().port())
+        else {
+            return Ok(());
+        };
+        let peer = pair.peer;
+        let chosen = async {
+            if self.own() < peer {
+                let dialled = self.tcp().dial(member, port, term).await;
+                let has_connected = dialled.is_some();
+                pair.sender.write_header(&Way { term, tcp: has_connected }).await?;
+                Ok((dialled, has_connected && hear_way(pair, term).await?))
+            } else if hear_way(pair, term).await? {
+                let come = self.tcp().take(peer, term).await;
+                let come =
+                    come.inspect_err(|error| tracing::warn!(own = %self.own(), %peer, %error, "values go by QUIC"));
+                let has_come = come.is_ok();
+                pair.sender.write_header(&Way { term, tcp: has_come }).await?;
+                Ok((come.ok(), has_come))
+            } else {
+                Ok((None, false))
+            }
+        };
+        let (tcp, agreed) = chosen.await.map_err(|error| lost(peer, error))?;
+        pair.tcp = tcp.filter(|_| agreed);
+        Ok(())
     }
 
     /// The machine of this rank, where its generation may exchange through memory. Ranks that join have not the time of the members.
@@ -307,6 +352,12 @@ async fn tell_sharing(pair: &mut Pair, own: Sharing) -> Result<bool, ExchangeErr
         Some(theirs) if theirs.term == own.term => Ok(theirs.shares),
         _ => Err(ExchangeError::State { peer, problem: "expected whether it shares memory".into() }),
     }
+}
+
+/// What a peer says of a connection by TCP.
+async fn hear_way(pair: &mut Pair, term: Term) -> Result<bool, TransportError> {
+    let way = pair.receiver.read_header::<Way>().await?;
+    way.filter(|way| way.term == term).map(|way| way.tcp).ok_or(TransportError::Ended)
 }
 
 fn pieces(values: usize) -> impl Iterator<Item = Range<usize>> {

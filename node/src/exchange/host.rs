@@ -29,7 +29,7 @@ pub struct Host {
     /// Of this rank's chunk, where there is no other host.
     chunk: Folder,
     /// Of what the host gives to others.
-    given: Vec<Folder>,
+    for_others: Vec<Folder>,
     /// For those sums.
     spare: Pool,
     /// The sums in memory, in which this rank writes what it adds and what it is told; none that an operation has.
@@ -40,15 +40,16 @@ impl Host {
     pub fn new(memory: Arc<Memory>, plan: Plan, ranks: Vec<RankId>) -> Self {
         let leaves: Vec<_> = plan.own_leaves().collect();
         let folder = |subtree, leaves: &[_]| Folder::new(lanes::fold(subtree, leaves));
-        let given = plan.given.iter().map(|(subtree, range)| folder(*subtree, &leaves[range.clone()])).collect();
+        let for_others =
+            plan.host_sums.iter().map(|(subtree, range)| folder(*subtree, &leaves[range.clone()])).collect();
         let spoken: usize = plan.owners().map(|owner| plan.chunk(owner).len()).sum();
         Self {
             ranks,
             operations: 0,
             chunk: Folder::new(plan.fold.clone()),
-            given,
+            for_others,
             // One is made while the last may wait for acknowledgements.
-            spare: Pool::new(spoken * plan.given.len(), 2),
+            spare: Pool::new(spoken * plan.host_sums.len(), 2),
             sums: std::array::from_fn(|index| Some(Buffer::sum(&memory, index as u64))),
             memory,
             plan,
@@ -123,10 +124,14 @@ impl Host {
     }
 
     /// Adds the host's sums of the values of each owner with whom this rank speaks, piece by piece, and gives each away as it is there: the owner's
-    /// place, the number of the piece, and the sums of the plan's `given`. Stops when nobody takes them, or when it is given up.
-    pub fn fold_for_others(&mut self, gives_up: impl Fn() -> bool, give: impl Fn(u32, usize, Vec<Bytes>) -> bool) {
-        let Self { memory, plan, given: folders, spare, .. } = self;
-        let Some(mut out) = spare.take_unless(gives_up) else { return };
+    /// place, the number of the piece, and the sums of the plan's `host_sums`. False: it was given up, or nobody took one.
+    pub fn fold_for_others(
+        &mut self,
+        gives_up: impl Fn() -> bool,
+        give: impl Fn(u32, usize, Vec<Bytes>) -> bool,
+    ) -> bool {
+        let Self { memory, plan, for_others: folders, spare, .. } = self;
+        let Some(mut out) = spare.take_unless(&gives_up) else { return false };
         let owners: Vec<(u32, usize)> = plan.owners().map(|owner| (owner, plan.pieces(owner))).collect();
         let most = owners.iter().map(|(_, pieces)| *pieces).max().unwrap_or(0);
         let mut next = 0;
@@ -134,7 +139,7 @@ impl Host {
             for (owner, _) in owners.iter().filter(|(_, pieces)| index < *pieces) {
                 let piece = plan.piece(*owner, index);
                 let mut sums = Vec::with_capacity(folders.len());
-                for (folder, (_, leaves)) in folders.iter_mut().zip(&plan.given) {
+                for (folder, (_, leaves)) in folders.iter_mut().zip(&plan.host_sums) {
                     let partial = |leaf| Cursor::of(as_bytes(&memory.partial(leaf)[piece.clone()]));
                     let mut partials: Vec<Cursor<'_>> = leaves.clone().map(partial).collect();
                     let range = next..next + piece.len();
@@ -142,11 +147,12 @@ impl Host {
                     folder.fold(&mut partials, out.write(range.clone()));
                     sums.push(out.freeze(range));
                 }
-                if !give(*owner, index, sums) {
-                    return;
+                if gives_up() || !give(*owner, index, sums) {
+                    return false;
                 }
             }
         }
         spare.put(out);
+        true
     }
 }

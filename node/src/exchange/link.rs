@@ -2,18 +2,21 @@
 //! receive window; never adds a number and never blocks.
 //!
 //! L4: a frame of another term ends the link before any of its values are read.
-//! L5: at most `window` frames of a peer are held; a peer further ahead is not read, and QUIC holds it back.
+//! L5: at most `window` frames of a peer are held; a peer further ahead is not read, and QUIC or TCP holds it back.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use stoke_protocol::ids::Term;
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::RankId;
-use stoke_protocol::transport::{BulkReceiver, BulkSender, Io, TransportError};
+use stoke_protocol::transport::{BulkReceiver, Io, TransportError};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::driver::Input;
 use super::error::ExchangeError;
@@ -22,10 +25,14 @@ use super::mesh::Pair;
 use super::operation::Outgoing;
 use super::plan::PIECE_VALUES_MAX;
 use super::sum::VALUE_BYTES;
+use super::wire::{Chunks, Receiver, Sender};
 
 /// Frames of a peer that may be held besides two for each of its subtrees: with pieces of 256 KiB, 4 MiB. Fewer leave the network idle
 /// while a fold waits for the slowest peer.
 const WINDOW_FRAMES: usize = 16;
+
+/// From the unclean end of a connection by TCP until the mesh's must have said why.
+const VERDICT_MAX: Duration = Duration::from_secs(1);
 
 /// Counts of one exchange.
 #[derive(Debug, Default)]
@@ -65,13 +72,17 @@ impl Link {
         counters: &Arc<Counters>,
         inputs: &UnboundedSender<Input>,
     ) -> (Self, [AbortHandle; 2]) {
-        let Pair { peer, sender, receiver, .. } = pair;
+        let Pair { peer, sender, receiver, tcp, .. } = pair;
+        let (sender, receiver, mesh) = match tcp {
+            None => (Sender::Quic(sender), Receiver::Quic(receiver), None),
+            Some(tcp) => (Sender::Tcp(tcp.sender, sender), Receiver::Tcp(tcp.receiver), Some(receiver)),
+        };
         let side = Side { peer, position, term, counters: counters.clone(), inputs: inputs.clone() };
         let window = Arc::new(Semaphore::new(WINDOW_FRAMES + 2 * subtrees));
         let (partials, partials_out) = unbounded_channel();
         let (sums, sums_out) = unbounded_channel();
         let send = io.spawn(side.clone().send(sender, sums_out, partials_out));
-        let receive = io.spawn(side.receive(receiver, window));
+        let receive = io.spawn(side.receive(receiver, mesh, window));
         (Self { partials, sums }, [send.abort_handle(), receive.abort_handle()])
     }
 
@@ -87,7 +98,7 @@ impl Link {
 impl Side {
     async fn send(
         self,
-        mut stream: BulkSender,
+        mut stream: Sender,
         mut sums: UnboundedReceiver<Outgoing>,
         mut partials: UnboundedReceiver<Outgoing>,
     ) {
@@ -98,36 +109,49 @@ impl Side {
                     biased;
                     Some(out) = sums.recv() => out,
                     Some(out) = partials.recv() => out,
-                    else => return stream.finish(),
+                    else => return stream.finish().await,
                 };
                 self.counters.sent_bytes.fetch_add(out.values.len() as u64, Ordering::Relaxed);
-                stream.write_header(&out.header).await?;
-                stream.write_chunk(out.values).await?;
+                stream.write(&out.header, out.values).await?;
             }
         };
-        if let Err(error) = written.await {
-            self.lost(error);
+        match written.await {
+            // Why is known where the peer's word of it comes from.
+            Err(TransportError::Tcp(_)) | Ok(()) => {}
+            Err(error) => self.lost(error),
         }
     }
 
-    async fn receive(self, mut stream: BulkReceiver, window: Arc<Semaphore>) {
-        let read = async {
-            while let Some(header) = stream.read_header::<TensorHeader>().await? {
-                if let Some(refused) = self.refusal(&header) {
-                    return Ok(Some(refused));
-                }
-                let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
-                let values = read_values(&mut stream, header.count as usize * VALUE_BYTES).await?;
-                self.counters.received_bytes.fetch_add(u64::from(header.count) * VALUE_BYTES as u64, Ordering::Relaxed);
-                self.tell(Input::Frame { from: self.position, frame: Frame { header, values, _place: Some(place) } });
-            }
-            Ok(None)
+    /// `mesh`: the peer's stream there, if the values come by TCP. It carries none, and says what became of the peer.
+    async fn receive(self, mut stream: Receiver, mesh: Option<BulkReceiver>, window: Arc<Semaphore>) {
+        let read = self.read(&mut stream, window);
+        let read = match mesh {
+            None => read.await,
+            Some(mesh) => beside(read, mesh).await,
         };
-        match read.await {
+        match read {
             Ok(None) => self.gone(ExchangeError::PeerLeft { peer: self.peer }),
             Ok(Some(refused)) => self.gone(refused),
             Err(error) => self.lost(error),
         }
+    }
+
+    /// Until the peer's clean end, or a frame that is refused.
+    async fn read(
+        &self,
+        stream: &mut Receiver,
+        window: Arc<Semaphore>,
+    ) -> Result<Option<ExchangeError>, TransportError> {
+        while let Some(header) = stream.read_header().await? {
+            if let Some(refused) = self.refusal(&header) {
+                return Ok(Some(refused));
+            }
+            let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
+            let values = read_values(stream, header.count as usize * VALUE_BYTES).await?;
+            self.counters.received_bytes.fetch_add(u64::from(header.count) * VALUE_BYTES as u64, Ordering::Relaxed);
+            self.tell(Input::Frame { from: self.position, frame: Frame { header, values, _place: Some(place) } });
+        }
+        Ok(None)
     }
 
     /// L4.
@@ -160,7 +184,38 @@ impl Side {
     }
 }
 
-pub(super) async fn read_values(stream: &mut BulkReceiver, mut missing: usize) -> Result<Rope, TransportError> {
+/// What is read by TCP, unless the peer's stream of the mesh says sooner, or better, what became of the peer. Its clean end says nothing: values may
+/// still be on their way.
+async fn beside<T>(
+    read: impl Future<Output = Result<T, TransportError>>,
+    mut mesh: BulkReceiver,
+) -> Result<T, TransportError> {
+    let watch = async {
+        match mesh.read_chunk(1).await {
+            Err(TransportError::Truncated) => None,
+            Err(error) => Some(error),
+            Ok(_) => Some(TransportError::Ended),
+        }
+    };
+    let (mut read, mut watch) = (pin!(read), pin!(watch));
+    let mut watched = None;
+    loop {
+        tokio::select! {
+            biased;
+            read = &mut read => return match (read, watched) {
+                (Ok(read), _) => Ok(read),
+                (Err(error), Some(())) => Err(error),
+                (Err(error), None) => Err(timeout(VERDICT_MAX, watch).await.ok().flatten().unwrap_or(error)),
+            },
+            error = &mut watch, if watched.is_none() => match error {
+                Some(error) => return Err(error),
+                None => watched = Some(()),
+            },
+        }
+    }
+}
+
+pub(super) async fn read_values(stream: &mut impl Chunks, mut missing: usize) -> Result<Rope, TransportError> {
     let mut values = Rope::default();
     while missing > 0 {
         let chunk = stream.read_chunk(missing).await?;

@@ -1,8 +1,7 @@
 //! Which ranks are on one machine, and how the first of them hands the others memory to exchange through. Owns the door by which it does so: an
 //! abstract socket with a random name, opened by a cookie that went to the others over their own connections.
 //!
-//! V1: either all ranks of a machine have the memory, or none uses it: the first gives the word when all have mapped it. Where there are more machines
-//! and one of them has none, none of them uses it.
+//! V1: either all ranks of a machine have the memory, or none uses it: each tells all members of the generation whether it does (`Sharing`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -24,9 +23,9 @@ use tokio::time::timeout;
 
 use super::memory::{Layout, Memory};
 
-/// From the first rank's word that it has memory until all others have mapped it. Those of a machine take milliseconds.
+/// From where the first rank has met all others until those of its machine, who have to meet all too, have mapped the memory.
 const MAP_MAX: Duration = Duration::from_secs(5);
-/// The word of a rank that has mapped it, and of the first that all have.
+/// The word of a rank that has mapped it; beside the file descriptor, nothing.
 const MAPPED: u8 = 1;
 
 /// The machine of this process, as far as memory can be handed from process to process: one boot, one network namespace (of which abstract
@@ -59,19 +58,14 @@ impl Open {
         Ok(Self { listener: UnixListener::from_std(listener)?, door })
     }
 
-    /// Makes memory and gives it to so many others. An error: it is nobody's (V1).
+    /// Makes memory and gives it to so many others.
     pub async fn give(self, layout: Layout, others: usize) -> io::Result<Memory> {
         let (memory, fd) = Memory::make(layout)?;
         let given = async {
-            let mut mapped = Vec::new();
-            while mapped.len() < others {
+            let mut mapped = 0;
+            while mapped < others {
                 let (stream, _) = self.listener.accept().await?;
-                if let Some(stream) = self.hand(stream, &fd).await {
-                    mapped.push(stream);
-                }
-            }
-            for stream in &mut mapped {
-                stream.write_all(&[MAPPED]).await?;
+                mapped += usize::from(self.hand(stream, &fd).await.is_some());
             }
             Ok(())
         };
@@ -80,7 +74,7 @@ impl Open {
     }
 
     /// None: whoever came is no rank of the generation, or could not map it; then it will be missed.
-    async fn hand(&self, mut stream: UnixStream, fd: &OwnedFd) -> Option<UnixStream> {
+    async fn hand(&self, mut stream: UnixStream, fd: &OwnedFd) -> Option<()> {
         let mut cookie = [0; 16];
         stream.read_exact(&mut cookie).await.ok()?;
         // Compared as hashes: in constant time.
@@ -88,11 +82,11 @@ impl Open {
             return None;
         }
         stream.async_io(Interest::WRITABLE, || send(&stream, fd)).await.ok()?;
-        (stream.read_u8().await.ok()? == MAPPED).then_some(stream)
+        (stream.read_u8().await.ok()? == MAPPED).then_some(())
     }
 }
 
-/// The memory that the rank behind this door has made. An error: it is nobody's (V1). Waits for as long as that rank does.
+/// The memory that the rank behind this door has made.
 pub async fn take(door: &Door, layout: Layout) -> io::Result<Memory> {
     let stream = std::os::unix::net::UnixStream::connect_addr(&address(door)?)?;
     stream.set_nonblocking(true)?;
@@ -101,10 +95,7 @@ pub async fn take(door: &Door, layout: Layout) -> io::Result<Memory> {
     let fd = stream.async_io(Interest::READABLE, || receive(&stream)).await?;
     let memory = Memory::map(fd, layout)?;
     stream.write_u8(MAPPED).await?;
-    match stream.read_u8().await? {
-        MAPPED => Ok(memory),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+    Ok(memory)
 }
 
 fn address(door: &Door) -> io::Result<SocketAddr> {

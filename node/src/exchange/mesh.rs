@@ -16,7 +16,7 @@ use stoke_protocol::message::peer::{Machine, Opening, Proposal, Standing};
 use stoke_protocol::message::rank::{Member, RankId};
 use stoke_protocol::spec::RANKS_MAX;
 use stoke_protocol::transport::{
-    Accepted, BulkReceiver, BulkSender, CloseCode, Connection, Endpoint, Io, Settings, TransportError,
+    Accepted, BulkReceiver, BulkSender, BulkTcp, CloseCode, Connection, Endpoint, Io, Settings, TransportError,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::ExchangeError;
 use super::link::Counters;
 use super::machine;
+use super::tcp::{Tcp, UseTcp};
 
 /// From a membership to its mesh. A rank that is slower than this to answer its first packet is broken; the coordinator replaces it.
 pub const CONNECT_MAX: Duration = Duration::from_secs(30);
@@ -44,6 +45,7 @@ pub struct Mesh {
     address: SocketAddr,
     accepting: AbortHandle,
     machine: Option<Machine>,
+    tcp: Tcp,
 }
 
 struct Shared {
@@ -90,6 +92,8 @@ pub struct Pair {
     pub standing: Standing,
     pub sender: BulkSender,
     pub receiver: BulkReceiver,
+    /// For the values of the generation, if they do not go by the two.
+    pub tcp: Option<BulkTcp>,
 }
 
 impl Mesh {
@@ -99,15 +103,16 @@ impl Mesh {
         let Subject::Rank { job, generation, rank } = credentials.identity().subject else {
             return Err(ExchangeError::NotARank { found: credentials.identity().to_string() });
         };
-        let endpoint =
-            Endpoint::server(io, SocketAddr::new(ip, 0), Settings::bulk(), credentials).map_err(bind_error)?;
-        let address = endpoint.local_addr().map_err(bind_error)?;
         let own = RankId { job, generation, rank };
+        let bind = SocketAddr::new(ip, 0);
+        let endpoint = Endpoint::server(io, bind, Settings::bulk(), credentials.clone()).map_err(bind_error)?;
+        let address = endpoint.local_addr().map_err(bind_error)?;
+        let tcp = Tcp::new(io, own, address, credentials);
         let (known, changed) = (Mutex::default(), Notify::new());
         let (counters, door) = (Arc::default(), Mutex::default());
         let shared = Arc::new(Shared { endpoint, own, counters, known, changed, door });
         let accepting = shared.endpoint.io().spawn(shared.clone().accept()).abort_handle();
-        Ok(Self { shared, address, accepting, machine: machine::here() })
+        Ok(Self { shared, address, accepting, machine: machine::here(), tcp })
     }
 
     /// Shares memory with ranks that name the same machine, in the place of the one that it is on; with none, the exchange goes over the network.
@@ -115,6 +120,17 @@ impl Mesh {
         let mut mesh = self;
         mesh.machine = machine;
         mesh
+    }
+
+    /// When values go by TCP, in the place of where it is faster.
+    pub fn using_tcp(self, choice: UseTcp) -> Self {
+        let mut mesh = self;
+        mesh.tcp.choose(choice);
+        mesh
+    }
+
+    pub(super) fn tcp(&self) -> &Tcp {
+        &self.tcp
     }
 
     pub(super) fn machine(&self) -> Option<Machine> {
@@ -178,7 +194,7 @@ impl Mesh {
             let met = self.shared.open(peer, &connection, standing);
             match timeout_at(deadline, met).await {
                 Ok(Ok((sender, standing, receiver))) => {
-                    return Ok(Pair { peer: peer.id, standing, sender, receiver });
+                    return Ok(Pair { peer: peer.id, standing, sender, receiver, tcp: None });
                 }
                 Ok(Err(error)) => tracing::debug!(own = %self.own(), peer = %peer.id, %error, "peer not met yet"),
                 Err(_) => return Err(ExchangeError::Absent { peer: peer.id, own: self.address, within: CONNECT_MAX }),

@@ -18,8 +18,10 @@ mod plan;
 pub mod quorum;
 mod state_transfer;
 mod sum;
+mod tcp;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 pub use all_reduce::{AbortHandle, Exchange, ExchangeStats, Place, Shape};
 pub use error::ExchangeError;
@@ -27,3 +29,4 @@ pub use form::{Formed, Readers, State};
 pub use lane_sum::{LaneSums, Partial};
 pub use mesh::{CONNECT_MAX, Mesh, Pair};
 pub use state_transfer::{Received, Shard, StateOf};
+pub use tcp::UseTcp;

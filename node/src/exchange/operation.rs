@@ -1,13 +1,13 @@
 //! One all-reduce after the other at one rank, without sockets: what to send at the start, what to do with each received frame, when it is
 //! complete. Owns the order of things (partials in, sums out, sums in) and checks every frame against the plan; never waits.
 //!
-//! State of a piece of the own chunk: partials missing → folded (its sum frozen and sent to all). Pieces are folded in order.
+//! State of a piece of the own chunk: partials missing → folded (its sum frozen and sent to who listens). Pieces are folded in order.
 //!
 //! X7: a frame that the plan does not foresee at this point of its sender's stream is refused; nothing of it is used.
 //! X8: the sum is complete when all pieces of the own chunk are folded and all sums of the others are copied.
 //! X12 (I19): partial sums that were computed from different parameters are never added. Every owner of values gets partials of all hosts, so
-//! where replicas differ no value's sum is complete, at any rank. Whoever finds it tells all others what it has itself, and they do: everybody
-//! comes to know everybody's.
+//! where replicas differ no value's sum is complete, at any rank. Whoever finds it tells all others what it has itself, and they do: whoever leaves
+//! first for it knows everybody's.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -24,7 +24,7 @@ use super::sum::VALUE_BYTES;
 
 /// What a rank gives to a step.
 #[derive(Debug, Default)]
-pub struct Given {
+pub struct Contribution {
     /// The sums of the lanes of its host's ranks, whole vectors left to right.
     pub partials: Vec<Bytes>,
     /// The parameters that they come from, if these are to be compared.
@@ -111,8 +111,8 @@ impl Operation {
 
     /// Begins the sum of a step; `sum` takes the result. Sends what can go out at once: all that a rank by itself gives. What ranks that share memory
     /// give goes out as it is folded, by [`Operation::give`].
-    pub fn begin(&mut self, step: Step, given: Given, sum: Buffer, send: &mut dyn FnMut(Outgoing)) {
-        let Given { partials, replica, differs } = given;
+    pub fn begin(&mut self, step: Step, given: Contribution, sum: Buffer, send: &mut dyn FnMut(Outgoing)) {
+        let Contribution { partials, replica, differs } = given;
         assert!(self.sum.is_none() && self.open.is_empty(), "X8: one operation at a time");
         assert_eq!(partials.len(), self.plan.own_leaves().count(), "X6: a partial sum for each subtree of the host");
         (self.step, self.replica, self.differs) = (step, replica, false);
@@ -127,10 +127,10 @@ impl Operation {
         self.fold_ready(send);
     }
 
-    /// Sends the host's sums of one piece of an owner's chunk: one for each of the plan's `given`. Pieces go in order.
+    /// Sends the host's sums of one piece of an owner's chunk: one for each of the plan's `host_sums`. Pieces go in order.
     pub fn give(&self, to: u32, index: usize, sums: Vec<Bytes>, send: &mut dyn FnMut(Outgoing)) {
         let piece = self.plan.piece(to, index);
-        for ((subtree, _), values) in self.plan.given.iter().zip(sums) {
+        for ((subtree, _), values) in self.plan.host_sums.iter().zip(sums) {
             send(Outgoing { to, header: self.header(Part::Partial(*subtree), &piece), values });
         }
     }
@@ -174,11 +174,21 @@ impl Operation {
 
     /// The sum, once it is complete (X8). Ends the operation.
     pub fn take_complete(&mut self) -> Option<Buffer> {
-        if self.sums_missing > 0 || self.folded < self.plan.pieces(self.plan.rank) {
+        if self.differs || self.sums_missing > 0 || self.folded < self.plan.pieces(self.plan.rank) {
             return None;
         }
         self.partials.clear();
         self.sum.take()
+    }
+
+    /// Whether some member's parameters are not another's (X12), as far as is known.
+    pub fn differs(&self) -> bool {
+        self.differs
+    }
+
+    /// The first to say so though it had nothing to add.
+    pub fn told_by(&self) -> Option<u32> {
+        (0..).zip(&self.peers).find_map(|(place, peer)| peer.is_told.then_some(place))
     }
 
     /// The members' parameters by place, if they are not the same (X12) and all have told of theirs.
@@ -196,7 +206,7 @@ impl Operation {
     /// Whether frames of `peer` are still missing.
     pub fn is_owed_by(&self, peer: u32) -> bool {
         let Some(received) = self.peers.get(peer as usize) else { return false };
-        let partials = self.plan.pieces(self.plan.rank) * self.plan.given_by(peer).len();
+        let partials = self.plan.pieces(self.plan.rank) * self.plan.heard_from(peer).len();
         let sums = if self.plan.is_told_by(peer) { self.plan.pieces(peer) } else { 0 };
         received.partials < partials || received.sums < sums || self.differs && received.replica.is_none()
     }
@@ -225,7 +235,7 @@ impl Operation {
     }
 
     fn is_next_partial(&self, from: u32, header: &TensorHeader) -> bool {
-        let leaves = self.plan.given_by(from);
+        let leaves = self.plan.heard_from(from);
         if leaves.is_empty() {
             return false;
         }
@@ -254,7 +264,7 @@ impl Operation {
         if frame.header.replica != self.replica {
             self.differ(send);
         }
-        let leaves = self.plan.given_by(from);
+        let leaves = self.plan.heard_from(from);
         // A piece is folded only when this peer's partials for it are there, so the index is not behind.
         let place = count / leaves.len() - self.folded;
         while self.open.len() <= place {
@@ -280,7 +290,7 @@ impl Operation {
         OpenPiece { leaves: (0..leaves).map(|_| None).collect(), missing: leaves - self.partials.len() }
     }
 
-    /// Folds every piece that lacks nothing and sends its sum to all.
+    /// Folds every piece that lacks nothing and sends its sum to who listens.
     fn fold_ready(&mut self, send: &mut dyn FnMut(Outgoing)) {
         // Nobody else gives partials to the only host that has lanes.
         while !self.plan.is_spread() && self.folded + self.open.len() < self.plan.pieces(self.plan.rank) {
@@ -386,7 +396,7 @@ mod tests {
             let mut sum = side.sum.take().expect("the last operation is complete");
             assert!(sum.thaw(), "the last operation's frames are all gone");
             let mut send = |out: Outgoing| links[from * world + out.to as usize].push_back(out);
-            side.operation.begin(step, Given { partials, ..Given::default() }, sum, &mut send);
+            side.operation.begin(step, Contribution { partials, ..Contribution::default() }, sum, &mut send);
         }
         loop {
             let busy: Vec<usize> = (0..links.len()).filter(|link| !links[*link].is_empty()).collect();
@@ -444,7 +454,7 @@ mod tests {
             sums.push(0, &[1.0; 64]);
             let (partials, sum) = (side.sums.as_mut().unwrap().freeze(), side.sum.take().unwrap());
             let mut send = |out| frames.push((place, out));
-            let given = Given { partials, replica: Some(replicas[place as usize]), differs: false };
+            let given = Contribution { partials, replica: Some(replicas[place as usize]), differs: false };
             side.operation.begin(Step(5), given, sum, &mut send);
         }
         for (from, Outgoing { to, header, values }) in frames {
@@ -462,7 +472,7 @@ mod tests {
         let mut sums = sums.unwrap();
         sums.begin(0);
         sums.push(0, &[1.0; 64]);
-        let given = Given { partials: sums.freeze(), ..Given::default() };
+        let given = Contribution { partials: sums.freeze(), ..Contribution::default() };
         operation.begin(Step(5), given, sum.unwrap(), &mut |_| ());
         let good = TensorHeader {
             term: TERM,

@@ -23,7 +23,7 @@ pub const PIECE_VALUES_MAX: usize = 256 * 1024 / VALUE_BYTES;
 /// The smallest piece that is worth its header and its wake-ups.
 const PIECE_VALUES_MIN: usize = 64 * 1024 / VALUE_BYTES;
 
-/// Values that one fold may add, over all ranks: 8 MiB keep the network thread for about a millisecond. Large worlds have smaller pieces.
+/// Values that one fold may add, over all partial sums: 8 MiB keep the network thread for about a millisecond. Large worlds have smaller pieces.
 const FOLD_VALUES_MAX: usize = 8 * 1024 * 1024 / VALUE_BYTES;
 
 /// Pieces that a chunk should have at least, so that the first sums go out while the last partials still come in.
@@ -50,6 +50,20 @@ impl Hosts {
         }
         Self(hosts.into_iter().map(|(_, ranks)| ranks).collect())
     }
+
+    /// The same, but that ranks of a host where one lacks the memory are each by itself.
+    pub fn without(self, lacks: impl Fn(u32) -> bool) -> Self {
+        let mut hosts = Vec::new();
+        for ranks in self.0 {
+            if ranks.iter().any(|rank| lacks(*rank)) {
+                hosts.extend(ranks.into_iter().map(|rank| vec![rank]));
+            } else {
+                hosts.push(ranks);
+            }
+        }
+        hosts.sort_unstable();
+        Self(hosts)
+    }
 }
 
 /// The plan of one membership's operations.
@@ -67,11 +81,11 @@ pub struct Plan {
     /// What this rank folds to the sum of its chunk, left to right: the canonical subtrees of each rank of its own host, and those of each other host.
     pub leaves: Vec<Subtree>,
     /// For each host, the positions in `leaves` of what it gives.
-    given_by: Vec<Vec<usize>>,
+    leaves_of_host: Vec<Vec<usize>>,
     /// The fold of all leaves to the root.
     pub fold: Vec<Fold>,
-    /// What this rank's host gives to the others: its own canonical subtrees, each with the positions among `own_leaves` that it is folded from.
-    pub given: Vec<(Subtree, Range<usize>)>,
+    /// What this rank's host gives to the others, whoever of it: its own canonical subtrees, each with the positions among `own_leaves` that it is folded from.
+    pub host_sums: Vec<(Subtree, Range<usize>)>,
 }
 
 impl Plan {
@@ -91,26 +105,28 @@ impl Plan {
             leaves.extend(owned.into_iter().flat_map(|range| lanes::subtrees(range, lanes)).map(|leaf| (leaf, host)));
         }
         leaves.sort_unstable();
-        let mut given_by = vec![Vec::new(); hosts.len()];
-        leaves.iter().enumerate().for_each(|(position, (_, host))| given_by[*host].push(position));
+        let mut leaves_of_host = vec![Vec::new(); hosts.len()];
+        leaves.iter().enumerate().for_each(|(position, (_, host))| leaves_of_host[*host].push(position));
         let leaves: Vec<Subtree> = leaves.iter().map(|(leaf, _)| *leaf).collect();
-        let given = own.map_or_else(Vec::new, |host| {
+        let host_sums = own.map_or_else(Vec::new, |host| {
             let owned = joined(hosts[host].iter().map(|rank| lanes_of[*rank as usize].clone()));
             let subtrees = owned.into_iter().flat_map(|range| lanes::subtrees(range, lanes));
             let mut next = 0;
             let folded = subtrees.map(|subtree| {
                 let within = |position: &&usize| subtree.lanes().contains(&leaves[**position].start);
                 let first = next;
-                next += given_by[host][first..].iter().take_while(within).count();
+                next += leaves_of_host[host][first..].iter().take_while(within).count();
                 (subtree, first..next)
             });
             folded.collect()
         });
         let fold = lanes::fold(Subtree::root(lanes), &leaves);
-        let largest = (FOLD_VALUES_MAX / world as usize).clamp(PIECE_VALUES_MIN, PIECE_VALUES_MAX);
+        // About as many as a rank folds: equal on all ranks.
+        let partials = hosts.len() + hosts.iter().map(Vec::len).max().unwrap_or(0);
+        let largest = (FOLD_VALUES_MAX / partials).clamp(PIECE_VALUES_MIN, PIECE_VALUES_MAX);
         let piece = (values / world as usize / PIECES_MIN).clamp(PIECE_VALUES_MIN, largest);
         let piece = piece.next_multiple_of(ALIGNMENT_VALUES);
-        Self { values, lanes, world, observers, rank, piece, hosts, host_of, leaves, given_by, fold, given }
+        Self { values, lanes, world, observers, rank, piece, hosts, host_of, leaves, leaves_of_host, fold, host_sums }
     }
 
     /// The values whose sum `rank` computes; none for an observer.
@@ -135,6 +151,11 @@ impl Plan {
         self.host_of.get(self.rank as usize).map_or(&[], |host| &self.hosts[*host])
     }
 
+    /// Whether somebody owns no values: there are too few.
+    pub fn has_empty_chunk(&self) -> bool {
+        (0..self.world).any(|rank| self.chunk(rank).is_empty())
+    }
+
     /// Whether there are ranks that this one shares no memory with.
     pub fn is_spread(&self) -> bool {
         self.hosts.len() > 1
@@ -142,7 +163,7 @@ impl Plan {
 
     /// The subtrees of each rank of this host, left to right: its partial sums, in memory or its own.
     pub fn own_leaves(&self) -> impl Iterator<Item = Subtree> {
-        let own = self.host_of.get(self.rank as usize).map_or(&[][..], |host| &self.given_by[*host]);
+        let own = self.host_of.get(self.rank as usize).map_or(&[][..], |host| &self.leaves_of_host[*host]);
         own.iter().map(|position| self.leaves[*position])
     }
 
@@ -153,9 +174,9 @@ impl Plan {
     }
 
     /// The positions in `leaves` of the sums that another rank gives to this one; none if it is not who speaks for its host.
-    pub fn given_by(&self, rank: u32) -> &[usize] {
+    pub fn heard_from(&self, rank: u32) -> &[usize] {
         let is_owner = self.rank < self.world;
-        if is_owner && self.speaks(rank, self.rank) { &self.given_by[self.host_of[rank as usize]] } else { &[] }
+        if is_owner && self.speaks(rank, self.rank) { &self.leaves_of_host[self.host_of[rank as usize]] } else { &[] }
     }
 
     /// Whether the sums of `rank`'s values come to this rank from it.
@@ -185,7 +206,9 @@ impl Plan {
     fn speaks(&self, rank: u32, owner: u32) -> bool {
         let Some(host) = self.host_of.get(rank as usize) else { return false };
         let ranks = &self.hosts[*host];
-        self.host_of[owner as usize] != *host && ranks[owner as usize % ranks.len()] == rank
+        // The owners of other hosts in turn.
+        let foreign = owner as usize - ranks.partition_point(|rank| *rank < owner);
+        self.host_of[owner as usize] != *host && ranks[foreign % ranks.len()] == rank
     }
 
     fn boundary(&self, rank: u32) -> usize {
@@ -248,8 +271,8 @@ mod tests {
         assert_eq!(alone(100, 1, 0, 0).listeners().count(), 0);
         let observer = alone(100, 2, 1, 2);
         assert_eq!(observer.owners().collect::<Vec<_>>(), [0, 1]);
-        assert_eq!((observer.pieces(2), observer.own_leaves().count(), observer.given.len()), (0, 0, 0));
-        assert_eq!(alone(100, 2, 1, 0).given_by(2), [0usize; 0]);
+        assert_eq!((observer.pieces(2), observer.own_leaves().count(), observer.host_sums.len()), (0, 0, 0));
+        assert_eq!(alone(100, 2, 1, 0).heard_from(2), [0usize; 0]);
     }
 
     #[test]
@@ -259,9 +282,9 @@ mod tests {
         let plan = of_hosts(4, &[1, 1, 2, 2], 0);
         assert_eq!((plan.host(), plan.is_spread()), (&[0, 1][..], true));
         assert_eq!(plan.leaves, [node(0, 2), node(2, 2), node(4, 4)]);
-        assert_eq!(plan.given, [(node(0, 4), 0..2)]);
+        assert_eq!(plan.host_sums, [(node(0, 4), 0..2)]);
         assert_eq!((plan.owners().collect::<Vec<_>>(), plan.listeners().collect::<Vec<_>>()), (vec![2], vec![2]));
-        assert_eq!((plan.given_by(1), plan.given_by(2), plan.given_by(3)), (&[][..], &[2][..], &[][..]));
+        assert_eq!((plan.heard_from(1), plan.heard_from(2), plan.heard_from(3)), (&[][..], &[2][..], &[][..]));
         assert_eq!(of_hosts(4, &[1, 1, 2, 2], 1).owners().collect::<Vec<_>>(), [3]);
         // All on one machine: nobody speaks with anybody.
         let plan = of_hosts(4, &[1, 1, 1, 1], 3);
@@ -270,11 +293,15 @@ mod tests {
         let plan = of_hosts(4, &[1, 0, 1, 1], 1);
         assert_eq!(plan.leaves, [node(0, 2), node(2, 2), node(4, 4)]);
         assert_eq!(plan.owners().collect::<Vec<_>>(), [2, 3, 0], "a rank by itself speaks with all");
-        assert_eq!(plan.listeners().collect::<Vec<_>>(), [2], "place 1 of that host speaks with rank 1");
-        assert_eq!(plan.given_by(2), [0, 2]);
+        assert_eq!(
+            plan.listeners().collect::<Vec<_>>(),
+            [0],
+            "the first of that host speaks with the first owner of another"
+        );
+        assert_eq!(plan.heard_from(0), [0, 2]);
         let plan = of_hosts(4, &[1, 0, 1, 1], 2);
         assert_eq!(plan.own_leaves().collect::<Vec<_>>(), [node(0, 2), node(4, 2), node(6, 2)]);
-        assert_eq!(plan.given, [(node(0, 2), 0..1), (node(4, 4), 1..3)]);
+        assert_eq!(plan.host_sums, [(node(0, 2), 0..1), (node(4, 4), 1..3)]);
         assert_eq!((plan.first_leaf_of(0), plan.first_leaf_of(2), plan.first_leaf_of(3)), (0, 1, 2));
     }
 
@@ -292,20 +319,20 @@ mod tests {
                     let (gives, told) = (a.owners().any(|owner| owner == b.rank), a.is_told_by(b.rank));
                     assert_eq!(
                         (gives, told),
-                        (!b.given_by(a.rank).is_empty(), b.listeners().any(|rank| rank == a.rank))
+                        (!b.heard_from(a.rank).is_empty(), b.listeners().any(|rank| rank == a.rank))
                     );
                     assert_eq!(gives, told);
                     if gives {
                         let theirs: Vec<Subtree> =
-                            b.given_by(a.rank).iter().map(|position| b.leaves[*position]).collect();
+                            b.heard_from(a.rank).iter().map(|position| b.leaves[*position]).collect();
                         assert_eq!(
                             theirs,
-                            a.given.iter().map(|(subtree, _)| *subtree).collect::<Vec<_>>(),
+                            a.host_sums.iter().map(|(subtree, _)| *subtree).collect::<Vec<_>>(),
                             "{hosts:?}"
                         );
                     }
                 }
-                let heard: usize = plans.iter().map(|b| a.given_by(b.rank).len()).sum();
+                let heard: usize = plans.iter().map(|b| a.heard_from(b.rank).len()).sum();
                 assert_eq!(heard + a.own_leaves().count(), a.leaves.len(), "each leaf comes once: {hosts:?}");
             }
         }

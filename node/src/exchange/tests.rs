@@ -16,6 +16,7 @@ use stoke_protocol::transport::{Bind, Endpoint, Io, Settings};
 use super::sum::add;
 use super::*;
 
+mod by_tcp;
 mod hosts;
 mod in_memory;
 
@@ -27,12 +28,13 @@ struct Cluster {
     io: Io,
     /// The machine of each rank, by name; nameless ones share no memory. One that is not listed is as the last.
     machines: Vec<Option<u8>>,
+    tcp: UseTcp,
 }
 
 impl Cluster {
     fn new() -> Self {
         let authority = Authority::in_memory(ClusterId([7; 16])).unwrap();
-        Self { authority, io: Io::thread("stoke-test-net").unwrap(), machines: vec![None] }
+        Self { authority, io: Io::thread("stoke-test-net").unwrap(), machines: vec![None], tcp: UseTcp::WhereFaster }
     }
 
     fn credentials(&self, generation: u64, rank: u32) -> Credentials {
@@ -43,7 +45,7 @@ impl Cluster {
     fn mesh(&self, generation: u64, rank: u32) -> Mesh {
         let mesh = Mesh::bind(&self.io, LOOPBACK, self.credentials(generation, rank)).unwrap();
         let machine = self.machines.get(rank as usize).or(self.machines.last()).copied().flatten();
-        mesh.on_machine(machine.map(|name| Machine([name; 16])))
+        mesh.on_machine(machine.map(|name| Machine([name; 16]))).using_tcp(self.tcp)
     }
 
     /// A gang: every rank has done no step.
@@ -342,6 +344,7 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
         files: None,
         machine: None,
         door: None,
+        tcp: None,
     };
     runtime.block_on(stream.write_header(&Opening::Exchange(standing))).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -379,6 +382,7 @@ fn a_frame_of_another_generation_ends_the_link() {
         files: None,
         machine: None,
         door: None,
+        tcp: None,
     };
     let (_connection, mut stream, formed) = runtime.block_on(async {
         let connected = async {

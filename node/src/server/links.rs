@@ -73,6 +73,7 @@ impl Links {
             files: Some(files),
             machine: None,
             door: None,
+            tcp: None,
         };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |rank: u32| async move {
@@ -81,7 +82,7 @@ impl Links {
         };
         let pairs = try_join_all(spot.peers().into_iter().map(meet)).await?;
         let (mut to, mut tasks) = (BTreeMap::new(), Vec::new());
-        for (rank, Pair { peer, standing, sender, mut receiver }) in pairs {
+        for (rank, Pair { peer, standing, sender, mut receiver, .. }) in pairs {
             if standing.files != Some(files) {
                 let gone = differ(mesh.own(), peer);
                 if matches!(gone, Gone::Left) {

@@ -58,14 +58,30 @@ pub struct Standing {
     pub machine: Option<Machine>,
     /// Where those of its machine get the memory, if it is the first of them.
     pub door: Option<Door>,
+    /// Where it takes connections by TCP, at the same address.
+    pub tcp: Option<u16>,
 }
 
-/// After the standings, to all members of a generation on several machines some of which have more than one: whether all of the sender's machine
-/// share memory. If all do, one of them speaks for each of these machines.
+/// After the standings, to all members of a generation in which some are on one machine: whether the sender shares memory with those of its machine, if
+/// there are any. One of a machine where all do speaks for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Sharing {
     pub term: Term,
     pub shares: bool,
+}
+
+/// After that, where both take connections by TCP and have values for each other: from the one that dials, whether it has connected; then from the other,
+/// whether it has the connection. If so, the values of the generation go by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Way {
+    pub term: Term,
+    pub tcp: bool,
+}
+
+/// The first header of a connection by TCP, from who dialled: the generation that it is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ByTcp {
+    pub term: Term,
 }
 
 /// Equal for two ranks that can hand each other memory.
@@ -179,9 +195,9 @@ pub struct TensorHeader {
 /// What the values are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Part {
-    /// To the owner of the range: the sender's sum of the lanes of one node of the lane tree.
+    /// To the owner of the range: the sum of the lanes of one node of the lane tree, from who has them on its machine.
     Partial(Subtree),
-    /// From the owner of the range to all: the complete sum.
+    /// From the owner of the range, to one of each machine: the complete sum.
     Sum,
     /// From a rank that has done `step` already to one that has not: the complete sum of it, before anything else of the generation.
     CatchUp,

@@ -217,6 +217,9 @@ pub enum TransportError {
     Interrupted,
     #[error("{what}: nothing in {after:?}")]
     Deadline { what: &'static str, after: Duration },
+    /// Of a connection by TCP.
+    #[error("connection by TCP: {0}")]
+    Tcp(#[from] io::Error),
     #[error("datagram of {bytes} bytes, this connection carries at most {max}")]
     DatagramTooLarge { bytes: usize, max: usize },
     #[error(transparent)]

@@ -61,6 +61,18 @@ pub struct FrameReceiver {
     shared: Option<Arc<Shared>>,
 }
 
+/// Where bytes of frames come from.
+pub(super) trait ByteSource: Send {
+    /// Between 1 and `bytes_max` bytes; none at the clean end. Cancel-safe.
+    fn chunk(&mut self, bytes_max: usize) -> impl Future<Output = Result<Option<Bytes>, TransportError>> + Send;
+}
+
+impl ByteSource for RecvStream {
+    async fn chunk(&mut self, bytes_max: usize) -> Result<Option<Bytes>, TransportError> {
+        Ok(self.read_chunk(bytes_max, true).await?.map(|chunk| chunk.bytes))
+    }
+}
+
 /// A frame of which some bytes have arrived.
 #[derive(Default)]
 pub(super) struct PartialFrame {
@@ -73,12 +85,16 @@ impl PartialFrame {
     /// The next payload, or none at a clean end between frames. Memory grows with what arrives, never with what the length claims.
     pub(super) async fn read(
         &mut self,
-        stream: &mut RecvStream,
+        source: &mut impl ByteSource,
         cap: FrameCap,
     ) -> Result<Option<Bytes>, TransportError> {
         while self.length_read < LENGTH_BYTES {
-            match stream.read(&mut self.length[self.length_read..]).await? {
-                Some(read) => self.length_read += read,
+            match source.chunk(LENGTH_BYTES - self.length_read).await? {
+                Some(chunk) => {
+                    let read = self.length_read + chunk.len();
+                    self.length[self.length_read..read].copy_from_slice(&chunk);
+                    self.length_read = read;
+                }
                 None if self.length_read == 0 => return Ok(None),
                 None => return Err(TransportError::Truncated),
             }
@@ -89,12 +105,12 @@ impl PartialFrame {
         }
         while self.payload.len() < bytes {
             let missing = bytes - self.payload.len();
-            let chunk = stream.read_chunk(missing, true).await?.ok_or(TransportError::Truncated)?;
-            if chunk.bytes.len() == bytes {
+            let chunk = source.chunk(missing).await?.ok_or(TransportError::Truncated)?;
+            if chunk.len() == bytes {
                 self.length_read = 0;
-                return Ok(Some(chunk.bytes));
+                return Ok(Some(chunk));
             }
-            self.payload.extend_from_slice(&chunk.bytes);
+            self.payload.extend_from_slice(&chunk);
         }
         self.length_read = 0;
         Ok(Some(std::mem::take(&mut self.payload).freeze()))

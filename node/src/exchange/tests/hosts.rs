@@ -61,16 +61,18 @@ fn each_value_goes_from_host_to_host_once() {
 
 #[test]
 fn everybody_learns_which_replicas_differ() {
-    let shape = Shape { values: 1000, lanes: 8 };
-    // Within a host, between hosts, both.
-    for replicas in [[1, 2, 1, 1], [1, 1, 2, 2], [1, 2, 3, 3]] {
+    // Within a host, between hosts, both; and with so few values that some own none.
+    for (replicas, values) in
+        [([1, 2, 1, 1], 1000), ([1, 1, 2, 2], 1000), ([1, 2, 3, 3], 1000), ([1, 1, 2, 2], 16), ([1, 2, 1, 1], 33)]
+    {
+        let shape = Shape { values, lanes: 8 };
         let cluster = on([Some(1), Some(1), Some(2), Some(2)]);
         let ranks = cluster.gang(4, shape).into_iter().zip(replicas).map(|((mesh, mut exchange), replica)| {
             thread::spawn(move || {
                 let mut lanes = exchange.lane_sums();
                 give(&mut lanes, |_| vec![1.0; shape.values]);
                 let error = exchange.all_reduce(Step(4), &mut lanes, Some(Fingerprint(replica))).unwrap_err();
-                // They stay until everybody knows, as ranks of a job do.
+                // They stay until everybody knows. For a job it is enough that the first to leave does.
                 (mesh, exchange, error)
             })
         });
@@ -81,6 +83,55 @@ fn everybody_learns_which_replicas_differ() {
             assert_eq!(told.iter().map(|(_, replica)| replica.0).collect::<Vec<_>>(), replicas);
         }
     }
+}
+
+/// One that says so though it is not so ends the step of all, and nobody is voted out for it.
+#[test]
+fn replicas_that_are_the_same_are_not_said_to_differ() {
+    let cluster = Cluster::new();
+    let shape = Shape { values: 64, lanes: 2 };
+    let one = cluster.mesh(2, 1);
+    let bind = Bind::Address((LOOPBACK, 0).into());
+    let zero = Endpoint::client(&cluster.io, bind, Settings::bulk(), cluster.credentials(2, 0)).unwrap();
+    let peer = RankId { rank: Rank(0), ..one.own() };
+    let membership = Membership {
+        generation: Generation(2),
+        members: vec![Member { id: peer, address: one.address() }, member(&one)].into(),
+        joining: vec![].into(),
+        after: None,
+        ballot: 0,
+        purpose: Purpose::Train,
+        restarts: 0,
+    };
+    let standing = Standing {
+        term: term(2),
+        step: Some(Step(0)),
+        has_sum: false,
+        restores: None,
+        files: None,
+        machine: None,
+        door: None,
+        tcp: None,
+    };
+    let to_one = Subject::Rank { job: JobId(1), generation: Generation(2), rank: Rank(1) };
+    let (formed, _said) = runtime().block_on(async {
+        let said = async {
+            let connection = zero.connect(one.address(), &to_one).await.unwrap();
+            let mut stream = connection.open_bulk().await.unwrap();
+            stream.write_header(&Opening::Exchange(standing)).await.unwrap();
+            let replica = Some(Fingerprint(7));
+            let header =
+                TensorHeader { term: term(2), step: Step(1), part: Part::Replica, offset: 0, count: 0, replica };
+            stream.write_header(&header).await.unwrap();
+            (connection, stream)
+        };
+        tokio::join!(one.form(&membership, at(0, None), shape), said)
+    });
+    let mut exchange = formed.unwrap().exchange;
+    let mut lanes = exchange.lane_sums();
+    give(&mut lanes, |_| vec![1.0; 64]);
+    let error = exchange.all_reduce(Step(1), &mut lanes, Some(Fingerprint(7))).unwrap_err();
+    assert!(matches!(&error, ExchangeError::State { peer: from, .. } if *from == peer), "{error}");
 }
 
 /// Whoever is lost, of the own host or of another, and whoever speaks with it: nobody waits for ever, and an abort wakes who waits.
@@ -117,9 +168,9 @@ fn a_lost_rank_ends_the_exchange_of_all() {
     drop(mesh);
 }
 
-/// A rank that cannot get at the memory of its machine is enough: nobody counts on it, on other machines neither.
+/// A rank that cannot get at the memory of its machine is enough: nobody of the machine uses it, and everybody knows.
 #[test]
-fn all_hosts_share_memory_or_none_does() {
+fn all_of_a_machine_share_memory_or_none_does() {
     let cluster = on([Some(1), Some(1), None]);
     let shape = Shape { values: 48, lanes: 3 };
     let (one, two) = (cluster.mesh(2, 1), cluster.mesh(2, 2));
@@ -144,6 +195,7 @@ fn all_hosts_share_memory_or_none_does() {
         machine: Some(Machine([1; 16])),
         // Nobody listens there.
         door: Some(Door { name: [9; 16], cookie: [9; 16] }),
+        tcp: None,
     };
     let header = |part, offset| TensorHeader { term: term(2), step: Step(1), part, offset, count: 16, replica: None };
     let play = async |mesh: &Mesh| {

@@ -1,0 +1,212 @@
+//! Bulk bytes by TLS 1.3 over TCP, with the certificates of the cluster, for ranks whose path carries small packets only: QUIC's cost is per packet, and the
+//! kernel or the card cuts TCP's bytes into packets for a fraction of it. Owns listening, dialling, who is behind a connection, and the framing of
+//! headers; when it is used, and what the end of a connection means, is its users'.
+//!
+//! One connection carries headers and raw bytes both ways, as a bulk stream of QUIC does. A clean end is TLS's own (close_notify).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::error::TransportError;
+use super::frames::{ByteSource, PartialFrame, frame};
+use super::io::Io;
+use super::{ALPN_BULK, HANDSHAKE_MAX, STRANGER_BYTES_MAX};
+use crate::codec::{self, FrameCap};
+use crate::identity::{Credentials, Identity, PeerError, Subject, client_config, leaf_identity, server_config};
+
+/// Asked of the kernel at a time: rustls reads 4 KiB at a time by itself, and each would be a call. What a stranger can make us hold, too (I30).
+const READ_BYTES: usize = STRANGER_BYTES_MAX as usize;
+
+/// Decrypted bytes that are handed on at a time, at most.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Connections that the kernel completes before they are accepted.
+const BACKLOG: i32 = 256;
+
+/// A peer whose machine does not answer for so long is gone, as on QUIC.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+type Tls = TlsStream<BufReader<TcpStream>>;
+
+/// A port where members of the cluster open bulk connections.
+pub struct BulkListener {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    port: u16,
+}
+
+/// A connection that came in, before anything is known of who it is.
+pub struct Knock {
+    stream: TcpStream,
+    tls: TlsAcceptor,
+}
+
+/// Both directions of a bulk connection.
+pub struct BulkTcp {
+    pub sender: TcpSender,
+    pub receiver: TcpReceiver,
+}
+
+/// Dropping it without [`TcpSender::finish`] ends the connection uncleanly.
+pub struct TcpSender(WriteHalf<Tls>);
+
+/// Reads never take more than they are asked for, so that the bytes after a run stay for the next header.
+pub struct TcpReceiver {
+    header: PartialFrame,
+    source: Decrypted,
+}
+
+/// The decrypted bytes of a connection.
+struct Decrypted {
+    stream: ReadHalf<Tls>,
+    buffer: BytesMut,
+}
+
+impl BulkListener {
+    /// Listens on `address`, whose port may be 0.
+    pub fn bind(io: &Io, address: SocketAddr, credentials: &Credentials) -> Result<Self, TransportError> {
+        let bound = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            TcpListener::from_std(socket.into())
+        };
+        let listener = io.enter(bound)?;
+        let port = listener.local_addr()?.port();
+        let tls = server_config(credentials, &[ALPN_BULK]).map_err(TransportError::Tls)?;
+        Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), port })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The next connection. An error is of that connection, or of a process that has no more files.
+    pub async fn accept(&self) -> io::Result<Knock> {
+        let (stream, _) = self.listener.accept().await?;
+        Ok(Knock { stream, tls: self.tls.clone() })
+    }
+}
+
+impl Knock {
+    /// The connection, and who is behind it: only members of the cluster are let in. It may take [`HANDSHAKE_MAX`].
+    pub async fn admit(self) -> Result<(Identity, BulkTcp), TransportError> {
+        let greet = async {
+            prepare(&self.stream)?;
+            self.tls.accept(BufReader::with_capacity(READ_BYTES, self.stream)).await
+        };
+        let late = TransportError::Deadline { what: "wait for a handshake", after: HANDSHAKE_MAX };
+        let stream: Tls = timeout(HANDSHAKE_MAX, greet).await.map_err(|_| late)??.into();
+        let peer = identity(&stream)?;
+        Ok((peer, BulkTcp::new(stream)))
+    }
+}
+
+impl BulkTcp {
+    /// Connects to `expected` at `address`, and to nobody else.
+    pub async fn dial(
+        credentials: &Credentials,
+        address: SocketAddr,
+        expected: &Subject,
+        within: Duration,
+    ) -> Result<Self, TransportError> {
+        let (tls, failure) = client_config(credentials, expected, ALPN_BULK).map_err(TransportError::Tls)?;
+        let dial = async {
+            let stream = TcpStream::connect(address).await?;
+            prepare(&stream)?;
+            let name = ServerName::IpAddress(address.ip().into());
+            TlsConnector::from(Arc::new(tls)).connect(name, BufReader::with_capacity(READ_BYTES, stream)).await
+        };
+        let silent = TransportError::Deadline { what: "connect by TCP", after: within };
+        let stream: Tls = timeout(within, dial)
+            .await
+            .map_err(|_| silent)?
+            .map_err(|error| match failure.lock().expect("no holder of this lock panics").take() {
+                Some(peer) => TransportError::Peer { address, peer },
+                None => error.into(),
+            })?
+            .into();
+        Ok(Self::new(stream))
+    }
+
+    fn new(stream: Tls) -> Self {
+        let (stream, out) = tokio::io::split(stream);
+        let source = Decrypted { stream, buffer: BytesMut::new() };
+        Self { sender: TcpSender(out), receiver: TcpReceiver { header: PartialFrame::default(), source } }
+    }
+}
+
+impl TcpSender {
+    /// Writes a header; it must say how many bytes follow. It leaves with them, or with [`TcpSender::flush`].
+    pub async fn write_header<T: Serialize>(&mut self, header: &T) -> Result<(), TransportError> {
+        let [length, payload] = frame(header, FrameCap::Header)?;
+        Ok(self.0.write_all(&[&length[..], &payload[..]].concat()).await?)
+    }
+
+    /// Writes bytes, and whatever was written before; returns when the kernel has them.
+    pub async fn write_chunk(&mut self, bytes: Bytes) -> Result<(), TransportError> {
+        self.0.write_all(&bytes).await?;
+        self.flush().await
+    }
+
+    pub async fn flush(&mut self) -> Result<(), TransportError> {
+        Ok(self.0.flush().await?)
+    }
+
+    /// The clean end.
+    pub async fn finish(mut self) -> Result<(), TransportError> {
+        Ok(self.0.shutdown().await?)
+    }
+}
+
+impl TcpReceiver {
+    /// The next header; none only after the peer's explicit end. Cancel-safe.
+    pub async fn read_header<T: DeserializeOwned>(&mut self) -> Result<Option<T>, TransportError> {
+        let Some(payload) = self.header.read(&mut self.source, FrameCap::Header).await? else { return Ok(None) };
+        Ok(Some(codec::decode(&payload, FrameCap::Header)?))
+    }
+
+    /// Between 1 and `bytes_max` bytes. Cancel-safe.
+    pub async fn read_chunk(&mut self, bytes_max: usize) -> Result<Bytes, TransportError> {
+        self.source.chunk(bytes_max).await?.ok_or(TransportError::Truncated)
+    }
+}
+
+impl ByteSource for Decrypted {
+    async fn chunk(&mut self, bytes_max: usize) -> Result<Option<Bytes>, TransportError> {
+        if self.buffer.is_empty() {
+            self.buffer.reserve(CHUNK_BYTES);
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.buffer.split_to(bytes_max.min(self.buffer.len())).freeze()))
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    // A machine that is gone is found though nothing is being said.
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(SILENCE_MAX))
+}
+
+fn identity(stream: &Tls) -> Result<Identity, TransportError> {
+    let (tcp, tls) = stream.get_ref();
+    let address = tcp.get_ref().peer_addr()?;
+    let leaf = tls.peer_certificates().and_then(|chain| chain.first());
+    let leaf = leaf.ok_or(TransportError::Peer { address, peer: PeerError::UnknownAuthority })?;
+    leaf_identity(leaf).map_err(|peer| TransportError::Peer { address, peer })
+}
