@@ -97,14 +97,18 @@ impl Lab {
     }
 
     fn carries_each_value_once(&self, ranks: u32, reference: &Value) -> Value {
-        let before = NODES.each_ref().map(|node| self.network.received_bytes(node));
+        let count = |node| (self.network.received_bytes(node), self.network.received_by_tcp(node));
+        let before = NODES.each_ref().map(count);
         let job = self.succeeds(&self.submit(ranks), reference);
         assert_eq!((&job["generation"], &job["world_sizes"]), (&1.into(), &serde_json::json!([ranks])), "{job:#}");
-        for (node, before) in NODES.iter().zip(before) {
+        for (node, (before, by_tcp_before)) in NODES.iter().zip(before) {
             let received = self.network.received_bytes(node) - before;
             // Half as much again for packets, acknowledgements and whatever else a node hears meanwhile.
             let expected = STEPS * STEP_BYTES..STEPS * STEP_BYTES * 3 / 2;
             assert!(expected.contains(&received), "{ranks} ranks: {received} bytes came to {}", node.name);
+            // Packets of this network are small. The kernel counts what it has joined, 64 KiB at most.
+            let by_tcp = self.network.received_by_tcp(node) - by_tcp_before;
+            assert!(by_tcp > STEPS * STEP_BYTES / 65_536, "{by_tcp} segments of TCP came to {}", node.name);
         }
         job
     }
@@ -308,6 +312,15 @@ impl Network {
         for machine in to {
             ip(&["-n", &from.namespace(), "neigh", "del", machine.ip, "dev", "eth0"]).expect("a neighbour");
         }
+    }
+
+    /// Segments.
+    fn received_by_tcp(&self, machine: &Machine) -> u64 {
+        let shown = ip(&["netns", "exec", &machine.namespace(), "cat", "/proc/net/snmp"]).expect("counters");
+        let mut lines = shown.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        let mut found = names.split(' ').zip(values.split(' ')).filter(|(name, _)| *name == "InSegs");
+        found.next().and_then(|(_, value)| value.parse().ok()).expect("a count")
     }
 
     fn received_bytes(&self, machine: &Machine) -> u64 {

@@ -164,6 +164,8 @@ impl Mesh {
         let (plan, memory) = self.share((term, place, shape), &standings, open, &mut pairs).await?;
         let ways = others.iter().zip(&mut pairs).map(|((_, member), pair)| self.choose_way(term, &plan, member, pair));
         try_join_all(ways).await?;
+        let by_tcp = pairs.iter().filter(|(_, pair)| pair.tcp.is_some()).count();
+        tracing::info!(own = %self.own(), %term, hosts = plan.hosts(), host = plan.host().len(), by_tcp, "the exchange stands");
         let catch_up = if standings.lacks_sum(place.position) {
             Some(self.take_over(term, &standings, shape, &mut pairs).await?)
         } else {

@@ -156,9 +156,13 @@ impl Plan {
         (0..self.world).any(|rank| self.chunk(rank).is_empty())
     }
 
+    pub fn hosts(&self) -> usize {
+        self.hosts.len()
+    }
+
     /// Whether there are ranks that this one shares no memory with.
     pub fn is_spread(&self) -> bool {
-        self.hosts.len() > 1
+        self.hosts() > 1
     }
 
     /// The subtrees of each rank of this host, left to right: its partial sums, in memory or its own.
