@@ -225,11 +225,14 @@ fn all_of_a_machine_share_memory_or_none_does() {
         thread::spawn(move || {
             let mut lanes = exchange.lane_sums();
             give(&mut lanes, |_| vec![lane as f32; 48]);
-            exchange.all_reduce(Step(1), &mut lanes, None).unwrap().to_vec()
+            let sum = exchange.all_reduce(Step(1), &mut lanes, None).unwrap().to_vec();
+            // The other may still wait for this one's.
+            (exchange, sum)
         })
     });
     let ranks: Vec<_> = ranks.collect();
-    for rank in ranks {
-        assert_eq!(rank.join().unwrap(), [[0.0; 16], [3.0; 16], [3.0; 16]].concat());
+    let ended: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+    for (_, sum) in ended {
+        assert_eq!(sum, [[0.0; 16], [3.0; 16], [3.0; 16]].concat());
     }
 }
