@@ -126,18 +126,31 @@ impl Tcp {
         let come = async {
             loop {
                 let changed = self.came.changed.notified();
-                let mut connections = self.came.connections.lock().unwrap_or_else(PoisonError::into_inner);
-                if connections.get(&peer).is_some_and(|(of, _)| *of == term)
-                    && let Some((_, connection)) = connections.remove(&peer)
-                {
+                if let Some(connection) = self.came.take(peer, term) {
                     return connection;
                 }
-                drop(connections);
                 changed.await;
             }
         };
         let late = TransportError::Deadline { what: "wait for a peer's connection by TCP", after: COME_MAX };
         timeout(COME_MAX, come).await.map_err(|_| late)
+    }
+}
+
+impl Came {
+    fn put(&self, peer: RankId, connection: (Term, BulkTcp)) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, connection);
+        self.changed.notify_waiters();
+    }
+
+    fn take(&self, peer: RankId, term: Term) -> Option<BulkTcp> {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections
+            .get(&peer)
+            .is_some_and(|(of, _)| *of == term)
+            .then(|| connections.remove(&peer))
+            .flatten()
+            .map(|(_, connection)| connection)
     }
 }
 
@@ -178,10 +191,7 @@ async fn admit(knock: Knock, own: RankId, came: Arc<Came>) {
         Ok((peer, (term, connection)))
     };
     match admitted.await {
-        Ok((peer, connection)) => {
-            came.connections.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, connection);
-            came.changed.notify_waiters();
-        }
+        Ok((peer, connection)) => came.put(peer, connection),
         Err(error) => tracing::debug!(%own, %error, "a connection by TCP was not taken"),
     }
 }
