@@ -50,6 +50,8 @@ pub struct Formed {
     pub gives: Option<(u32, u32)>,
     /// Nobody has the state: all begin with the same checkpoint, and read it together.
     pub readers: Option<Readers>,
+    /// Peers with whom this rank exchanges values by TCP.
+    pub by_tcp: usize,
 }
 
 /// Who reads which shard of a checkpoint: those who have it near; one rank reads it from the store if nobody has.
@@ -180,7 +182,7 @@ impl Mesh {
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
         let exchange = Exchange::new(self.io(), named, pairs, (plan, place), (memory, self.counters().clone()));
-        Ok(Formed { exchange, step, catch_up, lacking, gives, readers })
+        Ok(Formed { exchange, step, catch_up, lacking, gives, readers, by_tcp })
     }
 
     /// What each host does in memory and what goes from host to host, and the memory of this one. Everybody comes to the same plan (V1).
@@ -237,18 +239,19 @@ impl Mesh {
                 pair.sender.write_header(&Way { term, tcp: has_connected }).await?;
                 Ok((dialled, has_connected && hear_way(pair, term).await?))
             } else if hear_way(pair, term).await? {
-                let come = self.tcp().take(peer, term).await;
+                let come = self.tcp().take(member, term).await;
                 let come =
                     come.inspect_err(|error| tracing::warn!(own = %self.own(), %peer, %error, "values go by QUIC"));
-                let has_come = come.is_ok();
+                let come = come.ok().filter(|_| !self.tcp().is_closed(member));
+                let has_come = come.is_some();
                 pair.sender.write_header(&Way { term, tcp: has_come }).await?;
-                Ok((come.ok(), has_come))
+                Ok((come, has_come))
             } else {
                 Ok((None, false))
             }
         };
         let (tcp, agreed) = chosen.await.map_err(|error| lost(peer, error))?;
-        pair.tcp = tcp.filter(|_| agreed);
+        pair.tcp = tcp.filter(|_| agreed).zip(self.connection(peer));
         Ok(())
     }
 

@@ -6,17 +6,17 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use stoke_protocol::ids::Term;
 use stoke_protocol::message::peer::{Part, TensorHeader};
 use stoke_protocol::message::rank::RankId;
-use stoke_protocol::transport::{BulkReceiver, Io, TransportError};
+use stoke_protocol::transport::{BulkReceiver, Connection, Io, TransportError};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::driver::Input;
 use super::error::ExchangeError;
@@ -31,7 +31,7 @@ use super::wire::{Chunks, Receiver, Sender};
 /// while a fold waits for the slowest peer.
 const WINDOW_FRAMES: usize = 16;
 
-/// From the unclean end of a connection by TCP until the mesh's must have said why.
+/// From the unclean end of a connection by TCP until the mesh's must have said why; and from the end of that until what was on its way by TCP must be here.
 const VERDICT_MAX: Duration = Duration::from_secs(1);
 
 /// Counts of one exchange.
@@ -50,6 +50,14 @@ pub struct Link {
     /// sums were received by all.
     partials: UnboundedSender<Outgoing>,
     sums: UnboundedSender<Outgoing>,
+}
+
+/// The mesh beside a connection by TCP: the peer's stream there carries no values, and says what became of the peer.
+struct Beside {
+    mesh: BulkReceiver,
+    connection: Connection,
+    /// Told when TCP broke and the mesh lives.
+    broken: Box<dyn FnOnce() + Send>,
 }
 
 /// What both tasks know.
@@ -73,16 +81,21 @@ impl Link {
         inputs: &UnboundedSender<Input>,
     ) -> (Self, [AbortHandle; 2]) {
         let Pair { peer, sender, receiver, tcp, .. } = pair;
-        let (sender, receiver, mesh) = match tcp {
+        let (sender, receiver, beside) = match tcp {
             None => (Sender::Quic(sender), Receiver::Quic(receiver), None),
-            Some(tcp) => (Sender::Tcp(tcp.sender, sender), Receiver::Tcp(tcp.receiver), Some(receiver)),
+            Some((way, connection)) => {
+                let (broken, mesh) = (Box::new(way.breaker()), receiver);
+                let beside = Beside { mesh, connection, broken };
+                (Sender::Tcp(way.sender, sender), Receiver::Tcp(way.receiver), Some(beside))
+            }
         };
+        let connection = beside.as_ref().map(|beside| beside.connection.clone());
         let side = Side { peer, position, term, counters: counters.clone(), inputs: inputs.clone() };
         let window = Arc::new(Semaphore::new(WINDOW_FRAMES + 2 * subtrees));
         let (partials, partials_out) = unbounded_channel();
         let (sums, sums_out) = unbounded_channel();
-        let send = io.spawn(side.clone().send(sender, sums_out, partials_out));
-        let receive = io.spawn(side.receive(receiver, mesh, window));
+        let send = io.spawn(side.clone().send((sender, connection), sums_out, partials_out));
+        let receive = io.spawn(side.receive(receiver, beside, window));
         (Self { partials, sums }, [send.abort_handle(), receive.abort_handle()])
     }
 
@@ -96,9 +109,10 @@ impl Link {
 }
 
 impl Side {
+    /// `connection`: the mesh's, if the values go by TCP: nobody reads there any more when it is over.
     async fn send(
         self,
-        mut stream: Sender,
+        (mut stream, connection): (Sender, Option<Connection>),
         mut sums: UnboundedReceiver<Outgoing>,
         mut partials: UnboundedReceiver<Outgoing>,
     ) {
@@ -115,19 +129,25 @@ impl Side {
                 stream.write(&out.header, out.values).await?;
             }
         };
-        match written.await {
+        let written = match connection {
+            None => written.await,
+            Some(connection) => tokio::select! {
+                written = written => written,
+                _ = connection.closed() => Ok(()),
+            },
+        };
+        match written {
             // Why is known where the peer's word of it comes from.
             Err(TransportError::Tcp(_)) | Ok(()) => {}
             Err(error) => self.lost(error),
         }
     }
 
-    /// `mesh`: the peer's stream there, if the values come by TCP. It carries none, and says what became of the peer.
-    async fn receive(self, mut stream: Receiver, mesh: Option<BulkReceiver>, window: Arc<Semaphore>) {
+    async fn receive(self, mut stream: Receiver, beside: Option<Beside>, window: Arc<Semaphore>) {
         let read = self.read(&mut stream, window);
-        let read = match mesh {
+        let read = match beside {
             None => read.await,
-            Some(mesh) => beside(read, mesh).await,
+            Some(beside) => beside.read(read).await,
         };
         match read {
             Ok(None) => self.gone(ExchangeError::PeerLeft { peer: self.peer }),
@@ -184,33 +204,43 @@ impl Side {
     }
 }
 
-/// What is read by TCP, unless the peer's stream of the mesh says sooner, or better, what became of the peer. Its clean end says nothing: values may
-/// still be on their way.
-async fn beside<T>(
-    read: impl Future<Output = Result<T, TransportError>>,
-    mut mesh: BulkReceiver,
-) -> Result<T, TransportError> {
-    let watch = async {
-        match mesh.read_chunk(1).await {
-            Err(TransportError::Truncated) => None,
-            Err(error) => Some(error),
-            Ok(_) => Some(TransportError::Ended),
-        }
-    };
-    let (mut read, mut watch) = (pin!(read), pin!(watch));
-    let mut watched = None;
-    loop {
-        tokio::select! {
+impl Beside {
+    /// What is read by TCP, unless the mesh says sooner, or better, what became of the peer.
+    async fn read<T>(
+        self,
+        read: impl Future<Output = Result<Option<T>, TransportError>>,
+    ) -> Result<Option<T>, TransportError> {
+        let Self { mut mesh, connection, broken } = self;
+        let has_left = AtomicBool::new(false);
+        let watch = async {
+            match mesh.read_chunk(1).await {
+                Err(TransportError::Truncated) => {
+                    // Its clean end: what it gave may still be on its way, as long as it is there.
+                    has_left.store(true, Ordering::Relaxed);
+                    let closed = connection.closed().await;
+                    sleep(VERDICT_MAX).await;
+                    TransportError::Closed(closed)
+                }
+                Err(error) => error,
+                Ok(_) => TransportError::Ended,
+            }
+        };
+        let (mut read, mut watch) = (pin!(read), pin!(watch));
+        let error = tokio::select! {
             biased;
-            read = &mut read => return match (read, watched) {
-                (Ok(read), _) => Ok(read),
-                (Err(error), Some(())) => Err(error),
-                (Err(error), None) => Err(timeout(VERDICT_MAX, watch).await.ok().flatten().unwrap_or(error)),
+            read = &mut read => match read {
+                Err(error @ TransportError::Tcp(_)) => error,
+                read => return read,
             },
-            error = &mut watch, if watched.is_none() => match error {
-                Some(error) => return Err(error),
-                None => watched = Some(()),
-            },
+            error = &mut watch => return Err(error),
+        };
+        match timeout(VERDICT_MAX, watch).await {
+            Ok(error) => Err(error),
+            Err(_) if has_left.load(Ordering::Relaxed) => Ok(None),
+            Err(_) => {
+                broken();
+                Err(error)
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use stoke_protocol::message::peer::{Machine, Opening, Proposal, Standing};
 use stoke_protocol::message::rank::{Member, RankId};
 use stoke_protocol::spec::RANKS_MAX;
 use stoke_protocol::transport::{
-    Accepted, BulkReceiver, BulkSender, BulkTcp, CloseCode, Connection, Endpoint, Io, Settings, TransportError,
+    Accepted, BulkReceiver, BulkSender, CloseCode, Connection, Endpoint, Io, Settings, TransportError,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::ExchangeError;
 use super::link::Counters;
 use super::machine;
-use super::tcp::{Tcp, UseTcp};
+use super::tcp::{Tcp, UseTcp, Way};
 
 /// From a membership to its mesh. A rank that is slower than this to answer its first packet is broken; the coordinator replaces it.
 pub const CONNECT_MAX: Duration = Duration::from_secs(30);
@@ -92,8 +92,8 @@ pub struct Pair {
     pub standing: Standing,
     pub sender: BulkSender,
     pub receiver: BulkReceiver,
-    /// For the values of the generation, if they do not go by the two.
-    pub tcp: Option<BulkTcp>,
+    /// For the values of the generation, if they do not go by the two: with the connection of the mesh, which says who is there.
+    pub tcp: Option<(Way, Connection)>,
 }
 
 impl Mesh {
@@ -168,6 +168,7 @@ impl Mesh {
 
     /// From here on streams of older generations are stopped.
     pub(crate) fn enter(&self, term: Term) {
+        self.tcp.enter(term);
         let mut known = self.shared.known();
         known.entered = known.entered.max(term);
         let entered = known.entered;

@@ -4,23 +4,27 @@
 //! M4: values of a generation go by TCP only between two ranks that both know it: who dials says so on the mesh's stream, and the peer has the connection, from
 //! that rank by its certificate and of that generation by its first header, before the generation stands.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use stoke_protocol::identity::{Credentials, Subject};
 use stoke_protocol::ids::Term;
 use stoke_protocol::message::peer::ByTcp;
 use stoke_protocol::message::rank::{Member, RankId};
 use stoke_protocol::spec::RANKS_MAX;
-use stoke_protocol::transport::{BulkListener, BulkTcp, Io, Knock, PathMtu, TransportError};
+use stoke_protocol::transport::{BulkListener, BulkTcp, Io, Knock, PathMtu, TcpReceiver, TcpSender, TransportError};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-/// To connect and shake hands. Where a firewall drops it, the first generation waits so long, and later ones do not try.
+/// To connect, shake hands and be taken. Where a firewall drops it, the first generation waits so long, and later ones do not try for a while.
 const DIAL_MAX: Duration = Duration::from_secs(2);
+
+/// After a machine was not reached, or a connection broke that the mesh's outlived.
+const CLOSED_FOR: Duration = Duration::from_secs(300);
 
 /// From a peer's word that it has connected until the connection is here.
 const COME_MAX: Duration = Duration::from_secs(5);
@@ -51,8 +55,19 @@ pub struct Tcp {
     /// The port and its task, from the first generation with values on; none inside if nobody can connect.
     listening: OnceLock<Option<(u16, AbortHandle)>>,
     came: Arc<Came>,
-    /// Machines that could not be reached by TCP.
-    closed: Mutex<BTreeSet<IpAddr>>,
+    closed: Arc<Closed>,
+}
+
+/// Machines with whom TCP does not work, and since when.
+#[derive(Default)]
+struct Closed(Mutex<BTreeMap<IpAddr, Instant>>);
+
+/// A connection that carries the values of a generation.
+pub struct Way {
+    pub sender: TcpSender,
+    pub receiver: TcpReceiver,
+    ip: IpAddr,
+    closed: Arc<Closed>,
 }
 
 /// The newest connection of each peer, with the generation that it is for.
@@ -65,9 +80,9 @@ struct Came {
 impl Tcp {
     /// For a rank whose endpoint has this address.
     pub fn new(io: &Io, own: RankId, address: SocketAddr, credentials: Credentials) -> Self {
-        let (choice, listening, came, closed) =
-            (UseTcp::WhereFaster, OnceLock::new(), Arc::default(), Mutex::default());
-        Self { own, io: io.clone(), credentials, address, choice, listening, came, closed }
+        let (choice, listening) = (UseTcp::WhereFaster, OnceLock::new());
+        let (io, came, closed) = (io.clone(), Arc::default(), Arc::default());
+        Self { own, io, credentials, address, choice, listening, came, closed }
     }
 
     pub fn choose(&mut self, choice: UseTcp) {
@@ -91,56 +106,115 @@ impl Tcp {
         self.listening.get_or_init(listen).as_ref().map(|(port, _)| *port)
     }
 
+    /// A rank that is not to be reached by TCP for now, because it was not.
+    pub fn is_closed(&self, peer: &Member) -> bool {
+        self.closed.has(peer.address.ip())
+    }
+
+    /// What came for generations before this one is not wanted any more.
+    pub fn enter(&self, term: Term) {
+        self.came.forget_before(term);
+    }
+
     /// A connection for the values of a generation; none if the mesh's is as good, or the peer is not reached.
-    pub async fn dial(&self, peer: &Member, port: u16, term: Term) -> Option<BulkTcp> {
+    pub async fn dial(&self, peer: &Member, port: u16, term: Term) -> Option<Way> {
         let ip = peer.address.ip();
         let is_better = match self.choice {
             UseTcp::WhereFaster => PathMtu::towards(ip) == PathMtu::Ethernet,
             UseTcp::Always => true,
             UseTcp::Never => false,
         };
-        if !is_better || self.closed.lock().unwrap_or_else(PoisonError::into_inner).contains(&ip) {
+        if !is_better || self.closed.has(ip) {
             return None;
         }
         let RankId { job, generation, rank } = peer.id;
         let (credentials, expected) = (self.credentials.clone(), Subject::Rank { job, generation, rank });
         // On the thread where it is used afterwards.
         let dialled = self.io.spawn(async move {
-            let mut dialled = BulkTcp::dial(&credentials, SocketAddr::new(ip, port), &expected, DIAL_MAX).await?;
-            dialled.sender.write_header(&ByTcp { term }).await?;
-            dialled.sender.flush().await?;
-            Ok::<_, TransportError>(dialled)
+            let dial = async {
+                let mut dialled = BulkTcp::dial(&credentials, SocketAddr::new(ip, port), &expected, DIAL_MAX).await?;
+                dialled.sender.write(&ByTcp { term }, Bytes::new()).await?;
+                // In TLS 1.3 a client hears last whether its certificate is good.
+                let taken = dialled.receiver.read_header::<ByTcp>().await?;
+                taken.filter(|taken| taken.term == term).map(|_| dialled).ok_or(TransportError::Ended)
+            };
+            let late = TransportError::Deadline { what: "connect by TCP", after: DIAL_MAX };
+            timeout(DIAL_MAX, dial).await.map_err(|_| late)?
         });
+        // A generation that is given up takes it along.
+        let _dialling = Dialling(dialled.abort_handle());
         match dialled.await.unwrap_or(Err(TransportError::Ended)) {
-            Ok(dialled) => Some(dialled),
+            Ok(dialled) => Some(self.way(dialled, ip)),
             Err(error) => {
                 tracing::warn!(own = %self.own, peer = %peer.id, %ip, port, %error, "not reached by TCP: values go by QUIC, which costs more where packets are small");
-                self.closed.lock().unwrap_or_else(PoisonError::into_inner).insert(ip);
+                self.closed.put(ip);
                 None
             }
         }
     }
 
+    fn way(&self, connection: BulkTcp, ip: IpAddr) -> Way {
+        let BulkTcp { sender, receiver } = connection;
+        Way { sender, receiver, ip, closed: self.closed.clone() }
+    }
+
     /// The connection that a peer has made for a generation.
-    pub async fn take(&self, peer: RankId, term: Term) -> Result<BulkTcp, TransportError> {
+    pub async fn take(&self, peer: &Member, term: Term) -> Result<Way, TransportError> {
         let come = async {
             loop {
                 let changed = self.came.changed.notified();
-                if let Some(connection) = self.came.take(peer, term) {
+                if let Some(connection) = self.came.take(peer.id, term) {
                     return connection;
                 }
                 changed.await;
             }
         };
         let late = TransportError::Deadline { what: "wait for a peer's connection by TCP", after: COME_MAX };
-        timeout(COME_MAX, come).await.map_err(|_| late)
+        let come = timeout(COME_MAX, come).await.map_err(|_| late)?;
+        Ok(self.way(come, peer.address.ip()))
+    }
+}
+
+impl Way {
+    /// It broke while the mesh's connection lives: for a while, values go by that.
+    pub fn breaker(&self) -> impl FnOnce() + use<> {
+        let (ip, closed) = (self.ip, self.closed.clone());
+        move || closed.put(ip)
+    }
+}
+
+impl Closed {
+    fn put(&self, ip: IpAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ip, Instant::now());
+    }
+
+    fn has(&self, ip: IpAddr) -> bool {
+        let closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        closed.get(&ip).is_some_and(|since| since.elapsed() < CLOSED_FOR)
+    }
+}
+
+struct Dialling(AbortHandle);
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
 impl Came {
-    fn put(&self, peer: RankId, connection: (Term, BulkTcp)) {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, connection);
+    /// The newest generation counts, not what comes last.
+    fn put(&self, peer: RankId, term: Term, connection: BulkTcp) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if connections.get(&peer).is_none_or(|(of, _)| *of <= term) {
+            connections.insert(peer, (term, connection));
+        }
+        drop(connections);
         self.changed.notify_waiters();
+    }
+
+    fn forget_before(&self, term: Term) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, (of, _)| *of >= term);
     }
 
     fn take(&self, peer: RankId, term: Term) -> Option<BulkTcp> {
@@ -164,10 +238,11 @@ async fn accept(listener: BulkListener, own: RankId, came: Arc<Came>) {
     // They end with this task.
     let mut waiting = JoinSet::new();
     loop {
+        let accepted = listener.accept().await;
         while waiting.try_join_next().is_some() {}
-        match listener.accept().await {
+        match accepted {
             Ok(knock) if waiting.len() < WAITING_MAX => drop(waiting.spawn(admit(knock, own, came.clone()))),
-            Ok(_) => tracing::warn!(%own, "too many connections by TCP wait for their first word"),
+            Ok(_) => tracing::debug!(%own, "too many connections by TCP wait for their first word"),
             Err(error) => {
                 tracing::debug!(%own, %error, "accept a connection by TCP");
                 sleep(RETRY).await;
@@ -188,10 +263,11 @@ async fn admit(knock: Knock, own: RankId, came: Arc<Came>) {
         let header = timeout(COME_MAX, connection.receiver.read_header::<ByTcp>()).await;
         let silent = TransportError::Deadline { what: "wait for the first word", after: COME_MAX };
         let ByTcp { term } = header.map_err(|_| silent)??.ok_or(TransportError::Ended)?;
-        Ok((peer, (term, connection)))
+        connection.sender.write(&ByTcp { term }, Bytes::new()).await?;
+        Ok((peer, term, connection))
     };
     match admitted.await {
-        Ok((peer, connection)) => came.put(peer, connection),
+        Ok((peer, term, connection)) => came.put(peer, term, connection),
         Err(error) => tracing::debug!(%own, %error, "a connection by TCP was not taken"),
     }
 }

@@ -23,10 +23,7 @@ impl Sender {
                 stream.write_header(header).await?;
                 stream.write_chunk(values).await
             }
-            Self::Tcp(stream, _) => {
-                stream.write_header(header).await?;
-                stream.write_chunk(values).await
-            }
+            Self::Tcp(stream, _) => stream.write(header, values).await,
         }
     }
 

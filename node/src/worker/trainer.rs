@@ -219,7 +219,7 @@ impl Trainer {
                 formed = forming => Ok(formed?),
             }
         })?;
-        let Formed { mut exchange, step, catch_up, lacking, gives, readers } = formed;
+        let Formed { mut exchange, step, catch_up, lacking, gives, readers, .. } = formed;
         work.orders.entered(generation, exchange.abort_handle());
         self.meter.begin(generation, step.0);
         if let Some(sum) = catch_up {

@@ -78,7 +78,7 @@ pub struct Way {
     pub tcp: bool,
 }
 
-/// The first header of a connection by TCP, from who dialled: the generation that it is for.
+/// The first header of a connection by TCP, from who dialled: the generation that it is for. The other says the same when it has taken it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ByTcp {
     pub term: Term,

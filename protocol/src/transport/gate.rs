@@ -206,21 +206,21 @@ fn may_speak(subject: &Subject, protocol: &[u8]) -> bool {
 
 /// Handshakes under way, by address.
 #[derive(Clone, Default)]
-struct HalfOpen(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+pub(super) struct HalfOpen(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
 
-struct Slot {
+pub(super) struct Slot {
     half_open: HalfOpen,
     address: IpAddr,
 }
 
 impl HalfOpen {
     /// Of this address, and in all. The sum is over addresses that have any, a few.
-    fn count(&self, address: IpAddr) -> (usize, usize) {
+    pub(super) fn count(&self, address: IpAddr) -> (usize, usize) {
         let counts = self.0.lock().expect("no holder of this lock panics");
         (counts.get(&address).copied().unwrap_or(0), counts.values().sum())
     }
 
-    fn enter(&self, address: IpAddr) -> Slot {
+    pub(super) fn enter(&self, address: IpAddr) -> Slot {
         *self.0.lock().expect("no holder of this lock panics").entry(address).or_default() += 1;
         Slot { half_open: self.clone(), address }
     }

@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -21,22 +21,29 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::error::TransportError;
 use super::frames::{ByteSource, PartialFrame, frame};
+use super::gate::{HalfOpen, Slot};
 use super::io::Io;
-use super::{ALPN_BULK, HANDSHAKE_MAX, STRANGER_BYTES_MAX};
+use super::{ALPN_BULK, HALF_OPEN_MAX, HALF_OPEN_PER_ADDRESS_MAX, HANDSHAKE_MAX, STRANGER_BYTES_MAX};
 use crate::codec::{self, FrameCap};
 use crate::identity::{Credentials, Identity, PeerError, Subject, client_config, leaf_identity, server_config};
 
 /// Asked of the kernel at a time: rustls reads 4 KiB at a time by itself, and each would be a call. What a stranger can make us hold, too (I30).
 const READ_BYTES: usize = STRANGER_BYTES_MAX as usize;
 
-/// Decrypted bytes that are handed on at a time, at most.
+/// Decrypted bytes that are handed on at a time, at most, and allocated.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 256;
 
-/// A peer whose machine does not answer for so long is gone, as on QUIC.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Encrypted bytes that wait for the kernel: a header and 256 KiB leave with one call.
+const WRITE_BYTES: usize = 320 * 1024;
+
+/// A record of TLS.
+const RECORD_BYTES: usize = 16 * 1024;
+
+/// An idle connection says something so often, for firewalls that forget those that are silent. That a machine is gone is found by QUIC.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 type Tls = TlsStream<BufReader<TcpStream>>;
 
@@ -45,12 +52,14 @@ pub struct BulkListener {
     listener: TcpListener,
     tls: TlsAcceptor,
     port: u16,
+    half_open: HalfOpen,
 }
 
 /// A connection that came in, before anything is known of who it is.
 pub struct Knock {
     stream: TcpStream,
     tls: TlsAcceptor,
+    slot: Slot,
 }
 
 /// Both directions of a bulk connection.
@@ -87,17 +96,25 @@ impl BulkListener {
         let listener = io.enter(bound)?;
         let port = listener.local_addr()?.port();
         let tls = server_config(credentials, &[ALPN_BULK]).map_err(TransportError::Tls)?;
-        Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), port })
+        Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), port, half_open: HalfOpen::default() })
     }
 
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The next connection. An error is of that connection, or of a process that has no more files.
+    /// The next connection; those of an address that has too many half-open ones, or beyond what there may be in all, are closed (I30). An error is of a
+    /// connection, or of a process that has no more files.
     pub async fn accept(&self) -> io::Result<Knock> {
-        let (stream, _) = self.listener.accept().await?;
-        Ok(Knock { stream, tls: self.tls.clone() })
+        loop {
+            let (stream, from) = self.listener.accept().await?;
+            let address = from.ip().to_canonical();
+            let (here, total) = self.half_open.count(address);
+            if here < HALF_OPEN_PER_ADDRESS_MAX && total < HALF_OPEN_MAX {
+                return Ok(Knock { stream, tls: self.tls.clone(), slot: self.half_open.enter(address) });
+            }
+            tracing::debug!(%from, "too many half-open connections by TCP");
+        }
     }
 }
 
@@ -106,10 +123,12 @@ impl Knock {
     pub async fn admit(self) -> Result<(Identity, BulkTcp), TransportError> {
         let greet = async {
             prepare(&self.stream)?;
-            self.tls.accept(BufReader::with_capacity(READ_BYTES, self.stream)).await
+            let stream = BufReader::with_capacity(READ_BYTES, self.stream);
+            self.tls.accept_with(stream, |tls| tls.set_buffer_limit(Some(WRITE_BYTES))).await
         };
         let late = TransportError::Deadline { what: "wait for a handshake", after: HANDSHAKE_MAX };
         let stream: Tls = timeout(HANDSHAKE_MAX, greet).await.map_err(|_| late)??.into();
+        drop(self.slot);
         let peer = identity(&stream)?;
         Ok((peer, BulkTcp::new(stream)))
     }
@@ -128,7 +147,9 @@ impl BulkTcp {
             let stream = TcpStream::connect(address).await?;
             prepare(&stream)?;
             let name = ServerName::IpAddress(address.ip().into());
-            TlsConnector::from(Arc::new(tls)).connect(name, BufReader::with_capacity(READ_BYTES, stream)).await
+            let stream = BufReader::with_capacity(READ_BYTES, stream);
+            let limit = |tls: &mut rustls::ClientConnection| tls.set_buffer_limit(Some(WRITE_BYTES));
+            TlsConnector::from(Arc::new(tls)).connect_with(name, stream, limit).await
         };
         let silent = TransportError::Deadline { what: "connect by TCP", after: within };
         let stream: Tls = timeout(within, dial)
@@ -150,19 +171,10 @@ impl BulkTcp {
 }
 
 impl TcpSender {
-    /// Writes a header; it must say how many bytes follow. It leaves with them, or with [`TcpSender::flush`].
-    pub async fn write_header<T: Serialize>(&mut self, header: &T) -> Result<(), TransportError> {
+    /// Writes a header, which says how many bytes follow, and those; returns when the kernel has them.
+    pub async fn write<T: Serialize>(&mut self, header: &T, bytes: Bytes) -> Result<(), TransportError> {
         let [length, payload] = frame(header, FrameCap::Header)?;
-        Ok(self.0.write_all(&[&length[..], &payload[..]].concat()).await?)
-    }
-
-    /// Writes bytes, and whatever was written before; returns when the kernel has them.
-    pub async fn write_chunk(&mut self, bytes: Bytes) -> Result<(), TransportError> {
-        self.0.write_all(&bytes).await?;
-        self.flush().await
-    }
-
-    pub async fn flush(&mut self) -> Result<(), TransportError> {
+        self.0.write_all_buf(&mut length.chain(payload).chain(bytes)).await?;
         Ok(self.0.flush().await?)
     }
 
@@ -188,7 +200,10 @@ impl TcpReceiver {
 impl ByteSource for Decrypted {
     async fn chunk(&mut self, bytes_max: usize) -> Result<Option<Bytes>, TransportError> {
         if self.buffer.is_empty() {
-            self.buffer.reserve(CHUNK_BYTES);
+            // What is left of the last allocation will do for a record.
+            if self.buffer.capacity() < RECORD_BYTES {
+                self.buffer.reserve(CHUNK_BYTES);
+            }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Ok(None);
             }
@@ -199,14 +214,17 @@ impl ByteSource for Decrypted {
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    // A machine that is gone is found though nothing is being said.
-    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(SILENCE_MAX))
+    // No TCP_USER_TIMEOUT: the kernel counts a peer that answers and does not read, because it still computes, as one that is gone.
+    let often = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
+    SockRef::from(stream).set_tcp_keepalive(&often)
 }
 
 fn identity(stream: &Tls) -> Result<Identity, TransportError> {
     let (tcp, tls) = stream.get_ref();
     let address = tcp.get_ref().peer_addr()?;
-    let leaf = tls.peer_certificates().and_then(|chain| chain.first());
+    // A client that offers no protocol at all gets through the handshake.
+    let leaf =
+        tls.peer_certificates().filter(|_| tls.alpn_protocol() == Some(ALPN_BULK)).and_then(|chain| chain.first());
     let leaf = leaf.ok_or(TransportError::Peer { address, peer: PeerError::UnknownAuthority })?;
     leaf_identity(leaf).map_err(|peer| TransportError::Peer { address, peer })
 }

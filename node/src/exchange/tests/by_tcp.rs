@@ -55,10 +55,34 @@ fn each_pair_has_its_way() {
     let cluster = by_tcp([None]);
     let choices = [UseTcp::Always, UseTcp::Never, UseTcp::Always];
     let meshes: Vec<Mesh> = (0..).zip(choices).map(|(rank, choice)| cluster.mesh(1, rank).using_tcp(choice)).collect();
-    let formed = form(1, &meshes, &[], &vec![at(0, None); 3], shape);
-    let gang = meshes.into_iter().zip(formed.into_iter().map(|formed| formed.unwrap().exchange)).collect();
+    let formed: Vec<Formed> =
+        form(1, &meshes, &[], &vec![at(0, None); 3], shape).into_iter().map(Result::unwrap).collect();
+    assert_eq!(formed.iter().map(|formed| formed.by_tcp).collect::<Vec<_>>(), [1, 0, 1]);
+    let gang = meshes.into_iter().zip(formed.into_iter().map(|formed| formed.exchange)).collect();
     let expected = plain(Subtree::root(6), &|lane| gradient(9, 0, lane, 5000));
     assert!(sums(gang, shape, 0..1).iter().all(|sums| sums[0] == expected));
+}
+
+#[test]
+fn a_member_that_is_late_is_waited_for() {
+    // More than fits into windows and kernels: the others' values are not read before it is there.
+    let shape = Shape { values: 12_000_000, lanes: 2 };
+    let gang = by_tcp([None]).gang(2, shape);
+    let ranks = gang.into_iter().enumerate().map(|(rank, (mesh, mut exchange))| {
+        thread::spawn(move || {
+            let mut lanes = lane_sums(shape, 2, rank);
+            give(&mut lanes, |lane| vec![lane as f32 + 1.0; shape.values]);
+            if rank == 1 {
+                thread::sleep(Duration::from_secs(2));
+            }
+            let sum = exchange.all_reduce(Step(1), &mut lanes, None).map(|sum| (sum[0], sum[shape.values - 1]));
+            exchange.finish();
+            drop(mesh);
+            sum
+        })
+    });
+    let ranks: Vec<_> = ranks.collect();
+    ranks.into_iter().for_each(|rank| assert_eq!(rank.join().unwrap().unwrap(), (3.0, 3.0)));
 }
 
 #[test]
@@ -125,8 +149,7 @@ fn a_way_that_is_closed_is_not_taken() {
     let higher = cluster.credentials(2, 5);
     runtime().block_on(async {
         let mut refused = BulkTcp::dial(&higher, address, &to_zero, Duration::from_secs(5)).await.unwrap();
-        refused.sender.write_header(&ByTcp { term: term(2) }).await.unwrap();
-        refused.sender.flush().await.unwrap();
+        refused.sender.write(&ByTcp { term: term(2) }, bytes::Bytes::new()).await.unwrap();
         let end = refused.receiver.read_header::<ByTcp>().await;
         assert!(!matches!(end, Ok(Some(_))), "it has nothing to say to it");
         let stranger = std::net::TcpStream::connect(address).unwrap();
