@@ -1,5 +1,6 @@
 //! Memory that the ranks of one machine share for a generation. Each rank's partial sums lie there; each adds its own chunk from everybody's, where
-//! all read the whole sum: nothing is copied. Where there are other machines, it adds there what they give too, and writes what they added. Owns the layout, the counters and the waiting; whose turn it is is `all_reduce.rs`.
+//! all read the whole sum: nothing is copied. Where there are other machines, what they give is added there too, and what they added is written there.
+//! Owns the layout, the counters and the waiting; whose turn it is is `all_reduce.rs`'s.
 //!
 //! X14: what a rank writes others read only after it has counted it: `given` when its partials of an operation are whole, `added` when its chunk
 //! of the sum is. Partials are written again after everybody has added; a sum two operations later, after everybody who reads it has given again.

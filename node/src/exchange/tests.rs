@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use stoke_protocol::identity::{Authority, Credentials, Subject};
-use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step, Term};
+use stoke_protocol::ids::{ClusterId, Fingerprint, Generation, JobId, Rank, Step, Term};
 use stoke_protocol::lanes::{self, Subtree};
 use stoke_protocol::message::peer::{Door, Machine, Opening, Part, Restores, Sharing, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
@@ -49,10 +49,55 @@ impl Cluster {
     }
 
     /// A gang: every rank has done no step.
-    fn gang(&self, world: u32, shape: Shape) -> Vec<(Mesh, Exchange)> {
+    fn formed(&self, world: u32, shape: Shape) -> Vec<(Mesh, Formed)> {
         let meshes: Vec<Mesh> = (0..world).map(|rank| self.mesh(1, rank)).collect();
         let formed = form(1, &meshes, &[], &vec![at(0, None); world as usize], shape);
-        meshes.into_iter().zip(formed.into_iter().map(|formed| formed.unwrap().exchange)).collect()
+        meshes.into_iter().zip(formed.into_iter().map(Result::unwrap)).collect()
+    }
+
+    fn gang(&self, world: u32, shape: Shape) -> Vec<(Mesh, Exchange)> {
+        exchanges(self.formed(world, shape))
+    }
+
+    /// What a rank would dial with, in the hands of a test that plays it.
+    fn played(&self, generation: u64, rank: u32) -> Endpoint {
+        let bind = Bind::Address((LOOPBACK, 0).into());
+        Endpoint::client(&self.io, bind, Settings::bulk(), self.credentials(generation, rank)).unwrap()
+    }
+}
+
+fn exchanges(formed: Vec<(Mesh, Formed)>) -> Vec<(Mesh, Exchange)> {
+    formed.into_iter().map(|(mesh, formed)| (mesh, formed.exchange)).collect()
+}
+
+fn subject(id: RankId) -> Subject {
+    let RankId { job, generation, rank } = id;
+    Subject::Rank { job, generation, rank }
+}
+
+fn membership(generation: u64, members: Vec<Member>, joining: Vec<Member>) -> Membership {
+    Membership {
+        generation: Generation(generation),
+        members: members.into(),
+        joining: joining.into(),
+        after: None,
+        ballot: 0,
+        purpose: Purpose::Train,
+        restarts: 0,
+    }
+}
+
+/// Of a rank that has done so many steps, and offers nothing.
+fn standing(generation: u64, step: u64) -> Standing {
+    Standing {
+        term: term(generation),
+        step: Some(Step(step)),
+        has_sum: false,
+        restores: None,
+        files: None,
+        machine: None,
+        door: None,
+        tcp: None,
     }
 }
 
@@ -78,15 +123,7 @@ fn form(
     shape: Shape,
 ) -> Vec<Result<Formed, ExchangeError>> {
     let ids = |meshes: &[Mesh]| meshes.iter().map(member).collect();
-    let membership = Membership {
-        generation: Generation(generation),
-        members: ids(members),
-        joining: ids(joining),
-        after: None,
-        ballot: 0,
-        purpose: Purpose::Train,
-        restarts: 0,
-    };
+    let membership = membership(generation, ids(members), ids(joining));
     let all = members.iter().chain(joining).zip(states);
     let forming = all.map(|(mesh, state)| mesh.form(&membership, state.clone(), shape));
     runtime().block_on(futures_util::future::join_all(forming))
@@ -119,29 +156,32 @@ fn lane_sums(shape: Shape, world: u32, rank: usize) -> LaneSums {
     LaneSums::new(shape.values, shape.lanes, lanes::assign(shape.lanes, world)[rank].clone())
 }
 
-/// Steps of every rank on a thread of its own; rank by rank, the sums as bits.
-fn train(cluster: &Cluster, world: u32, shape: Shape, steps: u64) -> Vec<Vec<Vec<u32>>> {
-    let ranks: Vec<_> = cluster
-        .gang(world, shape)
-        .into_iter()
-        .enumerate()
-        .map(|(rank, (mesh, mut exchange))| {
-            thread::spawn(move || {
-                let mut sums = lane_sums(shape, world, rank);
-                let results = (0..steps)
-                    .map(|step| {
-                        give(&mut sums, |lane| gradient(9, step, lane, shape.values));
-                        let sum = exchange.all_reduce(Step(step), &mut sums, None).unwrap();
-                        sum.iter().map(|value| value.to_bits()).collect()
-                    })
-                    .collect();
-                exchange.finish();
-                drop(mesh);
-                results
-            })
+/// Steps of every rank on a thread of its own; rank by rank, the sums as bits, and the bytes that it sent. `in_place`: lanes are summed where the
+/// exchange needs them.
+fn train(gang: Vec<(Mesh, Exchange)>, shape: Shape, steps: u64, in_place: bool) -> Vec<(Vec<Vec<u32>>, u64)> {
+    let world = gang.len() as u32;
+    let ranks = gang.into_iter().enumerate().map(|(rank, (mesh, mut exchange))| {
+        thread::spawn(move || {
+            let mut sums = if in_place { exchange.lane_sums() } else { lane_sums(shape, world, rank) };
+            let step = |step| {
+                give(&mut sums, |lane| gradient(9, step, lane, shape.values));
+                let sum = exchange.all_reduce(Step(step), &mut sums, Some(Fingerprint(step))).unwrap();
+                sum.iter().map(|value| value.to_bits()).collect()
+            };
+            let results = (0..steps).map(step).collect();
+            exchange.finish();
+            drop(mesh);
+            (results, exchange.stats().sent_bytes)
         })
-        .collect();
+    });
+    let ranks: Vec<_> = ranks.collect();
     ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+}
+
+/// What every rank gets of a step of [`train`].
+fn expected(shape: Shape, step: u64) -> Vec<u32> {
+    let sum = plain(Subtree::root(shape.lanes), &|lane| gradient(9, step, lane, shape.values));
+    sum.iter().map(|value| value.to_bits()).collect()
 }
 
 #[test]
@@ -151,12 +191,9 @@ fn every_world_gets_the_same_bits_over_the_network() {
     for values in [0, 1, 100, 1023, 150_001] {
         let shape = Shape { values, lanes: rng.random_range(4..10) };
         for world in [1, 2, 3, rng.random_range(4..=shape.lanes)] {
-            for sums in train(&cluster, world, shape, 3) {
-                for (step, sum) in sums.iter().enumerate() {
-                    let lane = |lane| gradient(9, step as u64, lane, values);
-                    let expected = plain(Subtree::root(shape.lanes), &lane);
-                    let same = expected.iter().map(|value| value.to_bits()).eq(sum.iter().copied());
-                    assert!(same, "{shape:?}, {world} ranks, step {step}");
+            for (sums, _) in train(cluster.gang(world, shape), shape, 3, false) {
+                for (step, sum) in (0..).zip(sums) {
+                    assert!(sum == expected(shape, step), "{shape:?}, {world} ranks, step {step}");
                 }
             }
         }
@@ -249,16 +286,7 @@ fn steps_must_grow() {
 fn ranks_with_other_models_find_out() {
     let cluster = Cluster::new();
     let meshes = [cluster.mesh(1, 0), cluster.mesh(1, 1)];
-    let members = meshes.iter().map(member).collect();
-    let membership = Membership {
-        generation: Generation(1),
-        members,
-        joining: vec![].into(),
-        after: None,
-        ballot: 0,
-        purpose: Purpose::Train,
-        restarts: 0,
-    };
+    let membership = membership(1, meshes.iter().map(member).collect(), vec![]);
     let forming = meshes
         .iter()
         .zip([1000, 2000])
@@ -291,16 +319,7 @@ fn gangs_that_have_just_connected_form_every_time() {
             let io = Io::thread("stoke-test-net").unwrap();
             Mesh::bind(&io, LOOPBACK, cluster.credentials(1, rank)).unwrap()
         });
-        let members = meshes.iter().map(member).collect();
-        let membership = Membership {
-            generation: Generation(1),
-            members,
-            joining: vec![].into(),
-            after: None,
-            ballot: 0,
-            purpose: Purpose::Train,
-            restarts: 0,
-        };
+        let membership = membership(1, meshes.iter().map(member).collect(), vec![]);
         let form = |mesh: &Mesh| runtime().block_on(mesh.form(&membership, at(0, None), shape));
         let [zero, one] = &meshes;
         let (zero, one) = thread::scope(|scope| {
@@ -320,7 +339,7 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     let meshes = [cluster.mesh(2, 0), cluster.mesh(2, 1)];
     let runtime = runtime();
     let target = meshes[1].own();
-    let expected = Subject::Rank { job: target.job, generation: target.generation, rank: target.rank };
+    let expected = subject(target);
     let dial = |job: u64, generation: u64| {
         let subject = Subject::Rank { job: JobId(job), generation: Generation(generation), rank: Rank(0) };
         let credentials = cluster.authority.credentials(&subject, HOUR).unwrap();
@@ -336,17 +355,7 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     // A rank that was replaced speaks of its own generation still.
     let replaced = dial(1, 1);
     let mut stream = runtime.block_on(replaced.open_bulk()).unwrap();
-    let standing = Standing {
-        term: term(4),
-        step: Some(Step(3)),
-        has_sum: false,
-        restores: None,
-        files: None,
-        machine: None,
-        door: None,
-        tcp: None,
-    };
-    runtime.block_on(stream.write_header(&Opening::Exchange(standing))).unwrap();
+    runtime.block_on(stream.write_header(&Opening::Exchange(standing(4, 3)))).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while exchange.stats().stale_refused < 2 && Instant::now() < deadline {
         thread::yield_now();
@@ -360,35 +369,14 @@ fn a_frame_of_another_generation_ends_the_link() {
     let shape = Shape { values: 64, lanes: 2 };
     let one = cluster.mesh(2, 1);
     let runtime = runtime();
-    let bind = Bind::Address((LOOPBACK, 0).into());
-    let zero = Endpoint::client(&cluster.io, bind, Settings::bulk(), cluster.credentials(2, 0)).unwrap();
-    let to_one = Subject::Rank { job: JobId(1), generation: Generation(2), rank: Rank(1) };
+    let zero = cluster.played(2, 0);
     let peer = RankId { rank: Rank(0), ..one.own() };
-    let members = vec![Member { id: peer, address: one.address() }, member(&one)].into();
-    let membership = Membership {
-        generation: Generation(2),
-        members,
-        joining: vec![].into(),
-        after: None,
-        ballot: 0,
-        purpose: Purpose::Train,
-        restarts: 0,
-    };
-    let standing = Standing {
-        term: term(2),
-        step: Some(Step(0)),
-        has_sum: false,
-        restores: None,
-        files: None,
-        machine: None,
-        door: None,
-        tcp: None,
-    };
+    let membership = membership(2, vec![Member { id: peer, address: one.address() }, member(&one)], vec![]);
     let (_connection, mut stream, formed) = runtime.block_on(async {
         let connected = async {
-            let connection = zero.connect(one.address(), &to_one).await.unwrap();
+            let connection = zero.connect(one.address(), &subject(one.own())).await.unwrap();
             let mut stream = connection.open_bulk().await.unwrap();
-            stream.write_header(&Opening::Exchange(standing)).await.unwrap();
+            stream.write_header(&Opening::Exchange(standing(2, 0))).await.unwrap();
             (connection, stream)
         };
         let ((connection, stream), formed) = tokio::join!(connected, one.form(&membership, at(0, None), shape));
@@ -417,16 +405,7 @@ fn memberships_that_make_no_sense_are_refused() {
     let other = |rank| Member { id: RankId { rank: Rank(rank), ..own.own() }, address: own.address() };
     for (members, joining) in [(vec![0, 1], vec![]), (vec![], vec![3]), (vec![3, 3], vec![]), (vec![3], vec![3])] {
         let list = |ranks: &[u32]| ranks.iter().map(|rank| other(*rank)).collect();
-        let (members, joining) = (list(&members), list(&joining));
-        let membership = Membership {
-            generation: Generation(1),
-            members,
-            joining,
-            after: None,
-            ballot: 0,
-            purpose: Purpose::Train,
-            restarts: 0,
-        };
+        let membership = membership(1, list(&members), list(&joining));
         let refused = runtime().block_on(own.form(&membership, at(0, None), shape)).err().unwrap();
         assert!(matches!(refused, ExchangeError::Membership { .. }), "{refused}");
     }

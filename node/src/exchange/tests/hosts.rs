@@ -1,30 +1,9 @@
 //! The same where some ranks share memory and others do not: hosts of any sizes.
 
-use stoke_protocol::ids::Fingerprint;
-
 use super::*;
 
 fn on(machines: impl IntoIterator<Item = Option<u8>>) -> Cluster {
     Cluster { machines: machines.into_iter().collect(), ..Cluster::new() }
-}
-
-/// What each rank gets of each step, and the bytes that it sent.
-fn sums(cluster: &Cluster, world: u32, shape: Shape, steps: u64, in_place: bool) -> Vec<(Vec<Vec<f32>>, u64)> {
-    let ranks = cluster.gang(world, shape).into_iter().enumerate().map(|(rank, (mesh, mut exchange))| {
-        thread::spawn(move || {
-            let mut lanes = if in_place { exchange.lane_sums() } else { lane_sums(shape, world, rank) };
-            let step = |step| {
-                give(&mut lanes, |lane| gradient(9, step, lane, shape.values));
-                exchange.all_reduce(Step(step), &mut lanes, Some(Fingerprint(step))).unwrap().to_vec()
-            };
-            let sums = (0..steps).map(step).collect();
-            exchange.finish();
-            drop(mesh);
-            (sums, exchange.stats().sent_bytes)
-        })
-    });
-    let ranks: Vec<_> = ranks.collect();
-    ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
 }
 
 #[test]
@@ -36,11 +15,9 @@ fn any_hosts_get_the_same_bits() {
         let shape = Shape { values, lanes: rng.random_range(world..10) };
         let machines: Vec<_> = (0..world).map(|_| Some(rng.random_range(0..3)).filter(|name| *name > 0)).collect();
         let cluster = on(machines.iter().copied());
-        for (rank, (sums, _)) in sums(&cluster, world, shape, 4, round % 2 == 0).into_iter().enumerate() {
+        for (rank, (sums, _)) in train(cluster.gang(world, shape), shape, 4, round % 2 == 0).into_iter().enumerate() {
             for (step, sum) in (0..).zip(sums) {
-                let expected = plain(Subtree::root(shape.lanes), &|lane| gradient(9, step, lane, values));
-                let same = expected.iter().map(|v| v.to_bits()).eq(sum.iter().map(|v| v.to_bits()));
-                assert!(same, "{shape:?}, {machines:?}, rank {rank}, step {step}");
+                assert!(sum == expected(shape, step), "{shape:?}, {machines:?}, rank {rank}, step {step}");
             }
         }
     }
@@ -52,7 +29,7 @@ fn any_hosts_get_the_same_bits() {
 fn each_value_goes_from_host_to_host_once() {
     let shape = Shape { values: 64 * 1024, lanes: 8 };
     let sent = |machines: [Option<u8>; 4]| -> Vec<u64> {
-        sums(&on(machines), 4, shape, 2, true).into_iter().map(|(_, sent)| sent / 2 / 4).collect()
+        train(on(machines).gang(4, shape), shape, 2, true).into_iter().map(|(_, sent)| sent / 2 / 4).collect()
     };
     let values = shape.values as u64;
     assert_eq!(sent([Some(1), Some(1), Some(2), Some(2)]), [values / 2; 4]);
@@ -91,34 +68,14 @@ fn replicas_that_are_the_same_are_not_said_to_differ() {
     let cluster = Cluster::new();
     let shape = Shape { values: 64, lanes: 2 };
     let one = cluster.mesh(2, 1);
-    let bind = Bind::Address((LOOPBACK, 0).into());
-    let zero = Endpoint::client(&cluster.io, bind, Settings::bulk(), cluster.credentials(2, 0)).unwrap();
+    let zero = cluster.played(2, 0);
     let peer = RankId { rank: Rank(0), ..one.own() };
-    let membership = Membership {
-        generation: Generation(2),
-        members: vec![Member { id: peer, address: one.address() }, member(&one)].into(),
-        joining: vec![].into(),
-        after: None,
-        ballot: 0,
-        purpose: Purpose::Train,
-        restarts: 0,
-    };
-    let standing = Standing {
-        term: term(2),
-        step: Some(Step(0)),
-        has_sum: false,
-        restores: None,
-        files: None,
-        machine: None,
-        door: None,
-        tcp: None,
-    };
-    let to_one = Subject::Rank { job: JobId(1), generation: Generation(2), rank: Rank(1) };
+    let membership = membership(2, vec![Member { id: peer, address: one.address() }, member(&one)], vec![]);
     let (formed, _said) = runtime().block_on(async {
         let said = async {
-            let connection = zero.connect(one.address(), &to_one).await.unwrap();
+            let connection = zero.connect(one.address(), &subject(one.own())).await.unwrap();
             let mut stream = connection.open_bulk().await.unwrap();
-            stream.write_header(&Opening::Exchange(standing)).await.unwrap();
+            stream.write_header(&Opening::Exchange(standing(2, 0))).await.unwrap();
             let replica = Some(Fingerprint(7));
             let header =
                 TensorHeader { term: term(2), step: Step(1), part: Part::Replica, offset: 0, count: 0, replica };
@@ -174,42 +131,22 @@ fn all_of_a_machine_share_memory_or_none_does() {
     let cluster = on([Some(1), Some(1), None]);
     let shape = Shape { values: 48, lanes: 3 };
     let (one, two) = (cluster.mesh(2, 1), cluster.mesh(2, 2));
-    let bind = Bind::Address((LOOPBACK, 0).into());
-    let zero = Endpoint::client(&cluster.io, bind, Settings::bulk(), cluster.credentials(2, 0)).unwrap();
+    let zero = cluster.played(2, 0);
     let peer = RankId { rank: Rank(0), ..one.own() };
-    let membership = Membership {
-        generation: Generation(2),
-        members: vec![Member { id: peer, address: one.address() }, member(&one), member(&two)].into(),
-        joining: vec![].into(),
-        after: None,
-        ballot: 0,
-        purpose: Purpose::Train,
-        restarts: 0,
-    };
-    let standing = Standing {
-        term: term(2),
-        step: Some(Step(0)),
-        has_sum: false,
-        restores: None,
-        files: None,
-        machine: Some(Machine([1; 16])),
-        // Nobody listens there.
-        door: Some(Door { name: [9; 16], cookie: [9; 16] }),
-        tcp: None,
-    };
+    let membership =
+        membership(2, vec![Member { id: peer, address: one.address() }, member(&one), member(&two)], vec![]);
+    // Nobody listens there.
+    let door = Some(Door { name: [9; 16], cookie: [9; 16] });
+    let standing = Standing { machine: Some(Machine([1; 16])), door, ..standing(2, 0) };
     let header = |part, offset| TensorHeader { term: term(2), step: Step(1), part, offset, count: 16, replica: None };
     let play = async |mesh: &Mesh| {
-        let Subject::Rank { job, generation, rank } = cluster.credentials(2, mesh.own().rank.0).identity().subject
-        else {
-            unreachable!("made above")
-        };
-        let connection = zero.connect(mesh.address(), &Subject::Rank { job, generation, rank }).await.unwrap();
+        let connection = zero.connect(mesh.address(), &subject(mesh.own())).await.unwrap();
         let mut stream = connection.open_bulk().await.unwrap();
         stream.write_header(&Opening::Exchange(standing)).await.unwrap();
         stream.write_header(&Sharing { term: term(2), shares: false }).await.unwrap();
         // What a rank by itself gives.
         let own = Part::Partial(Subtree { start: 0, len: 1 });
-        for header in [header(own, 16 * u64::from(rank.0)), header(Part::Sum, 0)] {
+        for header in [header(own, 16 * u64::from(mesh.own().rank.0)), header(Part::Sum, 0)] {
             stream.write_header(&header).await.unwrap();
             stream.write_chunk(bytes::Bytes::from(vec![0; 64])).await.unwrap();
         }
