@@ -4,6 +4,7 @@
 mod files;
 mod lines;
 mod parquet;
+mod samples;
 mod shards;
 
 use std::borrow::Cow;
@@ -13,6 +14,8 @@ use serde_json::Value;
 
 pub use self::files::{ReadAt, Stores, read_stores_by};
 use self::files::{check_store, expanded, is_remote, open, open_packed};
+use self::samples::Packer;
+pub(crate) use self::samples::Samples;
 use crate::JobError;
 use crate::config::Spec;
 
@@ -237,33 +240,37 @@ impl Group {
     }
 }
 
-/// A row as a sample, with its group.
-type Parse<'a, S> = dyn Fn(&[Field<'_>]) -> Result<(S, Group), String> + 'a;
+/// Appends a row's sample, as bytes, to the empty buffer. Its group.
+type Parse<'a> = dyn Fn(&[Field<'_>], &mut Vec<u8>) -> Result<Group, String> + 'a;
 
 /// Training and held-out samples, each in file order.
-pub(crate) fn read_split<S>(
+pub(crate) fn read_split(
     train: &Path,
     held_out: &HeldOut,
     columns: &[&str],
-    parse: &Parse<'_, S>,
-) -> Result<(Vec<S>, Vec<S>), JobError> {
-    let (mut training, mut held) = (Vec::new(), Vec::new());
-    read_rows(train, columns, &mut |fields| {
-        let (sample, group) = parse(fields)?;
-        if held_out.holds(group) {
-            held.push(sample)
-        } else {
-            training.push(sample)
-        }
-        Ok(())
-    })?;
+    parse: &Parse<'_>,
+) -> Result<[Samples; 2], JobError> {
+    let (mut training, mut held, mut sample) = (Packer::new(), Packer::new(), Vec::new());
+    let mut read = |path: &Path, holds: &dyn Fn(Group) -> bool| {
+        let mut not_kept = None;
+        let read = read_rows(path, columns, &mut |fields| {
+            sample.clear();
+            let group = parse(fields, &mut sample)?;
+            let set = if holds(group) { &mut held } else { &mut training };
+            set.push(&sample).map_err(|error| not_kept.insert(error).to_string())
+        });
+        // It is no fault of the row.
+        not_kept.map_or(read, |source| Err(kept(source)))
+    };
+    read(train, &|group| held_out.holds(group))?;
     if let HeldOut::File(path) = held_out {
-        read_rows(path, columns, &mut |fields| {
-            held.push(parse(fields)?.0);
-            Ok(())
-        })?;
+        read(path, &|_| true)?;
     }
-    Ok((training, held))
+    Ok([training.finish().map_err(kept)?, held.finish().map_err(kept)?])
+}
+
+fn kept(source: std::io::Error) -> JobError {
+    JobError::Kept { dir: std::env::temp_dir(), source }
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ pub enum JobError {
     /// A data file that could not be opened or read at all.
     #[error("read data file {}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
+    /// Samples that are too many for memory could not be kept in a file.
+    #[error("keep samples in a file in {}: {source}; TMPDIR names another folder", dir.display())]
+    Kept { dir: PathBuf, source: std::io::Error },
     /// A row of a data file that is not what the trainer needs.
     #[error("{}, line {line}: {problem}", path.display())]
     Row { path: PathBuf, line: u64, problem: String },
@@ -42,7 +45,7 @@ impl JobError {
     /// Whether another try may end otherwise: the machine, or a process that an environment runs in, was at fault.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Threads { .. } => true,
+            Self::Threads { .. } | Self::Kept { .. } => true,
             // A store that is away; one that denies or has no such object will do so again.
             Self::File { path, source } => {
                 use io::ErrorKind::{InvalidData, InvalidInput, NotFound, PermissionDenied, UnexpectedEof};

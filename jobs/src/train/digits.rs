@@ -16,7 +16,7 @@ use super::pytorch::{Kind, to_pytorch};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{Field, Group, HeldOut, check_names, in_column, read_split};
+use crate::data::{Field, Group, HeldOut, Samples, check_names, in_column, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -86,25 +86,21 @@ const SIDE: usize = 28;
 const PIXELS: usize = SIDE * SIDE;
 const DIGITS: usize = 10;
 
-struct Sample {
-    pixels: Vec<u8>,
-    label: u8,
-}
-
-/// Training and held-out samples. A held-out share is taken by the hash of the pixels: copies of an image stay together.
-fn read(data: &Data) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
-    let (train, held) = read_split(&data.train, &data.held_out, &[&data.label, &data.pixels], &|fields| {
+/// Training and held-out samples: label and pixels. A held-out share is taken by the hash of the pixels: copies of an image stay together.
+fn read(data: &Data) -> Result<[Samples; 2], JobError> {
+    let sets = read_split(&data.train, &data.held_out, &[&data.label, &data.pixels], &|fields, sample| {
         let label = in_column(&data.label, fields[0].integer(DIGITS as u64 - 1))? as u8;
         let pixels = in_column(&data.pixels, fields[1].bytes(PIXELS))?;
-        let group = Group::of(&pixels);
-        Ok((Sample { pixels, label }, group))
+        sample.push(label);
+        sample.extend_from_slice(&pixels);
+        Ok(Group::of(&pixels))
     })?;
-    for (samples, which) in [(&train, "training"), (&held, "held-out")] {
-        if samples.is_empty() {
+    for (samples, which) in sets.iter().zip(["training", "held-out"]) {
+        if samples.len() == 0 {
             return Err(JobError::Data { path: data.train.clone(), problem: format!("no {which} rows") });
         }
     }
-    Ok((train, held))
+    Ok(sets)
 }
 
 // ---- the model -------------------------------------------------------------------------------------------------------
@@ -202,13 +198,13 @@ fn window_rows(images: usize) -> Vec<i32> {
 
 struct Digits {
     config: Model,
-    train: Vec<Sample>,
-    held: Vec<Sample>,
+    train: Samples,
+    held: Samples,
 }
 
 pub(crate) fn load(spec: &Spec<'_>, plan: Plan) -> Result<Box<dyn Train>, JobError> {
     let sections = sections(spec)?;
-    let (train, held) = read(&sections.data)?;
+    let [train, held] = read(&sections.data)?;
     let device = device().autodiff();
     let net = Net::new(&Init::new(plan.seed, &device), &sections.model);
     let task = Digits { config: sections.model, train, held };
@@ -223,17 +219,14 @@ impl Task for Digits {
     }
 
     fn loss(&self, net: &Net, samples: &[u64], device: &Device) -> Loss {
-        let batch: Vec<&Sample> = samples.iter().map(|&index| &self.train[index as usize]).collect();
-        let images: Vec<&[u8]> = batch.iter().map(|sample| &sample.pixels[..]).collect();
-        let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
+        let (labels, images): (Vec<u8>, Vec<&[u8]>) =
+            samples.iter().map(|at| self.train.labelled(*at as usize)).unzip();
         cross_entropy(net.forward(&self.config, &images, device), &labels)
     }
 
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
         let (mut correct, mut loss) = (0.0, 0.0);
-        for batch in self.held.chunks(BATCH) {
-            let images: Vec<&[u8]> = batch.iter().map(|sample| &sample.pixels[..]).collect();
-            let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
+        for (labels, images) in self.held.batches(BATCH) {
             let figures = cross_entropy(net.forward(&self.config, &images, device), &labels);
             correct += f64::from(figures.correct);
             loss += f64::from(figures.sum.into_scalar::<f32>());

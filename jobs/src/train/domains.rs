@@ -19,7 +19,7 @@ use super::pytorch::{Kind, to_pytorch};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
 use crate::config::{Sections, Spec};
-use crate::data::{Group, HeldOut, check_names, in_column, read_split};
+use crate::data::{Group, HeldOut, Samples, check_names, in_column, read_split};
 use crate::device::device;
 
 // ---- what the spec says ----------------------------------------------------------------------------------------------
@@ -111,13 +111,6 @@ pub(crate) fn sections(spec: &Spec<'_>) -> Result<Sections<Data, Model>, JobErro
 const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789-._";
 const SYMBOLS: usize = 2 + ALPHABET.len();
 
-/// A name as symbols, and the index of its label.
-#[derive(Debug, Clone, PartialEq)]
-struct Sample {
-    symbols: Vec<u8>,
-    label: u8,
-}
-
 /// A name in lower case, without blanks around it or a dot behind it.
 fn normal(name: &str) -> Result<String, String> {
     let normal = name.trim().trim_end_matches('.').to_lowercase();
@@ -147,10 +140,11 @@ fn registered(name: &str) -> &str {
     &name[name.len() - bytes..]
 }
 
-/// Training and held-out samples; both must have both labels.
-fn read(data: &Data, length: usize) -> Result<(Vec<Sample>, Vec<Sample>), JobError> {
+/// Training and held-out samples: the index of the label, and the name as symbols. Both must have both labels.
+fn read(data: &Data, length: usize) -> Result<[Samples; 2], JobError> {
     let group = data.registered.as_ref().unwrap_or(&data.domain);
-    let (train, held) = read_split(&data.train, &data.held_out, &[&data.domain, &data.label, group], &|fields| {
+    let columns = [data.domain.as_str(), &data.label, group];
+    let sets = read_split(&data.train, &data.held_out, &columns, &|fields, sample| {
         let name = in_column(&data.domain, fields[0].text().and_then(|name| normal(&name)))?;
         let label = in_column(&data.label, fields[1].text())?;
         let known = data.labels.iter().position(|known| *known == label);
@@ -160,17 +154,19 @@ fn read(data: &Data, length: usize) -> Result<(Vec<Sample>, Vec<Sample>), JobErr
             Some(column) => in_column(column, fields[2].text())?,
             None => registered(&name).into(),
         };
-        Ok((Sample { symbols: encode(&name, length), label }, Group::of(group.as_bytes())))
+        sample.push(label);
+        sample.extend(encode(&name, length));
+        Ok(Group::of(group.as_bytes()))
     })?;
-    for (samples, which) in [(&train, "training"), (&held, "held-out")] {
+    for (samples, which) in sets.iter().zip(["training", "held-out"]) {
         for (index, label) in data.labels.iter().enumerate() {
-            if !samples.iter().any(|sample| usize::from(sample.label) == index) {
+            if !(0..samples.len()).any(|at| usize::from(samples.labelled(at).0) == index) {
                 let problem = format!("no {which} row is labelled {label}");
                 return Err(JobError::Data { path: data.train.clone(), problem });
             }
         }
     }
-    Ok((train, held))
+    Ok(sets)
 }
 
 // ---- the model -------------------------------------------------------------------------------------------------------
@@ -231,13 +227,13 @@ fn windows(names: &[&[u8]], positions: usize, width: usize) -> Vec<i32> {
 
 struct Domains {
     config: Model,
-    train: Vec<Sample>,
-    held: Vec<Sample>,
+    train: Samples,
+    held: Samples,
 }
 
 pub(crate) fn load(spec: &Spec<'_>, plan: Plan) -> Result<Box<dyn Train>, JobError> {
     let sections = sections(spec)?;
-    let (train, held) = read(&sections.data, sections.model.length)?;
+    let [train, held] = read(&sections.data, sections.model.length)?;
     let device = device().autodiff();
     let net = Net::new(&Init::new(plan.seed, &device), &sections.model);
     let task = Domains { config: sections.model, train, held };
@@ -252,18 +248,14 @@ impl Task for Domains {
     }
 
     fn loss(&self, net: &Net, samples: &[u64], device: &Device) -> Loss {
-        let batch: Vec<&Sample> = samples.iter().map(|&index| &self.train[index as usize]).collect();
-        let names: Vec<&[u8]> = batch.iter().map(|sample| &sample.symbols[..]).collect();
-        let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
+        let (labels, names): (Vec<u8>, Vec<&[u8]>) = samples.iter().map(|at| self.train.labelled(*at as usize)).unzip();
         cross_entropy(net.forward(&self.config, &names, device), &labels)
     }
 
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
-        let positive: Vec<bool> = self.held.iter().map(|sample| sample.label == 1).collect();
+        let positive: Vec<bool> = (0..self.held.len()).map(|at| self.held.labelled(at).0 == 1).collect();
         let (mut scores, mut correct, mut loss) = (Vec::new(), 0.0, 0.0);
-        for batch in self.held.chunks(BATCH) {
-            let names: Vec<&[u8]> = batch.iter().map(|sample| &sample.symbols[..]).collect();
-            let labels: Vec<u8> = batch.iter().map(|sample| sample.label).collect();
+        for (labels, names) in self.held.batches(BATCH) {
             let logits = net.forward(&self.config, &names, device);
             let figures = cross_entropy(logits.clone(), &labels);
             correct += f64::from(figures.correct);

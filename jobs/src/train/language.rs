@@ -194,7 +194,7 @@ pub(crate) fn load(spec: &Spec<'_>, plan: Plan) -> Result<Box<dyn Train>, JobErr
 }
 
 impl Language {
-    fn loss_of(&self, net: &Net, windows: &[&[u32]], device: &Device) -> Loss {
+    fn loss_of(&self, net: &Net, windows: &[Vec<u32>], device: &Device) -> Loss {
         let length = self.heads.length;
         let inputs = windows.iter().flat_map(|window| &window[..length]).map(|token| *token as i32).collect();
         let targets = windows.iter().flat_map(|window| &window[1..]).copied().collect();
@@ -213,7 +213,7 @@ impl Task for Language {
     }
 
     fn loss(&self, net: &Net, samples: &[u64], device: &Device) -> Loss {
-        let windows: Vec<&[u32]> = samples.iter().map(|at| self.train.get(*at as usize)).collect();
+        let windows: Vec<Vec<u32>> = samples.iter().map(|at| self.train.get(*at as usize)).collect();
         self.loss_of(net, &windows, device)
     }
 
@@ -229,13 +229,14 @@ impl Task for Language {
 
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
         let (mut loss, mut correct) = (0.0, 0.0);
-        let windows: Vec<&[u32]> = (0..self.held.len()).map(|at| self.held.get(at)).collect();
-        for batch in windows.chunks((BATCH / self.heads.length).max(1)) {
-            let figures = self.loss_of(net, batch, device);
+        let (count, size) = (self.held.len(), (BATCH / self.heads.length).max(1));
+        for start in (0..count).step_by(size) {
+            let windows: Vec<Vec<u32>> = (start..(start + size).min(count)).map(|at| self.held.get(at)).collect();
+            let figures = self.loss_of(net, &windows, device);
             loss += f64::from(figures.sum.into_scalar::<f32>());
             correct += f64::from(figures.correct);
         }
-        let count = windows.len() as f64;
+        let count = count as f64;
         Metrics::from([
             ("loss".to_owned(), loss / count),
             ("perplexity".to_owned(), (loss / count).exp()),

@@ -88,6 +88,10 @@ fn the_same_rows_give_the_same_weights_from_every_kind_of_file_here_and_in_s3() 
     for pattern in &patterns[1..] {
         same_weights(&local(folder.path(), pattern, 2), &here);
     }
+    // More than is kept in memory.
+    let train = folder.path().join(&patterns[1]);
+    let filed = Run::new("domains.toml", 2).set("train.steps", 6).set("data.train", train.display());
+    same_weights(&filed.env("STOKE_SAMPLES_HELD_BYTES", "10000").finish().0, &here);
     let Some(server) = s3() else { return };
     let files: Vec<PathBuf> =
         std::fs::read_dir(folder.path()).expect("a folder").flatten().map(|file| file.path()).collect();

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Data;
 use crate::JobError;
-use crate::data::{Group, HeldOut, in_column, read_split};
+use crate::data::{Group, HeldOut, Samples, in_column, read_split};
 use crate::lm::{Tokenizer, Weights};
 
 /// What stands before every text, and so ends the one before it.
@@ -53,46 +53,49 @@ impl Vocabulary {
 
 /// Tokens of all texts, one behind the other, cut into windows of `length` tokens and the one after them.
 pub(super) struct Windows {
-    tokens: Vec<u32>,
+    /// Each with the token that ends texts before it, little-endian.
+    texts: Samples,
+    /// The token that ends texts: it stands behind the last one too.
+    end: u32,
     length: usize,
 }
 
 impl Windows {
-    fn new(texts: Vec<Vec<u32>>, end: u32, length: usize) -> Self {
-        let mut tokens = Vec::with_capacity(texts.iter().map(|text| text.len() + 1).sum::<usize>() + 1);
-        for text in texts {
-            tokens.push(end);
-            tokens.extend(text);
-        }
-        tokens.push(end);
-        Self { tokens, length }
+    /// Without the last one.
+    fn tokens(&self) -> &[[u8; 4]] {
+        self.texts.bytes().as_chunks().0
     }
 
     pub fn len(&self) -> usize {
-        (self.tokens.len() - 1) / self.length
+        self.tokens().len() / self.length
     }
 
     /// `length + 1` tokens.
-    pub fn get(&self, at: usize) -> &[u32] {
-        &self.tokens[at * self.length..=(at + 1) * self.length]
+    pub fn get(&self, at: usize) -> Vec<u32> {
+        let (tokens, first) = (self.tokens(), at * self.length);
+        let last = first + self.length;
+        let after = tokens.get(last).map_or(self.end, |token| u32::from_le_bytes(*token));
+        tokens[first..last].iter().map(|token| u32::from_le_bytes(*token)).chain([after]).collect()
     }
 }
 
 /// What is trained on, and what is held out; none of them is empty.
 pub(super) fn read(data: &Data, vocabulary: &Vocabulary, length: usize) -> Result<[Windows; 2], JobError> {
-    let (train, held) = read_split(&data.train, &data.held_out, &[&data.text], &|fields| {
+    let end = vocabulary.end();
+    let sets = read_split(&data.train, &data.held_out, &[&data.text], &|fields, sample| {
         let text = in_column(&data.text, fields[0].text())?;
         let tokens = in_column(&data.text, vocabulary.tokens(&text))?;
-        Ok((tokens, Group::of(text.as_bytes())))
+        sample.extend([end].into_iter().chain(tokens).flat_map(u32::to_le_bytes));
+        Ok(Group::of(text.as_bytes()))
     })?;
-    let windows = [train, held].map(|texts| Windows::new(texts, vocabulary.end(), length));
+    let windows = sets.map(|texts| Windows { texts, end, length });
     let held_out = match &data.held_out {
         HeldOut::File(path) => path,
         HeldOut::Fraction(_) => &data.train,
     };
     for (windows, (which, path)) in windows.iter().zip([("to train on", &data.train), ("held out", held_out)]) {
         if windows.len() == 0 {
-            let (found, path) = (windows.tokens.len(), path.clone());
+            let (found, path) = (windows.tokens().len() + 1, path.clone());
             let problem = format!("{found} tokens {which}: less than one window of [model] context = {length}");
             return Err(JobError::Data { path, problem });
         }
@@ -204,8 +207,8 @@ mod tests {
 
     #[test]
     fn windows_share_the_token_between_them_and_leave_out_a_rest() {
-        let windows = Windows::new(vec![vec![1, 2, 3], vec![4]], 9, 3);
-        assert_eq!(windows.tokens, [9, 1, 2, 3, 9, 4, 9]);
-        assert_eq!((windows.len(), windows.get(0), windows.get(1)), (2, &[9, 1, 2, 3][..], &[3, 9, 4, 9][..]));
+        let texts = [[9u32, 1, 2, 3].as_slice(), &[9, 4]].map(|text| text.iter().flat_map(|token| token.to_le_bytes()));
+        let windows = Windows { texts: Samples::of(texts.map(Iterator::collect)), end: 9, length: 3 };
+        assert_eq!((windows.len(), windows.get(0), windows.get(1)), (2, vec![9, 1, 2, 3], vec![3, 9, 4, 9]));
     }
 }
