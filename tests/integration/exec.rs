@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Cluster, Ended, poll, process_of, signal, stoke, text};
+use crate::harness::{Cluster, Ended, poll, process_of, rank_on, signal, stoke, text};
 
 /// A job's folder: its spec, its scripts, and what its ranks share.
 struct Folder(TempDir);
@@ -92,17 +92,6 @@ fn processes_with(word: &str) -> Vec<u32> {
 
 fn logs(cluster: &Cluster, job: &str) -> String {
     cluster.run(&["logs", job]).expect(0).stdout
-}
-
-/// The process of the one rank on a node.
-fn rank_on(cluster: &Cluster, node: &str) -> u32 {
-    poll("a rank on the node", || {
-        let entries = std::fs::read_dir(cluster.dir().join(node).join("ranks")).ok()?.flatten();
-        let mut files =
-            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
-        let record: Value = serde_json::from_slice(&std::fs::read(files.next()?).ok()?).ok()?;
-        u32::try_from(record["pid"].as_u64()?).ok()
-    })
 }
 
 const MEET: &str = r#"
@@ -268,7 +257,7 @@ fn nothing_is_left_of_a_command_whose_rank_is_killed() {
     let job = folder.submit(&cluster, &format!("{}\ngrace = \"100ms\"", shell(STUBBORN)), "ranks = 1");
     let hidden = folder.pid("hidden-0");
     std::fs::remove_file(folder.path("hidden-0")).expect("removed");
-    signal(rank_on(&cluster, "node-1"), Signal::KILL);
+    signal(rank_on(&cluster.dir().join("node-1")), Signal::KILL);
     // The next one starts when nothing is left of the one before.
     let next = folder.pid("hidden-0");
     assert!(!is_there(hidden) && is_there(next));
@@ -315,7 +304,7 @@ fn an_elastic_gang_goes_on_with_the_ranks_that_are_left_and_grows_again() {
     poll("two ranks", || (worlds() == "2/0\n").then_some(()));
     // Nobody starts the node again for now.
     signal(cluster.supervisor(), Signal::STOP);
-    let (agent, rank) = (process_of(cluster.dir(), "node-2"), rank_on(&cluster, "node-2"));
+    let (agent, rank) = (process_of(cluster.dir(), "node-2"), rank_on(&cluster.dir().join("node-2")));
     signal(agent, Signal::KILL);
     signal(rank, Signal::KILL);
     poll("one rank", || (worlds() == "2/0\n1/1\n").then_some(()));

@@ -467,3 +467,15 @@ pub fn process_of(cluster: &Path, name: &str) -> u32 {
         process["pid"].as_u64().filter(|pid| *pid > 0).and_then(|pid| u32::try_from(pid).ok())
     })
 }
+
+/// The records of an agent's ranks, as it keeps them in its folder.
+pub fn records(node: &Path) -> Vec<Value> {
+    let entries = std::fs::read_dir(node.join("ranks")).into_iter().flatten().flatten();
+    let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
+    files.filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok()).collect()
+}
+
+/// The process of the one rank on a node.
+pub fn rank_on(node: &Path) -> u32 {
+    poll("a rank on the node", || records(node).first()?["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()))
+}

@@ -7,21 +7,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use stoke_node::agent::end_orphans;
 
-use crate::harness::{Cluster, Ended, poll, process_of, run, signal, stoke, text};
+use crate::harness::{Cluster, Ended, poll, process_of, rank_on, records, run, signal, stoke, text};
 
 const STEPS: u64 = 90;
-
-/// The records of an agent's ranks, as it keeps them in its folder.
-fn records(node: &Path) -> Vec<Value> {
-    let entries = std::fs::read_dir(node.join("ranks")).into_iter().flatten().flatten();
-    let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
-    files.filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok()).collect()
-}
-
-/// The process of the one rank on a node.
-fn rank_on(node: &Path) -> u32 {
-    poll("a rank on the node", || records(node).first()?["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()))
-}
 
 fn control_group(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process runs")

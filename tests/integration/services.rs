@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Background, Cluster, LIMIT, poll, process_of, run, run_with_input, signal, stoke};
+use crate::harness::{Background, Cluster, LIMIT, poll, process_of, rank_on, run, run_with_input, signal, spec, stoke};
 
 /// How long the supervisor waits for a sign of life.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -124,6 +124,57 @@ fn a_machine_that_was_away_for_longer_than_its_certificate_joins_anew_with_a_tok
     run(&agent[..]).expect(4).says(&["was away for longer than its certificate lives", "--join TOKEN"]);
     let joined = run_with_input(&join, &token()).expect(0);
     assert!(joined.stdout.contains("this machine is node-2"), "{joined:?}");
+    signal(coordinator.pid(), Signal::TERM);
+    coordinator.wait().expect(0);
+}
+
+/// Theirs live for twelve seconds here, not for a week.
+#[test]
+fn a_job_outlives_the_certificates_of_its_ranks() {
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| scratch.path().join(name).to_str().expect("a path in UTF-8").to_owned();
+    let (cluster, config, digits) = (path("cluster"), path("stoke.toml"), spec("digits.toml"));
+    let settings = format!("dir = {cluster:?}\nlisten = \"127.0.0.1:0\"\n[lifetimes]\nrank_s = 12\n");
+    std::fs::write(&config, settings).expect("written");
+    let supervisor = Supervisor::listen(scratch.path());
+    let coordinator = supervisor.watch(stoke(["coordinator", "--config", &config]));
+    supervisor.expect("READY=1");
+    let admin = |arguments: &[&str]| run([&["--cluster", &cluster, "--json"], arguments].concat()).expect(0).json();
+    let told = std::fs::read_to_string(scratch.path().join("cluster/admin/cluster.toml")).expect("cluster.toml");
+    let address = told.split('"').find(|word| word.starts_with("127.0.0.1:")).expect("an address").to_owned();
+    let agents = ["one", "two"].map(|name| {
+        let dir = path(name);
+        let agent = ["node", "--dir", &dir, "--coordinator", &address, "--name", name, "--gateway", "none"];
+        let token = admin(&["token", "create", "--role", "node"])["text"].as_str().expect("a token").to_owned();
+        run_with_input([&agent[..], &["--join", "-", "--join-only"]].concat(), &token).expect(0);
+        Background::start(stoke(agent))
+    });
+    poll("two nodes", || {
+        let nodes = admin(&["nodes"]);
+        nodes["nodes"].as_array()?.iter().filter(|node| node["state"] == "up").nth(1).map(drop)
+    });
+    let submitted = admin(&["submit", digits.to_str().expect("UTF-8"), "--ranks", "2", "--set", "train.steps=1000000"]);
+    let job = submitted["job"].as_str().expect("a job").to_owned();
+    let view = || admin(&["jobs"])["jobs"][0].clone();
+    let step = || view()["progress"]["step"].as_u64();
+    poll("a step", || step().filter(|step| *step > 0));
+    let (trains, [one, two]) = (Instant::now(), ["one", "two"].map(|name| rank_on(&scratch.path().join(name))));
+    poll("the end of the first certificates", || (trains.elapsed() > Duration::from_secs(14)).then_some(()));
+    signal(one, Signal::KILL);
+    // The two meet again, each with a certificate that lives.
+    poll("steps of two ranks after the loss", || {
+        let (view, before) = (view(), step()?);
+        let again = view["world_sizes"].as_array().is_some_and(|sizes| sizes.len() > 1 && sizes.ends_with(&[2.into()]));
+        (again && poll("a step", || step().filter(|step| *step > before)) > before).then_some(())
+    });
+    assert_eq!(rank_on(&scratch.path().join("two")), two, "the survivor was started anew");
+    let log = run(["--cluster", &cluster, "logs", &job, "--rank", "1"]).expect(0).stdout;
+    assert!(log.contains("certificate of this rank was renewed"), "{log}");
+    run(["--cluster", &cluster, "cancel", &job]).expect(0);
+    for agent in agents {
+        signal(agent.pid(), Signal::TERM);
+        agent.wait().expect(0);
+    }
     signal(coordinator.pid(), Signal::TERM);
     coordinator.wait().expect(0);
 }

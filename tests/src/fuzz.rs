@@ -402,6 +402,7 @@ fn from_rank() -> Vec<FromRank> {
         FromRank::Alive,
         FromRank::Load(load()),
         FromRank::Timed(vec![step_times(); 3].into()),
+        FromRank::Renew { csr: vec![48; 300].into() },
     ];
     messages.extend(events().into_iter().map(FromRank::Event));
     messages

@@ -190,7 +190,10 @@ pub(super) async fn sign(connection: &Connection, id: RankId, csr: Vec<u8>, auth
     let request = NodeRequest::SignRank { id, csr: csr.into() };
     match connection.request(&request, ANSWER_MAX).await {
         Ok(NodeReply::Certificate { certificate }) => Signed::Certificate { certificate: certificate.0, authority },
-        Ok(NodeReply::Refused { reason }) => Signed::Refused { reason },
+        Ok(NodeReply::Refused { reason }) => {
+            tracing::warn!(rank = %id, %reason, "the coordinator refused a certificate");
+            Signed::Refused { reason }
+        }
         Ok(NodeReply::ArtifactPart { .. }) => Signed::Refused { reason: NO_ANSWER.into() },
         Err(error) => {
             tracing::debug!(rank = %id, %error, "no certificate yet");

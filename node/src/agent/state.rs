@@ -11,6 +11,7 @@
 //! | Up         | Hello of the process         | Signing    | its agent before was gone too early        |
 //! | Starting   | Hello of the process         | Signing    | ask for a certificate                      |
 //! | Signing    | certificate                  | Up         | pass it on                                 |
+//! | Up         | Renew of the process         | Up         | ask for a certificate, and pass it on      |
 //! | any alive  | Stop, or the process hangs up| Stopping   | tell it, kill after the grace              |
 //! | any alive  | nothing heard of it for long | Stopping   | report Failed, kill                        |
 //! | any alive  | process gone                 | (absent)   | report Exited, remember the end            |
@@ -449,6 +450,12 @@ impl AgentState {
                     }
                 }
             }
+            FromRank::Renew { csr } => {
+                // Without an answer a rank says it again.
+                if rank.phase == Phase::Up && self.connected {
+                    out.push(Effect::Sign { id, csr: csr.0, artifact: None });
+                }
+            }
             FromRank::Alive | FromRank::Leaving { .. } => {}
             FromRank::Return { next, .. } => {
                 rank.heard = next.saturating_sub(1);
@@ -482,19 +489,20 @@ impl AgentState {
 
     fn signed(&mut self, id: RankId, answer: Signed, out: &mut Vec<Effect>) {
         let Some(rank) = self.ranks.get_mut(&id) else { return };
-        let Phase::Signing { csr, artifact } = &rank.phase else { return };
-        match answer {
-            Signed::Certificate { certificate, authority } => {
+        match (&rank.phase, answer) {
+            (Phase::Signing { .. } | Phase::Up, Signed::Certificate { certificate, authority }) => {
+                let renewed = rank.phase == Phase::Up;
                 rank.phase = Phase::Up;
                 let frame = ToRank::Certificate { certificate: certificate.into(), authority: authority.into() };
                 out.push(Effect::ToRank { id, frame });
-                if !self.connected {
+                if !self.connected && !renewed {
                     out.push(Effect::ToRank { id, frame: ToRank::Coordinator { reachable: false } });
                 }
             }
-            Signed::Lost if self.connected => out.push(Effect::Sign { id, csr: csr.clone(), artifact: *artifact }),
-            Signed::Lost => {}
-            Signed::Refused { reason } => {
+            (Phase::Signing { csr, artifact }, Signed::Lost) if self.connected => {
+                out.push(Effect::Sign { id, csr: csr.clone(), artifact: *artifact });
+            }
+            (Phase::Signing { .. }, Signed::Refused { reason }) => {
                 rank.phase = Phase::Stopping;
                 let error = format!("the coordinator refused a certificate: {reason}");
                 if let Some(failed) = rank.said.once(RankEvent::Failed { error: error.clone(), permanent: false }) {
@@ -503,6 +511,8 @@ impl AgentState {
                 out.push(Effect::ToRank { id, frame: ToRank::Stop { reason: error } });
                 out.push(Effect::KillAfter { id, grace_ms: HANG_UP_GRACE_MS });
             }
+            // A renewal: the rank goes on with the certificate that it has, and asks again.
+            _ => {}
         }
     }
 

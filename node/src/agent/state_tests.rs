@@ -191,6 +191,28 @@ fn a_certificate_is_asked_for_again_after_a_reconnect() {
 }
 
 #[test]
+fn a_rank_that_runs_has_its_certificate_renewed_and_outlives_a_refusal() {
+    let mut agent = connected();
+    agent.told(start(id(1, 0), 1));
+    let renew = Event::Rank { id: id(1, 0), frame: FromRank::Renew { csr: vec![7].into() } };
+    assert!(agent.apply(renew.clone()).is_empty(), "it has none yet");
+    agent.apply(Event::Rank { id: id(1, 0), frame: FromRank::Hello { csr: vec![9].into(), artifact: None } });
+    let answer = |byte| Signed::Certificate { certificate: vec![byte], authority: vec![2] };
+    agent.apply(Event::Signed { id: id(1, 0), answer: answer(1) });
+    let sign = Effect::Sign { id: id(1, 0), csr: vec![7], artifact: None };
+    assert_eq!(agent.apply(renew.clone()), [sign]);
+    assert!(agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Lost }).is_empty());
+    assert!(agent.apply(Event::Signed { id: id(1, 0), answer: Signed::Refused { reason: "busy".into() } }).is_empty());
+    let frame = ToRank::Certificate { certificate: vec![3].into(), authority: vec![2].into() };
+    assert_eq!(
+        agent.apply(Event::Signed { id: id(1, 0), answer: answer(3) }),
+        [Effect::ToRank { id: id(1, 0), frame }]
+    );
+    agent.apply(Event::Disconnected);
+    assert!(agent.apply(renew).is_empty(), "nobody is there who signs");
+}
+
+#[test]
 fn a_refused_certificate_ends_the_rank_with_the_reason() {
     let mut agent = connected();
     agent.told(start(id(1, 0), 1));

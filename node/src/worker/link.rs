@@ -9,7 +9,6 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use stoke_protocol::identity::{Credentials, KeyRequest};
 use stoke_protocol::ids::Generation;
 use stoke_protocol::message::rank::{FromRank, Outcome, RankEvent, StartRank, ToRank};
 use stoke_protocol::spec::JobSpec;
@@ -21,6 +20,7 @@ use super::beat::{self, Beat};
 use super::damage;
 use super::failure::{Failure, catch, text_of};
 use super::orders::Orders;
+use super::papers::Papers;
 use super::trainer::{self, Assignment, Outside};
 use super::vault::{self, Order, Subject, Vault};
 use crate::checkpoint::{self, ShardMemory};
@@ -80,7 +80,7 @@ pub struct Linked {
     orders: Orders,
     beat: Beat,
     start: Option<(StartRank, JobSpec)>,
-    key: Option<KeyRequest>,
+    papers: Papers,
     /// Of a rank that runs a command: where that listens.
     listens: Option<SocketAddr>,
     /// The thread that has started a command runs.
@@ -118,7 +118,7 @@ impl Actor for Link {
             orders: Orders::new(),
             beat: Beat::new(),
             start: None,
-            key: None,
+            papers: Papers::default(),
             listens: None,
             supervises: false,
             ending: None,
@@ -229,10 +229,9 @@ impl Linked {
             return Ok(());
         }
         let spec = JobSpec::parse(&start.spec).map_err(|error| Stop::FailForGood(format!("spec: {error}")))?;
-        let key = KeyRequest::new().map_err(|error| Stop::Fail(text_of(&error)))?;
+        let csr = self.papers.apply().map_err(|error| Stop::Fail(text_of(&error)))?;
         let artifact = spec.exec.as_ref().and_then(|exec| exec.artifact);
-        self.say(FromRank::Hello { csr: key.csr().to_vec().into(), artifact })?;
-        self.key = Some(key);
+        self.say(FromRank::Hello { csr: csr.into(), artifact })?;
         self.start = Some((start.clone(), spec.clone()));
         let runtime = tokio::runtime::Handle::current();
         if spec.exec.is_some() {
@@ -266,15 +265,19 @@ impl Linked {
         if let Some(draw) = damage::asked() {
             self.orders.damage(draw);
         }
+        if let Some(Ok(csr)) = self.papers.renewal() {
+            // The next one makes up for it.
+            let _ = self.say.try_send(FromRank::Renew { csr: csr.into() });
+        }
         let Some(why) = self.beat.hangs() else { return Ok(()) };
         tracing::error!(threads = ?beat::threads(), "the compute thread hangs");
         Err(Stop::Fail(why))
     }
 
     fn bind(&mut self, certificate: &[u8], authority: &[u8], myself: &ActorRef<Message>) -> Result<(), Stop> {
-        let (Some(key), Some((start, spec))) = (self.key.take(), self.start.clone()) else { return Ok(()) };
         let fail = |error: &dyn std::error::Error| Stop::Fail(text_of(error));
-        let credentials: Credentials = key.accept(certificate, &[authority.to_vec()]).map_err(|error| fail(&error))?;
+        let issued = self.papers.take(certificate, authority).map_err(|error| fail(&error))?;
+        let (Some(credentials), Some((start, spec))) = (issued, self.start.clone()) else { return Ok(()) };
         if self.listens.is_some() {
             self.address = self.listens;
             return self.get_ready();

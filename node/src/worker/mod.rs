@@ -12,6 +12,7 @@ mod joining;
 mod link;
 mod meter;
 mod orders;
+mod papers;
 mod pending;
 mod plan;
 mod print;

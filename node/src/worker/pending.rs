@@ -21,6 +21,7 @@ pub struct Pending {
     /// Until the certificate is there.
     hello: Option<FromRank>,
     hello_told: bool,
+    renewal: Option<FromRank>,
     told: VecDeque<(u64, RankEvent)>,
     untold: VecDeque<RankEvent>,
     /// The highest number that was given.
@@ -36,6 +37,7 @@ impl Pending {
     pub fn push(&mut self, frame: FromRank) {
         match frame {
             FromRank::Hello { .. } => (self.hello, self.hello_told) = (Some(frame), false),
+            FromRank::Renew { .. } => self.renewal = Some(frame),
             FromRank::Event(event) => {
                 if self.told.len() + self.untold.len() >= EVENTS_MAX {
                     self.shed();
@@ -57,6 +59,7 @@ impl Pending {
 
     pub fn is_empty(&self) -> bool {
         (self.hello.is_none() || self.hello_told)
+            && self.renewal.is_none()
             && self.untold.is_empty()
             && self.progress.is_none()
             && self.load.is_none()
@@ -75,6 +78,9 @@ impl Pending {
             self.last += 1;
             self.told.push_back((self.last, event.clone()));
             return Some(FromRank::Event(event));
+        }
+        if let Some(renewal) = self.renewal.take() {
+            return Some(renewal);
         }
         if let Some(progress) = self.progress.take() {
             return Some(FromRank::Progress(progress));
@@ -161,10 +167,13 @@ mod tests {
     #[test]
     fn signs_of_life_do_not_pile_up_and_the_farewell_comes_last() {
         let mut pending = Pending::default();
+        let renewal = |key: u8| FromRank::Renew { csr: vec![key].into() };
+        (1..=3).for_each(|key| pending.push(renewal(key)));
         pending.push(FromRank::Leaving { code: 1 });
         (0..9).for_each(|_| pending.push(FromRank::Alive));
         pending.push(FromRank::Event(event(1)));
-        assert_eq!(all(&mut pending), [FromRank::Event(event(1)), FromRank::Alive, FromRank::Leaving { code: 1 }]);
+        let last = [FromRank::Alive, FromRank::Leaving { code: 1 }];
+        assert_eq!(all(&mut pending), [&[FromRank::Event(event(1)), renewal(3)][..], &last[..]].concat());
     }
 
     #[test]

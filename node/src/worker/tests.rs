@@ -207,7 +207,7 @@ impl Stage {
                     continue;
                 }
                 FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => continue,
-                FromRank::Hello { csr, .. } => {
+                FromRank::Hello { csr, .. } | FromRank::Renew { csr } => {
                     self.certify(rank, &csr).await;
                     continue;
                 }
@@ -324,7 +324,7 @@ impl Stage {
                 FromRank::Load(_) | FromRank::Timed(_) => {}
                 FromRank::Progress(progress) => self.step = self.step.max(progress.step.0),
                 FromRank::Alive | FromRank::Leaving { .. } | FromRank::Return { .. } => {}
-                FromRank::Hello { csr, .. } => self.certify(rank, &csr).await,
+                FromRank::Hello { csr, .. } | FromRank::Renew { csr } => self.certify(rank, &csr).await,
                 FromRank::Event(event) => self.act(rank, event).await,
             }
         }

@@ -292,7 +292,7 @@ pub struct RlProgress {
 pub enum ToRank {
     /// First frame. Answered by `Hello`.
     Start(StartRank),
-    /// Answers `Hello`: the rank's certificate and the cluster's CA (DER), for its peer endpoint. Answered by `Event(Ready)`.
+    /// Answers `Hello`: the rank's certificate and the cluster's CA (DER), for its peer endpoint. Answered by `Event(Ready)`. Answers `Renew` too.
     Certificate { certificate: List<u8>, authority: List<u8> },
     /// The rank's new generation. It may come again, and only the newest counts; a rank that is not in it has left the job.
     Membership(Membership),
@@ -388,4 +388,8 @@ pub enum FromRank {
     Load(Load),
     /// Of some steps (`StepTimes::is_told`), with the next progress. Passed on to the coordinator as it is; may be lost.
     Timed(List<StepTimes>),
+    /// A signing request (PKCS#10, DER) for a new key: the certificate is about to end. Said again until `Certificate` answers it.
+    Renew {
+        csr: List<u8>,
+    },
 }
