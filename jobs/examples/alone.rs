@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use safetensors::tensor::{Dtype, TensorView};
-use stoke_jobs::{LaneWork, NamedTensor, Plan, Train};
+use stoke_jobs::{Diloco, LaneWork, NamedTensor, Plan, Train};
 
 /// As in the `stoke` binary: training allocates and frees large buffers all the time, which the system's allocator hands
 /// back to the kernel each time.
@@ -59,12 +59,18 @@ fn plan(train: &toml::Value) -> Result<Plan, Error> {
     let number = |key: &str, default: i64| train.get(key).and_then(toml::Value::as_integer).unwrap_or(default);
     Ok(Plan {
         seed: number("seed", 0) as u64,
-        batch: number("batch", 256) as usize,
+        batch: (number("batch", 256) * train.get("diloco").map_or(1, |of| of["local_steps"].as_integer().unwrap_or(1)))
+            as usize,
         lanes: number("lanes", 8) as usize,
         steps: number("steps", 1) as u64,
         accumulate: number("accumulate", 1) as usize,
         threads: number("threads", 1) as usize,
         clip_norm: train.get("clip_norm").and_then(toml::Value::as_float).map(|norm| norm as f32),
+        diloco: train.get("diloco").map(|diloco| Diloco {
+            local_steps: diloco["local_steps"].as_integer().unwrap_or(1) as u32,
+            outer_lr: diloco.get("outer_lr").and_then(toml::Value::as_float).unwrap_or(0.7),
+            outer_momentum: diloco.get("outer_momentum").and_then(toml::Value::as_float).unwrap_or(0.9),
+        }),
     })
 }
 
@@ -84,7 +90,7 @@ fn gradients(train: &mut dyn Train, plan: &Plan, step: u64) -> Result<Vec<f32>, 
     for lane in 0..plan.lanes as u32 {
         let indices = plan.lane_samples(samples, step, lane);
         let mut flat = vec![0f32; len];
-        train.lane(LaneWork { step, lane, samples: &indices }, &mut |offset, piece| {
+        train.lane(LaneWork::new(step, lane, &indices), &mut |offset, piece| {
             flat[offset..offset + piece.len()].copy_from_slice(piece);
         })?;
         lanes.push(flat);

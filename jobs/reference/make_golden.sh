@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 env=${1:-$HOME/.cache/stoke-torch}
 first=$(mktemp -d)
 trap 'rm -rf "$first"' EXIT
-for trainer in domains digits language; do
+for trainer in domains digits language diloco; do
     cargo run -q --release -p stoke-jobs --example alone -- "golden/$trainer.toml" --weights "$first/$trainer.safetensors"
     "$env/bin/python" -W ignore "$trainer.py" "golden/$trainer.toml" --weights "$first/$trainer.safetensors" \
         --golden "golden/$trainer.safetensors"

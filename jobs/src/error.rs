@@ -30,6 +30,9 @@ pub enum JobError {
     /// The caller broke the contract of [`crate::Train`] (a sample index out of range, a sum of another length).
     #[error("{what}: got {got}, expected {expected}")]
     Contract { what: &'static str, got: u64, expected: u64 },
+    /// Somebody has asked to stop between two parts of a lane's work ([`crate::LaneWork::pulse`]).
+    #[error("the work was given up")]
+    GivenUp,
     /// The pool of compute threads could not be started.
     #[error("start {threads} compute threads: {problem}")]
     Threads { threads: usize, problem: String },
@@ -45,7 +48,7 @@ impl JobError {
     /// Whether another try may end otherwise: the machine, or a process that an environment runs in, was at fault.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Threads { .. } | Self::Kept { .. } => true,
+            Self::Threads { .. } | Self::Kept { .. } | Self::GivenUp => true,
             // A store that is away; one that denies or has no such object will do so again.
             Self::File { path, source } => {
                 use io::ErrorKind::{InvalidData, InvalidInput, NotFound, PermissionDenied, UnexpectedEof};

@@ -18,8 +18,8 @@ pub use device::device;
 pub use error::JobError;
 pub use order::order;
 pub use train::{
-    Applied, Broadcast, Engine, LaneWork, Layout, Loss, Metrics, NamedTensor, ParamSpec, Plan, Predict, Prediction,
-    RlProgress, STATS, Snapshot, TRAINERS, Task, Train, check, check_files, classifier, cross_entropy, export_files,
-    fingerprint, layers, load, pytorch, weights_blake3,
+    Applied, Broadcast, Diloco, Engine, LaneWork, Layout, Loss, Metrics, NamedTensor, ParamSpec, Plan, Predict,
+    Prediction, Pulse, RlProgress, STATS, Snapshot, TRAINERS, Task, Train, check, check_files, classifier,
+    cross_entropy, export_files, fingerprint, layers, load, pytorch, weights_blake3,
 };
 pub use trainers::{Trainer, Trainers};

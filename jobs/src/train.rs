@@ -11,6 +11,7 @@ pub(crate) mod fingerprint;
 mod fused;
 mod language;
 pub mod layers;
+mod local;
 mod metrics;
 pub(crate) mod optimizer;
 pub(crate) mod parameters;
@@ -82,7 +83,7 @@ impl Layout {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub seed: u64,
-    /// Samples in a global batch, over all lanes.
+    /// Samples of a step, over all lanes. With `diloco` those of all its local steps.
     pub batch: usize,
     pub lanes: usize,
     /// Steps of the whole job: the schedule's length.
@@ -91,8 +92,21 @@ pub struct Plan {
     pub accumulate: usize,
     /// Compute threads of this rank. 1 is fastest a core on CPU.
     pub threads: usize,
-    /// Largest global gradient norm (of the mean gradient); larger ones are scaled down to it.
+    /// Largest global gradient norm (of the mean gradient); larger ones are scaled down to it. With `diloco` that of each local step.
     pub clip_norm: Option<f32>,
+    /// None: the lanes' gradients are summed.
+    pub diloco: Option<Diloco>,
+}
+
+/// A step of several local steps: each lane trains by itself, and what that has changed is summed over the lanes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Diloco {
+    /// At least 1.
+    pub local_steps: u32,
+    /// What the lanes' mean change is multiplied by.
+    pub outer_lr: f64,
+    /// Nesterov's; 0: none.
+    pub outer_momentum: f64,
 }
 
 impl Plan {
@@ -123,6 +137,36 @@ pub struct LaneWork<'a> {
     pub lane: u32,
     /// Dataset indices, each below [`Train::samples`]. At least one.
     pub samples: &'a [u64],
+    /// Of a lane that takes long.
+    pub pulse: Pulse<'a>,
+}
+
+/// Asked between two parts of long work: whether it is still wanted. Whoever asks gets on, and does not hang.
+#[derive(Clone, Copy, Default)]
+pub struct Pulse<'a>(Option<&'a (dyn Fn() -> bool + Sync)>);
+
+impl<'a> LaneWork<'a> {
+    /// Of a caller who waits for it to its end.
+    pub fn new(step: u64, lane: u32, samples: &'a [u64]) -> Self {
+        Self { step, lane, samples, pulse: Pulse::default() }
+    }
+}
+
+impl<'a> Pulse<'a> {
+    pub fn new(ask: &'a (dyn Fn() -> bool + Sync)) -> Self {
+        Self(Some(ask))
+    }
+
+    /// [`JobError::GivenUp`] where the work is not wanted any more: pass it on.
+    pub fn check(&self) -> Result<(), JobError> {
+        self.0.is_none_or(|ask| ask()).then_some(()).ok_or(JobError::GivenUp)
+    }
+}
+
+impl std::fmt::Debug for Pulse<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pulse")
+    }
 }
 
 /// What a step did. `loss` and `accuracy` are means over the step's samples, before the update; accuracy is NaN where there is none.
@@ -196,6 +240,11 @@ pub trait Train: Send {
     /// Takes another length of the job than the plan's, before the first step: one that follows from [`Train::samples`]. False: it cannot, and is loaded anew.
     fn set_steps(&mut self, _steps: u64) -> Result<bool, JobError> {
         Ok(false)
+    }
+
+    /// Whether it makes local steps where the plan says so ([`Plan::diloco`]): `lane` gives what they have changed, and `apply` takes the mean of it.
+    fn steps_locally(&self) -> bool {
+        false
     }
 
     /// Gradient *sum* (not mean) over the lane's samples, given to `sink` as (offset, values) pieces that together cover

@@ -25,7 +25,7 @@ pub use program::Program;
 pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
-pub use train::{OnNan, Straggler, Train};
+pub use train::{Diloco, OnNan, Straggler, Train};
 pub use words::{plain_json, plain_toml};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
@@ -238,6 +238,9 @@ impl JobSpec {
             ));
         }
         let train = self.train.get_or_insert_default();
+        if train.diloco.is_some() {
+            return Err(("diloco", "[train.diloco]: leave it out, a job with [rl] makes no local steps".into()));
+        }
         if train.clip_norm.is_some() {
             return Err(("clip_norm", "clip_norm: leave it out, `[rl] max_grad_norm` cuts gradients".into()));
         }

@@ -36,6 +36,7 @@ fn beside_a_step(name: &str) {
         accumulate: 1,
         threads: 1,
         clip_norm: spec.training().clip_norm,
+        diloco: None,
     };
     let mut train = stoke_jobs::load(&text, &spec.trainer, plan.clone()).expect("a good spec");
     let (mut steps, mut digests) = (Vec::new(), Vec::new());
@@ -60,7 +61,7 @@ fn add_lane(train: &mut dyn Train, (plan, step, lane): (&Plan, u64, u32), sum: &
     let mut add = |offset: usize, piece: &[f32]| {
         sum[offset..offset + piece.len()].iter_mut().zip(piece).for_each(|(sum, value)| *sum += value);
     };
-    train.lane(LaneWork { step, lane, samples: &samples }, &mut add).expect("a good lane");
+    train.lane(LaneWork::new(step, lane, &samples), &mut add).expect("a good lane");
 }
 
 fn over_memory() {

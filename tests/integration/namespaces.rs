@@ -15,6 +15,9 @@ use crate::harness::{Background, Ended, Run, poll, signal, spec, stoke, text};
 
 const STEPS: u64 = 60;
 const CHECKPOINT_EVERY: u64 = 10;
+const LOCAL_STEPS: u64 = 5;
+/// What a node hears beside gradients while a job runs.
+const OTHER_BYTES: u64 = 400_000;
 /// The gradients of 80,202 parameters. Each step carries half of them and half of their sum each way between two machines, however many ranks they have.
 const STEP_BYTES: u64 = 80_202 * 4;
 
@@ -36,6 +39,7 @@ fn machines_of_their_own_train_the_same_bits_whatever_happens_to_the_network_and
     let (reference, _scratch) = reference.finish();
     lab.trains_over_the_wire(&reference);
     lab.adds_in_memory_first(&reference);
+    lab.sends_what_local_steps_have_changed();
     lab.outlives_a_link_cut_one_way(&reference);
     lab.outlives_its_coordinator(&reference);
 }
@@ -80,14 +84,14 @@ impl Lab {
     }
 
     fn trains_over_the_wire(&self, reference: &Value) {
-        let job = self.carries_each_value_once(2, reference);
+        let job = self.carries_each_value_once(2, STEPS, reference);
         let placement = job["placement"].as_array().expect("a placement");
         assert_ne!(placement[0]["node"], placement[1]["node"], "{job:#}");
     }
 
     /// Two ranks a machine, undisturbed and when one of them is killed.
     fn adds_in_memory_first(&self, reference: &Value) {
-        self.carries_each_value_once(4, reference);
+        self.carries_each_value_once(4, STEPS, reference);
         let job = self.submit_and_wait_for_steps(4);
         let ranks = crate::nodes::children(self.nodes[0].pid());
         assert_eq!(ranks.len(), 2, "{ranks:?}");
@@ -96,19 +100,27 @@ impl Lab {
         assert_eq!(job["recoveries"], 1, "{job:#}");
     }
 
-    fn carries_each_value_once(&self, ranks: u32, reference: &Value) -> Value {
+    /// As many samples as the others, and a sum for each `LOCAL_STEPS` of their steps.
+    fn sends_what_local_steps_have_changed(&self) {
+        let run = Run::new("digits.toml", 1).set("train.steps", STEPS / LOCAL_STEPS);
+        let (reference, _scratch) = run.set("train.diloco.local_steps", LOCAL_STEPS).finish();
+        assert_eq!(reference["samples"], STEPS * 128);
+        self.carries_each_value_once(2, STEPS / LOCAL_STEPS, &reference);
+    }
+
+    fn carries_each_value_once(&self, ranks: u32, steps: u64, reference: &Value) -> Value {
         let count = |node| (self.network.received_bytes(node), self.network.received_by_tcp(node));
         let before = NODES.each_ref().map(count);
-        let job = self.succeeds(&self.submit(ranks), reference);
+        let job = self.succeeds(&self.submit(ranks, steps), reference);
         assert_eq!((&job["generation"], &job["world_sizes"]), (&1.into(), &serde_json::json!([ranks])), "{job:#}");
         for (node, (before, by_tcp_before)) in NODES.iter().zip(before) {
             let received = self.network.received_bytes(node) - before;
             // Half as much again for packets, acknowledgements and whatever else a node hears meanwhile.
-            let expected = STEPS * STEP_BYTES..STEPS * STEP_BYTES * 3 / 2;
+            let expected = steps * STEP_BYTES..steps * STEP_BYTES * 3 / 2 + OTHER_BYTES;
             assert!(expected.contains(&received), "{ranks} ranks: {received} bytes came to {}", node.name);
             // Packets of this network are small. The kernel counts what it has joined, 64 KiB at most.
             let by_tcp = self.network.received_by_tcp(node) - by_tcp_before;
-            assert!(by_tcp > STEPS * STEP_BYTES / 65_536, "{by_tcp} segments of TCP came to {}", node.name);
+            assert!(by_tcp > steps * STEP_BYTES / 65_536, "{by_tcp} segments of TCP came to {}", node.name);
         }
         job
     }
@@ -168,16 +180,19 @@ impl Lab {
         command
     }
 
-    fn submit(&self, ranks: u32) -> String {
-        let (ranks, spec, steps) = (ranks.to_string(), spec("digits.toml"), format!("train.steps={STEPS}"));
-        let every = format!("checkpoint.every={CHECKPOINT_EVERY}");
-        let spec = spec.to_str().expect("UTF-8");
-        let submitted = self.user(&["submit", spec, "--ranks", &ranks, "--set", &steps, "--set", &every, "--json"]);
+    /// The digits in so many steps; fewer than `STEPS` are of local steps.
+    fn submit(&self, ranks: u32, steps: u64) -> String {
+        let (ranks, spec, local) = (ranks.to_string(), spec("digits.toml"), STEPS / steps);
+        let mut sets = vec![format!("train.steps={steps}"), format!("checkpoint.every={CHECKPOINT_EVERY}")];
+        sets.extend((local > 1).then(|| format!("train.diloco.local_steps={local}")));
+        let mut arguments = vec!["submit", spec.to_str().expect("UTF-8"), "--ranks", &ranks, "--json"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let submitted = self.user(&arguments);
         text(&submitted.expect(0).json()["job"])
     }
 
     fn submit_and_wait_for_steps(&self, ranks: u32) -> String {
-        let job = self.submit(ranks);
+        let job = self.submit(ranks, STEPS);
         poll("a few steps", || self.job(&job)?["progress"]["step"].as_u64().filter(|step| *step >= 3));
         job
     }

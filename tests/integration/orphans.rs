@@ -1,6 +1,6 @@
 //! An agent that dies alone: its ranks step on, the next agent of the node takes them over, and whoever must not outlive something does not.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;

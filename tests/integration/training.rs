@@ -43,6 +43,24 @@ fn digits_end_with_the_same_weights_on_one_two_and_three_ranks() {
 }
 
 #[test]
+fn local_steps_end_with_the_same_weights_on_one_two_and_three_ranks() {
+    let run = |nodes| short("digits.toml", nodes).set("train.diloco.local_steps", 3);
+    let (alone, scratch) = run(1).finish();
+    assert_eq!((&alone["step"], &alone["samples"]), (&STEPS.into(), &(STEPS * 128 * 3).into()), "{alone:#}");
+    assert_ne!(alone["weights_blake3"], digits_alone().0["weights_blake3"]);
+    for nodes in [2, 3] {
+        let (several, _scratch) = run(nodes).finish();
+        assert_eq!(several["world_sizes"], serde_json::json!([nodes]));
+        same_result(&alone, &several);
+    }
+    let half = checkpoint_at(&scratch, STEPS / 2).display().to_string();
+    let (resumed, _scratch) = run(2).with(&["--resume", &half]).finish();
+    same_result(&alone, &resumed);
+    let (other, _scratch) = run(1).set("train.diloco.local_steps", 4).with(&["--resume", &half]).start();
+    other.wait().expect(1).says(&["[train.diloco] local_steps = 3, the spec says 4"]);
+}
+
+#[test]
 fn domains_end_with_the_same_weights_on_one_two_and_three_ranks() {
     let (alone, _scratch) = short("domains.toml", 1).finish();
     assert!(alone["metrics"]["roc_auc"].is_number(), "{alone:#}");

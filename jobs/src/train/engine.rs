@@ -7,7 +7,8 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::fused;
-use super::optimizer::{Schedule, Update};
+use super::local::{Local, norm};
+use super::optimizer::{Rule, Schedule, Update};
 use super::parameters::{add, by_name, check_model, fingerprint_model, gradients, layout, load_model};
 use super::snapshot::SKIPPED;
 use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, STATS, Snapshot, Train};
@@ -64,13 +65,31 @@ pub struct Engine<T: Task> {
     model: Option<T::Model>,
     device: Device,
     layout: Arc<Layout>,
+    /// What sums over the lanes are applied by.
     update: Update,
-    schedule: Schedule,
-    /// What it was made of.
-    scheduled: ScheduleConfig,
+    course: Course,
+    /// What that is made of: rates, and the spec's update rule.
+    given: (ScheduleConfig, Rule),
     plan: Plan,
     skipped: u64,
     pool: rayon::ThreadPool,
+}
+
+/// What the lanes do in a step.
+enum Course {
+    /// Each computes gradients, once.
+    Gradients(Schedule),
+    Local(Local),
+}
+
+impl Course {
+    fn new((rates, rule): &(ScheduleConfig, Rule), plan: &Plan) -> Result<Self, JobError> {
+        let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule] or [train]".to_owned() };
+        Ok(match plan.diloco {
+            None => Self::Gradients(Schedule::new(rates, plan.steps).map_err(bad)?),
+            Some(diloco) => Self::Local(Local::new(diloco, rule.clone(), rates, plan.steps).map_err(bad)?),
+        })
+    }
 }
 
 impl<T: Task> Engine<T> {
@@ -83,14 +102,16 @@ impl<T: Task> Engine<T> {
         (optimizer, schedule): (&OptimizerConfig, &ScheduleConfig),
     ) -> Result<Self, JobError> {
         let layout = Arc::new(layout(&model));
-        let (schedule, scheduled) = (scheduled(schedule, plan.steps)?, schedule.clone());
-        let update = Update::new(optimizer.rule(), &layout);
+        let rule = plan.diloco.map_or_else(|| optimizer.rule(), |diloco| diloco.outer());
+        let update = Update::new(rule, &layout);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(plan.threads.max(1))
             .thread_name(|index| format!("compute-{index}"))
             .build()
             .map_err(|error| JobError::Threads { threads: plan.threads, problem: error.to_string() })?;
-        Ok(Engine { task, model: Some(model), device, layout, update, schedule, scheduled, plan, skipped: 0, pool })
+        let given = (schedule.clone(), optimizer.rule());
+        let course = Course::new(&given, &plan)?;
+        Ok(Engine { task, model: Some(model), device, layout, update, course, given, plan, skipped: 0, pool })
     }
 
     fn model(&self) -> &T::Model {
@@ -98,9 +119,28 @@ impl<T: Task> Engine<T> {
     }
 }
 
-fn scheduled(config: &ScheduleConfig, steps: u64) -> Result<Schedule, JobError> {
-    let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule] or [train]".to_owned() };
-    Schedule::new(config, steps).map_err(bad)
+/// Gradients summed over samples, in layout order, in passes of so many; with loss, right answers and samples.
+fn gradients_of<T: Task>(
+    (task, model): (&T, &T::Model),
+    layout: &Layout,
+    (samples, size): (&[u64], usize),
+    device: &Device,
+) -> (Vec<TensorData>, [f32; STATS]) {
+    let mut total: Vec<TensorData> = Vec::new();
+    let mut stats = [0f32; STATS];
+    for part in samples.chunks(size) {
+        let loss = task.loss(model, part, device);
+        let sum = loss.sum.clone().inner().into_scalar::<f32>();
+        let part_stats = [sum, loss.correct, part.len() as f32];
+        stats.iter_mut().zip(part_stats).for_each(|(total, part)| *total += part);
+        let gradients = gradients(model, layout, loss.sum);
+        if total.is_empty() {
+            total = gradients;
+        } else {
+            add(&mut total, &gradients);
+        }
+    }
+    (total, stats)
 }
 
 impl<T: Task> Train for Engine<T> {
@@ -117,9 +157,13 @@ impl<T: Task> Train for Engine<T> {
     }
 
     fn set_steps(&mut self, steps: u64) -> Result<bool, JobError> {
-        self.schedule = scheduled(&self.scheduled, steps)?;
         self.plan.steps = steps;
+        self.course = Course::new(&self.given, &self.plan)?;
         Ok(true)
+    }
+
+    fn steps_locally(&self) -> bool {
+        true
     }
 
     fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {
@@ -130,29 +174,28 @@ impl<T: Task> Train for Engine<T> {
         if let Some(&index) = work.samples.iter().find(|&&index| index >= size) {
             return Err(JobError::Contract { what: "sample index below the set's size", got: index, expected: size });
         }
-        let micro = work.samples.len().div_ceil(self.plan.accumulate.max(1));
-        let (task, device, layout) = (&self.task, &self.device, &self.layout);
+        let (task, device, layout, plan) = (&self.task, &self.device, &self.layout, &self.plan);
         let model = self.model.as_ref().expect("the model is only away inside apply");
-        let (gradients, stats) = self.pool.install(|| {
-            let mut total: Vec<TensorData> = Vec::new();
-            let mut stats = [0f32; STATS];
-            for part in work.samples.chunks(micro) {
-                let loss = task.loss(model, part, device);
-                let sum = loss.sum.clone().inner().into_scalar::<f32>();
-                let part_stats = [sum, loss.correct, part.len() as f32];
-                stats.iter_mut().zip(part_stats).for_each(|(total, part)| *total += part);
-                let gradients = gradients(model, layout, loss.sum);
-                if total.is_empty() {
-                    total = gradients;
-                } else {
-                    add(&mut total, &gradients);
+        let of = |model: &T::Model, samples: &[u64]| {
+            let size = samples.len().div_ceil(plan.accumulate.max(1));
+            gradients_of((task, model), layout, (samples, size), device)
+        };
+        let stats = match &mut self.course {
+            Course::Gradients(_) => {
+                let (gradients, stats) = self.pool.install(|| of(model, work.samples));
+                for (param, gradient) in layout.params.iter().zip(&gradients) {
+                    sink(param.offset, gradient.as_slice::<f32>().expect("gradients are f32"));
                 }
+                stats
             }
-            (total, stats)
-        });
-        for (param, gradient) in layout.params.iter().zip(&gradients) {
-            sink(param.offset, gradient.as_slice::<f32>().expect("gradients are f32"));
-        }
+            Course::Local(local) => {
+                local.begin(work.step).map_err(bad_schedule)?;
+                let clip = |norm| clip(norm, plan.clip_norm);
+                let (changes, stats) = self.pool.install(|| local.change((model, layout), work, of, clip))?;
+                layout.params.iter().zip(&changes).for_each(|(param, change)| sink(param.offset, change));
+                stats
+            }
+        };
         sink(layout.len(), &stats);
         Ok(())
     }
@@ -170,17 +213,25 @@ impl<T: Task> Train for Engine<T> {
         if !(samples >= 1.0 && samples.is_finite()) {
             return Err(JobError::Contract { what: "samples in the gradient sum", got: 0, expected: 1 });
         }
-        let square: f64 = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
-        let grad_norm = square.sqrt() / samples;
+        let parts = match self.course {
+            Course::Gradients(_) => samples,
+            Course::Local(_) => self.plan.lanes as f64,
+        };
+        let grad_norm = norm(gradient) / parts;
         if !grad_norm.is_finite() {
             return Err(JobError::NonFinite { step, what: "the gradient" });
         }
-        let bad = |problem| JobError::Config { line: 1, problem, mend: "mend [schedule]".to_owned() };
-        let lr = self.schedule.rate(step).map_err(bad)?;
-        let scale = (clip(grad_norm, self.plan.clip_norm) / samples) as f32;
+        let (clipped, rate, lr) = match &mut self.course {
+            Course::Gradients(schedule) => {
+                let rate = schedule.rate(step).map_err(bad_schedule)?;
+                (clip(grad_norm, self.plan.clip_norm), rate, rate)
+            }
+            Course::Local(local) => (1.0, local.outer_lr(), local.begin(step).map_err(bad_schedule)?),
+        };
+        let scale = (clipped / parts) as f32;
         let model = self.model.take().expect("the model is only away inside apply");
         let (update, layout) = (&mut self.update, &self.layout);
-        self.model = Some(self.pool.install(|| update.step(model, layout, gradient, scale, lr)));
+        self.model = Some(self.pool.install(|| update.step(model, layout, gradient, scale, rate)));
         Ok(Applied { loss: loss / samples, accuracy: correct / samples, grad_norm, lr, samples: samples as u64 })
     }
 
@@ -219,6 +270,10 @@ impl<T: Task> Train for Engine<T> {
     fn fingerprint(&self) -> u64 {
         fingerprint_model(self.model())
     }
+}
+
+fn bad_schedule(problem: String) -> JobError {
+    JobError::Config { line: 1, problem, mend: "mend [schedule]".to_owned() }
 }
 
 /// PyTorch's `clip_grad_norm_`: the factor that brings a norm down to `clip`, with its 1e-6 in the divisor.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use stoke_jobs::{Applied, LaneWork, Plan, Train};
+use stoke_jobs::{Applied, Diloco, LaneWork, Plan, Train};
 
 pub fn jobs() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -19,14 +19,20 @@ pub fn plan(spec: &str) -> Plan {
     let table: toml::Table = spec.parse().expect("a good spec");
     let train = &table["train"];
     let number = |key: &str| train[key].as_integer().expect("a number") as u64;
+    let diloco = train.get("diloco").map(|diloco| Diloco {
+        local_steps: diloco["local_steps"].as_integer().expect("a number") as u32,
+        outer_lr: diloco["outer_lr"].as_float().expect("a number"),
+        outer_momentum: diloco["outer_momentum"].as_float().expect("a number"),
+    });
     Plan {
         seed: number("seed"),
-        batch: number("batch") as usize,
+        batch: number("batch") as usize * diloco.map_or(1, |diloco| diloco.local_steps as usize),
         lanes: number("lanes") as usize,
         steps: train.get("steps").map_or(100, |steps| steps.as_integer().expect("a number") as u64),
         accumulate: 1,
         threads: 1,
         clip_norm: Some(train["clip_norm"].as_float().expect("a number") as f32),
+        diloco,
     }
 }
 
@@ -39,7 +45,7 @@ pub fn load(spec: &str, plan: &Plan) -> Box<dyn Train> {
 pub fn lane(train: &mut dyn Train, plan: &Plan, step: u64, lane: u32) -> Vec<f32> {
     let mut flat = vec![f32::NAN; train.layout().flat_len()];
     let samples = plan.lane_samples(train.samples(), step, lane);
-    let work = LaneWork { step, lane, samples: &samples };
+    let work = LaneWork::new(step, lane, &samples);
     let mut put = |offset: usize, piece: &[f32]| flat[offset..offset + piece.len()].copy_from_slice(piece);
     train.lane(work, &mut put).expect("a good lane");
     flat

@@ -1,6 +1,6 @@
 //! The contract of `Train`, on both trainers with the committed data and small models.
 
-use stoke_jobs::{JobError, LaneWork, NamedTensor, Plan};
+use stoke_jobs::{Diloco, JobError, LaneWork, NamedTensor, Plan, Pulse};
 
 use crate::common;
 
@@ -32,7 +32,7 @@ fn pieces_cover_the_flat_vector_once() {
         }
         let mut seen = vec![0; layout.flat_len()];
         let samples = plan.lane_samples(train.samples(), 0, 0);
-        let work = LaneWork { step: 0, lane: 0, samples: &samples };
+        let work = LaneWork::new(0, 0, &samples);
         let mut count =
             |offset: usize, piece: &[f32]| seen[offset..offset + piece.len()].iter_mut().for_each(|n| *n += 1);
         train.lane(work, &mut count).expect("a good lane");
@@ -60,7 +60,8 @@ fn lane_gives_the_same_bits_anywhere() {
 
 #[test]
 fn lanes_of_any_number_cover_the_batch() {
-    let plan = |lanes| Plan { seed: 1, batch: 50, lanes, steps: 9, accumulate: 1, threads: 1, clip_norm: None };
+    let plan =
+        |lanes| Plan { seed: 1, batch: 50, lanes, steps: 9, accumulate: 1, threads: 1, clip_norm: None, diloco: None };
     let all = |lanes: usize, step| -> Vec<u64> {
         (0..lanes as u32).flat_map(|lane| plan(lanes).lane_samples(120, step, lane)).collect()
     };
@@ -82,6 +83,55 @@ fn accumulation_changes_only_the_rounding() {
     let largest = whole.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-5 * largest));
     assert_eq!(whole[whole.len() - 1], parts[parts.len() - 1], "samples");
+}
+
+/// One local step of plain descent, and its change applied whole, is a step of plain descent on the lanes' mean gradient.
+#[test]
+fn one_local_step_is_a_step() {
+    let spec = with_optimizer("digits", "name = 'sgd'");
+    let plain = Plan { clip_norm: None, ..common::plan(&spec) };
+    let diloco = Some(Diloco { local_steps: 1, outer_lr: 1.0, outer_momentum: 0.0 });
+    let local = Plan { diloco, ..plain.clone() };
+    let [mut one, mut other] = [&plain, &local].map(|plan| common::load(&spec, plan));
+    for step in 0..4 {
+        let [one, other] =
+            [(&mut one, &plain), (&mut other, &local)].map(|(train, plan)| common::step(&mut **train, plan, step));
+        assert!((one.loss - other.loss).abs() < 1e-5 && one.samples == other.samples, "{one:?}, {other:?}");
+        assert_eq!(one.lr, other.lr);
+    }
+    let weights = [one, other].map(|train| train.save().expect("a state"));
+    let pairs = weights[0].iter().zip(&weights[1]).flat_map(|(a, b)| a.values.iter().zip(&b.values));
+    assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5));
+}
+
+/// Whatever was computed before, on however many threads; its state is continued by another process; and it is given up between two local steps.
+#[test]
+fn local_steps_are_a_function_of_model_step_and_lane() {
+    for trainer in TRAINERS {
+        let spec = spec(trainer);
+        let diloco = Some(Diloco { local_steps: 3, outer_lr: 0.7, outer_momentum: 0.9 });
+        let plan = common::plan(&spec);
+        let plan = Plan { diloco, batch: plan.batch * 3, ..plan };
+        let mut train = common::load(&spec, &plan);
+        let layout = train.layout().clone();
+        (0..2).for_each(|step| drop(common::step(&mut *train, &plan, step)));
+        let lane = common::lane(&mut *train, &plan, 2, 5);
+        assert_eq!(lane[layout.samples_at()], (plan.batch / plan.lanes) as f32, "{trainer}");
+        let mut other = common::load(&spec, &Plan { threads: 2, ..plan.clone() });
+        common::lane(&mut *other, &plan, 0, 1);
+        other.restore(train.save().expect("a state")).expect("the same model");
+        assert!(common::lane(&mut *other, &plan, 2, 5) == lane, "{trainer}");
+        let [a, b] = [&mut train, &mut other].map(|train| common::step(&mut **train, &plan, 2));
+        assert_eq!((a, train.fingerprint()), (b, other.fingerprint()), "{trainer}");
+
+        let asked = std::sync::atomic::AtomicU32::new(0);
+        let goes_on = || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 1;
+        let samples = plan.lane_samples(train.samples(), 3, 0);
+        let work = LaneWork { pulse: Pulse::new(&goes_on), ..LaneWork::new(3, 0, &samples) };
+        let given_up = train.lane(work, &mut |_, _| panic!("nothing came of it")).expect_err("given up");
+        assert!(matches!(given_up, JobError::GivenUp), "{given_up}");
+        assert_eq!(train.fingerprint(), other.fingerprint(), "{trainer}");
+    }
 }
 
 const OPTIMIZERS: [(&str, &str); 4] = [
@@ -207,7 +257,8 @@ fn sums_that_are_not_finite_are_refused() {
     assert_eq!(error, format!("length of the gradient sum: got {}, expected {}", len + 2, len + 3));
     assert_eq!(train.weights_blake3(), hash);
     let samples = train.samples();
-    let work = LaneWork { step: 0, lane: 0, samples: &[0, samples] };
+    let beyond = [0, samples];
+    let work = LaneWork::new(0, 0, &beyond);
     let error = train.lane(work, &mut |_, _| ()).expect_err("out of range").to_string();
     assert_eq!(error, format!("sample index below the set's size: got {samples}, expected {samples}"));
 }
@@ -330,7 +381,8 @@ fn bad_rows_and_missing_files_are_named() {
     let load = |rows: &str| {
         std::fs::write(&file, rows).expect("write the rows");
         let spec = format!("trainer = 'domains'\n[data]\ntrain = '{}'\nheld_out = 0.5\n", file.display());
-        let plan = Plan { seed: 1, batch: 2, lanes: 1, steps: 1, accumulate: 1, threads: 1, clip_norm: None };
+        let plan =
+            Plan { seed: 1, batch: 2, lanes: 1, steps: 1, accumulate: 1, threads: 1, clip_norm: None, diloco: None };
         let error = stoke_jobs::load(&spec, "domains", plan).err().expect("wrong rows").to_string();
         error.replace(file.to_str().expect("utf-8"), "FILE")
     };
@@ -345,7 +397,7 @@ fn bad_rows_and_missing_files_are_named() {
     assert_eq!(load("domain,label\na.com,benign\n"), "data FILE: no training row is labelled phishing");
     std::fs::remove_file(&file).expect("remove the rows");
     let spec = format!("[data]\ntrain = '{}'\n", file.display());
-    let plan = Plan { seed: 1, batch: 2, lanes: 1, steps: 1, accumulate: 1, threads: 1, clip_norm: None };
+    let plan = Plan { seed: 1, batch: 2, lanes: 1, steps: 1, accumulate: 1, threads: 1, clip_norm: None, diloco: None };
     let error = stoke_jobs::load(&spec, "domains", plan).err().expect("no file").to_string();
     assert!(error.starts_with(&format!("read data file {}: No such file", file.display())), "{error}");
 }

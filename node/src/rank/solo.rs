@@ -36,8 +36,7 @@ pub fn train(
         for lane in 0..lanes {
             let samples = plan.lane_samples(samples, step, lane);
             sums.begin(lane);
-            trainer
-                .lane(LaneWork { step, lane, samples: &samples }, &mut |offset, values| sums.push(offset, values))?;
+            trainer.lane(LaneWork::new(step, lane, &samples), &mut |offset, values| sums.push(offset, values))?;
         }
         let [whole] = sums.finish() else { unreachable!("L2: all lanes are one subtree") };
         let applied = trainer.apply(step, whole.values.read())?;

@@ -47,6 +47,11 @@ impl Beat {
         done
     }
 
+    /// Between two parts of the piece that is under way: it gets on, and is counted from here.
+    pub fn pulse(&self) {
+        self.0.begun.store(self.now_ms() + 1, Ordering::Relaxed);
+    }
+
     /// Runs a piece that waits for a checkpoint's store.
     pub fn reading<T>(&self, work: impl FnOnce() -> T) -> T {
         self.0.reads.store(true, Ordering::Relaxed);

@@ -1,13 +1,13 @@
 //! From a job spec to what a rank computes. Pure.
 
 use stoke_jobs::{JobError, Plan, Train};
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{Diloco, JobSpec};
 
 use crate::checkpoint::Manifest;
 
 /// Optimizer steps of the whole job: given, or the epochs over `samples` rounded up to whole steps.
 pub fn steps_of(spec: &JobSpec, samples: u64) -> Result<u64, String> {
-    let (batch, epochs) = (u64::from(spec.training().batch), spec.training().epochs.unwrap_or(1));
+    let (batch, epochs) = (spec.training().samples_a_step(), spec.training().epochs.unwrap_or(1));
     let too_many = || format!("epochs = {epochs} of {samples} samples are too many to count: use fewer");
     match spec.training().steps {
         Some(steps) => Ok(steps),
@@ -20,12 +20,17 @@ pub fn plan_of(spec: &JobSpec, steps: u64) -> Plan {
     let train = spec.training();
     Plan {
         seed: train.seed,
-        batch: train.batch as usize,
+        batch: train.samples_a_step() as usize,
         lanes: train.lanes as usize,
         steps,
         accumulate: train.accumulate as usize,
         threads: train.threads as usize,
         clip_norm: train.clip_norm,
+        diloco: train.diloco.map(|Diloco { local_steps, outer_lr, outer_momentum }| stoke_jobs::Diloco {
+            local_steps,
+            outer_lr,
+            outer_momentum,
+        }),
     }
 }
 
@@ -37,6 +42,10 @@ pub fn loaded<E: From<JobError>>(
 ) -> Result<(Plan, Box<dyn Train>), E> {
     let plan = plan_of(spec, spec.training().steps.unwrap_or(1));
     let mut train = load(plan.clone())?;
+    if plan.diloco.is_some() && !train.steps_locally() {
+        let problem = format!("the trainer {} makes no local steps", spec.trainer);
+        return Err(JobError::Config { line: 1, problem, mend: "remove [train.diloco]".to_owned() }.into());
+    }
     if spec.training().steps.is_some() {
         return Ok((plan, train));
     }
@@ -61,10 +70,15 @@ pub fn mismatch(manifest: &Manifest, (spec, train): (&JobSpec, &dyn Train), step
             format!("it was trained with {key} = {theirs}, the spec says {ours}: write {key} = {theirs}, or start without it")
         })
     };
-    let batch = manifest.cursor.checked_div(manifest.step.0).unwrap_or(u64::from(training.batch));
+    let local =
+        |diloco: Option<Diloco>| diloco.map_or_else(|| "none".to_owned(), |diloco| diloco.local_steps.to_string());
+    let theirs = JobSpec::parse(&manifest.spec).ok().and_then(|spec| spec.training().diloco);
+    let a_batch = training.samples_a_step() / u64::from(training.batch);
+    let batch = manifest.cursor.checked_div(manifest.step.0).map_or(u64::from(training.batch), |step| step / a_batch);
     differs("trainer", manifest.trainer.clone(), spec.trainer.clone())
         .or_else(|| differs("seed", manifest.seed.to_string(), training.seed.to_string()))
         .or_else(|| differs("lanes", manifest.lanes.to_string(), training.lanes.to_string()))
+        .or_else(|| differs("[train.diloco] local_steps", local(theirs), local(training.diloco)))
         .or_else(|| differs("batch", batch.to_string(), training.batch.to_string()))
         .or_else(|| train.continues(&manifest.spec).err())
         .or_else(|| {

@@ -93,7 +93,16 @@ mod tests {
     const LANES: u32 = 4;
 
     fn plan() -> Plan {
-        Plan { seed: 1, batch: 40, lanes: LANES as usize, steps: 10, accumulate: 1, threads: 1, clip_norm: None }
+        Plan {
+            seed: 1,
+            batch: 40,
+            lanes: LANES as usize,
+            steps: 10,
+            accumulate: 1,
+            threads: 1,
+            clip_norm: None,
+            diloco: None,
+        }
     }
 
     /// The sum of a step to which each of `given` was added: the slot that it was given in, and the lane and step that were computed.

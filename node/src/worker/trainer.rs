@@ -11,7 +11,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use bytes::Bytes;
-use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Train, Trainers};
+use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Pulse, Train, Trainers};
 use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
@@ -369,15 +369,23 @@ impl Trainer {
             let positions = self.plan.lane_positions(self.step, lane);
             let samples = self.plan.samples_at(size, positions.clone());
             sums.begin(lane);
-            let work = LaneWork { step: self.step, lane, samples: &samples };
-            let (train, mut counted) = (&mut self.train, 0.0);
-            self.beat.piece(|| {
+            let (train, beat, mut counted) = (&mut self.train, &self.beat, 0.0);
+            let goes_on = || {
+                beat.pulse();
+                orders.check(generation).is_ok()
+            };
+            let work = LaneWork { pulse: Pulse::new(&goes_on), ..LaneWork::new(self.step, lane, &samples) };
+            let done = beat.piece(|| {
                 train.lane(work, &mut |offset, values| {
                     counted = values.get(counted_at - offset).copied().unwrap_or(counted);
                     see(lane, values);
                     sums.push(offset, values);
                 })
-            })?;
+            });
+            if let Err(JobError::GivenUp) = done {
+                orders.check(generation)?;
+            }
+            done?;
             let told = if lane == sums.owned().start { told } else { 0 };
             sums.push(flat, self.tail.of_lane(lane, told, &positions, counted));
         }

@@ -258,7 +258,7 @@ impl<F: Fn(Told)> Keeper<F> {
             trainer: spec.trainer.clone(),
             generation,
             step,
-            cursor: step.0 * u64::from(spec.training().batch),
+            cursor: step.0 * spec.training().samples_a_step(),
             world: written.world,
             lanes: spec.training().lanes,
             seed: spec.training().seed,

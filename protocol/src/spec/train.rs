@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::THREADS_MAX;
 use crate::lanes::LANES_MAX;
 
+/// The schedule is made of every local step of a step at a time.
+const LOCAL_STEPS_MAX: u32 = 100_000;
+
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Train {
@@ -14,7 +17,7 @@ pub struct Train {
     /// Passes over the training set, rounded up to whole steps; or `steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u64>,
-    /// Samples in a step, over all ranks. 0: left out, which jobs with `[rl]` do.
+    /// Samples in a step, over all ranks; with `diloco` in a local step. 0: left out, which jobs with `[rl]` do.
     #[serde(default)]
     pub batch: u32,
     /// Fixed slices of the batch; a rank owns whole lanes. The result depends on it, and not on the number of ranks.
@@ -40,6 +43,22 @@ pub struct Train {
     /// What becomes of a rank that computes more slowly than the others.
     #[serde(default)]
     pub straggler: Straggler,
+    /// Several local steps in each step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diloco: Option<Diloco>,
+}
+
+/// A step of several local steps of each lane by itself (Douillard et al., "DiLoCo", 2023): the lanes' changes are summed where gradients are otherwise.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Diloco {
+    pub local_steps: u32,
+    /// What the lanes' mean change is multiplied by.
+    #[serde(default = "default_outer_lr")]
+    pub outer_lr: f64,
+    /// Nesterov's.
+    #[serde(default = "default_outer_momentum")]
+    pub outer_momentum: f64,
 }
 
 /// What follows when a rank computes clearly more slowly than its peers.
@@ -70,6 +89,15 @@ fn default_lanes() -> u32 {
     8
 }
 
+/// The paper's, as the next.
+fn default_outer_lr() -> f64 {
+    0.7
+}
+
+fn default_outer_momentum() -> f64 {
+    0.9
+}
+
 /// So no wrong parameters are ever in a sum that is applied.
 fn every_step() -> u64 {
     1
@@ -89,11 +117,17 @@ impl Default for Train {
             digest_every: every_step(),
             on_nan: OnNan::default(),
             straggler: Straggler::default(),
+            diloco: None,
         }
     }
 }
 
 impl Train {
+    /// How many samples a step takes, over all ranks.
+    pub fn samples_a_step(&self) -> u64 {
+        u64::from(self.batch) * self.diloco.map_or(1, |diloco| u64::from(diloco.local_steps))
+    }
+
     /// The key that is wrong, and what to write instead.
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
         let fail = |key, message| Err((key, message));
@@ -126,11 +160,20 @@ impl Train {
         if !(1..=THREADS_MAX).contains(&self.threads) {
             return fail("threads", format!("threads = {}: use 1 to {THREADS_MAX}", self.threads));
         }
-        match self.clip_norm {
-            Some(norm) if !(norm.is_finite() && norm > 0.0) => {
-                fail("clip_norm", format!("clip_norm = {norm}: use a positive number, or leave it out"))
-            }
-            Some(_) | None => Ok(()),
+        if let Some(norm) = self.clip_norm.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
+            return fail("clip_norm", format!("clip_norm = {norm}: use a positive number, or leave it out"));
         }
+        let Some(Diloco { local_steps, outer_lr, outer_momentum }) = self.diloco else { return Ok(()) };
+        if !(1..=LOCAL_STEPS_MAX).contains(&local_steps) {
+            return fail("local_steps", format!("local_steps = {local_steps}: use 1 to {LOCAL_STEPS_MAX}"));
+        }
+        if !(outer_lr.is_finite() && outer_lr > 0.0) {
+            return fail("outer_lr", format!("outer_lr = {outer_lr}: use a positive number, the paper's is 0.7"));
+        }
+        if !(0.0..1.0).contains(&outer_momentum) {
+            let message = format!("outer_momentum = {outer_momentum}: use 0 to below 1, the paper's is 0.9");
+            return fail("outer_momentum", message);
+        }
+        Ok(())
     }
 }
