@@ -25,7 +25,7 @@ pub use program::Program;
 pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
-pub use train::{Diloco, OnNan, Straggler, Train};
+pub use train::{Diloco, OnNan, Straggler, Train, Wire};
 pub use words::{plain_json, plain_toml};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.

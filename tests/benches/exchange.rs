@@ -4,7 +4,8 @@
 //! - hosts: every two ranks on one, QUIC over the loopback between them;
 //! - network: each rank on a machine of its own, QUIC over the loopback, whose packets have 64 KiB;
 //! - wire: the same in network namespaces of their own, whose packets have 1,500 bytes (needs root): TLS over TCP, as Stoke chooses there;
-//! - wire-quic: that by QUIC, to see what the choice is worth.
+//! - wire-quic: that by QUIC, to see what the choice is worth;
+//! - wire-bf16: wire with values that are rounded to bf16, against gloo's f32.
 //!
 //! `cargo bench -p stoke-cli -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
 //! Lists separated by commas replace the defaults: STOKE_BENCH_LINKS, STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side
@@ -47,7 +48,7 @@ fn main() {
     let sizes: Vec<usize> = numbers_of("STOKE_BENCH_MIB", &SIZES_MIB).into_iter().map(|mib| mib * MIB).collect();
     println!("all-reduce of f32 between processes of one machine ({} cores), medians of the slowest rank", cores());
     println!(
-        "{:>7} {:>5} {:>8} | {:>9} {:>9} {:>8} | {:>9} {:>9} {:>8} | {:>5} {:>5}",
+        "{:>9} {:>5} {:>8} | {:>9} {:>9} {:>8} | {:>9} {:>9} {:>8} | {:>5} {:>5}",
         "link", "ranks", "MiB", "ours ms", "best", "CPU ms", "gloo ms", "best", "CPU ms", "time", "CPU"
     );
     let links = env::var("STOKE_BENCH_LINKS").unwrap_or_else(|_| LINKS.join(","));
@@ -57,7 +58,7 @@ fn main() {
             let lab = match link.starts_with("wire").then(|| Lab::build(world)).transpose() {
                 Ok(lab) => lab,
                 Err(why) => {
-                    println!("{link:>7} {world:>5} not measured: {why}");
+                    println!("{link:>9} {world:>5} not measured: {why}");
                     continue;
                 }
             };
@@ -109,7 +110,7 @@ fn compare((link, world): (&str, u32), bytes: usize, turns: usize, ours: &mut Gr
     let what = format!("all-reduce, {link}, {world} ranks, {} MiB", bytes / MIB);
     Row::new(what, "s", &us.seconds).beside("gloo", &them.seconds).goal(goal).report();
     let (our_time, our_cpu) = (median(&mut us.seconds), median(&mut us.cpu));
-    let row = format!("{link:>7} {world:>5} {:>8} | {} {:>8.1}", bytes / MIB, times(&us.seconds), our_cpu * 1e3);
+    let row = format!("{link:>9} {world:>5} {:>8} | {} {:>8.1}", bytes / MIB, times(&us.seconds), our_cpu * 1e3);
     if them.seconds.is_empty() {
         println!("{row} |");
         return;
@@ -333,7 +334,9 @@ fn rank(dir: &Path) {
 const SIZES_MAX: usize = 8;
 
 fn connect(bytes: usize, mesh: Mesh, members: Vec<Member>) -> (usize, Mesh, Exchange, LaneSums) {
-    let shape = Shape { values: bytes / 4, lanes: LANES };
+    let values = bytes / 4;
+    let rounded = if env::var(LINK).is_ok_and(|link| link == "wire-bf16") { values } else { 0 };
+    let shape = Shape { values, lanes: LANES, rounded };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (members, joining) = (members.into(), Vec::new().into());
     let membership = Membership {

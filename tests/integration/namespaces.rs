@@ -40,6 +40,7 @@ fn machines_of_their_own_train_the_same_bits_whatever_happens_to_the_network_and
     lab.trains_over_the_wire(&reference);
     lab.adds_in_memory_first(&reference);
     lab.sends_what_local_steps_have_changed();
+    lab.sends_half_the_bytes_when_gradients_are_rounded(&reference);
     lab.outlives_a_link_cut_one_way(&reference);
     lab.outlives_its_coordinator(&reference);
 }
@@ -108,10 +109,28 @@ impl Lab {
         self.carries_each_value_once(2, STEPS / LOCAL_STEPS, &reference);
     }
 
+    /// On ranks that each compare their parameters with the other's at every step.
+    fn sends_half_the_bytes_when_gradients_are_rounded(&self, reference: &Value) {
+        let before = NODES.each_ref().map(|node| self.network.received_bytes(node));
+        let job = self.submit(2, STEPS, &["--set", "train.wire=\"bf16\""]);
+        let job = self.ends(&job);
+        for (node, before) in NODES.iter().zip(before) {
+            let received = self.network.received_bytes(node) - before;
+            let expected = STEPS * STEP_BYTES / 2..STEPS * STEP_BYTES * 3 / 4 + OTHER_BYTES;
+            assert!(expected.contains(&received), "{received} bytes came to {}", node.name);
+        }
+        let [rounded, exact] =
+            [&job["outcome"], reference].map(|of| of["metrics"]["accuracy"].as_f64().expect("a number"));
+        assert!(
+            (rounded - exact).abs() < 0.02 && job["outcome"]["weights_blake3"] != reference["weights_blake3"],
+            "{job:#}"
+        );
+    }
+
     fn carries_each_value_once(&self, ranks: u32, steps: u64, reference: &Value) -> Value {
         let count = |node| (self.network.received_bytes(node), self.network.received_by_tcp(node));
         let before = NODES.each_ref().map(count);
-        let job = self.succeeds(&self.submit(ranks, steps), reference);
+        let job = self.succeeds(&self.submit(ranks, steps, &[]), reference);
         assert_eq!((&job["generation"], &job["world_sizes"]), (&1.into(), &serde_json::json!([ranks])), "{job:#}");
         for (node, (before, by_tcp_before)) in NODES.iter().zip(before) {
             let received = self.network.received_bytes(node) - before;
@@ -181,33 +200,38 @@ impl Lab {
     }
 
     /// The digits in so many steps; fewer than `STEPS` are of local steps.
-    fn submit(&self, ranks: u32, steps: u64) -> String {
+    fn submit(&self, ranks: u32, steps: u64, more: &[&str]) -> String {
         let (ranks, spec, local) = (ranks.to_string(), spec("digits.toml"), STEPS / steps);
         let mut sets = vec![format!("train.steps={steps}"), format!("checkpoint.every={CHECKPOINT_EVERY}")];
         sets.extend((local > 1).then(|| format!("train.diloco.local_steps={local}")));
         let mut arguments = vec!["submit", spec.to_str().expect("UTF-8"), "--ranks", &ranks, "--json"];
         sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        arguments.extend(more);
         let submitted = self.user(&arguments);
         text(&submitted.expect(0).json()["job"])
     }
 
     fn submit_and_wait_for_steps(&self, ranks: u32) -> String {
-        let job = self.submit(ranks, STEPS);
+        let job = self.submit(ranks, STEPS, &[]);
         poll("a few steps", || self.job(&job)?["progress"]["step"].as_u64().filter(|step| *step >= 3));
         job
     }
 
     /// With the weights of the reference.
     fn succeeds(&self, job: &str, reference: &Value) -> Value {
-        let view = poll(&format!("{job} to succeed"), || {
-            let view = self.job(job)?;
-            assert!(!["failed", "cancelled"].contains(&view["state"].as_str()?), "{view:#}");
-            (view["state"] == "succeeded").then_some(view)
-        });
+        let view = self.ends(job);
         for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
             assert_eq!(view["outcome"][key], reference[key], "{key} differs:\n{view:#}\n{reference:#}");
         }
         view
+    }
+
+    fn ends(&self, job: &str) -> Value {
+        poll(&format!("{job} to succeed"), || {
+            let view = self.job(job)?;
+            assert!(!["failed", "cancelled"].contains(&view["state"].as_str()?), "{view:#}");
+            (view["state"] == "succeeded").then_some(view)
+        })
     }
 
     fn job(&self, job: &str) -> Option<Value> {

@@ -114,7 +114,9 @@ fn local_steps_are_a_function_of_model_step_and_lane() {
         let plan = Plan { diloco, batch: plan.batch * 3, ..plan };
         let mut train = common::load(&spec, &plan);
         let layout = train.layout().clone();
-        (0..2).for_each(|step| drop(common::step(&mut *train, &plan, step)));
+        for step in 0..2 {
+            common::step(&mut *train, &plan, step);
+        }
         let lane = common::lane(&mut *train, &plan, 2, 5);
         assert_eq!(lane[layout.samples_at()], (plan.batch / plan.lanes) as f32, "{trainer}");
         let mut other = common::load(&spec, &Plan { threads: 2, ..plan.clone() });

@@ -17,6 +17,7 @@ use stoke_protocol::transport::Io;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle as TaskHandle;
 
+use super::bf16::Rounded;
 use super::buffer::{Buffer, Pool};
 use super::driver::{Driver, Input, Outlet, Output};
 use super::error::ExchangeError;
@@ -34,6 +35,8 @@ pub struct Shape {
     /// Values of the flat vector.
     pub values: usize,
     pub lanes: u32,
+    /// The first so many go between machines as bf16 (X17).
+    pub rounded: usize,
 }
 
 /// All ranks of one generation, connected.
@@ -111,10 +114,12 @@ impl Exchange {
         io: &Io,
         (term, ranks): (Term, Vec<RankId>),
         pairs: Vec<(u32, Pair)>,
-        (plan, place): (Plan, Place),
+        (plan, place, rounded): (Plan, Place, usize),
         (memory, counters): (Option<Arc<Memory>>, Arc<Counters>),
     ) -> Self {
-        let shape = Shape { values: plan.values, lanes: plan.lanes };
+        // Ranks of one machine have no wire.
+        let rounded = if plan.is_spread() { rounded } else { 0 };
+        let shape = Shape { values: plan.values, lanes: plan.lanes, rounded };
         let (outputs, heard) = channel();
         let outlet = Outlet { outputs, memory: memory.clone() };
         let host = memory.map(|memory| Host::new(memory, plan.clone(), ranks.clone()));
@@ -123,12 +128,13 @@ impl Exchange {
         let (mut tasks, mut writing) = (Vec::new(), Vec::new());
         for (position, pair) in pairs {
             let pair = (pair, position, plan.heard_from(position).len());
-            let (link, [writes, reads]) = Link::start(io, pair, term, &counters, &driver);
+            let frames = (term, Rounded(rounded));
+            let (link, [writes, reads]) = Link::start(io, pair, frames, &counters, &driver);
             links[position as usize] = Some(link);
             writing.push(writes);
             tasks.push(reads);
         }
-        let operations = Driver::new(Operation::new(plan, term), (ranks, links), outlet.clone());
+        let operations = Driver::new(Operation::new(plan, term, Rounded(rounded)), (ranks, links), outlet.clone());
         tasks.push(io.spawn(operations.run(inputs)).abort_handle());
         Self {
             shape,
@@ -197,7 +203,7 @@ impl Exchange {
     /// Sums for the lanes of this rank's place, made where the exchange needs them.
     pub fn lane_sums(&self) -> LaneSums {
         let Place { world, position, .. } = self.place;
-        let Shape { values, lanes } = self.shape;
+        let Shape { values, lanes, .. } = self.shape;
         let alone = || LaneSums::new(values, lanes, lanes::assign(lanes, world)[position as usize].clone());
         self.host.as_ref().map_or_else(alone, Host::lane_sums)
     }

@@ -181,7 +181,8 @@ impl Mesh {
         let Standings { step, readers, .. } = standings;
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
-        let exchange = Exchange::new(self.io(), named, pairs, (plan, place), (memory, self.counters().clone()));
+        let exchange =
+            Exchange::new(self.io(), named, pairs, (plan, place, shape.rounded), (memory, self.counters().clone()));
         Ok(Formed { exchange, step, catch_up, lacking, gives, readers, by_tcp })
     }
 

@@ -37,6 +37,14 @@ impl Rope {
         self.0.push(chunk);
     }
 
+    /// All bytes, in one piece.
+    pub fn into_whole(mut self) -> Bytes {
+        match self.0.len() {
+            1 => self.0.swap_remove(0),
+            _ => self.0.concat().into(),
+        }
+    }
+
     pub fn cursor(&self) -> Cursor<'_> {
         Cursor { head: &[], rest: self.0.iter() }
     }

@@ -18,13 +18,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
+use super::bf16::Rounded;
 use super::driver::Input;
 use super::error::ExchangeError;
 use super::frame::{Frame, Rope};
 use super::mesh::Pair;
 use super::operation::Outgoing;
 use super::plan::PIECE_VALUES_MAX;
-use super::sum::VALUE_BYTES;
 use super::wire::{Chunks, Receiver, Sender};
 
 /// Frames of a peer that may be held besides two for each of its subtrees: with pieces of 256 KiB, 4 MiB. Fewer leave the network idle
@@ -67,6 +67,7 @@ struct Side {
     /// The peer's place in the generation.
     position: u32,
     term: Term,
+    rounded: Rounded,
     counters: Arc<Counters>,
     inputs: UnboundedSender<Input>,
 }
@@ -76,7 +77,7 @@ impl Link {
     pub fn start(
         io: &Io,
         (pair, position, subtrees): (Pair, u32, usize),
-        term: Term,
+        (term, rounded): (Term, Rounded),
         counters: &Arc<Counters>,
         inputs: &UnboundedSender<Input>,
     ) -> (Self, [AbortHandle; 2]) {
@@ -90,7 +91,7 @@ impl Link {
             }
         };
         let connection = beside.as_ref().map(|beside| beside.connection.clone());
-        let side = Side { peer, position, term, counters: counters.clone(), inputs: inputs.clone() };
+        let side = Side { peer, position, term, rounded, counters: counters.clone(), inputs: inputs.clone() };
         let window = Arc::new(Semaphore::new(WINDOW_FRAMES + 2 * subtrees));
         let (partials, partials_out) = unbounded_channel();
         let (sums, sums_out) = unbounded_channel();
@@ -167,8 +168,11 @@ impl Side {
                 return Ok(Some(refused));
             }
             let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
-            let values = read_values(stream, header.count as usize * VALUE_BYTES).await?;
-            self.counters.received_bytes.fetch_add(u64::from(header.count) * VALUE_BYTES as u64, Ordering::Relaxed);
+            let start = usize::try_from(header.offset).unwrap_or(usize::MAX);
+            let piece = start..start.saturating_add(header.count as usize);
+            let bytes = self.rounded.bytes(&piece);
+            let values = self.rounded.decode(&piece, read_values(stream, bytes).await?);
+            self.counters.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             self.tell(Input::Frame { from: self.position, frame: Frame { header, values, _place: Some(place) } });
         }
         Ok(None)

@@ -1,6 +1,7 @@
 //! The sum of all ranks' gradients, with the same bits on any number of ranks, and how ranks come together for it.
 
 mod all_reduce;
+mod bf16;
 mod buffer;
 mod driver;
 mod error;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use stoke_protocol::ids::{Fingerprint, Step, Term};
 use stoke_protocol::message::peer::{Part, TensorHeader};
 
+use super::bf16::{LeftOver, Rounded};
 use super::buffer::Buffer;
 use super::fold::Folder;
 use super::frame::{Frame, Rope};
@@ -56,6 +57,8 @@ pub struct Unexpected {
 pub struct Operation {
     plan: Plan,
     folder: Folder,
+    /// Where values are rounded on the wire.
+    left_over: Option<LeftOver>,
     term: Term,
     step: Step,
     replica: Option<Fingerprint>,
@@ -92,8 +95,9 @@ struct OpenPiece {
 
 impl Operation {
     /// Nothing under way.
-    pub fn new(plan: Plan, term: Term) -> Self {
+    pub fn new(plan: Plan, term: Term, rounded: Rounded) -> Self {
         Self {
+            left_over: (rounded.0 > 0).then(|| LeftOver::new(rounded, plan.host_sums.len())),
             folder: Folder::new(plan.fold.clone()),
             term,
             step: Step(0),
@@ -128,10 +132,15 @@ impl Operation {
     }
 
     /// Sends the host's sums of one piece of an owner's chunk: one for each of the plan's `host_sums`. Pieces go in order.
-    pub fn give(&self, to: u32, index: usize, sums: Vec<Bytes>, send: &mut dyn FnMut(Outgoing)) {
+    pub fn give(&mut self, to: u32, index: usize, sums: Vec<Bytes>, send: &mut dyn FnMut(Outgoing)) {
         let piece = self.plan.piece(to, index);
-        for ((subtree, _), values) in self.plan.host_sums.iter().zip(sums) {
-            send(Outgoing { to, header: self.header(Part::Partial(*subtree), &piece), values });
+        for (number, values) in sums.into_iter().enumerate() {
+            let header = self.header(Part::Partial(self.plan.host_sums[number].0), &piece);
+            let values = match &mut self.left_over {
+                Some(left_over) => left_over.give(number, &piece, &values),
+                None => values,
+            };
+            send(Outgoing { to, header, values });
         }
     }
 
@@ -212,8 +221,8 @@ impl Operation {
     }
 
     /// Piece by piece, in the order in which the owner folds.
-    fn send_partials(&self, send: &mut dyn FnMut(Outgoing)) {
-        for owner in self.plan.owners() {
+    fn send_partials(&mut self, send: &mut dyn FnMut(Outgoing)) {
+        for owner in self.plan.owners().collect::<Vec<_>>() {
             for index in 0..self.plan.pieces(owner) {
                 let piece = bytes_of(&self.plan.piece(owner, index));
                 self.give(
@@ -322,8 +331,12 @@ impl Operation {
             })
             .collect();
         let sum = self.sum.as_mut().expect("X8: an operation is active");
-        self.folder.fold(&mut leaves, sum.write(piece.clone()));
-        sum.freeze(piece)
+        let values = sum.write(piece.clone());
+        self.folder.fold(&mut leaves, values);
+        match &mut self.left_over {
+            Some(left_over) => left_over.sum(&piece, values),
+            None => sum.freeze(piece),
+        }
     }
 
     fn header(&self, part: Part, piece: &Range<usize>) -> TensorHeader {
@@ -373,7 +386,7 @@ mod tests {
     impl RankSide {
         fn new(values: usize, lanes: u32, (world, observers): (u32, u32), rank: u32) -> Self {
             let plan = Plan::new(values, lanes, (world, observers), rank, &Hosts::alone(world));
-            let operation = Operation::new(plan, TERM);
+            let operation = Operation::new(plan, TERM, Rounded(0));
             let owned = lanes::assign(lanes, world).get(rank as usize).cloned();
             let sums = owned.map(|owned| LaneSums::new(values, lanes, owned));
             Self { operation, sums, sum: Some(Buffer::new(values)) }

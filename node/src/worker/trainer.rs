@@ -17,7 +17,7 @@ use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
     Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank, StepTimes,
 };
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{JobSpec, Wire};
 use tokio::runtime::Handle;
 
 use super::beat::Beat;
@@ -148,6 +148,8 @@ struct Trainer {
     /// Steps between comparisons of the members' parameters; 0: none.
     compare_every: u64,
     skips: Skips,
+    /// Values that go between machines as bf16: the gradients, or none.
+    rounded: usize,
     meter: Meter,
     beat: Beat,
 }
@@ -183,6 +185,10 @@ impl Trainer {
         let tail = Tail::new(train.layout().flat_len(), spec.training().lanes);
         let compare_every = spec.training().digest_every;
         let skips = Skips::new(spec.training().on_nan);
+        let rounded = match spec.training().wire {
+            Wire::F32 => 0,
+            Wire::Bf16 => train.layout().len(),
+        };
         let (last_sum, joining, unheard) = (None, None, false);
         let (loss, ledger) = (f32::NAN, Ledger::default());
         Ok(Self {
@@ -200,6 +206,7 @@ impl Trainer {
             joining,
             compare_every,
             skips,
+            rounded,
             meter,
             beat,
         })
@@ -208,7 +215,7 @@ impl Trainer {
     /// One generation, from its forming to its end.
     fn serve(&mut self, membership: &Membership, work: &mut Work<'_>) -> Result<(), Failure> {
         let generation = membership.generation;
-        let shape = Shape { values: self.tail.values(), lanes: work.spec.training().lanes };
+        let shape = Shape { values: self.tail.values(), lanes: work.spec.training().lanes, rounded: self.rounded };
         // What a giver has not begun to send will not come any more; it is asked for anew.
         self.joining.take_if(|joining| !joining.arrives());
         let forming = work.mesh.form(membership, self.state(work), shape);

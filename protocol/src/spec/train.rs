@@ -43,6 +43,9 @@ pub struct Train {
     /// What becomes of a rank that computes more slowly than the others.
     #[serde(default)]
     pub straggler: Straggler,
+    /// How gradients travel between machines.
+    #[serde(default)]
+    pub wire: Wire,
     /// Several local steps in each step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diloco: Option<Diloco>,
@@ -59,6 +62,17 @@ pub struct Diloco {
     /// Nesterov's.
     #[serde(default = "default_outer_momentum")]
     pub outer_momentum: f64,
+}
+
+/// How gradients travel between machines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    /// As they were computed.
+    #[default]
+    F32,
+    /// Rounded, in half the bytes; what the rounding leaves over is added to the next ones.
+    Bf16,
 }
 
 /// What follows when a rank computes clearly more slowly than its peers.
@@ -117,6 +131,7 @@ impl Default for Train {
             digest_every: every_step(),
             on_nan: OnNan::default(),
             straggler: Straggler::default(),
+            wire: Wire::default(),
             diloco: None,
         }
     }
