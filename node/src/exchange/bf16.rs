@@ -9,10 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::frame::Rope;
-use super::sum::{VALUE_BYTES, as_bytes};
-
-/// Bytes of a rounded value.
-const ROUNDED_BYTES: usize = 2;
+use super::sum::{NARROW_BYTES, VALUE_BYTES, as_bytes, with_features};
 
 /// Which values of the vector are rounded on the wire: the first so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,34 +31,12 @@ impl Rounded {
     /// Bytes of a piece on the wire.
     pub fn bytes(self, piece: &Range<usize>) -> usize {
         let rounded = self.of(piece);
-        rounded * ROUNDED_BYTES + (piece.len() - rounded) * VALUE_BYTES
+        rounded * NARROW_BYTES + (piece.len() - rounded) * VALUE_BYTES
     }
 
-    /// A piece as it goes over the wire; the values to be rounded are already.
-    fn encode(self, piece: &Range<usize>, values: &[f32]) -> Bytes {
-        let (rounded, exact) = values.split_at(self.of(piece));
-        let mut bytes = Vec::with_capacity(self.bytes(piece));
-        bytes.extend(rounded.iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()));
-        bytes.extend_from_slice(as_bytes(exact));
-        bytes.into()
-    }
-
-    /// The values of a piece from its bytes on the wire.
-    pub fn decode(self, piece: &Range<usize>, wire: Rope) -> Rope {
-        let rounded = self.of(piece);
-        if rounded == 0 {
-            return wire;
-        }
-        let wire = wire.into_whole();
-        let (rounded, exact) = wire.split_at(rounded * ROUNDED_BYTES);
-        let mut bytes = vec![0; piece.len() * VALUE_BYTES];
-        let (wide, rest) = bytes.split_at_mut(rounded.len() / ROUNDED_BYTES * VALUE_BYTES);
-        let (narrow, _) = rounded.as_chunks::<ROUNDED_BYTES>();
-        for (wide, narrow) in wide.as_chunks_mut::<VALUE_BYTES>().0.iter_mut().zip(narrow) {
-            *wide = (u32::from(u16::from_le_bytes(*narrow)) << 16).to_le_bytes();
-        }
-        rest.copy_from_slice(exact);
-        Rope::whole(bytes.into())
+    /// The values of a piece that came as these bytes.
+    pub fn read(self, piece: &Range<usize>, wire: Rope) -> Rope {
+        wire.narrow(self.of(piece))
     }
 }
 
@@ -77,23 +52,56 @@ impl LeftOver {
         let rounded = self.rounded.of(piece);
         let left = &mut self.given[subtree][piece.start.min(self.rounded.0)..][..rounded];
         let (values, exact) = values.split_at(rounded * VALUE_BYTES);
-        let mut bytes = vec![0; rounded * ROUNDED_BYTES + exact.len()];
-        let (narrow, rest) = bytes.split_at_mut(rounded * ROUNDED_BYTES);
-        let narrow = narrow.as_chunks_mut::<ROUNDED_BYTES>().0.iter_mut();
-        for ((narrow, value), left) in narrow.zip(values.as_chunks::<VALUE_BYTES>().0).zip(left) {
-            *narrow = ((round(f32::from_le_bytes(*value), left).to_bits() >> 16) as u16).to_le_bytes();
-        }
+        let mut wire = vec![0; rounded * NARROW_BYTES + exact.len()];
+        let (narrow, rest) = wire.split_at_mut(rounded * NARROW_BYTES);
+        round_bytes(values, left, narrow);
         rest.copy_from_slice(exact);
-        bytes.into()
+        wire.into()
     }
 
     /// Rounds a piece of a sum where it lies, and gives it for the wire.
     pub fn sum(&mut self, piece: &Range<usize>, values: &mut [f32]) -> Bytes {
         let rounded = self.rounded.of(piece);
         let left = &mut self.sums[piece.start.min(self.rounded.0)..][..rounded];
-        values.iter_mut().zip(left).for_each(|(value, left)| *value = round(*value, left));
-        self.rounded.encode(piece, values)
+        let (values, exact) = values.split_at_mut(rounded);
+        let mut wire = vec![0; rounded * NARROW_BYTES + size_of_val(exact)];
+        let (narrow, rest) = wire.split_at_mut(rounded * NARROW_BYTES);
+        round_values(values, left, narrow);
+        rest.copy_from_slice(as_bytes(exact));
+        wire.into()
     }
+}
+
+/// Values as their bytes, to bf16.
+fn round_bytes(values: &[u8], left: &mut [f32], narrow: &mut [u8]) {
+    with_features!(round_bytes_plain(values: &[u8], left: &mut [f32], narrow: &mut [u8]));
+}
+
+/// Values where they lie, and the same as bf16.
+fn round_values(values: &mut [f32], left: &mut [f32], narrow: &mut [u8]) {
+    with_features!(round_values_plain(values: &mut [f32], left: &mut [f32], narrow: &mut [u8]));
+}
+
+#[inline(always)]
+fn round_bytes_plain(values: &[u8], left: &mut [f32], narrow: &mut [u8]) {
+    let narrow = narrow.as_chunks_mut::<NARROW_BYTES>().0.iter_mut();
+    for ((narrow, value), left) in narrow.zip(values.as_chunks::<VALUE_BYTES>().0).zip(left) {
+        *narrow = narrowed(round(f32::from_le_bytes(*value), left));
+    }
+}
+
+#[inline(always)]
+fn round_values_plain(values: &mut [f32], left: &mut [f32], narrow: &mut [u8]) {
+    let narrow = narrow.as_chunks_mut::<NARROW_BYTES>().0.iter_mut();
+    for ((narrow, value), left) in narrow.zip(values).zip(left) {
+        *value = round(*value, left);
+        *narrow = narrowed(*value);
+    }
+}
+
+#[inline(always)]
+fn narrowed(rounded: f32) -> [u8; NARROW_BYTES] {
+    ((rounded.to_bits() >> 16) as u16).to_le_bytes()
 }
 
 /// The nearest bf16 to the value and what is left over of those before, ties to even; what is left over now stays.
@@ -147,7 +155,7 @@ mod tests {
                     rope.push(rest.split_to(rng.random_range(1..=rest.len().min(7))));
                 }
                 let mut read = vec![0.0; piece.len()];
-                rounded.decode(&piece, rope).cursor().copy_to(&mut read);
+                rounded.read(&piece, rope).cursor().copy_to(&mut read);
                 assert_eq!(read, sum);
             }
             for (at, (sum, of)) in piece.zip(sum.iter().zip(&of)) {
@@ -165,7 +173,7 @@ mod tests {
         for _ in 0..1000 {
             // The second is lost by rounding alone: to 8 bits, 1 and a thousandth is 1.
             let wire = left.give(0, &piece, as_bytes(&[0.1, 1.001]));
-            Rounded(2).decode(&piece, Rope::whole(wire)).cursor().copy_to(&mut read);
+            Rounded(2).read(&piece, Rope::whole(wire)).cursor().copy_to(&mut read);
             sent.iter_mut().zip(read).for_each(|(sent, read)| *sent += f64::from(read));
         }
         assert!((sent[0] - 100.0).abs() < 1e-3 && (sent[1] - 1001.0).abs() < 1e-2, "{sent:?}");

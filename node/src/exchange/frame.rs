@@ -5,7 +5,7 @@ use bytes::Bytes;
 use stoke_protocol::message::peer::TensorHeader;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::sum::{VALUE_BYTES, add_bytes, copy_bytes};
+use super::sum::{NARROW_BYTES, VALUE_BYTES, add_bytes, add_narrow, copy_bytes, copy_narrow};
 
 /// A received header with its values.
 #[derive(Debug)]
@@ -18,74 +18,88 @@ pub struct Frame {
 
 /// Values as they arrived: a few chunks of bytes, cut anywhere.
 #[derive(Debug, Default)]
-pub struct Rope(Vec<Bytes>);
+pub struct Rope {
+    chunks: Vec<Bytes>,
+    /// The first so many are bf16, the others f32.
+    narrow: usize,
+}
 
 /// A place in a rope.
 pub struct Cursor<'a> {
     head: &'a [u8],
     rest: std::slice::Iter<'a, Bytes>,
+    /// The next so many values are bf16.
+    narrow: usize,
 }
+
+/// What is done with values from bytes: of f32, of bf16.
+type Operations = (fn(&mut [f32], &[u8]), fn(&mut [f32], &[u8]));
 
 impl Rope {
     /// Values that lie in one piece.
     pub fn whole(bytes: Bytes) -> Self {
-        Self(vec![bytes])
+        Self { chunks: vec![bytes], narrow: 0 }
     }
 
     /// Adds the next bytes.
     pub fn push(&mut self, chunk: Bytes) {
-        self.0.push(chunk);
+        self.chunks.push(chunk);
     }
 
-    /// All bytes, in one piece.
-    pub fn into_whole(mut self) -> Bytes {
-        match self.0.len() {
-            1 => self.0.swap_remove(0),
-            _ => self.0.concat().into(),
-        }
+    /// The same, of which the first so many values are bf16.
+    pub fn narrow(self, values: usize) -> Self {
+        Self { narrow: values, ..self }
     }
 
     pub fn cursor(&self) -> Cursor<'_> {
-        Cursor { head: &[], rest: self.0.iter() }
+        Cursor { head: &[], rest: self.chunks.iter(), narrow: self.narrow }
     }
 }
 
 impl<'a> Cursor<'a> {
     /// Over values that lie in one piece.
     pub fn of(bytes: &'a [u8]) -> Self {
-        Self { head: bytes, rest: [].iter() }
+        Self { head: bytes, rest: [].iter(), narrow: 0 }
     }
 
     /// `out[i] = next[i]`
     pub fn copy_to(&mut self, out: &mut [f32]) {
-        self.read(out, copy_bytes);
+        self.read(out, (copy_bytes, copy_narrow));
     }
 
     /// `out[i] += next[i]`
     pub fn add_to(&mut self, out: &mut [f32]) {
-        self.read(out, add_bytes);
+        self.read(out, (add_bytes, add_narrow));
     }
 
-    fn read(&mut self, mut out: &mut [f32], op: fn(&mut [f32], &[u8])) {
+    fn read(&mut self, out: &mut [f32], (wide, narrow): Operations) {
+        let (narrow_out, wide_out) = out.split_at_mut(self.narrow.min(out.len()));
+        self.narrow -= narrow_out.len();
+        self.read_each::<NARROW_BYTES>(narrow_out, narrow);
+        self.read_each::<VALUE_BYTES>(wide_out, wide);
+    }
+
+    /// Values of so many bytes each.
+    fn read_each<const BYTES: usize>(&mut self, mut out: &mut [f32], operation: fn(&mut [f32], &[u8])) {
         while !out.is_empty() {
             self.refill();
-            let whole = (self.head.len() / VALUE_BYTES).min(out.len());
+            let whole = (self.head.len() / BYTES).min(out.len());
             if whole == 0 {
-                op(&mut out[..1], &self.cut_value());
+                operation(&mut out[..1], &self.cut_value::<BYTES>());
                 out = &mut out[1..];
                 continue;
             }
-            let (bytes, head) = self.head.split_at(whole * VALUE_BYTES);
+            let (bytes, head) = self.head.split_at(whole * BYTES);
             self.head = head;
             let (now, later) = out.split_at_mut(whole);
-            op(now, bytes);
+            operation(now, bytes);
             out = later;
         }
     }
 
     /// A value whose bytes are spread over chunks.
-    fn cut_value(&mut self) -> [u8; VALUE_BYTES] {
-        let mut value = [0; VALUE_BYTES];
+    fn cut_value<const BYTES: usize>(&mut self) -> [u8; BYTES] {
+        let mut value = [0; BYTES];
         for byte in &mut value {
             self.refill();
             *byte = self.head[0];

@@ -171,7 +171,7 @@ impl Side {
             let start = usize::try_from(header.offset).unwrap_or(usize::MAX);
             let piece = start..start.saturating_add(header.count as usize);
             let bytes = self.rounded.bytes(&piece);
-            let values = self.rounded.decode(&piece, read_values(stream, bytes).await?);
+            let values = self.rounded.read(&piece, read_values(stream, bytes).await?);
             self.counters.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             self.tell(Input::Frame { from: self.position, frame: Frame { header, values, _place: Some(place) } });
         }

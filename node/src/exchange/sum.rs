@@ -9,6 +9,36 @@ compile_error!("values go over the wire as they lie in memory, and the wire is l
 /// Bytes of one value on the wire.
 pub const VALUE_BYTES: usize = size_of::<f32>();
 
+/// Bytes of a value that is bf16 there.
+pub const NARROW_BYTES: usize = 2;
+
+/// Calls a function that is inlined, compiled for the widest vectors of this machine.
+macro_rules! with_features {
+    ($plain:ident($($name:ident: $type:ty),*)) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f")]
+            fn avx512($($name: $type),*) {
+                $plain($($name),*);
+            }
+            #[target_feature(enable = "avx2")]
+            fn avx2($($name: $type),*) {
+                $plain($($name),*);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                // SAFETY: the features of the callee were just detected.
+                return unsafe { avx512($($name),*) };
+            }
+            if is_x86_feature_detected!("avx2") {
+                // SAFETY: as above.
+                return unsafe { avx2($($name),*) };
+            }
+        }
+        $plain($($name),*);
+    }};
+}
+pub(super) use with_features;
+
 /// `y[i] += x[i]`; the slices have equal lengths.
 pub fn add(y: &mut [f32], x: &[f32]) {
     add_bytes(y, as_bytes(x));
@@ -17,18 +47,19 @@ pub fn add(y: &mut [f32], x: &[f32]) {
 /// `y[i] += x[i]` where `x` is the values' little-endian bytes at any alignment, `4 * y.len()` of them.
 pub fn add_bytes(y: &mut [f32], x: &[u8]) {
     assert_eq!(y.len() * VALUE_BYTES, x.len(), "X1: operands of equal lengths");
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the features of the callee were just detected.
-            return unsafe { add_avx512(y, x) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: as above.
-            return unsafe { add_avx2(y, x) };
-        }
-    }
-    add_plain(y, x);
+    with_features!(add_plain(y: &mut [f32], x: &[u8]));
+}
+
+/// The same where `x` is bf16, `2 * y.len()` bytes.
+pub fn add_narrow(y: &mut [f32], x: &[u8]) {
+    assert_eq!(y.len() * NARROW_BYTES, x.len(), "X1: operands of equal lengths");
+    with_features!(add_narrow_plain(y: &mut [f32], x: &[u8]));
+}
+
+/// `y[i] = x[i]` where `x` is bf16, `2 * y.len()` bytes.
+pub fn copy_narrow(y: &mut [f32], x: &[u8]) {
+    assert_eq!(y.len() * NARROW_BYTES, x.len(), "X1: operands of equal lengths");
+    with_features!(copy_narrow_plain(y: &mut [f32], x: &[u8]));
 }
 
 /// `y[i] = x[i]` from wire bytes, `4 * y.len()` of them.
@@ -47,25 +78,34 @@ fn as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn add_avx512(y: &mut [f32], x: &[u8]) {
-    add_plain(y, x);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn add_avx2(y: &mut [f32], x: &[u8]) {
-    add_plain(y, x);
-}
-
-/// The compiler vectorises this with the features of the function that it is inlined into.
+/// The compiler vectorises these with the features of the function that they are inlined into.
 #[inline(always)]
 fn add_plain(y: &mut [f32], x: &[u8]) {
     let (x, _) = x.as_chunks::<VALUE_BYTES>();
     for (y, x) in y.iter_mut().zip(x) {
         *y += f32::from_le_bytes(*x);
     }
+}
+
+#[inline(always)]
+fn add_narrow_plain(y: &mut [f32], x: &[u8]) {
+    let (x, _) = x.as_chunks::<NARROW_BYTES>();
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += widened(*x);
+    }
+}
+
+#[inline(always)]
+fn copy_narrow_plain(y: &mut [f32], x: &[u8]) {
+    let (x, _) = x.as_chunks::<NARROW_BYTES>();
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = widened(*x);
+    }
+}
+
+#[inline(always)]
+fn widened(narrow: [u8; NARROW_BYTES]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(narrow)) << 16)
 }
 
 #[cfg(test)]
