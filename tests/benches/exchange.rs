@@ -8,9 +8,12 @@
 //! - wire-bf16: wire with values that are rounded to bf16, against gloo's f32.
 //!
 //! `cargo bench -p stoke-cli -p stoke-tests --bench exchange`; gloo needs the Python of `jobs/reference/setup.sh`, or STOKE_TORCH_PYTHON.
+//! Of three worlds or more (STOKE_BENCH_RANKS=2,4,8) the CPU of each rank is told by a model of bytes, frames and operations, which is compared with the largest
+//! and told of up to 1,000 machines.
 //! Lists separated by commas replace the defaults: STOKE_BENCH_LINKS, STOKE_BENCH_RANKS, STOKE_BENCH_MIB, and STOKE_BENCH_TURNS, how often each side
 //! has its turn of a few rounds. Ranks are this binary again, with a role in the environment.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -18,12 +21,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State, UseTcp};
+use stoke_node::exchange::{Exchange, LaneSums, Mesh, Shape, State, Traffic, UseTcp, traffic};
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Generation, JobId, Rank, Step};
 use stoke_protocol::message::peer::Machine;
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::Io;
+use stoke_tests::cost::{Cost, Sample};
 use stoke_tests::report::{Goal, Row};
 
 /// As in the `stoke` binary: glibc's allocator returns packet buffers to the kernel and pays a third more.
@@ -38,6 +42,8 @@ const LANES: u32 = 8;
 const MIB: usize = 1024 * 1024;
 const SIZES_MIB: [usize; 3] = [1, 16, 100];
 const WORLDS: [usize; 2] = [2, 4];
+/// Of the machines that the model tells of.
+const LINK_BITS: f64 = 25e9;
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn main() {
@@ -52,6 +58,7 @@ fn main() {
         "link", "ranks", "MiB", "ours ms", "best", "CPU ms", "gloo ms", "best", "CPU ms", "time", "CPU"
     );
     let links = env::var("STOKE_BENCH_LINKS").unwrap_or_else(|_| LINKS.join(","));
+    let mut measured: BTreeMap<String, Vec<(u32, usize, Sample)>> = BTreeMap::new();
     for world in numbers_of("STOKE_BENCH_RANKS", &WORLDS) {
         let world = world as u32;
         for link in links.split(',').filter(|link| *link != "hosts" || world > 2) {
@@ -66,9 +73,51 @@ fn main() {
             let mut ours = start_ours(world, dir.path(), link, lab.as_ref());
             let mut gloo = start_gloo(world, lab.as_ref());
             for bytes in &sizes {
-                compare((link, world), *bytes, turns, &mut ours, gloo.as_mut());
+                let cpu = compare((link, world), *bytes, turns, &mut ours, gloo.as_mut());
+                let sent = traffic(*bytes / 4, LANES, world);
+                let sample = Sample { sent, cpu: cpu / f64::from(world) };
+                measured.entry(link.to_owned()).or_default().push((world, *bytes, sample));
             }
         }
+    }
+    measured
+        .iter()
+        .filter(|(link, _)| ["network", "wire"].contains(&link.as_str()))
+        .for_each(|(link, all)| model(link, all));
+}
+
+/// What the exchange costs by the number of ranks: fitted to all worlds but the largest, compared with that, and told of many.
+fn model(link: &str, measured: &[(u32, usize, Sample)]) {
+    let largest = measured.iter().map(|(world, ..)| *world).max().unwrap_or(0);
+    let (check, fit): (Vec<_>, Vec<_>) = measured.iter().partition(|(world, ..)| *world == largest);
+    let worlds: BTreeSet<u32> = fit.iter().map(|(world, ..)| *world).collect();
+    if worlds.len() < 2 {
+        return;
+    }
+    let cost = Cost::fit(&fit.iter().map(|(.., sample)| *sample).collect::<Vec<_>>());
+    let [byte, frame, operation] = cost.0;
+    println!(
+        "\n{link}: CPU of a rank, from {worlds:?} ranks: {:.2} ns a byte sent and received, {:.1} us a frame, {:.0} us an operation",
+        byte * 1e9,
+        frame * 1e6,
+        operation * 1e6
+    );
+    for (world, bytes, Sample { sent, cpu }) in check {
+        let (told, mib) = (cost.cpu(*sent), bytes / MIB);
+        println!(
+            "  {world} ranks, {mib:>3} MiB: {:.1} ms told, {:.1} ms measured: {:.2}",
+            told * 1e3,
+            cpu * 1e3,
+            told / cpu
+        );
+    }
+    for (world, mib) in [8, 64, 256, 1_000].into_iter().flat_map(|world| [16, 100, 1_400].map(|mib| (world, mib))) {
+        let sent @ Traffic { bytes, frames } = traffic(mib * MIB / 4, world, world);
+        let (cpu, link) = (cost.cpu(sent) * 1e3, bytes as f64 * 8.0 / LINK_BITS * 1e3);
+        println!(
+            "  {world:>5} machines, {mib:>5} MiB: a rank sends {:>5} MiB in {frames:>6} frames, {cpu:>7.1} ms of one core; {link:>6.1} ms of a link of 25 Gbit/s",
+            bytes / MIB as u64
+        );
     }
 }
 
@@ -94,7 +143,14 @@ struct Measured {
     cpu: Vec<f64>,
 }
 
-fn compare((link, world): (&str, u32), bytes: usize, turns: usize, ours: &mut Group, mut gloo: Option<&mut Group>) {
+/// Our CPU seconds, of all ranks.
+fn compare(
+    (link, world): (&str, u32),
+    bytes: usize,
+    turns: usize,
+    ours: &mut Group,
+    mut gloo: Option<&mut Group>,
+) -> f64 {
     let rounds = (200 * MIB / bytes).clamp(4, 40);
     let (mut us, mut them) = (Measured::default(), Measured::default());
     for turn in 0..=turns {
@@ -113,7 +169,7 @@ fn compare((link, world): (&str, u32), bytes: usize, turns: usize, ours: &mut Gr
     let row = format!("{link:>9} {world:>5} {:>8} | {} {:>8.1}", bytes / MIB, times(&us.seconds), our_cpu * 1e3);
     if them.seconds.is_empty() {
         println!("{row} |");
-        return;
+        return our_cpu;
     }
     let (their_time, their_cpu) = (median(&mut them.seconds), median(&mut them.cpu));
     println!(
@@ -123,6 +179,7 @@ fn compare((link, world): (&str, u32), bytes: usize, turns: usize, ours: &mut Gr
         our_time / their_time,
         our_cpu / their_cpu
     );
+    our_cpu
 }
 
 /// Median and best of sorted seconds, in ms.

@@ -29,5 +29,6 @@ pub use error::ExchangeError;
 pub use form::{Formed, Readers, State};
 pub use lane_sum::{LaneSums, Partial};
 pub use mesh::{CONNECT_MAX, Mesh, Pair};
+pub use plan::{Traffic, traffic};
 pub use state_transfer::{Received, Shard, StateOf};
 pub use tcp::UseTcp;

@@ -224,6 +224,25 @@ impl Plan {
     }
 }
 
+/// What a rank sends for one operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    pub bytes: u64,
+    pub frames: u64,
+}
+
+/// The traffic of the first of so many ranks that are each on a machine of their own: about everybody's.
+pub fn traffic(values: usize, lanes: u32, world: u32) -> Traffic {
+    let plan = Plan::new(values, lanes, (world, 0), 0, &Hosts::alone(world));
+    let (given, listeners) = (plan.host_sums.len(), plan.listeners().count());
+    let to_owners: usize = plan.owners().map(|owner| plan.chunk(owner).len() * given).sum();
+    let pieces: usize = plan.owners().map(|owner| plan.pieces(owner) * given).sum();
+    Traffic {
+        bytes: ((to_owners + plan.chunk(0).len() * listeners) * VALUE_BYTES) as u64,
+        frames: (pieces + plan.pieces(0) * listeners) as u64,
+    }
+}
+
 /// Ranges in order, those that touch as one.
 fn joined(ranges: impl Iterator<Item = Range<u32>>) -> Vec<Range<u32>> {
     let mut joined: Vec<Range<u32>> = Vec::new();
