@@ -89,7 +89,7 @@ fn main() {
 /// What the exchange costs by the number of ranks: fitted to all worlds but the largest, compared with that, and told of many.
 fn model(link: &str, measured: &[(u32, usize, Sample)]) {
     let largest = measured.iter().map(|(world, ..)| *world).max().unwrap_or(0);
-    let (check, fit): (Vec<_>, Vec<_>) = measured.iter().partition(|(world, ..)| *world == largest);
+    let (check, fit): (Vec<_>, Vec<_>) = measured.iter().copied().partition(|(world, ..)| *world == largest);
     let worlds: BTreeSet<u32> = fit.iter().map(|(world, ..)| *world).collect();
     if worlds.len() < 2 {
         return;
@@ -103,7 +103,7 @@ fn model(link: &str, measured: &[(u32, usize, Sample)]) {
         operation * 1e6
     );
     for (world, bytes, Sample { sent, cpu }) in check {
-        let (told, mib) = (cost.cpu(*sent), bytes / MIB);
+        let (told, mib) = (cost.cpu(sent), bytes / MIB);
         println!(
             "  {world} ranks, {mib:>3} MiB: {:.1} ms told, {:.1} ms measured: {:.2}",
             told * 1e3,
