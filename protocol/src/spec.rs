@@ -585,6 +585,34 @@ mod tests {
     }
 
     #[test]
+    fn local_steps_and_the_wire_are_checked() {
+        let with = |section: &str| GOOD.replace("[resources]", &format!("{section}\n[resources]"));
+        let spec = JobSpec::parse(&with("wire = \"bf16\"\n[train.diloco]\nlocal_steps = 20")).unwrap();
+        let diloco = Diloco { local_steps: 20, outer_lr: 0.7, outer_momentum: 0.9 };
+        assert_eq!((spec.training().diloco, spec.training().wire), (Some(diloco), Wire::Bf16));
+        assert_eq!(spec.training().samples_a_step(), 20 * 256);
+        assert_eq!(JobSpec::parse(&spec.to_toml()).unwrap(), spec);
+        for (section, line, words) in [
+            ("wire = \"int8\"", 6, "bf16"),
+            ("[train.diloco]\nouter_lr = 0.7", 6, "local_steps"),
+            ("[train.diloco]\nlocal_steps = 0", 7, "use 1 to 10000"),
+            ("[train.diloco]\nlocal_steps = 20000", 7, "use 1 to 10000"),
+            ("[train.diloco]\nlocal_steps = 2\nouter_lr = 0", 8, "positive"),
+            ("[train.diloco]\nlocal_steps = 2\nouter_lr = nan", 8, "positive"),
+            ("[train.diloco]\nlocal_steps = 2\nouter_momentum = 0.99999999", 8, "below 1"),
+            ("[train.diloco]\nlocal_steps = 2\nouter = 1", 8, "outer"),
+        ] {
+            let refused = error(&with(section));
+            assert_eq!(refused.line, Some(line), "{refused}");
+            assert!(refused.message.contains(words), "{refused}");
+        }
+        let many = error(&with("[train.diloco]\nlocal_steps = 10000").replace("256\n", "25600\n"));
+        assert!(many.message.contains("at most 16777216 samples"), "{many}");
+        let policy = "name = \"p\"\n[rl]\nenv = \"CartPole-v1\"\n[train.diloco]\nlocal_steps = 2\n";
+        assert!(error(policy).message.contains("no local steps"));
+    }
+
+    #[test]
     fn a_spec_that_grows_over_its_limit_is_refused() {
         let keys: String = (0..3_600).map(|key| format!("a{key}.b=1\n")).collect();
         let text = format!("{GOOD}[model]\n{keys}");

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use memmap2::{Advice, Mmap};
 
@@ -23,6 +24,12 @@ pub(crate) struct Samples {
 enum Bytes {
     Held(Vec<u8>),
     Filed(Mmap),
+}
+
+/// Where files for them are: a disk, where `/tmp` may be memory.
+pub(super) fn folder() -> PathBuf {
+    let large = PathBuf::from("/var/tmp");
+    if std::env::var_os("TMPDIR").is_none() && large.is_dir() { large } else { std::env::temp_dir() }
 }
 
 /// Samples on their way into a set.
@@ -108,7 +115,7 @@ impl Packer {
 
     fn write(&mut self) -> io::Result<()> {
         if self.file.is_none() {
-            self.file = Some(tempfile::tempfile()?);
+            self.file = Some(tempfile::tempfile_in(folder())?);
             self.held_max = self.held_max.min(WRITE_BYTES);
         }
         let file = self.file.as_mut().expect("made above");

@@ -52,7 +52,7 @@ impl Local {
             let rates = (step * count..(step + 1) * count).map(|step| self.schedule.rate(step));
             self.rates = (Some(step), rates.collect::<Result<_, _>>()?);
         }
-        Ok(self.rates.1.first().copied().unwrap_or(f64::NAN))
+        Ok(self.rates.1[0])
     }
 
     /// What the local steps of the step that was begun take away from each parameter, in layout order, with the figures of all of them. The lane's samples are cut
@@ -76,6 +76,11 @@ impl Local {
             flat.clear();
             gradients.iter().for_each(|data| flat.extend_from_slice(data.as_slice().expect("gradients are f32")));
             let norm = norm(&flat) / batch.len() as f64;
+            if !norm.is_finite() {
+                // Nothing after it would be, and no sum with it is applied.
+                let nothing = layout.params.iter().map(|param| vec![f32::NAN; param.len]).collect();
+                return Ok((nothing, [f32::NAN, 0.0, samples.len() as f32]));
+            }
             let scale = (clip(norm) / batch.len() as f64) as f32;
             trained = update.step(trained, layout, &flat, scale, *lr);
         }

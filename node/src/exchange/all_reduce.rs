@@ -14,10 +14,11 @@ use stoke_protocol::lanes;
 use stoke_protocol::message::peer::Part;
 use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::Io;
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle as TaskHandle;
 
-use super::bf16::Rounded;
+use super::bf16::{LeftOver, Rounded};
 use super::buffer::{Buffer, Pool};
 use super::driver::{Driver, Input, Outlet, Output};
 use super::error::ExchangeError;
@@ -26,7 +27,7 @@ use super::lane_sum::LaneSums;
 use super::link::{Counters, Link};
 use super::memory::{Line, Memory};
 use super::mesh::Pair;
-use super::operation::{Contribution, Operation, Unexpected};
+use super::operation::{Contribution, Operation, Unexpected, bytes_of};
 use super::plan::Plan;
 
 /// What is summed: equal on every rank, or frames are refused.
@@ -47,6 +48,8 @@ pub struct Exchange {
     outputs: Receiver<Output>,
     /// The memory that this rank shares with others of its machine. If all are there, they sum there, and the driver only tells who is gone.
     host: Option<Host>,
+    /// Where values are rounded on the wire: what that has left over of what this rank gives for its host.
+    rounding: Option<Rounding>,
     sums: Pool,
     /// The last complete sum.
     sum: Option<Buffer>,
@@ -60,6 +63,11 @@ pub struct Exchange {
     tasks: Vec<TaskHandle>,
     /// Those that write to peers; after `leave` they end when everything is written.
     writing: Vec<TaskHandle>,
+}
+
+struct Rounding {
+    plan: Plan,
+    left_over: LeftOver,
 }
 
 /// A rank's place in a generation: `position` below `world` owns lanes, one above observes.
@@ -122,6 +130,7 @@ impl Exchange {
         let shape = Shape { values: plan.values, lanes: plan.lanes, rounded };
         let (outputs, heard) = channel();
         let outlet = Outlet { outputs, memory: memory.clone() };
+        let rounding = (rounded > 0).then(|| Rounding::new(plan.clone(), Rounded(rounded)));
         let host = memory.map(|memory| Host::new(memory, plan.clone(), ranks.clone()));
         let (driver, inputs) = unbounded_channel();
         let mut links: Vec<Option<Link>> = ranks.iter().map(|_| None).collect();
@@ -142,6 +151,7 @@ impl Exchange {
             driver,
             outputs: heard,
             host,
+            rounding,
             // The last sum stays with the caller while the next is made, and one more may wait for acknowledgements.
             sums: Pool::new(shape.values, 3),
             sum: None,
@@ -172,7 +182,7 @@ impl Exchange {
         }
     }
 
-    /// The sum over all lanes of all ranks, in tree order: the same bits on every rank and for every world. Blocks until it is complete.
+    /// The sum over all lanes of all ranks, in tree order: the same bits on every rank and for every world, unless they are rounded (X17). Blocks until it is complete.
     /// All ranks call it for the same steps, in growing order; `sums` holds all owned lanes of the step, and `replica` the parameters that they
     /// were computed from: where those differ there is no sum (X12). Not for the network thread.
     pub fn all_reduce<'a>(
@@ -245,7 +255,7 @@ impl Exchange {
         (step, operation): (Step, u64),
         (replica, differs): (Option<Fingerprint>, bool),
     ) -> Result<(), ExchangeError> {
-        let Self { host, driver, abort, .. } = self;
+        let Self { host, rounding, driver, abort, .. } = self;
         let host = host.as_mut().expect("X14: called where memory is shared");
         let aborted = || abort.is_set();
         let Some(sum) = host.take_sum(operation, aborted) else {
@@ -254,7 +264,13 @@ impl Exchange {
         let given = Contribution { partials: host.partials(), replica, differs };
         driver.send(Input::Begin { step, given, sum }).map_err(|_| ExchangeError::EndpointClosed)?;
         if !differs {
-            let give = |to, index, sums| driver.send(Input::Give { to, index, sums }).is_ok();
+            let give = |to, index, sums: Vec<Bytes>| {
+                let sums = match rounding {
+                    Some(rounding) => rounding.round(to, index, sums.iter().map(|sum| &sum[..])),
+                    None => sums,
+                };
+                driver.send(Input::Give { to, index, sums }).is_ok()
+            };
             if !host.fold_for_others(aborted, give) {
                 abort.check()?;
                 return Err(ExchangeError::EndpointClosed);
@@ -313,13 +329,34 @@ impl Exchange {
             self.abort.check()?;
             unreachable!("X9: the wait ends with a buffer, or with a reason that stays");
         };
-        let begin = Input::Begin { step, given, sum };
-        match self.driver.send(begin).map_err(|_| ExchangeError::EndpointClosed).and_then(|()| self.wait()) {
+        let begun = self.begin(step, given, sum).map_err(|_| ExchangeError::EndpointClosed);
+        match begun.and_then(|()| self.wait()) {
             Ok(sum) => {
                 self.last = Some(step);
                 Ok(self.sum.insert(sum).read())
             }
             Err(error) => Err(self.failed.insert(error).clone()),
+        }
+    }
+
+    /// Begins a step of a rank that shares no memory. What is rounded is so here, piece by piece, while those before are on their way.
+    fn begin(&mut self, step: Step, given: Contribution, sum: Buffer) -> Result<(), SendError<Input>> {
+        let partials = given.partials.clone();
+        self.driver.send(Input::Begin { step, given, sum })?;
+        let Some(rounding) = self.rounding.as_mut().filter(|_| !partials.is_empty()) else { return Ok(()) };
+        for (to, index) in rounding.pieces() {
+            let piece = bytes_of(&rounding.plan.piece(to, index));
+            let sums = rounding.round(to, index, partials.iter().map(|partial| &partial[piece.clone()]));
+            self.driver.send(Input::Give { to, index, sums })?;
+        }
+        Ok(())
+    }
+
+    /// The last sum was not applied, at any rank: what its rounding has left over counts for nothing.
+    pub fn forget(&mut self) {
+        if let Some(rounding) = &mut self.rounding {
+            rounding.left_over.forget();
+            let _ = self.driver.send(Input::Forget);
         }
     }
 
@@ -379,6 +416,26 @@ impl Exchange {
                 Output::Aborted => {}
             }
         }
+    }
+}
+
+impl Rounding {
+    fn new(plan: Plan, rounded: Rounded) -> Self {
+        let left_over = LeftOver::new(rounded, 0..plan.values, plan.host_sums.len());
+        Self { plan, left_over }
+    }
+
+    /// What a rank by itself gives: owner and number, the first piece of each before the second of any.
+    fn pieces(&self) -> Vec<(u32, usize)> {
+        let pieces = self.plan.owners().flat_map(|owner| (0..self.plan.pieces(owner)).map(move |index| (owner, index)));
+        let mut pieces: Vec<_> = pieces.collect();
+        pieces.sort_by_key(|(_, index)| *index);
+        pieces
+    }
+
+    fn round<'a>(&mut self, to: u32, index: usize, sums: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
+        let piece = self.plan.piece(to, index);
+        sums.enumerate().map(|(number, sum)| self.left_over.give(number, &piece, sum)).collect()
     }
 }
 

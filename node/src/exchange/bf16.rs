@@ -15,11 +15,12 @@ use super::sum::{NARROW_BYTES, VALUE_BYTES, as_bytes, with_features};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rounded(pub usize);
 
-/// What the rounding of one sender has left over, by value: of what it gives for each subtree, and of the sums that it makes.
+/// What the rounding of a range of values has left over, in each of some vectors: in those that a host gives, or in the sum.
 pub struct LeftOver {
     rounded: Rounded,
-    given: Vec<Vec<f32>>,
-    sums: Vec<f32>,
+    /// Where the range begins.
+    first: usize,
+    vectors: Vec<Vec<f32>>,
 }
 
 impl Rounded {
@@ -41,34 +42,43 @@ impl Rounded {
 }
 
 impl LeftOver {
-    /// Of a rank whose host gives so many subtrees. Memory is taken where something is left over.
-    pub fn new(rounded: Rounded, subtrees: usize) -> Self {
-        let none = || vec![0.0; rounded.0];
-        Self { rounded, given: (0..subtrees).map(|_| none()).collect(), sums: none() }
+    pub fn new(rounded: Rounded, values: Range<usize>, vectors: usize) -> Self {
+        let left = vec![0.0; rounded.of(&values)];
+        Self { rounded, first: values.start, vectors: vec![left; vectors] }
     }
 
-    /// A piece of what the host gives for its subtree of this number, for the wire.
-    pub fn give(&mut self, subtree: usize, piece: &Range<usize>, values: &[u8]) -> Bytes {
-        let rounded = self.rounded.of(piece);
-        let left = &mut self.given[subtree][piece.start.min(self.rounded.0)..][..rounded];
-        let (values, exact) = values.split_at(rounded * VALUE_BYTES);
-        let mut wire = vec![0; rounded * NARROW_BYTES + exact.len()];
-        let (narrow, rest) = wire.split_at_mut(rounded * NARROW_BYTES);
+    /// Nothing is left over any more: what was sent last counts for nothing.
+    pub fn forget(&mut self) {
+        self.vectors.iter_mut().for_each(|left| left.fill(0.0));
+    }
+
+    /// A piece of a vector, as bytes of f32, for the wire.
+    pub fn give(&mut self, vector: usize, piece: &Range<usize>, values: &[u8]) -> Bytes {
+        let left = self.of(vector, piece);
+        let (values, exact) = values.split_at(left.len() * VALUE_BYTES);
+        let mut wire = vec![0; left.len() * NARROW_BYTES + exact.len()];
+        let (narrow, rest) = wire.split_at_mut(left.len() * NARROW_BYTES);
         round_bytes(values, left, narrow);
         rest.copy_from_slice(exact);
         wire.into()
     }
 
-    /// Rounds a piece of a sum where it lies, and gives it for the wire.
-    pub fn sum(&mut self, piece: &Range<usize>, values: &mut [f32]) -> Bytes {
-        let rounded = self.rounded.of(piece);
-        let left = &mut self.sums[piece.start.min(self.rounded.0)..][..rounded];
-        let (values, exact) = values.split_at_mut(rounded);
-        let mut wire = vec![0; rounded * NARROW_BYTES + size_of_val(exact)];
-        let (narrow, rest) = wire.split_at_mut(rounded * NARROW_BYTES);
+    /// Rounds a piece of the only vector where it lies, and gives it for the wire.
+    pub fn round(&mut self, piece: &Range<usize>, values: &mut [f32]) -> Bytes {
+        let left = self.of(0, piece);
+        let (values, exact) = values.split_at_mut(left.len());
+        let mut wire = vec![0; left.len() * NARROW_BYTES + size_of_val(exact)];
+        let (narrow, rest) = wire.split_at_mut(left.len() * NARROW_BYTES);
         round_values(values, left, narrow);
         rest.copy_from_slice(as_bytes(exact));
         wire.into()
+    }
+
+    fn of(&mut self, vector: usize, piece: &Range<usize>) -> &mut [f32] {
+        let rounded = self.rounded.of(piece);
+        let left = &mut self.vectors[vector];
+        let first = (piece.start - self.first).min(left.len());
+        &mut left[first..][..rounded]
     }
 }
 
@@ -145,9 +155,10 @@ mod tests {
             let start = rng.random_range(0..=values);
             let piece = start..rng.random_range(start..=values);
             let of: Vec<f32> = piece.clone().map(|_| rng.random::<f32>() - 0.5).collect();
-            let (mut giver, mut owner) = (LeftOver::new(rounded, 1), LeftOver::new(rounded, 1));
+            let (mut giver, mut owner) =
+                (LeftOver::new(rounded, 0..values, 1), LeftOver::new(rounded, piece.clone(), 1));
             let mut sum = of.clone();
-            let wires = [giver.give(0, &piece, as_bytes(&of)), owner.sum(&piece, &mut sum)];
+            let wires = [giver.give(0, &piece, as_bytes(&of)), owner.round(&piece, &mut sum)];
             for wire in wires {
                 assert_eq!(wire.len(), rounded.bytes(&piece));
                 let (mut rope, mut rest) = (Rope::default(), wire);
@@ -168,7 +179,7 @@ mod tests {
     #[test]
     fn what_was_sent_follows_what_was_given_however_small_the_parts() {
         let piece = 0..2;
-        let mut left = LeftOver::new(Rounded(2), 1);
+        let mut left = LeftOver::new(Rounded(2), 0..2, 1);
         let (mut sent, mut read) = ([0f64; 2], [0f32; 2]);
         for _ in 0..1000 {
             // The second is lost by rounding alone: to 8 bits, 1 and a thousandth is 1.
@@ -181,13 +192,19 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_stays_so_and_spoils_nothing_after_it() {
-        let (piece, mut left) = (0..3, LeftOver::new(Rounded(3), 1));
+        let (piece, mut left) = (0..3, LeftOver::new(Rounded(3), 0..3, 1));
         let nan = f32::from_bits(0x7f80_0001);
         let mut sum = [nan, f32::INFINITY, f32::MAX];
-        left.sum(&piece, &mut sum);
+        left.round(&piece, &mut sum);
         assert!(sum[0].is_nan() && sum[1] == f32::INFINITY && sum[2] == f32::INFINITY, "{sum:?}");
         let mut sum = [1.0; 3];
-        left.sum(&piece, &mut sum);
+        left.round(&piece, &mut sum);
+        assert_eq!(sum, [1.0; 3]);
+        // Large and finite, and of a step that was left out.
+        left.round(&piece, &mut [1.001e20; 3]);
+        left.forget();
+        let mut sum = [1.0; 3];
+        left.round(&piece, &mut sum);
         assert_eq!(sum, [1.0; 3]);
     }
 }

@@ -23,12 +23,14 @@ use super::operation::{Contribution, Operation, Outgoing};
 pub enum Input {
     /// From the caller: sum this step. Answered by `Complete` or `Failed`.
     Begin { step: Step, given: Contribution, sum: Buffer },
-    /// From the caller: the host's sums of one piece of the values that `to` owns.
+    /// From the caller: the host's sums of one piece of the values that `to` owns, as they go over the wire.
     Give { to: u32, index: usize, sums: Vec<Bytes> },
     /// From a link.
     Frame { from: u32, frame: Frame },
     /// From a link: nothing more comes from the peer. It ended its stream (`PeerLeft`), or something went wrong.
     Gone { position: u32, why: ExchangeError },
+    /// From the caller: the last sum was not applied.
+    Forget,
     /// From the caller: no more steps. The own streams end after what is queued.
     Finish,
 }
@@ -96,6 +98,10 @@ impl Driver {
             Input::Begin { step, given, sum } => self.begin(step, given, sum),
             Input::Give { to, index, sums } => {
                 self.operation.give(to, index, sums, &mut sender(&self.links));
+                Ok(())
+            }
+            Input::Forget => {
+                self.operation.forget();
                 Ok(())
             }
             Input::Frame { from, frame } => self.receive(from, frame),

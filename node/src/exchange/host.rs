@@ -128,7 +128,7 @@ impl Host {
     pub fn fold_for_others(
         &mut self,
         gives_up: impl Fn() -> bool,
-        give: impl Fn(u32, usize, Vec<Bytes>) -> bool,
+        mut give: impl FnMut(u32, usize, Vec<Bytes>) -> bool,
     ) -> bool {
         let Self { memory, plan, for_others: folders, spare, .. } = self;
         let Some(mut out) = spare.take_unless(&gives_up) else { return false };

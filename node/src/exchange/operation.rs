@@ -57,7 +57,7 @@ pub struct Unexpected {
 pub struct Operation {
     plan: Plan,
     folder: Folder,
-    /// Where values are rounded on the wire.
+    /// Of the sums that this rank makes, where values are rounded on the wire.
     left_over: Option<LeftOver>,
     term: Term,
     step: Step,
@@ -97,7 +97,7 @@ impl Operation {
     /// Nothing under way.
     pub fn new(plan: Plan, term: Term, rounded: Rounded) -> Self {
         Self {
-            left_over: (rounded.0 > 0).then(|| LeftOver::new(rounded, plan.host_sums.len())),
+            left_over: (rounded.0 > 0).then(|| LeftOver::new(rounded, plan.chunk(plan.rank), 1)),
             folder: Folder::new(plan.fold.clone()),
             term,
             step: Step(0),
@@ -113,8 +113,8 @@ impl Operation {
         }
     }
 
-    /// Begins the sum of a step; `sum` takes the result. Sends what can go out at once: all that a rank by itself gives. What ranks that share memory
-    /// give goes out as it is folded, by [`Operation::give`].
+    /// Begins the sum of a step; `sum` takes the result. Sends what can go out at once: all that a rank by itself gives as it is. What ranks that share memory
+    /// give goes out as it is folded, and what is rounded as it is, by [`Operation::give`].
     pub fn begin(&mut self, step: Step, given: Contribution, sum: Buffer, send: &mut dyn FnMut(Outgoing)) {
         let Contribution { partials, replica, differs } = given;
         assert!(self.sum.is_none() && self.open.is_empty(), "X8: one operation at a time");
@@ -125,23 +125,23 @@ impl Operation {
         self.sums_missing = self.plan.owners().map(|owner| self.plan.pieces(owner)).sum();
         if differs {
             self.differ(send);
-        } else if self.plan.host().len() == 1 {
+        } else if self.plan.host().len() == 1 && self.left_over.is_none() {
             self.send_partials(send);
         }
         self.fold_ready(send);
     }
 
     /// Sends the host's sums of one piece of an owner's chunk: one for each of the plan's `host_sums`. Pieces go in order.
-    pub fn give(&mut self, to: u32, index: usize, sums: Vec<Bytes>, send: &mut dyn FnMut(Outgoing)) {
+    pub fn give(&self, to: u32, index: usize, sums: Vec<Bytes>, send: &mut dyn FnMut(Outgoing)) {
         let piece = self.plan.piece(to, index);
-        for (number, values) in sums.into_iter().enumerate() {
-            let header = self.header(Part::Partial(self.plan.host_sums[number].0), &piece);
-            let values = match &mut self.left_over {
-                Some(left_over) => left_over.give(number, &piece, &values),
-                None => values,
-            };
-            send(Outgoing { to, header, values });
+        for ((subtree, _), values) in self.plan.host_sums.iter().zip(sums) {
+            send(Outgoing { to, header: self.header(Part::Partial(*subtree), &piece), values });
         }
+    }
+
+    /// The sum of the last step was not applied: what its rounding has left over counts for nothing.
+    pub fn forget(&mut self) {
+        self.left_over.iter_mut().for_each(LeftOver::forget);
     }
 
     /// Whether a sum is under way, complete or not.
@@ -221,8 +221,8 @@ impl Operation {
     }
 
     /// Piece by piece, in the order in which the owner folds.
-    fn send_partials(&mut self, send: &mut dyn FnMut(Outgoing)) {
-        for owner in self.plan.owners().collect::<Vec<_>>() {
+    fn send_partials(&self, send: &mut dyn FnMut(Outgoing)) {
+        for owner in self.plan.owners() {
             for index in 0..self.plan.pieces(owner) {
                 let piece = bytes_of(&self.plan.piece(owner, index));
                 self.give(
@@ -334,7 +334,7 @@ impl Operation {
         let values = sum.write(piece.clone());
         self.folder.fold(&mut leaves, values);
         match &mut self.left_over {
-            Some(left_over) => left_over.sum(&piece, values),
+            Some(left_over) => left_over.round(&piece, values),
             None => sum.freeze(piece),
         }
     }
@@ -349,7 +349,7 @@ fn is_of(header: &TensorHeader, piece: &Range<usize>) -> bool {
     header.offset == piece.start as u64 && header.count as usize == piece.len()
 }
 
-fn bytes_of(piece: &Range<usize>) -> Range<usize> {
+pub(super) fn bytes_of(piece: &Range<usize>) -> Range<usize> {
     piece.start * VALUE_BYTES..piece.end * VALUE_BYTES
 }
 

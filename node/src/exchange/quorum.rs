@@ -6,7 +6,7 @@
 //! never anybody new: growing and placing again are the coordinator's.
 //!
 //! The bits do not depend on it: the state after a step is a function of the step, and the catalogue takes checkpoints from the coordinator's
-//! own memberships only. The quorum keeps two halves from doing the same work twice.
+//! own memberships only (ranks whose gradients are rounded on the wire, where it would not be so, wait instead: T4). The quorum keeps two halves from doing the same work twice.
 
 use stoke_protocol::ids::Term;
 use stoke_protocol::message::peer::{Opening, Proposal};

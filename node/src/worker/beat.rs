@@ -25,6 +25,8 @@ struct Times {
     zero: Instant,
     /// Milliseconds after `zero`, plus one, at which the piece that is under way began; 0 between pieces.
     begun: AtomicU64,
+    /// The piece has told that it gets on: what counts is each part of it.
+    pulsed: AtomicBool,
     longest_ms: AtomicU64,
     /// The piece reads a checkpoint: it takes as long as the store needs, and gets on while bytes come.
     reads: AtomicBool,
@@ -37,19 +39,30 @@ struct Times {
 impl Beat {
     pub fn new() -> Self {
         let [begun, longest_ms, read, waited] = [0; 4].map(AtomicU64::new);
-        Self(Arc::new(Times { zero: Instant::now(), begun, longest_ms, reads: AtomicBool::new(false), read, waited }))
+        let [pulsed, reads] = [false; 2].map(AtomicBool::new);
+        Self(Arc::new(Times { zero: Instant::now(), begun, pulsed, longest_ms, reads, read, waited }))
     }
 
     /// Runs one piece of computing.
     pub fn piece<T>(&self, work: impl FnOnce() -> T) -> T {
         let (done, taken_ms) = self.run(work);
-        self.0.longest_ms.fetch_max(taken_ms.max(1), Ordering::Relaxed);
+        if !self.0.pulsed.swap(false, Ordering::Relaxed) {
+            self.0.longest_ms.fetch_max(taken_ms.max(1), Ordering::Relaxed);
+        }
         done
     }
 
     /// Between two parts of the piece that is under way: it gets on, and is counted from here.
     pub fn pulse(&self) {
-        self.0.begun.store(self.now_ms() + 1, Ordering::Relaxed);
+        self.part();
+        self.0.pulsed.store(true, Ordering::Relaxed);
+    }
+
+    /// Another part of the piece begins.
+    fn part(&self) {
+        let now = self.now_ms() + 1;
+        let begun = self.0.begun.swap(now, Ordering::Relaxed);
+        self.0.longest_ms.fetch_max(now.saturating_sub(begun).max(1), Ordering::Relaxed);
     }
 
     /// Runs a piece that waits for a checkpoint's store.
@@ -158,6 +171,17 @@ mod tests {
         assert_eq!(beat.hangs_at(0, 3), None, "not, but not for long");
         beat.0.begun.store(1, Ordering::Relaxed);
         assert!(beat.hangs_at(0, 3).is_some_and(|why| why.contains("takes 40 s")));
+    }
+
+    #[test]
+    fn parts_of_a_piece_count_each_by_itself() {
+        let beat = begun_before(40);
+        beat.pulse();
+        assert_eq!(beat.hangs(), None, "it gets on");
+        assert!(beat.0.longest_ms.load(Ordering::Relaxed) >= 40_000, "its first part");
+        let beat = begun_before(40);
+        beat.piece(|| beat.pulse());
+        assert!(!beat.0.pulsed.load(Ordering::Relaxed), "another piece is whole unless it tells");
     }
 
     #[test]

@@ -10,7 +10,7 @@ const ASK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub struct Papers {
-    /// The key that was asked for last.
+    /// A key that is asked for and has no certificate yet.
     key: Option<KeyRequest>,
     credentials: Option<Credentials>,
     asked: Option<Instant>,
@@ -25,13 +25,16 @@ impl Papers {
         Ok(csr)
     }
 
-    /// The request for a renewal, when one is due. An answer to an older one counts for nothing from then on.
+    /// The request for a renewal, when one is due; the same again until it is answered.
     pub fn renewal(&mut self) -> Option<Result<Vec<u8>, CredentialsError>> {
         let due = self.credentials.as_ref()?.renew_at() <= SystemTime::now();
         let waited = self.asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY);
         (due && waited).then(|| {
             self.asked = Some(Instant::now());
-            self.apply()
+            match &self.key {
+                Some(key) => Ok(key.csr().to_vec()),
+                None => self.apply(),
+            }
         })
     }
 
@@ -75,6 +78,8 @@ mod tests {
         let (first, ends) = (held.certificate(), held.expires_at());
         let csr = papers.renewal().expect("a short one is due at once").unwrap();
         assert!(papers.renewal().is_none(), "one at a time");
+        papers.asked = None;
+        assert_eq!(papers.renewal().expect("still due").unwrap(), csr, "a late answer is one too");
         // The answer to another request.
         assert!(papers.take(&short, authority.certificate()).unwrap().is_none());
         assert_eq!(held.certificate(), first);

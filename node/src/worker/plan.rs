@@ -70,15 +70,24 @@ pub fn mismatch(manifest: &Manifest, (spec, train): (&JobSpec, &dyn Train), step
             format!("it was trained with {key} = {theirs}, the spec says {ours}: write {key} = {theirs}, or start without it")
         })
     };
-    let local =
-        |diloco: Option<Diloco>| diloco.map_or_else(|| "none".to_owned(), |diloco| diloco.local_steps.to_string());
-    let theirs = JobSpec::parse(&manifest.spec).ok().and_then(|spec| spec.training().diloco);
+    // One whose spec cannot be read any more is told by its samples.
+    let theirs = JobSpec::parse(&manifest.spec).map_or(training.diloco, |spec| spec.training().diloco);
+    let local = match [theirs, training.diloco].map(|diloco| diloco.map(|diloco| diloco.local_steps)) {
+        [None, Some(_)] => {
+            Some("it was trained without local steps: remove [train.diloco], or start without it".to_owned())
+        }
+        [Some(theirs), ours] if ours != Some(theirs) => {
+            let ours = ours.map_or("no section [train.diloco]".to_owned(), |ours| ours.to_string());
+            differs("[train.diloco] local_steps", theirs.to_string(), ours)
+        }
+        _ => None,
+    };
     let a_batch = training.samples_a_step() / u64::from(training.batch);
     let batch = manifest.cursor.checked_div(manifest.step.0).map_or(u64::from(training.batch), |step| step / a_batch);
     differs("trainer", manifest.trainer.clone(), spec.trainer.clone())
         .or_else(|| differs("seed", manifest.seed.to_string(), training.seed.to_string()))
         .or_else(|| differs("lanes", manifest.lanes.to_string(), training.lanes.to_string()))
-        .or_else(|| differs("[train.diloco] local_steps", local(theirs), local(training.diloco)))
+        .or(local)
         .or_else(|| differs("batch", batch.to_string(), training.batch.to_string()))
         .or_else(|| train.continues(&manifest.spec).err())
         .or_else(|| {

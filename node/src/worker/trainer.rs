@@ -1,9 +1,11 @@
 //! The compute thread of a rank: load, restore, then step after step, generation after generation. Owns the trainer and its time; talks to the
 //! rest of the process through channels and never to the network itself (the exchange does).
 //!
-//! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it.
+//! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it, or, rounded on the wire, is never
+//! made twice (T4).
 //! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
 //! T3: steps that a quorum does while the coordinator is away stand; checkpoints wait until it is back, because only its memberships commit.
+//! T4: ranks whose gradients are rounded on the wire never go on without the coordinator: a quorum's sum of a step would be another than that of who left.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -36,6 +38,9 @@ use crate::checkpoint::{Manifest, ShardMemory};
 use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
 use crate::objects::Objects;
 use crate::{rollout, server};
+
+/// Of the rows of a lane that is not finite; with local steps there may be many.
+const ROWS_TOLD: u64 = 256;
 
 /// What the trainer says to the rest of the process.
 pub enum Told {
@@ -348,7 +353,7 @@ impl Trainer {
         self.meter.lap(Part::Compute);
         let sum = exchange.all_reduce(Step(self.step), sums, replica)?;
         self.meter.lap(Part::Exchange);
-        let all_told = self.tail.told(sum) == world as f32;
+        let (all_told, skipped) = (self.tail.told(sum) == world as f32, self.train.skipped());
         match self.apply(sum) {
             Err(Failure::Undecided(_)) => {
                 // The others must see the whole sum too, to say the same of it.
@@ -356,7 +361,12 @@ impl Trainer {
                 let given = self.not_finite((generation, orders), sums)?;
                 Err(Failure::Undecided(Undecided::NotFinite { given }))
             }
-            applied => applied.map(|()| all_told),
+            applied => {
+                if self.train.skipped() > skipped {
+                    exchange.forget();
+                }
+                applied.map(|()| all_told)
+            }
         }
     }
 
@@ -414,8 +424,17 @@ impl Trainer {
             return Ok(Given::FiniteAgain);
         }
         for lane in &lanes {
-            let rows = self.plan.samples_at(self.train.samples(), self.plan.lane_positions(self.step, *lane));
-            tracing::error!(step = self.step, lane, ?rows, "loss or gradient is not finite, also when computed again");
+            let positions = self.plan.lane_positions(self.step, *lane);
+            let (count, told) =
+                (positions.end - positions.start, positions.start..positions.end.min(positions.start + ROWS_TOLD));
+            let rows = self.plan.samples_at(self.train.samples(), told);
+            tracing::error!(
+                step = self.step,
+                lane,
+                count,
+                ?rows,
+                "loss or gradient is not finite, also when computed again"
+            );
         }
         Ok(Given::NotFinite { lanes: lanes.into() })
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use stoke_protocol::message::rank::{Membership, StartRank};
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{JobSpec, Wire};
 use tokio::runtime::Handle;
 
 use super::beat::Beat;
@@ -32,7 +32,8 @@ impl Work<'_> {
     /// What comes after a membership of the coordinator's: its next one, or, while it is away and ranks are parted, what a quorum agrees on.
     pub async fn next(&self, given: &Membership, parted: bool) -> Result<Arc<Membership>, Failure> {
         let agreed = async {
-            if !parted {
+            // T4.
+            if !parted || self.spec.train.as_ref().is_some_and(|train| train.wire == Wire::Bf16) {
                 std::future::pending::<()>().await;
             }
             loop {

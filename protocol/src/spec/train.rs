@@ -6,7 +6,10 @@ use super::THREADS_MAX;
 use crate::lanes::LANES_MAX;
 
 /// The schedule is made of every local step of a step at a time.
-const LOCAL_STEPS_MAX: u32 = 100_000;
+const LOCAL_STEPS_MAX: u32 = 10_000;
+
+/// Samples of a step are counted in f32, where one more is one more up to here.
+const SAMPLES_MAX: u64 = 1 << 24;
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -178,6 +181,12 @@ impl Train {
         if let Some(norm) = self.clip_norm.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
             return fail("clip_norm", format!("clip_norm = {norm}: use a positive number, or leave it out"));
         }
+        let samples = self.samples_a_step();
+        if samples > SAMPLES_MAX {
+            let (key, what) =
+                if self.diloco.is_some() { ("local_steps", "batch x local_steps") } else { ("batch", "batch") };
+            return fail(key, format!("{what} = {samples}: a step has at most {SAMPLES_MAX} samples, use fewer"));
+        }
         let Some(Diloco { local_steps, outer_lr, outer_momentum }) = self.diloco else { return Ok(()) };
         if !(1..=LOCAL_STEPS_MAX).contains(&local_steps) {
             return fail("local_steps", format!("local_steps = {local_steps}: use 1 to {LOCAL_STEPS_MAX}"));
@@ -185,7 +194,8 @@ impl Train {
         if !(outer_lr.is_finite() && outer_lr > 0.0) {
             return fail("outer_lr", format!("outer_lr = {outer_lr}: use a positive number, the paper's is 0.7"));
         }
-        if !(0.0..1.0).contains(&outer_momentum) {
+        // It is computed with as f32.
+        if !(0.0..1.0).contains(&(outer_momentum as f32)) {
             let message = format!("outer_momentum = {outer_momentum}: use 0 to below 1, the paper's is 0.9");
             return fail("outer_momentum", message);
         }
