@@ -1,12 +1,18 @@
 //! Sums that are not finite: whether a step may be left out (`train.on_nan`). Every rank sees the same sum, so every rank decides alike; what a
 //! failure means to the job is the coordinator's (`state/not_finite.rs`).
 
+use std::ops::Range;
+
+use stoke_jobs::Plan;
 use stoke_protocol::spec::OnNan;
 
 use crate::exchange::Partial;
 
 /// Steps that are left out in a row before the job fails: the parameters are beyond help, or all of the data is.
 const IN_A_ROW_MAX: u32 = 10;
+
+/// Rows of a lane; with local steps it has many.
+const ROWS_TOLD: u64 = 256;
 
 pub struct Skips {
     allowed: bool,
@@ -37,6 +43,21 @@ pub fn are_finite(partials: &[Partial]) -> bool {
 
 pub fn is_finite(values: &[f32]) -> bool {
     values.iter().all(|value| value.is_finite())
+}
+
+/// For the log: where the loss or gradient of these lanes comes from.
+pub fn tell_rows(plan: &Plan, samples: u64, step: u64, lanes: &[u32]) {
+    for lane in lanes {
+        let Range { start, end } = plan.lane_positions(step, *lane);
+        let rows = plan.samples_at(samples, start..end.min(start + ROWS_TOLD));
+        tracing::error!(
+            step,
+            lane,
+            of = end - start,
+            ?rows,
+            "loss or gradient is not finite, also when computed again"
+        );
+    }
 }
 
 #[cfg(test)]

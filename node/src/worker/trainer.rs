@@ -1,8 +1,7 @@
 //! The compute thread of a rank: load, restore, then step after step, generation after generation. Owns the trainer and its time; talks to the
 //! rest of the process through channels and never to the network itself (the exchange does).
 //!
-//! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it, or, rounded on the wire, is never
-//! made twice (T4).
+//! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it, or is never made twice (T4).
 //! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
 //! T3: steps that a quorum does while the coordinator is away stand; checkpoints wait until it is back, because only its memberships commit.
 //! T4: ranks whose gradients are rounded on the wire never go on without the coordinator: a quorum's sum of a step would be another than that of who left.
@@ -38,9 +37,6 @@ use crate::checkpoint::{Manifest, ShardMemory};
 use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
 use crate::objects::Objects;
 use crate::{rollout, server};
-
-/// Of the rows of a lane that is not finite; with local steps there may be many.
-const ROWS_TOLD: u64 = 256;
 
 /// What the trainer says to the rest of the process.
 pub enum Told {
@@ -190,10 +186,7 @@ impl Trainer {
         let tail = Tail::new(train.layout().flat_len(), spec.training().lanes);
         let compare_every = spec.training().digest_every;
         let skips = Skips::new(spec.training().on_nan);
-        let rounded = match spec.training().wire {
-            Wire::F32 => 0,
-            Wire::Bf16 => train.layout().len(),
-        };
+        let rounded = if spec.training().wire == Wire::Bf16 { train.layout().len() } else { 0 };
         let (last_sum, joining, unheard) = (None, None, false);
         let (loss, ledger) = (f32::NAN, Ledger::default());
         Ok(Self {
@@ -423,19 +416,7 @@ impl Trainer {
         if finite::are_finite(sums.finish()) {
             return Ok(Given::FiniteAgain);
         }
-        for lane in &lanes {
-            let positions = self.plan.lane_positions(self.step, *lane);
-            let (count, told) =
-                (positions.end - positions.start, positions.start..positions.end.min(positions.start + ROWS_TOLD));
-            let rows = self.plan.samples_at(self.train.samples(), told);
-            tracing::error!(
-                step = self.step,
-                lane,
-                count,
-                ?rows,
-                "loss or gradient is not finite, also when computed again"
-            );
-        }
+        finite::tell_rows(&self.plan, self.train.samples(), self.step, &lanes);
         Ok(Given::NotFinite { lanes: lanes.into() })
     }
 
