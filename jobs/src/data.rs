@@ -270,7 +270,7 @@ pub(crate) fn read_split(
 }
 
 fn kept(source: std::io::Error) -> JobError {
-    JobError::Kept { dir: samples::folder(), source }
+    JobError::Kept { dir: std::env::temp_dir(), source }
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use memmap2::{Advice, Mmap};
 
@@ -26,10 +25,10 @@ enum Bytes {
     Filed(Mmap),
 }
 
-/// Where files for them are: a disk, where `/tmp` may be memory.
-pub(super) fn folder() -> PathBuf {
-    let large = PathBuf::from("/var/tmp");
-    if std::env::var_os("TMPDIR").is_none() && large.is_dir() { large } else { std::env::temp_dir() }
+/// On a disk, where `/tmp` may be memory; where that cannot be written, as in containers, in `/tmp`.
+fn unnamed_file() -> io::Result<File> {
+    let large = if std::env::var_os("TMPDIR").is_none() { tempfile::tempfile_in("/var/tmp").ok() } else { None };
+    large.map_or_else(tempfile::tempfile, Ok)
 }
 
 /// Samples on their way into a set.
@@ -115,7 +114,7 @@ impl Packer {
 
     fn write(&mut self) -> io::Result<()> {
         if self.file.is_none() {
-            self.file = Some(tempfile::tempfile_in(folder())?);
+            self.file = Some(unnamed_file()?);
             self.held_max = self.held_max.min(WRITE_BYTES);
         }
         let file = self.file.as_mut().expect("made above");

@@ -69,7 +69,9 @@ impl Local {
         let (mut trained, mut update) = (model.clone(), Update::new(self.rule.clone(), layout));
         let (mut flat, mut stats) = (Vec::with_capacity(layout.len()), [0f32; STATS]);
         for (at, lr) in rates.iter().enumerate() {
-            work.pulse.check()?;
+            if at > 0 {
+                work.pulse.check()?;
+            }
             let batch = &samples[at * samples.len() / rates.len()..(at + 1) * samples.len() / rates.len()];
             let (gradients, figures) = gradients(&trained, batch);
             stats.iter_mut().zip(figures).for_each(|(total, figure)| *total += figure);

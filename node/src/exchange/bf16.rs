@@ -43,13 +43,14 @@ impl Rounded {
 
 impl LeftOver {
     pub fn new(rounded: Rounded, values: Range<usize>, vectors: usize) -> Self {
-        let left = vec![0.0; rounded.of(&values)];
-        Self { rounded, first: values.start, vectors: vec![left; vectors] }
+        // Memory is taken where something is left over: a clone of zeros would be written.
+        let vectors = (0..vectors).map(|_| vec![0.0; rounded.of(&values)]).collect();
+        Self { rounded, first: values.start, vectors }
     }
 
     /// Nothing is left over any more: what was sent last counts for nothing.
     pub fn forget(&mut self) {
-        self.vectors.iter_mut().for_each(|left| left.fill(0.0));
+        self.vectors.iter_mut().for_each(|left| *left = vec![0.0; left.len()]);
     }
 
     /// A piece of a vector, as bytes of f32, for the wire.

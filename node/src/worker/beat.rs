@@ -46,23 +46,18 @@ impl Beat {
     /// Runs one piece of computing.
     pub fn piece<T>(&self, work: impl FnOnce() -> T) -> T {
         let (done, taken_ms) = self.run(work);
-        if !self.0.pulsed.swap(false, Ordering::Relaxed) {
-            self.0.longest_ms.fetch_max(taken_ms.max(1), Ordering::Relaxed);
-        }
+        self.0.longest_ms.fetch_max(taken_ms.max(1), Ordering::Relaxed);
         done
     }
 
-    /// Between two parts of the piece that is under way: it gets on, and is counted from here.
+    /// Between two parts of the piece that is under way: it gets on, and is counted from here. How long the first part takes is no measure: it may have made
+    /// what the others use.
     pub fn pulse(&self) {
-        self.part();
-        self.0.pulsed.store(true, Ordering::Relaxed);
-    }
-
-    /// Another part of the piece begins.
-    fn part(&self) {
         let now = self.now_ms() + 1;
         let begun = self.0.begun.swap(now, Ordering::Relaxed);
-        self.0.longest_ms.fetch_max(now.saturating_sub(begun).max(1), Ordering::Relaxed);
+        if self.0.pulsed.swap(true, Ordering::Relaxed) {
+            self.0.longest_ms.fetch_max(now.saturating_sub(begun).max(1), Ordering::Relaxed);
+        }
     }
 
     /// Runs a piece that waits for a checkpoint's store.
@@ -77,8 +72,10 @@ impl Beat {
         let begun = self.now_ms();
         self.0.begun.store(begun + 1, Ordering::Relaxed);
         let done = work();
-        self.0.begun.store(0, Ordering::Relaxed);
-        (done, self.now_ms() - begun)
+        let last = self.0.begun.swap(0, Ordering::Relaxed);
+        // Of a piece that has told of its parts, the last one.
+        let begun = if self.0.pulsed.swap(false, Ordering::Relaxed) { last.saturating_sub(1) } else { begun };
+        (done, self.now_ms().saturating_sub(begun))
     }
 
     /// What is wrong with the piece that is under way, if it hangs. To be asked now and then.
@@ -176,10 +173,17 @@ mod tests {
     #[test]
     fn parts_of_a_piece_count_each_by_itself() {
         let beat = begun_before(40);
+        beat.0.longest_ms.store(0, Ordering::Relaxed);
+        beat.pulse();
+        assert_eq!(beat.0.longest_ms.load(Ordering::Relaxed), 0, "nobody knows yet how long a part takes");
+        // Zero is 40 s ago: so long does the next part take.
+        beat.0.begun.store(1, Ordering::Relaxed);
+        assert_eq!(beat.hangs(), None);
+        beat.pulse();
+        assert!(beat.0.longest_ms.load(Ordering::Relaxed) >= 40_000);
+        let beat = begun_before(40);
         beat.pulse();
         assert_eq!(beat.hangs(), None, "it gets on");
-        assert!(beat.0.longest_ms.load(Ordering::Relaxed) >= 40_000, "its first part");
-        let beat = begun_before(40);
         beat.piece(|| beat.pulse());
         assert!(!beat.0.pulsed.load(Ordering::Relaxed), "another piece is whole unless it tells");
     }

@@ -11,7 +11,7 @@ use crate::exchange::Partial;
 /// Steps that are left out in a row before the job fails: the parameters are beyond help, or all of the data is.
 const IN_A_ROW_MAX: u32 = 10;
 
-/// Rows of a lane; with local steps it has many.
+/// Rows of a lane with local steps, which has many.
 const ROWS_TOLD: u64 = 256;
 
 pub struct Skips {
@@ -49,7 +49,7 @@ pub fn is_finite(values: &[f32]) -> bool {
 pub fn tell_rows(plan: &Plan, samples: u64, step: u64, lanes: &[u32]) {
     for lane in lanes {
         let Range { start, end } = plan.lane_positions(step, *lane);
-        let rows = plan.samples_at(samples, start..end.min(start + ROWS_TOLD));
+        let rows = plan.samples_at(samples, start..plan.diloco.map_or(end, |_| end.min(start + ROWS_TOLD)));
         tracing::error!(
             step,
             lane,

@@ -70,9 +70,12 @@ pub fn mismatch(manifest: &Manifest, (spec, train): (&JobSpec, &dyn Train), step
             format!("it was trained with {key} = {theirs}, the spec says {ours}: write {key} = {theirs}, or start without it")
         })
     };
-    // One whose spec cannot be read any more is told by its samples.
-    let theirs = JobSpec::parse(&manifest.spec).map_or(training.diloco, |spec| spec.training().diloco);
+    let read = JobSpec::parse(&manifest.spec);
+    let theirs = read.as_ref().ok().and_then(|spec| spec.training().diloco);
     let local = match [theirs, training.diloco].map(|diloco| diloco.map(|diloco| diloco.local_steps)) {
+        [None, Some(_)] if read.is_err() => {
+            Some("its spec cannot be read, and with it its local steps: start without it".to_owned())
+        }
         [None, Some(_)] => {
             Some("it was trained without local steps: remove [train.diloco], or start without it".to_owned())
         }

@@ -1,7 +1,7 @@
 //! The compute thread of a rank: load, restore, then step after step, generation after generation. Owns the trainer and its time; talks to the
 //! rest of the process through channels and never to the network itself (the exchange does).
 //!
-//! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it, or is never made twice (T4).
+//! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it (if rounded: T4).
 //! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
 //! T3: steps that a quorum does while the coordinator is away stand; checkpoints wait until it is back, because only its memberships commit.
 //! T4: ranks whose gradients are rounded on the wire never go on without the coordinator: a quorum's sum of a step would be another than that of who left.
