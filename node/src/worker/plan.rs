@@ -80,7 +80,7 @@ pub fn mismatch(manifest: &Manifest, (spec, train): (&JobSpec, &dyn Train), step
             Some("it was trained without local steps: remove [train.diloco], or start without it".to_owned())
         }
         [Some(theirs), ours] if ours != Some(theirs) => {
-            let ours = ours.map_or("no section [train.diloco]".to_owned(), |ours| ours.to_string());
+            let ours = ours.map_or("nothing of it".to_owned(), |ours| ours.to_string());
             differs("[train.diloco] local_steps", theirs.to_string(), ours)
         }
         _ => None,
