@@ -139,6 +139,8 @@ pub struct LaneWork<'a> {
     pub samples: &'a [u64],
     /// Of a lane that takes long.
     pub pulse: Pulse<'a>,
+    /// Values travel on as soon as they are given: it pays to give each when it is known ([`Train::gives_early`]).
+    pub early: bool,
 }
 
 /// Asked between two parts of long work: whether it is still wanted. Whoever asks gets on, and does not hang.
@@ -148,7 +150,7 @@ pub struct Pulse<'a>(Option<&'a (dyn Fn() -> bool + Sync)>);
 impl<'a> LaneWork<'a> {
     /// Of a caller who waits for it to its end.
     pub fn new(step: u64, lane: u32, samples: &'a [u64]) -> Self {
-        Self { step, lane, samples, pulse: Pulse::default() }
+        Self { step, lane, samples, pulse: Pulse::default(), early: false }
     }
 }
 
@@ -244,6 +246,12 @@ pub trait Train: Send {
 
     /// Whether it makes local steps where the plan says so ([`Plan::diloco`]): `lane` gives what they have changed, and `apply` takes the mean of it.
     fn steps_locally(&self) -> bool {
+        false
+    }
+
+    /// Whether `lane` gives values long before all of them are known, where that is wanted ([`LaneWork::early`]): the last gradients of the layout first, as backward
+    /// computes them. Equal on every rank of a job.
+    fn gives_early(&self) -> bool {
         false
     }
 

@@ -392,8 +392,8 @@ const SIZES_MAX: usize = 8;
 
 fn connect(bytes: usize, mesh: Mesh, members: Vec<Member>) -> (usize, Mesh, Exchange, LaneSums) {
     let values = bytes / 4;
-    let rounded = if env::var(LINK).is_ok_and(|link| link == "wire-bf16") { values } else { 0 };
-    let shape = Shape { values, lanes: LANES, rounded };
+    let rounded = env::var(LINK).is_ok_and(|link| link == "wire-bf16");
+    let shape = Shape { values, lanes: LANES, rounded, ..Shape::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (members, joining) = (members.into(), Vec::new().into());
     let membership = Membership {

@@ -2,6 +2,7 @@
 //! restoring. A trainer adds data, model and loss (`Task`). It never reads files and never talks to other ranks.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -9,9 +10,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::fused;
 use super::local::{Local, norm};
 use super::optimizer::{Rule, Schedule, Update};
-use super::parameters::{add, by_name, check_model, fingerprint_model, gradients, layout, load_model};
+use super::parameters::{
+    add, add_one, by_name, check_model, fingerprint_model, gradients, gradients_early, layout, load_model,
+};
 use super::snapshot::SKIPPED;
-use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, STATS, Snapshot, Train};
+use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, STATS, Snapshot, Train};
 use crate::JobError;
 use crate::config::{OptimizerConfig, ScheduleConfig};
 
@@ -29,6 +32,12 @@ pub trait Task: Send + Sync {
 
     /// Metrics of the model (without autodiff) on the held-out data, by name. Called once, behind the last step, on one rank.
     fn evaluate(&self, model: &Self::Model, device: &Device) -> Metrics;
+
+    /// Whether a parameter, by its dotted path, is used by one layer of this crate alone: its gradient is whole when that layer has computed it, and may travel
+    /// while those of earlier layers are computed.
+    fn is_used_once(&self, _path: &str) -> bool {
+        false
+    }
 
     /// See [`Train::continues`].
     fn continues(&self, _config_toml: &str) -> Result<(), String> {
@@ -130,9 +139,7 @@ fn gradients_of<T: Task>(
     let mut stats = [0f32; STATS];
     for part in samples.chunks(size) {
         let loss = task.loss(model, part, device);
-        let sum = loss.sum.clone().inner().into_scalar::<f32>();
-        let part_stats = [sum, loss.correct, part.len() as f32];
-        stats.iter_mut().zip(part_stats).for_each(|(total, part)| *total += part);
+        add_stats(&mut stats, &loss, part);
         let gradients = gradients(model, layout, loss.sum);
         if total.is_empty() {
             total = gradients;
@@ -141,6 +148,42 @@ fn gradients_of<T: Task>(
         }
     }
     (total, stats)
+}
+
+/// Adds the figures of these samples.
+fn add_stats(stats: &mut [f32; STATS], loss: &Loss, samples: &[u64]) {
+    let sum = loss.sum.clone().inner().into_scalar::<f32>();
+    let of_samples = [sum, loss.correct, samples.len() as f32];
+    stats.iter_mut().zip(of_samples).for_each(|(total, part)| *total += part);
+}
+
+impl<T: Task> Engine<T> {
+    /// Gives each gradient of the lane's samples when it is whole: the last pass gives those of the last layers while it computes the others. The figures.
+    fn stream(&self, samples: &[u64], size: usize, sink: &mut dyn FnMut(usize, &[f32])) -> [f32; STATS] {
+        let (before, last) = samples.split_at((samples.len() - 1) / size * size);
+        let (task, model, device, layout) = (&self.task, self.model(), &self.device, &*self.layout);
+        let (mut total, mut stats) = self.pool.install(|| gradients_of((task, model), layout, (before, size), device));
+        let (out, gradients): (_, Receiver<(usize, TensorData)>) = channel();
+        self.pool.in_place_scope(|scope| {
+            let stats = &mut stats;
+            scope.spawn(move |_| {
+                let loss = task.loss(model, last, device);
+                add_stats(stats, &loss, last);
+                gradients_early(model, layout, loss.sum, |path| task.is_used_once(path), out);
+            });
+            for (place, gradient) in gradients {
+                let whole = match total.get_mut(place) {
+                    Some(before) => {
+                        add_one(before, &gradient);
+                        &*before
+                    }
+                    None => &gradient,
+                };
+                sink(layout.params[place].offset, whole.as_slice::<f32>().expect("gradients are f32"));
+            }
+        });
+        stats
+    }
 }
 
 impl<T: Task> Train for Engine<T> {
@@ -166,6 +209,11 @@ impl<T: Task> Train for Engine<T> {
         true
     }
 
+    fn gives_early(&self) -> bool {
+        let is_used_once = |param: &ParamSpec| self.task.is_used_once(&param.path);
+        matches!(self.course, Course::Gradients(_)) && self.layout.params.iter().any(is_used_once)
+    }
+
     fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {
         let size = self.task.samples();
         if work.samples.is_empty() {
@@ -173,6 +221,12 @@ impl<T: Task> Train for Engine<T> {
         }
         if let Some(&index) = work.samples.iter().find(|&&index| index >= size) {
             return Err(JobError::Contract { what: "sample index below the set's size", got: index, expected: size });
+        }
+        if work.early && matches!(self.course, Course::Gradients(_)) {
+            let size = work.samples.len().div_ceil(self.plan.accumulate.max(1));
+            let stats = self.stream(work.samples, size, sink);
+            sink(self.layout.len(), &stats);
+            return Ok(());
         }
         let (task, device, layout, plan) = (&self.task, &self.device, &self.layout, &self.plan);
         let model = self.model.as_ref().expect("the model is only away inside apply");

@@ -10,9 +10,11 @@ mod linear;
 mod norm;
 mod product;
 mod swiglu;
+pub(crate) mod tap;
 
 use std::sync::Arc;
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -105,6 +107,14 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Vec<u32>) -> Tensor<1> {
     }
 }
 
+/// Names the parameter with this place in the layout to the [`tap`] of this thread.
+pub(crate) fn watch<const D: usize>(parameter: Tensor<D>, place: usize) {
+    let device = parameter.device().without_autodiff();
+    if device == burn::tensor::Device::flex() {
+        let _ = <Dispatch as Fused>::watch(parameter.into_dispatch(), place);
+    }
+}
+
 fn is_fused(x: &Tensor<2>) -> bool {
     let device = x.device().without_autodiff();
     device == burn::tensor::Device::flex()
@@ -118,6 +128,8 @@ pub trait Fused: Backend {
     fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn attention(x: FloatTensor<Self>, heads: Heads) -> FloatTensor<Self>;
     fn cross_entropy(logits: FloatTensor<Self>, targets: Targets) -> FloatTensor<Self>;
+    /// The parameter as it is.
+    fn watch(parameter: FloatTensor<Self>, place: usize) -> FloatTensor<Self>;
 }
 
 /// What it is computed by.
@@ -145,6 +157,7 @@ pub trait Kernels: Backend {
     fn cross_entropy_with_gradient(logits: FloatTensor<Self>, targets: &[u32]) -> [FloatTensor<Self>; 2];
     /// `x` times the first value of `factor`.
     fn times_first(x: FloatTensor<Self>, factor: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn into_data(x: FloatTensor<Self>) -> TensorData;
 }
 
 type Values = FloatTensor<Flex>;
@@ -201,6 +214,10 @@ impl Fused for Flex {
     fn cross_entropy(logits: Values, targets: Targets) -> Values {
         let [out, _] = Self::cross_entropy_with_gradient(logits, &targets);
         out
+    }
+
+    fn watch(parameter: Values, _: usize) -> Values {
+        parameter
     }
 }
 
@@ -262,6 +279,10 @@ impl Kernels for Flex {
         }
         x
     }
+
+    fn into_data(x: Values) -> TensorData {
+        x.into_data()
+    }
 }
 
 #[derive(Debug)]
@@ -285,11 +306,13 @@ impl<B: Kernels> Backward<B, 2> for RmsNorm {
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let gradient = grads.consume::<B>(&ops.node);
         let (x, scale, epsilon) = ops.state;
-        let gradients = B::rms_norm_gradients(x, scale, epsilon, gradient);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
+        let [of_x, of_scale] = B::rms_norm_gradients(x, scale, epsilon, gradient);
+        let [x_node, scale_node] = ops.parents;
+        if let Some(node) = scale_node {
+            give::<B>(node.id, of_scale, grads);
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, of_x);
         }
     }
 }
@@ -301,11 +324,18 @@ impl<B: Kernels> Backward<B, 2> for Product {
         let gradient = grads.consume::<B>(&ops.node);
         let ((x, weight, turned), [x_node, weight_node]) = (ops.state, ops.parents);
         if let Some(node) = weight_node {
-            grads.register::<B>(node.id, B::product_gradient_of_weight(x, turned, gradient.clone()));
+            give::<B>(node.id, B::product_gradient_of_weight(x, turned, gradient.clone()), grads);
         }
         if let Some(node) = x_node {
             grads.register::<B>(node.id, B::product_gradient_of_x(weight, turned, gradient));
         }
+    }
+}
+
+/// The gradient of a weight: on its way if somebody waits for it, or registered.
+fn give<B: Kernels>(weight: NodeId, gradient: FloatTensor<B>, grads: &mut Gradients) {
+    if !tap::take(weight.value, || B::into_data(gradient.clone())) {
+        grads.register::<B>(weight, gradient);
     }
 }
 
@@ -386,6 +416,11 @@ impl<B: Fused + Kernels, C: CheckpointStrategy> Fused for Autodiff<B, C> {
             OpsKind::Tracked(prepared) => prepared.finish(gradient, out),
             OpsKind::UnTracked(prepared) => prepared.finish(out),
         }
+    }
+
+    fn watch(parameter: FloatTensor<Self>, place: usize) -> FloatTensor<Self> {
+        tap::watch(parameter.id().value, place);
+        parameter
     }
 }
 

@@ -217,6 +217,11 @@ impl Task for Language {
         self.loss_of(net, &windows, device)
     }
 
+    /// The embedding may be the head too.
+    fn is_used_once(&self, path: &str) -> bool {
+        !path.starts_with("embed_tokens")
+    }
+
     /// The same weights under other heads or another base of the rotary embedding are another model.
     fn continues(&self, config_toml: &str) -> Result<(), String> {
         let theirs = sections(&Spec::new(config_toml)).map_err(|error| error.to_string())?.model;

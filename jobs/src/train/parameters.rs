@@ -1,12 +1,14 @@
 //! A model's parameters as plain numbers, in declaration order: their layout, their gradients, saving and loading.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
 use super::fingerprint::Fingerprint;
+use super::fused::{self, tap};
 use super::{Layout, NamedTensor, ParamSpec, STATS};
 use crate::JobError;
 
@@ -67,21 +69,63 @@ impl Visit for Take {
     }
 }
 
+/// Names those that one layer alone uses to the tap of this thread.
+struct Watch<F> {
+    place: usize,
+    is_used_once: F,
+}
+
+impl<F: Fn(&str) -> bool> Visit for Watch<F> {
+    fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
+        if (self.is_used_once)(&path) {
+            fused::watch(param.val(), self.place);
+        }
+        self.place += 1;
+    }
+}
+
 /// Gradients in layout order; zeros for a parameter that the loss did not reach.
 pub(crate) fn gradients<M: Module>(model: &M, layout: &Layout, loss: Tensor<1>) -> Vec<TensorData> {
+    let taken = taken(model, loss).into_iter().zip(&layout.params);
+    taken.map(|(data, param)| data.unwrap_or_else(|| zeros(param))).collect()
+}
+
+/// The same, sent to `out` with their places in the layout. Those of parameters that one layer of ours alone uses come while the ones of earlier layers are
+/// still computed. On this thread.
+pub(crate) fn gradients_early<M: Module>(
+    model: &M,
+    layout: &Layout,
+    loss: Tensor<1>,
+    is_used_once: impl Fn(&str) -> bool,
+    out: Sender<(usize, TensorData)>,
+) {
+    let watch = || drop(walk(model, Watch { place: 0, is_used_once }));
+    let (rest, given) = tap::open(watch, out.clone(), || taken(model, loss));
+    let rest = rest.into_iter().zip(&layout.params).enumerate();
+    for (place, (data, param)) in rest.filter(|(place, _)| !given.contains(place)) {
+        let _ = out.send((place, data.unwrap_or_else(|| zeros(param))));
+    }
+}
+
+/// None of a parameter that the loss did not reach, or whose gradient was given away.
+fn taken<M: Module>(model: &M, loss: Tensor<1>) -> Vec<Option<TensorData>> {
     let gradients = GradientsParams::from_grads(loss.backward(), model);
-    let taken = walk(model, Take { gradients, out: Vec::new() }).out;
-    let zeros = |param: &ParamSpec| TensorData::new(vec![0f32; param.len], param.shape.clone());
-    taken.into_iter().zip(&layout.params).map(|(data, param)| data.unwrap_or_else(|| zeros(param))).collect()
+    walk(model, Take { gradients, out: Vec::new() }).out
+}
+
+fn zeros(param: &ParamSpec) -> TensorData {
+    TensorData::new(vec![0f32; param.len], param.shape.clone())
 }
 
 /// Adds gradients in place.
 pub(crate) fn add(total: &mut [TensorData], part: &[TensorData]) {
-    for (total, part) in total.iter_mut().zip(part) {
-        let total = total.as_mut_slice::<f32>().expect("gradients are f32");
-        let part = part.as_slice::<f32>().expect("gradients are f32");
-        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-    }
+    total.iter_mut().zip(part).for_each(|(total, part)| add_one(total, part));
+}
+
+pub(crate) fn add_one(total: &mut TensorData, part: &TensorData) {
+    let total = total.as_mut_slice::<f32>().expect("gradients are f32");
+    let part = part.as_slice::<f32>().expect("gradients are f32");
+    total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
 }
 
 struct Handles(Vec<Tensor<1>>);

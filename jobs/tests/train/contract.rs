@@ -73,6 +73,37 @@ fn lanes_of_any_number_cover_the_batch() {
     }
 }
 
+/// Where values are wanted early the last layers' come first, with the bits that they have otherwise, however many passes a lane takes.
+#[test]
+fn gradients_leave_as_backward_computes_them() {
+    let spec = spec("language");
+    for (accumulate, threads) in [(1, 1), (2, 1), (1, 3)] {
+        let plan = Plan { accumulate, threads, ..common::plan(&spec) };
+        let mut train = common::load(&spec, &plan);
+        assert!(train.gives_early());
+        let expected = common::lane(&mut *train, &plan, 0, 1);
+        let (mut flat, mut offsets) = (vec![f32::NAN; expected.len()], Vec::new());
+        let samples = plan.lane_samples(train.samples(), 0, 1);
+        let work = LaneWork { early: true, ..LaneWork::new(0, 1, &samples) };
+        let mut put = |offset: usize, piece: &[f32]| {
+            flat[offset..offset + piece.len()].copy_from_slice(piece);
+            offsets.push(offset);
+        };
+        train.lane(work, &mut put).expect("a good lane");
+        assert!(flat == expected, "{accumulate} passes, {threads} threads");
+        let layout = train.layout();
+        assert_eq!(offsets.len(), layout.params.len() + 1);
+        assert_eq!(offsets.pop(), Some(layout.len()), "the figures come last");
+        assert!(offsets.iter().rev().is_sorted(), "{offsets:?}");
+    }
+    let [domains, local] = ["domains", "language"].map(|trainer| {
+        let diloco = (trainer == "language").then_some(Diloco { local_steps: 2, outer_lr: 0.7, outer_momentum: 0.9 });
+        let spec = common::spec(&format!("reference/golden/{trainer}.toml"));
+        common::load(&spec, &Plan { diloco, ..common::plan(&spec) })
+    });
+    assert!(!domains.gives_early() && !local.gives_early(), "all of theirs is there at once");
+}
+
 #[test]
 fn accumulation_changes_only_the_rounding() {
     let spec = spec("domains");

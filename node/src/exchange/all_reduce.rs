@@ -21,6 +21,7 @@ use tokio::task::AbortHandle as TaskHandle;
 use super::bf16::{LeftOver, Rounded};
 use super::buffer::{Buffer, Pool};
 use super::driver::{Driver, Input, Outlet, Output};
+use super::early::Early;
 use super::error::ExchangeError;
 use super::host::Host;
 use super::lane_sum::LaneSums;
@@ -31,13 +32,17 @@ use super::operation::{Contribution, Operation, Unexpected, bytes_of};
 use super::plan::Plan;
 
 /// What is summed: equal on every rank, or frames are refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shape {
     /// Values of the flat vector.
     pub values: usize,
+    /// How many of them, the last, are no gradients.
+    pub tail: usize,
     pub lanes: u32,
-    /// The first so many go between machines as bf16 (X17).
-    pub rounded: usize,
+    /// Whether gradients go between machines as bf16 (X17).
+    pub rounded: bool,
+    /// Whether some are known long before others, so that it pays to give them then ([`Exchange::give_early`]).
+    pub early: bool,
 }
 
 /// All ranks of one generation, connected.
@@ -50,6 +55,8 @@ pub struct Exchange {
     host: Option<Host>,
     /// Where values are rounded on the wire: what that has left over of what this rank gives for its host.
     rounding: Option<Rounding>,
+    /// Where values leave before all are computed.
+    early: Option<Early>,
     sums: Pool,
     /// The last complete sum.
     sum: Option<Buffer>,
@@ -122,12 +129,13 @@ impl Exchange {
         io: &Io,
         (term, ranks): (Term, Vec<RankId>),
         pairs: Vec<(u32, Pair)>,
-        (plan, place, rounded): (Plan, Place, usize),
+        (plan, place, shape): (Plan, Place, Shape),
         (memory, counters): (Option<Arc<Memory>>, Arc<Counters>),
     ) -> Self {
         // Ranks of one machine have no wire.
-        let rounded = if plan.is_spread() { rounded } else { 0 };
-        let shape = Shape { values: plan.values, lanes: plan.lanes, rounded };
+        let rounded = if shape.rounded && plan.is_spread() { shape.values - shape.tail } else { 0 };
+        // Ranks that share memory add there when all have given.
+        let early = (shape.early && plan.is_spread() && plan.is_flat()).then(|| Early::new(plan.clone()));
         let (outputs, heard) = channel();
         let outlet = Outlet { outputs, memory: memory.clone() };
         let rounding = (rounded > 0).then(|| Rounding::new(plan.clone(), Rounded(rounded)));
@@ -152,6 +160,7 @@ impl Exchange {
             outputs: heard,
             host,
             rounding,
+            early,
             // The last sum stays with the caller while the next is made, and one more may wait for acknowledgements.
             sums: Pool::new(shape.values, 3),
             sum: None,
@@ -207,7 +216,34 @@ impl Exchange {
                 Err(error) => Err(self.failed.insert(error).clone()),
             };
         }
+        if self.early.is_some() {
+            sums.finish();
+            self.give_early(step, replica.is_some(), sums);
+            return self.sealed(step, replica);
+        }
         self.sum(step, Contribution { partials: sums.freeze(), replica, differs: false })
+    }
+
+    /// Gives what is complete of a step whose last lane is still computed; [`Exchange::all_reduce`] gives the rest. `compared`: whether it will be called with
+    /// the parameters. Does not wait for others, and tells nothing: an error is the sum's.
+    pub fn give_early(&mut self, step: Step, compared: bool, sums: &mut LaneSums) {
+        let Some(early) = &self.early else { return };
+        if !early.is_open(step)
+            && let Err(error) = self.open(step, compared)
+        {
+            self.failed.get_or_insert(error);
+        }
+        if self.failed.is_some() {
+            return;
+        }
+        let Self { early: Some(early), rounding, driver, place, .. } = self else { return };
+        while let Some((to, index, sums)) = early.next(sums) {
+            let sums = match rounding {
+                Some(rounding) if to != place.position => rounding.round(to, index, sums.iter().map(|sum| &sum[..])),
+                _ => sums,
+            };
+            let _ = driver.send(Input::Give { to, index, sums });
+        }
     }
 
     /// Sums for the lanes of this rank's place, made where the exchange needs them.
@@ -215,7 +251,8 @@ impl Exchange {
         let Place { world, position, .. } = self.place;
         let Shape { values, lanes, .. } = self.shape;
         let alone = || LaneSums::new(values, lanes, lanes::assign(lanes, world)[position as usize].clone());
-        self.host.as_ref().map_or_else(alone, Host::lane_sums)
+        let sums = self.host.as_ref().map_or_else(alone, Host::lane_sums);
+        if self.early.is_some() { sums.taken_early() } else { sums }
     }
 
     /// Gives the partials, adds the own chunk of everybody's, and waits until all of the host have added theirs (X14). The number of the operation, whose
@@ -315,24 +352,56 @@ impl Exchange {
         Ok(described.iter().any(|(_, (_, theirs))| *theirs != replica))
     }
 
-    /// The same sum at a rank that observes.
-    pub fn observe(&mut self, step: Step) -> Result<&[f32], ExchangeError> {
+    /// The same sum at a rank that observes. `compared`: whether members compare the parameters that it is of.
+    pub fn observe(&mut self, step: Step, compared: bool) -> Result<&[f32], ExchangeError> {
         assert!(self.place.is_observer(), "X6: a rank with lanes gives them");
         self.check_open(step)?;
-        self.sum(step, Contribution::default())
+        if self.early.is_none() {
+            return self.sum(step, Contribution::default());
+        }
+        self.open(step, compared)?;
+        self.sealed(step, None)
     }
 
     fn sum(&mut self, step: Step, given: Contribution) -> Result<&[f32], ExchangeError> {
-        self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
+        let sum = self.spare_sum()?;
+        let begun = self.begin(step, given, sum).map_err(|_| ExchangeError::EndpointClosed);
+        self.summed(step, begun)
+    }
+
+    /// The sum of a step to which this rank has given everything.
+    fn sealed(&mut self, step: Step, replica: Option<Fingerprint>) -> Result<&[f32], ExchangeError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let sealed = self.driver.send(Input::Seal { replica }).map_err(|_| ExchangeError::EndpointClosed);
+        self.summed(step, sealed)
+    }
+
+    fn open(&mut self, step: Step, compared: bool) -> Result<(), ExchangeError> {
+        self.check_open(step)?;
+        let sum = self.spare_sum()?;
+        self.early.as_mut().expect("X8: steps are opened where values go early").open(step);
+        self.driver.send(Input::Open { step, compared, sum }).map_err(|_| ExchangeError::EndpointClosed)
+    }
+
+    /// Memory for a sum.
+    fn spare_sum(&mut self) -> Result<Buffer, ExchangeError> {
         // An observer that takes no more sums holds their memory until another generation begins without it.
         let Some(sum) = self.sums.take_unless(|| self.abort.is_set()) else {
             self.abort.check()?;
             unreachable!("X9: the wait ends with a buffer, or with a reason that stays");
         };
-        let begun = self.begin(step, given, sum).map_err(|_| ExchangeError::EndpointClosed);
+        Ok(sum)
+    }
+
+    /// Waits for the sum of a step that was begun.
+    fn summed(&mut self, step: Step, begun: Result<(), ExchangeError>) -> Result<&[f32], ExchangeError> {
         match begun.and_then(|()| self.wait()) {
             Ok(sum) => {
                 self.last = Some(step);
+                // Until then it was for those who lack it.
+                self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
                 Ok(self.sum.insert(sum).read())
             }
             Err(error) => Err(self.failed.insert(error).clone()),
@@ -344,7 +413,8 @@ impl Exchange {
         let partials = given.partials.clone();
         self.driver.send(Input::Begin { step, given, sum })?;
         let Some(rounding) = self.rounding.as_mut().filter(|_| !partials.is_empty()) else { return Ok(()) };
-        for (to, index) in rounding.pieces() {
+        let pieces: Vec<(u32, usize)> = rounding.plan.given().collect();
+        for (to, index) in pieces {
             let piece = bytes_of(&rounding.plan.piece(to, index));
             let sums = rounding.round(to, index, partials.iter().map(|partial| &partial[piece.clone()]));
             self.driver.send(Input::Give { to, index, sums })?;
@@ -421,16 +491,8 @@ impl Exchange {
 
 impl Rounding {
     fn new(plan: Plan, rounded: Rounded) -> Self {
-        let left_over = LeftOver::new(rounded, 0..plan.values, plan.host_sums.len());
+        let left_over = LeftOver::new(rounded, plan.values, plan.host_sums.len());
         Self { plan, left_over }
-    }
-
-    /// What a rank by itself gives: owner and number, the first piece of each before the second of any.
-    fn pieces(&self) -> Vec<(u32, usize)> {
-        let pieces = self.plan.owners().flat_map(|owner| (0..self.plan.pieces(owner)).map(move |index| (owner, index)));
-        let mut pieces: Vec<_> = pieces.collect();
-        pieces.sort_by_key(|(_, index)| *index);
-        pieces
     }
 
     fn round<'a>(&mut self, to: u32, index: usize, sums: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {

@@ -15,11 +15,9 @@ use super::sum::{NARROW_BYTES, VALUE_BYTES, as_bytes, with_features};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rounded(pub usize);
 
-/// What the rounding of a range of values has left over, in each of some vectors: in those that a host gives, or in the sum.
+/// What the rounding of values has left over, in each of some vectors: in those that a host gives, or in the sum.
 pub struct LeftOver {
     rounded: Rounded,
-    /// Where the range begins.
-    first: usize,
     vectors: Vec<Vec<f32>>,
 }
 
@@ -42,10 +40,11 @@ impl Rounded {
 }
 
 impl LeftOver {
-    pub fn new(rounded: Rounded, values: Range<usize>, vectors: usize) -> Self {
-        // Memory is taken where something is left over: a clone of zeros would be written.
-        let vectors = (0..vectors).map(|_| vec![0.0; rounded.of(&values)]).collect();
-        Self { rounded, first: values.start, vectors }
+    /// Of whole vectors. Memory is taken only where something is left over.
+    pub fn new(rounded: Rounded, values: usize, vectors: usize) -> Self {
+        // A clone of zeros would be written.
+        let vectors = (0..vectors).map(|_| vec![0.0; rounded.of(&(0..values))]).collect();
+        Self { rounded, vectors }
     }
 
     /// Nothing is left over any more: what was sent last counts for nothing.
@@ -78,7 +77,7 @@ impl LeftOver {
     fn of(&mut self, vector: usize, piece: &Range<usize>) -> &mut [f32] {
         let rounded = self.rounded.of(piece);
         let left = &mut self.vectors[vector];
-        let first = (piece.start - self.first).min(left.len());
+        let first = piece.start.min(left.len());
         &mut left[first..][..rounded]
     }
 }
@@ -156,8 +155,7 @@ mod tests {
             let start = rng.random_range(0..=values);
             let piece = start..rng.random_range(start..=values);
             let of: Vec<f32> = piece.clone().map(|_| rng.random::<f32>() - 0.5).collect();
-            let (mut giver, mut owner) =
-                (LeftOver::new(rounded, 0..values, 1), LeftOver::new(rounded, piece.clone(), 1));
+            let (mut giver, mut owner) = (LeftOver::new(rounded, values, 1), LeftOver::new(rounded, values, 1));
             let mut sum = of.clone();
             let wires = [giver.give(0, &piece, as_bytes(&of)), owner.round(&piece, &mut sum)];
             for wire in wires {
@@ -180,7 +178,7 @@ mod tests {
     #[test]
     fn what_was_sent_follows_what_was_given_however_small_the_parts() {
         let piece = 0..2;
-        let mut left = LeftOver::new(Rounded(2), 0..2, 1);
+        let mut left = LeftOver::new(Rounded(2), 2, 1);
         let (mut sent, mut read) = ([0f64; 2], [0f32; 2]);
         for _ in 0..1000 {
             // The second is lost by rounding alone: to 8 bits, 1 and a thousandth is 1.
@@ -193,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_stays_so_and_spoils_nothing_after_it() {
-        let (piece, mut left) = (0..3, LeftOver::new(Rounded(3), 0..3, 1));
+        let (piece, mut left) = (0..3, LeftOver::new(Rounded(3), 3, 1));
         let nan = f32::from_bits(0x7f80_0001);
         let mut sum = [nan, f32::INFINITY, f32::MAX];
         left.round(&piece, &mut sum);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::memory::Memory;
+use super::ranges::Ranges;
 use super::sum::as_bytes;
 
 /// How often a taker looks again when a pool is exhausted.
@@ -20,7 +21,7 @@ const POOL_WAIT: Duration = Duration::from_micros(200);
 /// A vector of f32 of which finished ranges can be sent without a copy.
 pub struct Buffer {
     slab: Arc<Slab>,
-    frozen: Range<usize>,
+    frozen: Ranges,
 }
 
 /// Buffers of one length, used again and again.
@@ -78,17 +79,17 @@ unsafe impl Send for Slab {}
 impl Buffer {
     pub fn new(values: usize) -> Self {
         let cells = std::iter::repeat_with(|| UnsafeCell::new(0.0)).take(values).collect();
-        Self { slab: Arc::new(Slab::Own(cells)), frozen: 0..0 }
+        Self { slab: Arc::new(Slab::Own(cells)), frozen: Ranges::default() }
     }
 
     /// The partial sum of this place among the leaves. Its rank alone writes there, others read when it has given it (X14).
     pub fn partial(memory: &Arc<Memory>, leaf: usize) -> Self {
-        Self { slab: Arc::new(Slab::Partial { memory: memory.clone(), leaf }), frozen: 0..0 }
+        Self { slab: Arc::new(Slab::Partial { memory: memory.clone(), leaf }), frozen: Ranges::default() }
     }
 
     /// The sum of an operation, and of every second after it. Each rank writes what it adds or is told, and reads the rest when all have added (X14).
     pub fn sum(memory: &Arc<Memory>, operation: u64) -> Self {
-        Self { slab: Arc::new(Slab::Sum { memory: memory.clone(), operation }), frozen: 0..0 }
+        Self { slab: Arc::new(Slab::Sum { memory: memory.clone(), operation }), frozen: Ranges::default() }
     }
 
     /// Whether others read the values where they are made.
@@ -110,22 +111,15 @@ impl Buffer {
     /// A range to write. It must not be frozen.
     pub fn write(&mut self, range: Range<usize>) -> &mut [f32] {
         assert!(range.start <= range.end && range.end <= self.len(), "X2: {range:?} of {} values", self.len());
-        let apart = range.end <= self.frozen.start || self.frozen.end <= range.start;
-        assert!(apart || self.frozen.is_empty(), "X2: {range:?} is being sent");
+        assert!(!self.frozen.touch(&range), "X2: {range:?} is being sent");
         // SAFETY: inside the slab, apart from what others read, and `&mut self` makes this the only writer.
         unsafe { std::slice::from_raw_parts_mut(self.slab.ptr().add(range.start), range.len()) }
     }
 
-    /// The bytes of a range, shared with whoever sends them. Frozen ranges follow each other without a gap; one may be frozen again.
+    /// The bytes of a range, shared with whoever sends them. One may be frozen again.
     pub fn freeze(&mut self, range: Range<usize>) -> Bytes {
         assert!(range.start <= range.end && range.end <= self.len(), "X2: {range:?} of {} values", self.len());
-        let again = self.frozen.start <= range.start && range.end <= self.frozen.end;
-        if self.frozen.is_empty() {
-            self.frozen = range.clone();
-        } else if !again {
-            assert_eq!(range.start, self.frozen.end, "X2: frozen ranges follow each other");
-            self.frozen.end = range.end;
-        }
+        self.frozen.insert(range.clone());
         Bytes::from_owner(Frozen { slab: self.slab.clone(), range })
     }
 
@@ -139,7 +133,7 @@ impl Buffer {
     pub fn thaw(&mut self) -> bool {
         let free = Arc::get_mut(&mut self.slab).is_some();
         if free {
-            self.frozen = 0..0;
+            self.frozen.clear();
         }
         free
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
-use stoke_protocol::ids::Step;
+use stoke_protocol::ids::{Fingerprint, Step};
 use stoke_protocol::message::rank::RankId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -23,7 +23,11 @@ use super::operation::{Contribution, Operation, Outgoing};
 pub enum Input {
     /// From the caller: sum this step. Answered by `Complete` or `Failed`.
     Begin { step: Step, given: Contribution, sum: Buffer },
-    /// From the caller: the host's sums of one piece of the values that `to` owns, as they go over the wire.
+    /// From the caller: what it gives to this step comes by `Give`, then `Seal`. Answered as `Begin` is, then.
+    Open { step: Step, compared: bool, sum: Buffer },
+    /// From the caller: everything is given, and was computed from these parameters.
+    Seal { replica: Option<Fingerprint> },
+    /// From the caller: the host's sums of one piece of the values that `to` owns, as they go over the wire; or of one of its own, as they are.
     Give { to: u32, index: usize, sums: Vec<Bytes> },
     /// From a link.
     Frame { from: u32, frame: Frame },
@@ -95,7 +99,18 @@ impl Driver {
 
     fn take(&mut self, input: Input) -> Result<(), ExchangeError> {
         match input {
-            Input::Begin { step, given, sum } => self.begin(step, given, sum),
+            Input::Begin { step, given, sum } => {
+                self.operation.begin(step, given, sum, &mut sender(&self.links));
+                self.begun()
+            }
+            Input::Open { step, compared, sum } => {
+                self.operation.open(step, compared, sum);
+                self.begun()
+            }
+            Input::Seal { replica } => {
+                self.operation.seal(replica, &mut sender(&self.links));
+                self.check_alike()
+            }
             Input::Give { to, index, sums } => {
                 self.operation.give(to, index, sums, &mut sender(&self.links));
                 Ok(())
@@ -113,8 +128,8 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, step: Step, given: Contribution, sum: Buffer) -> Result<(), ExchangeError> {
-        self.operation.begin(step, given, sum, &mut sender(&self.links));
+    /// Takes what came before.
+    fn begun(&mut self) -> Result<(), ExchangeError> {
         for (from, frame) in std::mem::take(&mut self.early) {
             self.receive(from, frame)?;
         }

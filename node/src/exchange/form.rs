@@ -181,8 +181,7 @@ impl Mesh {
         let Standings { step, readers, .. } = standings;
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
-        let exchange =
-            Exchange::new(self.io(), named, pairs, (plan, place, shape.rounded), (memory, self.counters().clone()));
+        let exchange = Exchange::new(self.io(), named, pairs, (plan, place, shape), (memory, self.counters().clone()));
         Ok(Formed { exchange, step, catch_up, lacking, gives, readers, by_tcp })
     }
 
@@ -195,11 +194,12 @@ impl Mesh {
         pairs: &mut [(u32, Pair)],
     ) -> Result<(Plan, Option<Arc<Memory>>), ExchangeError> {
         let Place { world, observers, position } = place;
-        let plan_of = |hosts: &Hosts| Plan::new(shape.values, shape.lanes, (world, observers), position, hosts);
+        let plan_of =
+            |hosts: &Hosts| Plan::new((shape.values, shape.tail), shape.lanes, (world, observers), position, hosts);
         let (hosts, alone) = (standings.hosts(), Hosts::alone(world));
         let plan = plan_of(&hosts);
         // With so few values some would have nothing to wait for, and not be there when others find that replicas differ (X12).
-        if hosts == alone || plan.is_spread() && plan.has_empty_chunk() {
+        if hosts == alone || plan.is_spread() && plan.leaves_out_some() {
             return Ok((plan_of(&alone), None));
         }
         let memory = if plan.host().len() == 1 { None } else { standings.share(place, open, &plan).await };

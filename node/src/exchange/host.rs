@@ -42,7 +42,7 @@ impl Host {
         let folder = |subtree, leaves: &[_]| Folder::new(lanes::fold(subtree, leaves));
         let for_others =
             plan.host_sums.iter().map(|(subtree, range)| folder(*subtree, &leaves[range.clone()])).collect();
-        let spoken: usize = plan.owners().map(|owner| plan.chunk(owner).len()).sum();
+        let spoken: usize = plan.owners().map(|owner| plan.owned(owner)).sum();
         Self {
             ranks,
             operations: 0,
@@ -98,14 +98,15 @@ impl Host {
         self.lines().map(|(position, line)| (self.ranks[position as usize], line.described())).collect()
     }
 
-    /// This rank's chunk of the sum, from the partials of all, who are of this host. All have given, and nobody else writes there.
+    /// This rank's pieces of the sum, from the partials of all, who are of this host. All have given, and nobody else writes there.
     pub fn add(&mut self, operation: u64) {
         let Self { memory, plan, chunk: folder, .. } = self;
-        let chunk = plan.chunk(plan.rank);
-        let partials = (0..plan.leaves.len()).map(|leaf| Cursor::of(as_bytes(&memory.partial(leaf)[chunk.clone()])));
-        let mut partials: Vec<Cursor<'_>> = partials.collect();
-        // SAFETY: chunks are disjoint (X5), and this one is this rank's.
-        folder.fold(&mut partials, unsafe { memory.sum_mut(operation, chunk) });
+        for piece in (0..plan.pieces(plan.rank)).map(|index| plan.piece(plan.rank, index)) {
+            let partial = |leaf| Cursor::of(as_bytes(&memory.partial(leaf)[piece.clone()]));
+            let mut partials: Vec<Cursor<'_>> = (0..plan.leaves.len()).map(partial).collect();
+            // SAFETY: pieces are disjoint (X5), and this one is this rank's.
+            folder.fold(&mut partials, unsafe { memory.sum_mut(operation, piece) });
+        }
     }
 
     /// Where the sum of an operation is made with other hosts. None: it was given up, while what was sent of an earlier one was still unacknowledged.
@@ -132,24 +133,20 @@ impl Host {
     ) -> bool {
         let Self { memory, plan, for_others: folders, spare, .. } = self;
         let Some(mut out) = spare.take_unless(&gives_up) else { return false };
-        let owners: Vec<(u32, usize)> = plan.owners().map(|owner| (owner, plan.pieces(owner))).collect();
-        let most = owners.iter().map(|(_, pieces)| *pieces).max().unwrap_or(0);
         let mut next = 0;
-        for index in 0..most {
-            for (owner, _) in owners.iter().filter(|(_, pieces)| index < *pieces) {
-                let piece = plan.piece(*owner, index);
-                let mut sums = Vec::with_capacity(folders.len());
-                for (folder, (_, leaves)) in folders.iter_mut().zip(&plan.host_sums) {
-                    let partial = |leaf| Cursor::of(as_bytes(&memory.partial(leaf)[piece.clone()]));
-                    let mut partials: Vec<Cursor<'_>> = leaves.clone().map(partial).collect();
-                    let range = next..next + piece.len();
-                    next = range.end;
-                    folder.fold(&mut partials, out.write(range.clone()));
-                    sums.push(out.freeze(range));
-                }
-                if gives_up() || !give(*owner, index, sums) {
-                    return false;
-                }
+        for (owner, index) in plan.given() {
+            let piece = plan.piece(owner, index);
+            let mut sums = Vec::with_capacity(folders.len());
+            for (folder, (_, leaves)) in folders.iter_mut().zip(&plan.host_sums) {
+                let partial = |leaf| Cursor::of(as_bytes(&memory.partial(leaf)[piece.clone()]));
+                let mut partials: Vec<Cursor<'_>> = leaves.clone().map(partial).collect();
+                let range = next..next + piece.len();
+                next = range.end;
+                folder.fold(&mut partials, out.write(range.clone()));
+                sums.push(out.freeze(range));
+            }
+            if gives_up() || !give(owner, index, sums) {
+                return false;
             }
         }
         spare.put(out);

@@ -12,6 +12,7 @@ use stoke_protocol::lanes::{self, Fold, Subtree};
 
 use super::buffer::{Buffer, Pool};
 use super::memory::Memory;
+use super::ranges::Ranges;
 use super::sum::add;
 
 /// Values that are summed through the tree at a time: 16 KiB stay in the first-level cache while up to `log2(lanes)` buffers are added.
@@ -36,6 +37,8 @@ pub struct LaneSums {
     open: Vec<Buffer>,
     partials: Vec<Partial>,
     lane: Lane,
+    /// What the last lane has given, if somebody wants to know it before it is complete.
+    early: Option<Ranges>,
     scratch: Box<[f32]>,
 }
 
@@ -70,6 +73,7 @@ impl LaneSums {
             open: Vec::with_capacity(depth),
             partials: Vec::with_capacity(partials),
             lane: Lane::Idle,
+            early: None,
             scratch: vec![0.0; BLOCK_VALUES].into(),
         }
     }
@@ -78,6 +82,16 @@ impl LaneSums {
     pub(super) fn within(memory: Arc<Memory>, first: usize, lanes: u32, owned: Range<u32>) -> Self {
         let sums = Self::new(memory.values(), lanes, owned);
         Self { shared: Some((memory, first)), ..sums }
+    }
+
+    /// The same, whose values are taken where they are complete, while others of the last lane are still computed.
+    pub(super) fn taken_early(self) -> Self {
+        Self { early: Some(Ranges::default()), ..self }
+    }
+
+    /// Whether it matters that values of this lane come as early as they can.
+    pub fn is_taken_early(&self, lane: u32) -> bool {
+        self.early.is_some() && lane + 1 == self.owned.end
     }
 
     /// Values of the summed vector.
@@ -105,6 +119,7 @@ impl LaneSums {
         }
         assert!(self.owned.contains(&lane), "X3: lane {lane} is not of {:?}", self.owned);
         self.lane = Lane::Begun { lane, missing: self.values };
+        self.early.iter_mut().for_each(Ranges::clear);
         if self.completes(lane).sums == 0 {
             // The outermost sum of a subtree is the subtree's.
             let place = self.shared.as_ref().filter(|_| self.open.is_empty());
@@ -124,6 +139,9 @@ impl LaneSums {
     pub fn push(&mut self, offset: usize, piece: &[f32]) {
         let Lane::Begun { lane, missing } = &mut self.lane else { panic!("X4: values without a lane") };
         *missing = missing.checked_sub(piece.len()).expect("X4: more values than the vector has");
+        if let Some(given) = self.early.as_mut().filter(|_| *lane + 1 == self.owned.end) {
+            given.insert(offset..offset + piece.len());
+        }
         match self.script[(*lane - self.owned.start) as usize].sums {
             0 => {
                 let fresh = self.open.last_mut().expect("X3: begin pushed a buffer");
@@ -149,6 +167,23 @@ impl LaneSums {
         }
         assert!(!self.partials.is_empty(), "X3: no lane was summed");
         &mut self.partials
+    }
+
+    /// Whether the sums of a range are those of all owned lanes: nothing more is added to them.
+    pub(super) fn are_complete(&self, range: &Range<usize>) -> bool {
+        match self.lane {
+            Lane::Idle => !self.partials.is_empty(),
+            Lane::Begun { .. } => self.early.as_ref().is_some_and(|given| given.contain(range)),
+        }
+    }
+
+    /// The partial sums of a range that are complete, left to right, as bytes to send.
+    pub(super) fn freeze_complete(&mut self, range: &Range<usize>) -> Vec<Bytes> {
+        assert!(self.are_complete(range), "X4: {range:?} lacks values");
+        // The outermost open sum is the last subtree's.
+        let open = self.open.first_mut().into_iter();
+        let sums = self.partials.iter_mut().map(|partial| &mut partial.values).chain(open);
+        sums.map(|sum| sum.freeze(range.clone())).collect()
     }
 
     /// [`LaneSums::finish`], as bytes to send: they stay readable when the next step begins.

@@ -4,7 +4,8 @@
 //! Ranks are numbered by their place in the generation: `0..world` own lanes and values; the `observers` after them own nothing and receive
 //! every sum.
 //!
-//! X5: the chunks of all ranks are disjoint, ordered by rank and cover the vector; the pieces of a chunk likewise.
+//! X5: the pieces of all ranks are disjoint and cover the vector. They are dealt in turn from its end to its beginning, because backward computes the gradients
+//! of the last layers first: while it runs, every rank has pieces to send and to add. What stands behind the gradients is known last and comes last.
 //! X16: between two hosts each value goes once each way for each of the host's subtrees, whatever ranks they have: a host speaks with the owner of a
 //! chunk by one of its ranks, the delegate, which gives the host's own sums and brings the sum of all back.
 
@@ -14,7 +15,7 @@ use stoke_protocol::lanes::{self, Fold, Subtree};
 
 use super::sum::VALUE_BYTES;
 
-/// Chunks begin at multiples of this many values (a cache line), so that ranks never share one.
+/// Pieces begin at multiples of this many values (a cache line), so that ranks do not share one.
 const ALIGNMENT_VALUES: usize = 16;
 
 /// The largest piece: what a receiver must be ready to hold. More pieces in flight make better pipelines, larger ones fewer headers.
@@ -26,7 +27,7 @@ const PIECE_VALUES_MIN: usize = 64 * 1024 / VALUE_BYTES;
 /// Values that one fold may add, over all partial sums: 8 MiB keep the network thread for about a millisecond. Large worlds have smaller pieces.
 const FOLD_VALUES_MAX: usize = 8 * 1024 * 1024 / VALUE_BYTES;
 
-/// Pieces that a chunk should have at least, so that the first sums go out while the last partials still come in.
+/// Pieces that a rank should have at least, so that the first sums go out while the last partials still come in.
 const PIECES_MIN: usize = 8;
 
 /// The members by the memory that they share: the places of each host's ranks in order, hosts by their first. A rank that shares none is a host.
@@ -70,11 +71,14 @@ impl Hosts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub values: usize,
+    /// Those of them that are gradients: the first.
+    gradients: usize,
     pub lanes: u32,
     pub world: u32,
     pub observers: u32,
     pub rank: u32,
-    piece: usize,
+    /// Pieces that the gradients are cut into.
+    pieces: usize,
     hosts: Vec<Vec<u32>>,
     /// For each rank, the position of its host.
     host_of: Vec<usize>,
@@ -89,7 +93,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn new(values: usize, lanes: u32, (world, observers): (u32, u32), rank: u32, hosts: &Hosts) -> Self {
+    /// For vectors of so many values, the last `tail` of which are no gradients.
+    pub fn new(
+        (values, tail): (usize, usize),
+        lanes: u32,
+        (world, observers): (u32, u32),
+        rank: u32,
+        hosts: &Hosts,
+    ) -> Self {
         assert!(world > 0 && rank < world + observers, "X5: rank {rank} of {world} and {observers} observers");
         let hosts = hosts.0.clone();
         let mut host_of = vec![0; world as usize];
@@ -124,26 +135,57 @@ impl Plan {
         // About as many as a rank folds: equal on all ranks.
         let partials = hosts.len() + hosts.iter().map(Vec::len).max().unwrap_or(0);
         let largest = (FOLD_VALUES_MAX / partials).clamp(PIECE_VALUES_MIN, PIECE_VALUES_MAX);
-        let piece = (values / world as usize / PIECES_MIN).clamp(PIECE_VALUES_MIN, largest);
-        let piece = piece.next_multiple_of(ALIGNMENT_VALUES);
-        Self { values, lanes, world, observers, rank, piece, hosts, host_of, leaves, leaves_of_host, fold, host_sums }
+        let gradients = values - tail;
+        let piece = (gradients / world as usize / PIECES_MIN).clamp(PIECE_VALUES_MIN, largest);
+        // As many for each rank, or one for as many as there are values for.
+        let rounds = gradients.div_ceil(world as usize * (piece - ALIGNMENT_VALUES)).max(1);
+        let most = (gradients / ALIGNMENT_VALUES).max(gradients.min(1));
+        let pieces = (world as usize * rounds).min(most);
+        Self {
+            values,
+            gradients,
+            lanes,
+            world,
+            observers,
+            rank,
+            pieces,
+            hosts,
+            host_of,
+            leaves,
+            leaves_of_host,
+            fold,
+            host_sums,
+        }
     }
 
-    /// The values whose sum `rank` computes; none for an observer.
-    pub fn chunk(&self, rank: u32) -> Range<usize> {
-        self.boundary(rank)..self.boundary(rank + 1)
-    }
-
-    /// The number of pieces of a rank's chunk.
+    /// The number of pieces whose sums `rank` computes; none for an observer.
     pub fn pieces(&self, rank: u32) -> usize {
-        self.chunk(rank).len().div_ceil(self.piece)
+        let (all, rank, world) = (self.all_pieces(), rank as usize, self.world as usize);
+        if rank < world { all.saturating_sub(rank).div_ceil(world) } else { 0 }
     }
 
-    /// The values of piece `index` of a rank's chunk.
+    /// The values of a rank's piece.
     pub fn piece(&self, rank: u32, index: usize) -> Range<usize> {
-        let chunk = self.chunk(rank);
-        let start = chunk.start + index * self.piece;
-        start..(start + self.piece).min(chunk.end)
+        let number = index * self.world as usize + rank as usize;
+        match number.checked_sub(self.pieces) {
+            None => self.boundary(self.pieces - 1 - number)..self.boundary(self.pieces - number),
+            Some(behind) => {
+                let start = self.gradients + behind * PIECE_VALUES_MAX;
+                start..(start + PIECE_VALUES_MAX).min(self.values)
+            }
+        }
+    }
+
+    /// How many values those are.
+    pub fn owned(&self, rank: u32) -> usize {
+        (0..self.pieces(rank)).map(|index| self.piece(rank, index).len()).sum()
+    }
+
+    /// The owner and the index of each piece that this rank deals with in others' names, the first of each owner before the second of any.
+    pub fn given(&self) -> impl Iterator<Item = (u32, usize)> {
+        let most = self.owners().map(|owner| self.pieces(owner)).max().unwrap_or(0);
+        let of = move |index| self.owners().filter(move |owner| index < self.pieces(*owner)).map(move |to| (to, index));
+        (0..most).flat_map(of)
     }
 
     /// The ranks that this one shares memory with, itself among them; none for an observer.
@@ -152,8 +194,13 @@ impl Plan {
     }
 
     /// Whether somebody owns no values: there are too few.
-    pub fn has_empty_chunk(&self) -> bool {
-        (0..self.world).any(|rank| self.chunk(rank).is_empty())
+    pub fn leaves_out_some(&self) -> bool {
+        self.all_pieces() < self.world as usize
+    }
+
+    /// Whether no two ranks share memory.
+    pub fn is_flat(&self) -> bool {
+        self.hosts() == self.world as usize
     }
 
     pub fn hosts(&self) -> usize {
@@ -167,8 +214,12 @@ impl Plan {
 
     /// The subtrees of each rank of this host, left to right: its partial sums, in memory or its own.
     pub fn own_leaves(&self) -> impl Iterator<Item = Subtree> {
-        let own = self.host_of.get(self.rank as usize).map_or(&[][..], |host| &self.leaves_of_host[*host]);
-        own.iter().map(|position| self.leaves[*position])
+        self.own_positions().iter().map(|position| self.leaves[*position])
+    }
+
+    /// The positions in `leaves` of those of this host.
+    pub fn own_positions(&self) -> &[usize] {
+        self.host_of.get(self.rank as usize).map_or(&[], |host| &self.leaves_of_host[*host])
     }
 
     /// The first of a rank's among [`Plan::own_leaves`].
@@ -200,6 +251,13 @@ impl Plan {
         delegates.chain(self.world..self.world + self.observers)
     }
 
+    /// All but this one that see the sums.
+    pub fn all_others(&self) -> impl Iterator<Item = u32> + use<> {
+        let observers = self.world..self.world + self.observers;
+        let own = self.rank;
+        self.others().chain(observers).filter(move |other| *other != own)
+    }
+
     /// All members but this one.
     pub fn others(&self) -> impl Iterator<Item = u32> + use<> {
         let (world, rank) = (self.world, self.rank);
@@ -215,11 +273,16 @@ impl Plan {
         self.host_of[owner as usize] != *host && ranks[foreign % ranks.len()] == rank
     }
 
-    fn boundary(&self, rank: u32) -> usize {
-        if rank >= self.world {
-            return self.values;
+    fn all_pieces(&self) -> usize {
+        self.pieces + (self.values - self.gradients).div_ceil(PIECE_VALUES_MAX)
+    }
+
+    /// Where the first so many pieces of the gradients end, counted from the beginning.
+    fn boundary(&self, pieces: usize) -> usize {
+        if pieces == self.pieces {
+            return self.gradients;
         }
-        let even = self.values as u128 * u128::from(rank) / u128::from(self.world);
+        let even = self.gradients as u128 * pieces as u128 / self.pieces as u128;
         even as usize / ALIGNMENT_VALUES * ALIGNMENT_VALUES
     }
 }
@@ -233,12 +296,12 @@ pub struct Traffic {
 
 /// The traffic of the first of so many ranks that are each on a machine of their own: about everybody's.
 pub fn traffic(values: usize, lanes: u32, world: u32) -> Traffic {
-    let plan = Plan::new(values, lanes, (world, 0), 0, &Hosts::alone(world));
+    let plan = Plan::new((values, 0), lanes, (world, 0), 0, &Hosts::alone(world));
     let (given, listeners) = (plan.host_sums.len(), plan.listeners().count());
-    let to_owners: usize = plan.owners().map(|owner| plan.chunk(owner).len() * given).sum();
+    let to_owners: usize = plan.owners().map(|owner| plan.owned(owner) * given).sum();
     let pieces: usize = plan.owners().map(|owner| plan.pieces(owner) * given).sum();
     Traffic {
-        bytes: ((to_owners + plan.chunk(0).len() * listeners) * VALUE_BYTES) as u64,
+        bytes: ((to_owners + plan.owned(0) * listeners) * VALUE_BYTES) as u64,
         frames: (pieces + plan.pieces(0) * listeners) as u64,
     }
 }
@@ -260,34 +323,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_and_pieces_cover_any_vector_once() {
-        for values in [0, 1, 15, 16, 17, 100, 1000, 65_537, 3_000_001] {
-            for world in [1, 2, 3, 7, 8] {
-                let mut next = 0;
-                for rank in 0..world {
-                    let plan = Plan::new(values, 8, (world, 1), rank, &Hosts::alone(world));
-                    for index in 0..plan.pieces(rank) {
-                        let piece = plan.piece(rank, index);
-                        assert_eq!(piece.start, next, "{values} values, {world} ranks");
-                        assert!((1..=PIECE_VALUES_MAX).contains(&piece.len()));
-                        next = piece.end;
+    fn pieces_cover_any_vector_once_from_its_end_and_are_dealt_evenly() {
+        for values in [0, 1, 15, 16, 17, 100, 1000, 65_537, 200_000, 3_000_001] {
+            for (world, tail) in [(1, 0), (2, 0), (3, 1), (7, 12), (8, 70_000)] {
+                let tail = tail.min(values);
+                let plan = Plan::new((values, tail), 8, (world, 1), 0, &Hosts::alone(world));
+                let gradients = values - tail;
+                let most = (0..world).map(|rank| plan.pieces(rank)).max().unwrap();
+                let (mut end, mut behind) = (gradients, gradients);
+                for (index, rank) in (0..most).flat_map(|index| (0..world).map(move |rank| (index, rank))) {
+                    if index >= plan.pieces(rank) {
+                        continue;
                     }
-                    assert_eq!(next, plan.chunk(rank).end);
-                    assert!(rank + 1 == world || next % ALIGNMENT_VALUES == 0);
+                    let piece = plan.piece(rank, index);
+                    assert!((1..=PIECE_VALUES_MAX).contains(&piece.len()), "{values} values, {world} ranks: {piece:?}");
+                    if piece.end <= gradients {
+                        assert!(behind == gradients, "the gradients come first");
+                        assert_eq!(
+                            (piece.end, piece.start % ALIGNMENT_VALUES),
+                            (end, 0),
+                            "{values} values, {world} ranks"
+                        );
+                        end = piece.start;
+                    } else {
+                        assert_eq!((piece.start, end), (behind, 0), "{values} values, {world} ranks");
+                        behind = piece.end;
+                    }
                 }
-                assert_eq!(next, values);
+                assert_eq!((end, behind), (0, values));
+                let owned: Vec<usize> = (0..world).map(|rank| plan.owned(rank)).collect();
+                assert_eq!(owned.iter().sum::<usize>(), values);
+                let uneven = owned.iter().max().unwrap() - owned.iter().min().unwrap();
+                assert!(uneven <= tail + 2 * ALIGNMENT_VALUES * most, "{owned:?}");
+                assert_eq!(plan.pieces(world), 0, "an observer owns nothing");
             }
         }
     }
 
     fn of_hosts(world: u32, hosts: &[u32], rank: u32) -> Plan {
-        Plan::new(1000, 8, (world, 0), rank, &Hosts::of(hosts.iter().map(|host| (*host > 0).then_some(host))))
+        Plan::new((1000, 0), 8, (world, 0), rank, &Hosts::of(hosts.iter().map(|host| (*host > 0).then_some(host))))
     }
 
     #[test]
     fn others_begin_with_the_next_rank() {
         let alone =
-            |values, world, observers, rank| Plan::new(values, 8, (world, observers), rank, &Hosts::alone(world));
+            |values, world, observers, rank| Plan::new((values, 0), 8, (world, observers), rank, &Hosts::alone(world));
         let plan = alone(100, 4, 2, 2);
         assert_eq!(plan.owners().collect::<Vec<_>>(), [3, 0, 1]);
         assert_eq!(plan.listeners().collect::<Vec<_>>(), [3, 0, 1, 4, 5]);

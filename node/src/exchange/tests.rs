@@ -18,6 +18,7 @@ use super::*;
 
 mod bf16;
 mod by_tcp;
+mod early;
 mod hosts;
 mod in_memory;
 
@@ -190,7 +191,7 @@ fn every_world_gets_the_same_bits_over_the_network() {
     let cluster = Cluster::new();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for values in [0, 1, 100, 1023, 150_001] {
-        let shape = Shape { values, lanes: rng.random_range(4..10), rounded: 0 };
+        let shape = Shape { values, lanes: rng.random_range(4..10), ..Shape::default() };
         for world in [1, 2, 3, rng.random_range(4..=shape.lanes)] {
             for (sums, _) in train(cluster.gang(world, shape), shape, 3, false) {
                 for (step, sum) in (0..).zip(sums) {
@@ -204,7 +205,7 @@ fn every_world_gets_the_same_bits_over_the_network() {
 #[test]
 fn a_peer_that_leaves_is_named_and_stays_gone() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 100_000, lanes: 8, rounded: 0 };
+    let shape = Shape { values: 100_000, lanes: 8, ..Shape::default() };
     let mut gang = cluster.gang(3, shape);
     let left = gang[1].0.own();
     drop(gang.remove(1));
@@ -219,7 +220,7 @@ fn a_peer_that_leaves_is_named_and_stays_gone() {
 #[test]
 fn an_abort_frees_a_blocked_rank_at_once() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 100_000, lanes: 8, rounded: 0 };
+    let shape = Shape { values: 100_000, lanes: 8, ..Shape::default() };
     let mut gang = cluster.gang(2, shape);
     let (_mesh, mut waiting) = gang.remove(0);
     let abort = waiting.abort_handle();
@@ -247,7 +248,7 @@ fn an_abort_frees_a_blocked_rank_at_once() {
 #[test]
 fn an_abort_frees_a_member_that_waits_for_an_observer() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 100_000, lanes: 4, rounded: 0 };
+    let shape = Shape { values: 100_000, lanes: 4, ..Shape::default() };
     let (members, joining) = ([cluster.mesh(1, 0)], [cluster.mesh(2, 1)]);
     let states = [at(0, None), State::default()];
     let mut formed: Vec<Formed> = form(2, &members, &joining, &states, shape).into_iter().map(Result::unwrap).collect();
@@ -274,7 +275,7 @@ fn an_abort_frees_a_member_that_waits_for_an_observer() {
 #[test]
 fn steps_must_grow() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 10, lanes: 2, rounded: 0 };
+    let shape = Shape { values: 10, lanes: 2, ..Shape::default() };
     let (_mesh, mut alone) = cluster.gang(1, shape).remove(0);
     let mut sums = lane_sums(shape, 1, 0);
     give(&mut sums, |_| vec![1.0; 10]);
@@ -291,7 +292,7 @@ fn ranks_with_other_models_find_out() {
     let forming = meshes
         .iter()
         .zip([1000, 2000])
-        .map(|(mesh, values)| mesh.form(&membership, at(0, None), Shape { values, lanes: 2, rounded: 0 }));
+        .map(|(mesh, values)| mesh.form(&membership, at(0, None), Shape { values, lanes: 2, ..Shape::default() }));
     let formed = runtime().block_on(futures_util::future::try_join_all(forming)).unwrap();
     let ranks: Vec<_> = formed
         .into_iter()
@@ -299,7 +300,7 @@ fn ranks_with_other_models_find_out() {
         .enumerate()
         .map(|(rank, (mut formed, values))| {
             thread::spawn(move || {
-                let mut sums = lane_sums(Shape { values, lanes: 2, rounded: 0 }, 2, rank);
+                let mut sums = lane_sums(Shape { values, lanes: 2, ..Shape::default() }, 2, rank);
                 give(&mut sums, |_| vec![1.0; values]);
                 formed.exchange.all_reduce(Step(1), &mut sums, None).unwrap_err()
             })
@@ -314,7 +315,7 @@ fn ranks_with_other_models_find_out() {
 #[test]
 fn gangs_that_have_just_connected_form_every_time() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 10, lanes: 2, rounded: 0 };
+    let shape = Shape { values: 10, lanes: 2, ..Shape::default() };
     let gang = || {
         let meshes = [0, 1].map(|rank| {
             let io = Io::thread("stoke-test-net").unwrap();
@@ -336,7 +337,7 @@ fn gangs_that_have_just_connected_form_every_time() {
 #[test]
 fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 10, lanes: 2, rounded: 0 };
+    let shape = Shape { values: 10, lanes: 2, ..Shape::default() };
     let meshes = [cluster.mesh(2, 0), cluster.mesh(2, 1)];
     let runtime = runtime();
     let target = meshes[1].own();
@@ -367,7 +368,7 @@ fn ranks_of_other_jobs_are_refused_and_streams_of_older_generations_stopped() {
 #[test]
 fn a_frame_of_another_generation_ends_the_link() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 64, lanes: 2, rounded: 0 };
+    let shape = Shape { values: 64, lanes: 2, ..Shape::default() };
     let one = cluster.mesh(2, 1);
     let runtime = runtime();
     let zero = cluster.played(2, 0);
@@ -401,7 +402,7 @@ fn a_frame_of_another_generation_ends_the_link() {
 #[test]
 fn memberships_that_make_no_sense_are_refused() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 10, lanes: 4, rounded: 0 };
+    let shape = Shape { values: 10, lanes: 4, ..Shape::default() };
     let own = cluster.mesh(1, 3);
     let other = |rank| Member { id: RankId { rank: Rank(rank), ..own.own() }, address: own.address() };
     for (members, joining) in [(vec![0, 1], vec![]), (vec![], vec![3]), (vec![3, 3], vec![]), (vec![3], vec![3])] {
@@ -416,7 +417,7 @@ fn memberships_that_make_no_sense_are_refused() {
 #[test]
 fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 150_001, lanes: 4, rounded: 0 };
+    let shape = Shape { values: 150_001, lanes: 4, ..Shape::default() };
     let members = [cluster.mesh(1, 0), cluster.mesh(1, 1), cluster.mesh(1, 2)];
     let joining = [cluster.mesh(3, 3)];
     let sum: Vec<f32> = (0..shape.values).map(|value| value as f32).collect();
@@ -434,7 +435,7 @@ fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
             thread::spawn(move || {
                 let exchange = &mut formed.exchange;
                 if exchange.place().is_observer() {
-                    return exchange.observe(Step(7)).unwrap().to_vec();
+                    return exchange.observe(Step(7), false).unwrap().to_vec();
                 }
                 let mut sums = lane_sums(shape, 3, rank);
                 give(&mut sums, |lane| gradient(9, 7, lane, shape.values));
@@ -461,7 +462,7 @@ fn the_sum_of_the_last_step_is_handed_to_those_who_lack_it() {
 #[test]
 fn a_checkpoint_is_read_by_those_who_have_it_near_and_in_turn_by_others() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 10, lanes: 4, rounded: 0 };
+    let shape = Shape { values: 10, lanes: 4, ..Shape::default() };
     let members = [cluster.mesh(1, 0), cluster.mesh(1, 1), cluster.mesh(1, 2)];
     let restores = |step, shards: &[u32]| State {
         restores: Some(Restores { step: Step(step), near: shards.iter().copied().collect() }),

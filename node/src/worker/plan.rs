@@ -1,9 +1,10 @@
 //! From a job spec to what a rank computes. Pure.
 
 use stoke_jobs::{JobError, Plan, Train};
-use stoke_protocol::spec::{Diloco, JobSpec};
+use stoke_protocol::spec::{Diloco, JobSpec, Wire};
 
 use crate::checkpoint::Manifest;
+use crate::exchange::Shape;
 
 /// Optimizer steps of the whole job: given, or the epochs over `samples` rounded up to whole steps.
 pub fn steps_of(spec: &JobSpec, samples: u64) -> Result<u64, String> {
@@ -54,6 +55,13 @@ pub fn loaded<E: From<JobError>>(
         train = load(plan.clone())?;
     }
     Ok((plan, train))
+}
+
+/// What the ranks of a job sum: vectors of so many values, of which the first are the trainer's gradients.
+pub fn shape_of(spec: &JobSpec, train: &dyn Train, values: usize) -> Shape {
+    let (lanes, wire) = (spec.training().lanes, spec.training().wire);
+    let tail = values - train.layout().len();
+    Shape { values, tail, lanes, rounded: wire == Wire::Bf16, early: train.gives_early() }
 }
 
 /// Whether a checkpoint is due after `step` steps.

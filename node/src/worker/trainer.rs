@@ -18,7 +18,7 @@ use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
     Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank, StepTimes,
 };
-use stoke_protocol::spec::{JobSpec, Wire};
+use stoke_protocol::spec::JobSpec;
 use tokio::runtime::Handle;
 
 use super::beat::Beat;
@@ -28,13 +28,13 @@ use super::finite::{self, Skips};
 use super::joining::Joining;
 use super::meter::{Meter, Part};
 use super::orders::Orders;
-use super::plan::{is_due, loaded};
+use super::plan::{is_due, loaded, shape_of};
 use super::restore;
 use super::tail::Tail;
 use super::vault::{Copy, Order, Vault};
 use super::work::Work;
 use crate::checkpoint::{Manifest, ShardMemory};
-use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shape, Shard, State, StateOf};
+use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shard, State, StateOf};
 use crate::objects::Objects;
 use crate::{rollout, server};
 
@@ -149,8 +149,6 @@ struct Trainer {
     /// Steps between comparisons of the members' parameters; 0: none.
     compare_every: u64,
     skips: Skips,
-    /// Values that go between machines as bf16: the gradients, or none.
-    rounded: usize,
     meter: Meter,
     beat: Beat,
 }
@@ -186,7 +184,6 @@ impl Trainer {
         let tail = Tail::new(train.layout().flat_len(), spec.training().lanes);
         let compare_every = spec.training().digest_every;
         let skips = Skips::new(spec.training().on_nan);
-        let rounded = if spec.training().wire == Wire::Bf16 { train.layout().len() } else { 0 };
         let (last_sum, joining, unheard) = (None, None, false);
         let (loss, ledger) = (f32::NAN, Ledger::default());
         Ok(Self {
@@ -204,7 +201,6 @@ impl Trainer {
             joining,
             compare_every,
             skips,
-            rounded,
             meter,
             beat,
         })
@@ -213,7 +209,7 @@ impl Trainer {
     /// One generation, from its forming to its end.
     fn serve(&mut self, membership: &Membership, work: &mut Work<'_>) -> Result<(), Failure> {
         let generation = membership.generation;
-        let shape = Shape { values: self.tail.values(), lanes: work.spec.training().lanes, rounded: self.rounded };
+        let shape = shape_of(&work.spec, &*self.train, self.tail.values());
         // What a giver has not begun to send will not come any more; it is asked for anew.
         self.joining.take_if(|joining| !joining.arrives());
         let forming = work.mesh.form(membership, self.state(work), shape);
@@ -340,11 +336,17 @@ impl Trainer {
             damage::flip(&mut *self.train, draw)?;
         }
         let told = u32::from(orders.is_told_of_next(generation));
-        self.sum_lanes((generation, orders), told, sums, &mut |_, _| ())?;
-        let world = exchange.place().world;
-        let replica = self.replica(world);
+        let (world, step) = (exchange.place().world, Step(self.step));
+        let compared = self.compares(world, step);
+        self.sum_lanes((generation, orders), told, sums, &mut |lane, _, sums| {
+            if sums.is_taken_early(lane) {
+                exchange.give_early(step, compared, sums);
+            }
+        })?;
+        // After the lanes: whatever befell the parameters before the last lane read them shows.
+        let replica = compared.then(|| Fingerprint(self.train.fingerprint()));
         self.meter.lap(Part::Compute);
-        let sum = exchange.all_reduce(Step(self.step), sums, replica)?;
+        let sum = exchange.all_reduce(step, sums, replica)?;
         self.meter.lap(Part::Exchange);
         let (all_told, skipped) = (self.tail.told(sum) == world as f32, self.train.skipped());
         match self.apply(sum) {
@@ -363,13 +365,13 @@ impl Trainer {
         }
     }
 
-    /// Computes this rank's lanes of the step, shows their values to `see`, and sums them. `told`: of the next generation (T2).
+    /// Computes this rank's lanes of the step and sums them; shows `see` their values as they come, with the sums. `told`: of the next generation (T2).
     fn sum_lanes(
         &mut self,
         (generation, orders): (Generation, &Orders),
         told: u32,
         sums: &mut LaneSums,
-        see: &mut dyn FnMut(u32, &[f32]),
+        see: &mut dyn FnMut(u32, &[f32], &mut LaneSums),
     ) -> Result<(), Failure> {
         let (size, flat) = (self.train.samples(), self.train.layout().flat_len());
         let counted_at = self.train.layout().samples_at();
@@ -384,12 +386,13 @@ impl Trainer {
                 beat.pulse();
                 orders.check(generation).is_ok()
             };
-            let work = LaneWork { pulse: Pulse::new(&goes_on), ..LaneWork::new(self.step, lane, &samples) };
+            let early = sums.is_taken_early(lane);
+            let work = LaneWork { pulse: Pulse::new(&goes_on), early, ..LaneWork::new(self.step, lane, &samples) };
             let done = beat.piece(|| {
                 train.lane(work, &mut |offset, values| {
                     counted = values.get(counted_at - offset).copied().unwrap_or(counted);
-                    see(lane, values);
                     sums.push(offset, values);
+                    see(lane, values, sums);
                 })
             });
             if let Err(JobError::GivenUp) = done {
@@ -408,7 +411,7 @@ impl Trainer {
             return Ok(Given::Finite);
         }
         let mut lanes: Vec<u32> = Vec::new();
-        self.sum_lanes(at, 0, sums, &mut |lane, values| {
+        self.sum_lanes(at, 0, sums, &mut |lane, values, _| {
             if lanes.last() != Some(&lane) && !finite::is_finite(values) {
                 lanes.push(lane);
             }
@@ -420,11 +423,9 @@ impl Trainer {
         Ok(Given::NotFinite { lanes: lanes.into() })
     }
 
-    /// The parameters that this step's lanes were computed from, where they are to be compared with the other members'. Taken after the lanes:
-    /// whatever befell them before the last lane read them shows.
-    fn replica(&self, world: u32) -> Option<Fingerprint> {
-        let due = world > 1 && self.step.checked_rem(self.compare_every) == Some(0);
-        due.then(|| Fingerprint(self.train.fingerprint()))
+    /// Whether members compare the parameters that a step's lanes were computed from.
+    fn compares(&self, world: u32, step: Step) -> bool {
+        world > 1 && step.0.checked_rem(self.compare_every) == Some(0)
     }
 
     /// Commits the step whose whole sum this is.
@@ -473,7 +474,7 @@ impl Trainer {
         let mut said = false;
         for step in step..self.plan.steps {
             work.orders.check(generation)?;
-            let sum = exchange.observe(Step(step))?;
+            let sum = exchange.observe(Step(step), self.compares(world, Step(step)))?;
             let all_told = self.tail.told(sum) == world as f32;
             match &mut self.joining {
                 Some(joining) => joining.keep(sum),

@@ -21,7 +21,7 @@ fn values_by_tcp_have_the_same_bits() {
     for round in 0..12 {
         let world = rng.random_range(2..=5);
         let values = [0, 1, 1023, 600_001][round % 4];
-        let shape = Shape { values, lanes: rng.random_range(world..10), rounded: 0 };
+        let shape = Shape { values, lanes: rng.random_range(world..10), ..Shape::default() };
         let machines: Vec<_> = (0..world).map(|_| Some(rng.random_range(0..3)).filter(|name| *name > 0)).collect();
         let is_spread = machines.contains(&None) || machines.iter().any(|machine| *machine != machines[0]);
         let formed = by_tcp(machines).formed(world, shape);
@@ -35,7 +35,7 @@ fn values_by_tcp_have_the_same_bits() {
 /// Ranks that have some, and some that do not: each pair by what both have.
 #[test]
 fn each_pair_has_its_way() {
-    let shape = Shape { values: 5000, lanes: 6, rounded: 0 };
+    let shape = Shape { values: 5000, lanes: 6, ..Shape::default() };
     let cluster = by_tcp([None]);
     let choices = [UseTcp::Always, UseTcp::Never, UseTcp::Always];
     let meshes: Vec<Mesh> = (0..).zip(choices).map(|(rank, choice)| cluster.mesh(1, rank).using_tcp(choice)).collect();
@@ -48,7 +48,7 @@ fn each_pair_has_its_way() {
 /// Its link reads no more than a window, and the kernels fill: nobody takes that for a loss.
 #[test]
 fn a_member_that_is_late_is_waited_for() {
-    let shape = Shape { values: 12_000_000, lanes: 2, rounded: 0 };
+    let shape = Shape { values: 12_000_000, lanes: 2, ..Shape::default() };
     let gang = by_tcp([None]).gang(2, shape);
     let first = gang[0].0.counters().clone();
     let ranks = gang.into_iter().enumerate().map(|(rank, (mesh, mut exchange))| {
@@ -74,7 +74,7 @@ fn a_member_that_is_late_is_waited_for() {
 
 #[test]
 fn a_peer_that_leaves_is_named_though_its_values_came_by_tcp() {
-    let shape = Shape { values: 1000, lanes: 8, rounded: 0 };
+    let shape = Shape { values: 1000, lanes: 8, ..Shape::default() };
     let formed = by_tcp([None]).formed(3, shape);
     assert!(formed.iter().all(|(_, formed)| formed.by_tcp == 2));
     let mut gang = exchanges(formed);
@@ -90,7 +90,7 @@ fn a_peer_that_leaves_is_named_though_its_values_came_by_tcp() {
 #[test]
 fn a_way_that_is_closed_is_not_taken() {
     let cluster = by_tcp([None]);
-    let shape = Shape { values: 64, lanes: 2, rounded: 0 };
+    let shape = Shape { values: 64, lanes: 2, ..Shape::default() };
     let zero = cluster.mesh(2, 0);
     let one = Endpoint::server(&cluster.io, SocketAddr::new(LOOPBACK, 0), Settings::bulk(), cluster.credentials(2, 1))
         .unwrap();

@@ -12,7 +12,7 @@ fn any_hosts_get_the_same_bits() {
     for round in 0..25 {
         let world = rng.random_range(2..=6);
         let values = [0, 1, 100, 1023, 150_001][round % 5];
-        let shape = Shape { values, lanes: rng.random_range(world..10), rounded: 0 };
+        let shape = Shape { values, lanes: rng.random_range(world..10), ..Shape::default() };
         let machines: Vec<_> = (0..world).map(|_| Some(rng.random_range(0..3)).filter(|name| *name > 0)).collect();
         let cluster = on(machines.iter().copied());
         for (rank, (sums, _)) in train(cluster.gang(world, shape), shape, 4, round % 2 == 0).into_iter().enumerate() {
@@ -27,7 +27,7 @@ fn any_hosts_get_the_same_bits() {
 /// times as much.
 #[test]
 fn each_value_goes_from_host_to_host_once() {
-    let shape = Shape { values: 64 * 1024, lanes: 8, rounded: 0 };
+    let shape = Shape { values: 64 * 1024, lanes: 8, ..Shape::default() };
     let sent = |machines: [Option<u8>; 4]| -> Vec<u64> {
         train(on(machines).gang(4, shape), shape, 2, true).into_iter().map(|(_, sent)| sent / 2 / 4).collect()
     };
@@ -42,7 +42,7 @@ fn everybody_learns_which_replicas_differ() {
     for (replicas, values) in
         [([1, 2, 1, 1], 1000), ([1, 1, 2, 2], 1000), ([1, 2, 3, 3], 1000), ([1, 1, 2, 2], 16), ([1, 2, 1, 1], 33)]
     {
-        let shape = Shape { values, lanes: 8, rounded: 0 };
+        let shape = Shape { values, lanes: 8, ..Shape::default() };
         let cluster = on([Some(1), Some(1), Some(2), Some(2)]);
         let ranks = cluster.gang(4, shape).into_iter().zip(replicas).map(|((mesh, mut exchange), replica)| {
             thread::spawn(move || {
@@ -66,7 +66,7 @@ fn everybody_learns_which_replicas_differ() {
 #[test]
 fn replicas_that_are_the_same_are_not_said_to_differ() {
     let cluster = Cluster::new();
-    let shape = Shape { values: 64, lanes: 2, rounded: 0 };
+    let shape = Shape { values: 64, lanes: 2, ..Shape::default() };
     let one = cluster.mesh(2, 1);
     let zero = cluster.played(2, 0);
     let peer = RankId { rank: Rank(0), ..one.own() };
@@ -94,7 +94,7 @@ fn replicas_that_are_the_same_are_not_said_to_differ() {
 /// Whoever is lost, of the own host or of another, and whoever speaks with it: nobody waits for ever, and an abort wakes who waits.
 #[test]
 fn a_lost_rank_ends_the_exchange_of_all() {
-    let shape = Shape { values: 100_000, lanes: 8, rounded: 0 };
+    let shape = Shape { values: 100_000, lanes: 8, ..Shape::default() };
     for lost in 0..4 {
         let mut gang = on([Some(1), Some(1), Some(2), Some(2)]).gang(4, shape);
         let left = gang[lost].0.own();
@@ -129,7 +129,7 @@ fn a_lost_rank_ends_the_exchange_of_all() {
 #[test]
 fn all_of_a_machine_share_memory_or_none_does() {
     let cluster = on([Some(1), Some(1), None]);
-    let shape = Shape { values: 48, lanes: 3, rounded: 0 };
+    let shape = Shape { values: 48, lanes: 3, ..Shape::default() };
     let (one, two) = (cluster.mesh(2, 1), cluster.mesh(2, 2));
     let zero = cluster.played(2, 0);
     let peer = RankId { rank: Rank(0), ..one.own() };
@@ -146,7 +146,7 @@ fn all_of_a_machine_share_memory_or_none_does() {
         stream.write_header(&Sharing { term: term(2), shares: false }).await.unwrap();
         // What a rank by itself gives.
         let own = Part::Partial(Subtree { start: 0, len: 1 });
-        for header in [header(own, 16 * u64::from(mesh.own().rank.0)), header(Part::Sum, 0)] {
+        for header in [header(own, 32 - 16 * u64::from(mesh.own().rank.0)), header(Part::Sum, 32)] {
             stream.write_header(&header).await.unwrap();
             stream.write_chunk(bytes::Bytes::from(vec![0; 64])).await.unwrap();
         }
@@ -170,6 +170,6 @@ fn all_of_a_machine_share_memory_or_none_does() {
     let ranks: Vec<_> = ranks.collect();
     let ended: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
     for (_, sum) in ended {
-        assert_eq!(sum, [[0.0; 16], [3.0; 16], [3.0; 16]].concat());
+        assert_eq!(sum, [[3.0; 16], [3.0; 16], [0.0; 16]].concat());
     }
 }

@@ -17,7 +17,7 @@ fn every_world_gets_the_same_bits_through_memory() {
     let cluster = neighbours();
     let mut rng = ChaCha8Rng::seed_from_u64(6);
     for values in [0, 1, 100, 1023, 150_001] {
-        let shape = Shape { values, lanes: rng.random_range(4..10), rounded: 0 };
+        let shape = Shape { values, lanes: rng.random_range(4..10), ..Shape::default() };
         for world in [2, 3, rng.random_range(4..=shape.lanes)] {
             for in_place in [true, false] {
                 let ranks = cluster.gang(world, shape).into_iter().enumerate().map(|(rank, (mesh, mut exchange))| {
@@ -52,7 +52,7 @@ fn every_world_gets_the_same_bits_through_memory() {
 #[test]
 fn a_neighbour_that_leaves_is_named_and_an_abort_wakes_who_waits() {
     let cluster = neighbours();
-    let shape = Shape { values: 1_000, lanes: 8, rounded: 0 };
+    let shape = Shape { values: 1_000, lanes: 8, ..Shape::default() };
     let mut gang = cluster.gang(3, shape);
     let left = gang[1].0.own();
     drop(gang.remove(1));
@@ -79,7 +79,7 @@ fn a_neighbour_that_leaves_is_named_and_an_abort_wakes_who_waits() {
 #[test]
 fn the_last_sum_outlives_the_exchange_and_what_others_do_next() {
     let cluster = neighbours();
-    let shape = Shape { values: 5_000, lanes: 4, rounded: 0 };
+    let shape = Shape { values: 5_000, lanes: 4, ..Shape::default() };
     let ranks: Vec<_> = cluster.gang(2, shape).into_iter().collect();
     let ranks = ranks.into_iter().map(|(mesh, mut exchange)| {
         thread::spawn(move || {
@@ -108,7 +108,7 @@ fn the_last_sum_outlives_the_exchange_and_what_others_do_next() {
 fn replicas_that_differ_and_other_steps_are_not_summed() {
     use stoke_protocol::ids::Fingerprint;
     let cluster = neighbours();
-    let shape = Shape { values: 100, lanes: 4, rounded: 0 };
+    let shape = Shape { values: 100, lanes: 4, ..Shape::default() };
     let errors = |calls: [(Step, Option<Fingerprint>); 2]| -> Vec<ExchangeError> {
         let ranks = cluster.gang(2, shape).into_iter().zip(calls).map(|((mesh, mut exchange), (step, replica))| {
             thread::spawn(move || {
@@ -133,7 +133,7 @@ fn replicas_that_differ_and_other_steps_are_not_summed() {
 
 #[test]
 fn memory_is_for_those_with_the_cookie_and_of_one_size() {
-    let layout = |values| Layout::of(&Plan::new(values, 4, (2, 0), 0, &Hosts::of([Some(1), Some(1)]))).unwrap();
+    let layout = |values| Layout::of(&Plan::new((values, 0), 4, (2, 0), 0, &Hosts::of([Some(1), Some(1)]))).unwrap();
     runtime().block_on(async {
         let open = Open::new().unwrap();
         let door = open.door;
