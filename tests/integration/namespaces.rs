@@ -41,6 +41,7 @@ fn machines_of_their_own_train_the_same_bits_whatever_happens_to_the_network_and
     lab.adds_in_memory_first(&reference);
     lab.sends_what_local_steps_have_changed();
     lab.sends_half_the_bytes_when_gradients_are_rounded(&reference);
+    lab.sends_gradients_while_it_computes_others();
     lab.outlives_a_link_cut_one_way(&reference);
     lab.outlives_its_coordinator(&reference);
 }
@@ -125,6 +126,23 @@ impl Lab {
             (rounded - exact).abs() < 0.02 && job["outcome"]["weights_blake3"] != reference["weights_blake3"],
             "{job:#}"
         );
+    }
+
+    /// A language model's leave while backward runs, on ranks that compare their parameters behind them; one of the ranks is killed.
+    fn sends_gradients_while_it_computes_others(&self) {
+        let small =
+            [("model.hidden", 64), ("model.layers", 2), ("model.heads", 2), ("model.context", 32), ("train.steps", 40)];
+        let run = small.iter().fold(Run::new("language.toml", 1), |run, (key, value)| run.set(key, *value));
+        let (reference, _scratch) = run.finish();
+        let sets: Vec<String> = small.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let spec = spec("language.toml");
+        let mut arguments = vec!["submit", spec.to_str().expect("UTF-8"), "--ranks", "2", "--json"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let job = text(&self.user(&arguments).expect(0).json()["job"]);
+        poll("a few steps", || self.job(&job)?["progress"]["step"].as_u64().filter(|step| *step >= 3));
+        signal(crate::nodes::children(self.nodes[1].pid())[0], Signal::KILL);
+        let job = self.succeeds(&job, &reference);
+        assert_eq!(job["recoveries"], 1, "{job:#}");
     }
 
     fn carries_each_value_once(&self, ranks: u32, steps: u64, reference: &Value) -> Value {
