@@ -10,6 +10,7 @@ use super::fused;
 use super::local::{Local, norm};
 use super::optimizer::{Rule, Schedule, Update};
 use super::parameters::{add, by_name, check_model, fingerprint_model, gradients, layout, load_model};
+use super::precision::{Floats, rounded};
 use super::snapshot::SKIPPED;
 use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, Plan, STATS, Snapshot, Train};
 use crate::JobError;
@@ -29,6 +30,12 @@ pub trait Task: Send + Sync {
 
     /// Metrics of the model (without autodiff) on the held-out data, by name. Called once, behind the last step, on one rank.
     fn evaluate(&self, model: &Self::Model, device: &Device) -> Metrics;
+
+    /// Whether `loss` computes in what the model's parameters are, for specs with `[train] precision = "bf16"`: then it is given a copy in bf16, and casts what
+    /// it makes of the data to that ([`super::layers::Linear`] does). Sums of many values, a softmax and the loss are computed in f32 ([`cross_entropy`] does).
+    fn computes_in_bf16(&self) -> bool {
+        false
+    }
 
     /// See [`Train::continues`].
     fn continues(&self, _config_toml: &str) -> Result<(), String> {
@@ -166,6 +173,10 @@ impl<T: Task> Train for Engine<T> {
         true
     }
 
+    fn computes_in_bf16(&self) -> bool {
+        self.task.computes_in_bf16()
+    }
+
     fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {
         let size = self.task.samples();
         if work.samples.is_empty() {
@@ -178,7 +189,8 @@ impl<T: Task> Train for Engine<T> {
         let model = self.model.as_ref().expect("the model is only away inside apply");
         let of = |model: &T::Model, samples: &[u64]| {
             let size = samples.len().div_ceil(plan.accumulate.max(1));
-            gradients_of((task, model), layout, (samples, size), device)
+            let copy = (plan.precision == Floats::Bf16).then(|| rounded(model));
+            gradients_of((task, copy.as_ref().unwrap_or(model)), layout, (samples, size), device)
         };
         let stats = match &mut self.course {
             Course::Gradients(_) => {

@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
 use super::fingerprint::Fingerprint;
+use super::precision::wide;
 use super::{Layout, NamedTensor, ParamSpec, STATS};
 use crate::JobError;
 
@@ -63,11 +64,11 @@ struct Take {
 impl Visit for Take {
     fn visit<const D: usize>(&mut self, _: String, param: &Param<Tensor<D>>) {
         // The buffer moves out where the backend holds the only handle: no copy on the CPU.
-        self.out.push(self.gradients.remove::<D>(param.id).map(Tensor::into_data));
+        self.out.push(self.gradients.remove::<D>(param.id).map(|gradient| wide(gradient).into_data()));
     }
 }
 
-/// Gradients in layout order; zeros for a parameter that the loss did not reach.
+/// Gradients in layout order, as f32; zeros for a parameter that the loss did not reach.
 pub(crate) fn gradients<M: Module>(model: &M, layout: &Layout, loss: Tensor<1>) -> Vec<TensorData> {
     let gradients = GradientsParams::from_grads(loss.backward(), model);
     let taken = walk(model, Take { gradients, out: Vec::new() }).out;

@@ -26,6 +26,7 @@ pub fn plan_of(spec: &JobSpec, steps: u64) -> Plan {
         accumulate: train.accumulate as usize,
         threads: train.threads as usize,
         clip_norm: train.clip_norm,
+        precision: stoke_jobs::Floats::F32,
         diloco: train.diloco.map(|Diloco { local_steps, outer_lr, outer_momentum }| stoke_jobs::Diloco {
             local_steps,
             outer_lr,
