@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use safetensors::tensor::{Dtype, TensorView};
-use stoke_jobs::{Diloco, LaneWork, NamedTensor, Plan, Train};
+use stoke_jobs::{Diloco, Floats, LaneWork, NamedTensor, Plan, Train};
 
 /// As in the `stoke` binary: training allocates and frees large buffers all the time, which the system's allocator hands
 /// back to the kernel each time.
@@ -66,6 +66,10 @@ fn plan(train: &toml::Value) -> Result<Plan, Error> {
         accumulate: number("accumulate", 1) as usize,
         threads: number("threads", 1) as usize,
         clip_norm: train.get("clip_norm").and_then(toml::Value::as_float).map(|norm| norm as f32),
+        precision: match train.get("precision").and_then(toml::Value::as_str) {
+            Some("bf16") => Floats::Bf16,
+            _ => Floats::F32,
+        },
         diloco: train.get("diloco").map(|diloco| Diloco {
             local_steps: diloco["local_steps"].as_integer().unwrap_or(1) as u32,
             outer_lr: diloco.get("outer_lr").and_then(toml::Value::as_float).unwrap_or(0.7),

@@ -12,6 +12,7 @@ for trainer in domains digits language diloco; do
     "$env/bin/python" -W ignore "$trainer.py" "golden/$trainer.toml" --weights "$first/$trainer.safetensors" \
         --golden "golden/$trainer.safetensors"
 done
+"$env/bin/python" -W ignore bf16.py golden
 
 python3 ../models/fetch.py
 models=${STOKE_MODELS:-$HOME/.cache/stoke/models}

@@ -18,7 +18,7 @@ pub use device::device;
 pub use error::JobError;
 pub use order::order;
 pub use train::{
-    Applied, Broadcast, Diloco, Engine, LaneWork, Layout, Loss, Metrics, NamedTensor, ParamSpec, Plan, Predict,
+    Applied, Broadcast, Diloco, Engine, Floats, LaneWork, Layout, Loss, Metrics, NamedTensor, ParamSpec, Plan, Predict,
     Prediction, Pulse, RlProgress, STATS, Snapshot, TRAINERS, Task, Train, check, check_files, classifier,
     cross_entropy, export_files, fingerprint, layers, load, pytorch, weights_blake3,
 };

@@ -15,6 +15,7 @@ mod local;
 mod metrics;
 pub(crate) mod optimizer;
 pub(crate) mod parameters;
+mod precision;
 mod pytorch;
 pub(crate) mod snapshot;
 
@@ -26,6 +27,7 @@ use self::fingerprint::Fingerprint;
 use self::pytorch::Kind;
 pub use engine::{Engine, Loss, Task, cross_entropy};
 pub(crate) use language::digest as files_blake3;
+pub use precision::Floats;
 pub use snapshot::{Snapshot, weights_blake3};
 
 use crate::config::Spec;
@@ -94,6 +96,8 @@ pub struct Plan {
     pub threads: usize,
     /// Largest global gradient norm (of the mean gradient); larger ones are scaled down to it. With `diloco` that of each local step.
     pub clip_norm: Option<f32>,
+    /// What lanes compute in; [`Train::computes_in_bf16`] says whether they can.
+    pub precision: Floats,
     /// None: the lanes' gradients are summed.
     pub diloco: Option<Diloco>,
 }
@@ -252,6 +256,11 @@ pub trait Train: Send {
     /// Whether `lane` gives values long before all of them are known, where that is wanted ([`LaneWork::early`]): the last gradients of the layout first, as backward
     /// computes them. Equal on every rank of a job.
     fn gives_early(&self) -> bool {
+        false
+    }
+
+    /// Whether lanes compute in bf16 where the plan says so ([`Plan::precision`]). What they give, and the state, are f32 in any case.
+    fn computes_in_bf16(&self) -> bool {
         false
     }
 

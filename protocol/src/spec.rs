@@ -25,7 +25,7 @@ pub use program::Program;
 pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
-pub use train::{Diloco, OnNan, Straggler, Train, Wire};
+pub use train::{Diloco, Floats, OnNan, Straggler, Train, Wire};
 pub use words::{plain_json, plain_toml};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
@@ -240,6 +240,9 @@ impl JobSpec {
         let train = self.train.get_or_insert_default();
         if train.diloco.is_some() {
             return Err(("diloco", "[train.diloco]: leave it out, a job with [rl] makes no local steps".into()));
+        }
+        if train.precision != Floats::F32 {
+            return Err(("precision", "precision = \"bf16\": leave it out, a job with [rl] computes in f32".into()));
         }
         if train.clip_norm.is_some() {
             return Err(("clip_norm", "clip_norm: leave it out, `[rl] max_grad_norm` cuts gradients".into()));
@@ -610,6 +613,21 @@ mod tests {
         assert!(many.message.contains("at most 16777216 samples"), "{many}");
         let policy = "name = \"p\"\n[rl]\nenv = \"CartPole-v1\"\n[train.diloco]\nlocal_steps = 2\n";
         assert!(error(policy).message.contains("no local steps"));
+    }
+
+    #[test]
+    fn what_lanes_compute_in_is_checked() {
+        let with = |key: &str| GOOD.replace("[resources]", &format!("{key}\n[resources]"));
+        assert_eq!(JobSpec::parse(GOOD).unwrap().training().precision, Floats::F32);
+        let spec = JobSpec::parse(&with("precision = \"bf16\"")).unwrap();
+        assert_eq!(spec.training().precision, Floats::Bf16);
+        assert_eq!(JobSpec::parse(&spec.to_toml()).unwrap(), spec);
+        let refused = error(&with("precision = \"f16\""));
+        assert_eq!(refused.line, Some(6));
+        assert!(refused.message.contains("f32") && refused.message.contains("bf16"), "{refused}");
+        let policy = "name = \"p\"\n[rl]\nenv = \"CartPole-v1\"\n[train]\nprecision = \"bf16\"\n";
+        let refused = error(policy);
+        assert!(refused.line == Some(5) && refused.message.contains("leave it out"), "{refused}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use stoke_jobs::{LaneWork, NamedTensor, Plan, Train};
+use stoke_jobs::{Floats, LaneWork, NamedTensor, Plan, Train};
 
 const STEPS: u64 = 200;
 const RANKS: u32 = 2;
@@ -36,6 +36,7 @@ fn beside_a_step(name: &str) {
         accumulate: 1,
         threads: 1,
         clip_norm: spec.training().clip_norm,
+        precision: Floats::F32,
         diloco: None,
     };
     let mut train = stoke_jobs::load(&text, &spec.trainer, plan.clone()).expect("a good spec");

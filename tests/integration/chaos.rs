@@ -60,6 +60,19 @@ fn ranks_that_are_killed_again_and_again_change_no_bit() {
     assert_eq!((&summary["chaos"]["seed"], &summary["restarts"]), (&7.into(), &0.into()));
 }
 
+/// What a lane rounds is rounded alike by whoever computes it again.
+#[test]
+fn ranks_that_are_killed_change_no_bit_of_what_is_computed_in_bf16() {
+    let run = |nodes| Run::new("domains.toml", nodes).set("train.steps", STEPS / 2).set("train.precision", "bf16");
+    let (calm, _scratch) = run(1).finish();
+    let (running, _scratch) = run(2).with(&["--chaos", "kill-rank every 2s", "--seed", "7"]).start();
+    let summary = running.wait().expect(0).json();
+    for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
+        assert_eq!(summary[key], calm[key], "{key} differs:\n{summary:#}\n{calm:#}");
+    }
+    assert!(!met(&summary["chaos"], "kill-rank").is_empty(), "{summary:#}");
+}
+
 #[test]
 fn a_coordinator_and_a_node_that_are_killed_change_no_bit() {
     let schedule = "kill-coordinator at 1500ms, kill-node at 3s; pause-rank at 2500ms for 300ms";

@@ -61,6 +61,23 @@ fn local_steps_end_with_the_same_weights_on_one_two_and_three_ranks() {
 }
 
 #[test]
+fn lanes_in_bf16_end_with_the_same_weights_on_one_and_two_ranks_and_go_on_in_f32() {
+    let run = |nodes, precision| short("digits.toml", nodes).set("train.precision", precision);
+    let (alone, scratch) = run(1, "bf16").finish();
+    assert_eq!(alone["step"], STEPS, "{alone:#}");
+    assert_ne!(alone["weights_blake3"], digits_alone().0["weights_blake3"]);
+    let (several, _scratch) = run(2, "bf16").finish();
+    assert_eq!(several["world_sizes"], serde_json::json!([2]));
+    same_result(&alone, &several);
+    let half = checkpoint_at(&scratch, STEPS / 2).display().to_string();
+    let (resumed, _scratch) = run(2, "bf16").with(&["--resume", &half]).finish();
+    same_result(&alone, &resumed);
+    let (other, _scratch) = run(1, "f32").with(&["--resume", &half]).finish();
+    assert_eq!(other["step"], STEPS, "{other:#}");
+    assert_ne!(other["weights_blake3"], alone["weights_blake3"]);
+}
+
+#[test]
 fn domains_end_with_the_same_weights_on_one_two_and_three_ranks() {
     let (alone, _scratch) = short("domains.toml", 1).finish();
     assert!(alone["metrics"]["roc_auc"].is_number(), "{alone:#}");

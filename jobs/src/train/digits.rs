@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::engine::{Engine, Loss, Task, cross_entropy};
 use super::layers::{Init, Linear};
 use super::parameters::{check_model, layout, load_model};
+use super::precision::rows;
 use super::pytorch::{Kind, to_pytorch};
 use super::{Metrics, NamedTensor, Plan, Predict, Prediction, Train, answers, prediction};
 use crate::JobError;
@@ -142,14 +143,14 @@ impl Net {
         let [first, second] = config.channels;
         let count = images.len();
         let windows = window_pixels(images);
-        let rows = count * SIDE_1 * SIDE_1;
-        let x = Tensor::<2>::from_data(TensorData::new(windows, [rows * 4, KERNEL * KERNEL]), device);
+        let size = [count * SIDE_1 * SIDE_1 * 4, KERNEL * KERNEL];
+        let x = Tensor::<2>::from_data(TensorData::new(windows, size), device);
         let x = self.first.forward_largest(x, 4);
 
         let windows = window_rows(count);
-        let x = x.select(0, Tensor::<1, Int>::from_data(&windows[..], device));
-        let rows = count * SIDE_2 * SIDE_2;
-        let x = self.second.forward_largest(x.reshape([rows * 4, KERNEL * KERNEL * first]), 4);
+        let x = rows(x, Tensor::<1, Int>::from_data(&windows[..], device));
+        let x = x.reshape([count * SIDE_2 * SIDE_2 * 4, KERNEL * KERNEL * first]);
+        let x = self.second.forward_largest(x, 4);
 
         let x = x.reshape([count, SIDE_2 * SIDE_2 * second]);
         self.output.forward(relu(self.hidden.forward(x)))
@@ -222,6 +223,10 @@ impl Task for Digits {
         let (labels, images): (Vec<u8>, Vec<&[u8]>) =
             samples.iter().map(|at| self.train.labelled(*at as usize)).unzip();
         cross_entropy(net.forward(&self.config, &images, device), &labels)
+    }
+
+    fn computes_in_bf16(&self) -> bool {
+        true
     }
 
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {

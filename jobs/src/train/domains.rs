@@ -252,6 +252,10 @@ impl Task for Domains {
         cross_entropy(net.forward(&self.config, &names, device), &labels)
     }
 
+    fn computes_in_bf16(&self) -> bool {
+        true
+    }
+
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
         let positive: Vec<bool> = (0..self.held.len()).map(|at| self.held.labelled(at).0 == 1).collect();
         let (mut scores, mut correct, mut loss) = (Vec::new(), 0.0, 0.0);

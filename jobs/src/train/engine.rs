@@ -13,6 +13,7 @@ use super::optimizer::{Rule, Schedule, Update};
 use super::parameters::{
     add, add_one, by_name, check_model, fingerprint_model, gradients, gradients_early, layout, load_model,
 };
+use super::precision::{Floats, rounded};
 use super::snapshot::SKIPPED;
 use super::{Applied, LaneWork, Layout, Metrics, NamedTensor, ParamSpec, Plan, STATS, Snapshot, Train};
 use crate::JobError;
@@ -36,6 +37,12 @@ pub trait Task: Send + Sync {
     /// Whether a parameter, by its dotted path, is used by one layer of this crate alone: its gradient is whole when that layer has computed it, and may travel
     /// while those of earlier layers are computed.
     fn is_used_once(&self, _path: &str) -> bool {
+        false
+    }
+
+    /// Whether `loss` computes in what the model's parameters are, for specs with `[train] precision = "bf16"`: then it is given a copy in bf16, and casts what
+    /// it makes of the data to that ([`super::layers::Linear`] does). Sums of many values, a softmax and the loss are computed in f32 ([`cross_entropy`] does).
+    fn computes_in_bf16(&self) -> bool {
         false
     }
 
@@ -211,7 +218,13 @@ impl<T: Task> Train for Engine<T> {
 
     fn gives_early(&self) -> bool {
         let is_used_once = |param: &ParamSpec| self.task.is_used_once(&param.path);
-        matches!(self.course, Course::Gradients(_)) && self.layout.params.iter().any(is_used_once)
+        // Layers of ours compute in f32.
+        let streams = matches!(self.course, Course::Gradients(_)) && self.plan.precision == Floats::F32;
+        streams && self.layout.params.iter().any(is_used_once)
+    }
+
+    fn computes_in_bf16(&self) -> bool {
+        self.task.computes_in_bf16()
     }
 
     fn lane(&mut self, work: LaneWork<'_>, sink: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {
@@ -222,7 +235,7 @@ impl<T: Task> Train for Engine<T> {
         if let Some(&index) = work.samples.iter().find(|&&index| index >= size) {
             return Err(JobError::Contract { what: "sample index below the set's size", got: index, expected: size });
         }
-        if work.early && matches!(self.course, Course::Gradients(_)) {
+        if work.early && self.gives_early() {
             let size = work.samples.len().div_ceil(self.plan.accumulate.max(1));
             let stats = self.stream(work.samples, size, sink);
             sink(self.layout.len(), &stats);
@@ -232,7 +245,8 @@ impl<T: Task> Train for Engine<T> {
         let model = self.model.as_ref().expect("the model is only away inside apply");
         let of = |model: &T::Model, samples: &[u64]| {
             let size = samples.len().div_ceil(plan.accumulate.max(1));
-            gradients_of((task, model), layout, (samples, size), device)
+            let copy = (plan.precision == Floats::Bf16).then(|| rounded(model));
+            gradients_of((task, copy.as_ref().unwrap_or(model)), layout, (samples, size), device)
         };
         let stats = match &mut self.course {
             Course::Gradients(_) => {

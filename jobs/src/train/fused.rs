@@ -1,5 +1,5 @@
-//! Layers of a decoder that Burn composes of many passes over memory, as one pass each: norm, gate, attention and loss, forward and backward. On the CPU only;
-//! elsewhere, and in the tests of these, the same is composed of Burn's own operations (`composed`).
+//! Layers of a decoder that Burn composes of many passes over memory, as one pass each: norm, gate, attention and loss, forward and backward. On the CPU and in f32 only;
+//! otherwise, and in the tests of these, the same is composed of Burn's own operations (`composed`).
 //!
 //! K7: a result depends on the operands alone, not on the number of threads: work is cut by rows, and sums over rows are added in the order of fixed chunks.
 
@@ -21,7 +21,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::lm::Rope;
 use crate::lm::kernels::Rotary;
@@ -116,8 +116,7 @@ pub(crate) fn watch<const D: usize>(parameter: Tensor<D>, place: usize) {
 }
 
 fn is_fused(x: &Tensor<2>) -> bool {
-    let device = x.device().without_autodiff();
-    device == burn::tensor::Device::flex()
+    x.dtype() == DType::F32 && x.device().without_autodiff() == Device::flex()
 }
 
 /// What Burn dispatches.

@@ -232,6 +232,10 @@ impl Task for Language {
         }
     }
 
+    fn computes_in_bf16(&self) -> bool {
+        true
+    }
+
     fn evaluate(&self, net: &Net, device: &Device) -> Metrics {
         let (mut loss, mut correct) = (0.0, 0.0);
         let (count, size) = (self.held.len(), (BATCH / self.heads.length).max(1));

@@ -10,6 +10,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::precision::rows;
+
 /// Gives parameters their first values and their ids (1, 2, ... in order of creation: equal on every rank).
 pub struct Init<'a> {
     /// None: nothing is drawn.
@@ -87,9 +89,10 @@ impl Linear {
         }
     }
 
-    /// [rows, inputs] -> [rows, outputs]
+    /// [rows, inputs] -> [rows, outputs], in what the weights are.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        x.matmul(self.weight.val()) + self.bias.val().unsqueeze()
+        let weight = self.weight.val();
+        x.cast(weight.dtype()).matmul(weight) + self.bias.val().unsqueeze()
     }
 
     /// A convolution and max-pooling over `count` windows, then relu: [groups * count, inputs] -> [groups, outputs].
@@ -98,7 +101,8 @@ impl Linear {
     pub fn forward_largest(&self, windows: Tensor<2>, count: usize) -> Tensor<2> {
         let [rows, _] = windows.dims();
         let [_, outputs] = self.weight.dims();
-        let values = windows.matmul(self.weight.val()).reshape([rows / count, count, outputs]);
+        let weight = self.weight.val();
+        let values = windows.cast(weight.dtype()).matmul(weight).reshape([rows / count, count, outputs]);
         relu(values.max_dim(1).reshape([rows / count, outputs]) + self.bias.val().unsqueeze())
     }
 }
@@ -117,6 +121,6 @@ impl Embedding {
 
     /// [count] symbols -> [count, width]
     pub fn forward(&self, symbols: Tensor<1, Int>) -> Tensor<2> {
-        self.weight.val().select(0, symbols)
+        rows(self.weight.val(), symbols)
     }
 }

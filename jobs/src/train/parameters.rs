@@ -9,6 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::fingerprint::Fingerprint;
 use super::fused::{self, tap};
+use super::precision::wide;
 use super::{Layout, NamedTensor, ParamSpec, STATS};
 use crate::JobError;
 
@@ -65,7 +66,7 @@ struct Take {
 impl Visit for Take {
     fn visit<const D: usize>(&mut self, _: String, param: &Param<Tensor<D>>) {
         // The buffer moves out where the backend holds the only handle: no copy on the CPU.
-        self.out.push(self.gradients.remove::<D>(param.id).map(Tensor::into_data));
+        self.out.push(self.gradients.remove::<D>(param.id).map(|gradient| wide(gradient).into_data()));
     }
 }
 
@@ -84,7 +85,7 @@ impl<F: Fn(&str) -> bool> Visit for Watch<F> {
     }
 }
 
-/// Gradients in layout order; zeros for a parameter that the loss did not reach.
+/// Gradients in layout order, as f32; zeros for a parameter that the loss did not reach.
 pub(crate) fn gradients<M: Module>(model: &M, layout: &Layout, loss: Tensor<1>) -> Vec<TensorData> {
     let taken = taken(model, loss).into_iter().zip(&layout.params);
     taken.map(|(data, param)| data.unwrap_or_else(|| zeros(param))).collect()

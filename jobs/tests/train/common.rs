@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use stoke_jobs::{Applied, Diloco, LaneWork, Plan, Train};
+use stoke_jobs::{Applied, Diloco, Floats, LaneWork, Plan, Train};
 
 pub fn jobs() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -32,6 +32,10 @@ pub fn plan(spec: &str) -> Plan {
         accumulate: 1,
         threads: 1,
         clip_norm: Some(train["clip_norm"].as_float().expect("a number") as f32),
+        precision: match train.get("precision").and_then(toml::Value::as_str) {
+            Some("bf16") => Floats::Bf16,
+            _ => Floats::F32,
+        },
         diloco,
     }
 }

@@ -7,6 +7,7 @@
 //! gradient by its own size, so that its rounding becomes a whole step of that weight.
 
 use safetensors::SafeTensors;
+use stoke_jobs::{Floats, Plan, Train};
 
 use crate::common;
 
@@ -35,17 +36,57 @@ fn local_steps_match_pytorch() {
     compare_within("diloco", 1e-3);
 }
 
+/// In bf16 there is no exact figure to compare with: 8 bits are kept of a value, and PyTorch rounds at other places (a product and its bias at once, where ours
+/// are two roundings). So what is compared is how much is lost. Over the same 20 batches, the gradients of each parameter are at most twice as far from those in
+/// f32 as PyTorch's are (`jobs/reference/bf16.py`): 0.8 to 1.8 times, all of them between 0.2 % and 8 %. And the losses of 20 steps are as close to PyTorch's in bf16
+/// as PyTorch's own in f32 are: within 0.02, where those are up to 0.09 away.
+#[test]
+fn training_in_bf16_loses_no_more_than_pytorchs() {
+    let theirs = Golden::read("bf16");
+    for trainer in ["domains", "digits", "language"] {
+        let spec = common::spec(&format!("reference/golden/{trainer}.toml"));
+        let wide = common::plan(&spec);
+        let plan = Plan { precision: Floats::Bf16, ..wide.clone() };
+        let mut train = common::load(&spec, &plan);
+        for (name, ours) in errors(&mut *train, &mut *common::load(&spec, &wide), [&plan, &wide]) {
+            let theirs = f64::from(theirs.values(&format!("{trainer}.error.{name}"))[0]);
+            assert!(
+                ours < 2.0 * theirs,
+                "gradient of {trainer}'s {name}: {ours:e} of it are lost, by PyTorch {theirs:e}"
+            );
+        }
+        let (narrow, wide) = (theirs.values(&format!("{trainer}.losses")), Golden::read(trainer).values("losses"));
+        let losses: Vec<f32> = (0..BATCHES).map(|step| common::step(&mut *train, &plan, step).loss as f32).collect();
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        let (ours, theirs) = (apart(&losses, &narrow), apart(&wide, &narrow));
+        assert!(ours < theirs, "{trainer}: a loss is {ours} from PyTorch's, whose f32 is {theirs} from it");
+    }
+}
+
+const BATCHES: u64 = 20;
+
+/// Of each parameter, how far the gradients of these batches at the first weights are from the same in f32, as a share of their length.
+fn errors(narrow: &mut dyn Train, wide: &mut dyn Train, plans: [&Plan; 2]) -> Vec<(String, f64)> {
+    let params = narrow.layout().params.clone();
+    let mut totals = vec![[0f64; 2]; params.len()];
+    for step in 0..BATCHES {
+        let (sum, exact) = (common::sum(narrow, plans[0], step), common::sum(wide, plans[1], step));
+        for (param, [apart, size]) in params.iter().zip(&mut totals) {
+            let exact = &exact[param.offset..][..param.len];
+            *apart += sum[param.offset..].iter().zip(exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            *size += exact.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+        }
+    }
+    params.into_iter().zip(totals).map(|(param, [apart, size])| (param.path, (apart / size).sqrt())).collect()
+}
+
 fn compare(trainer: &str) {
     compare_within(trainer, GRADIENT_TOLERANCE);
 }
 
 fn compare_within(trainer: &str, gradient_tolerance: f32) {
-    let golden = std::fs::read(common::jobs().join(format!("reference/golden/{trainer}.safetensors"))).expect("golden");
-    let golden = SafeTensors::deserialize(&golden).expect("a safetensors file");
-    let values = |name: &str| -> Vec<f32> {
-        let bytes = golden.tensor(name).unwrap_or_else(|_| panic!("no golden tensor {name}")).data();
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-    };
+    let golden = Golden::read(trainer);
+    let values = |name: &str| golden.values(name);
     let spec = common::spec(&format!("reference/golden/{trainer}.toml"));
     let plan = common::plan(&spec);
     let mut train = common::load(&spec, &plan);
@@ -67,6 +108,21 @@ fn compare_within(trainer: &str, gradient_tolerance: f32) {
     for (step, expected) in values("losses").into_iter().enumerate() {
         let loss = common::step(&mut *train, &plan, step as u64).loss;
         assert!((loss - f64::from(expected)).abs() < LOSS_TOLERANCE, "step {step}: loss {loss}, PyTorch {expected}");
+    }
+}
+
+/// A file of golden/.
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        Self(std::fs::read(common::jobs().join(format!("reference/golden/{name}.safetensors"))).expect("golden"))
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        let golden = SafeTensors::deserialize(&self.0).expect("a safetensors file");
+        let bytes = golden.tensor(name).unwrap_or_else(|_| panic!("no golden tensor {name}")).data();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 }
 

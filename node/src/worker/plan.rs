@@ -1,7 +1,7 @@
 //! From a job spec to what a rank computes. Pure.
 
 use stoke_jobs::{JobError, Plan, Train};
-use stoke_protocol::spec::{Diloco, JobSpec, Wire};
+use stoke_protocol::spec::{Diloco, Floats, JobSpec, Wire};
 
 use crate::checkpoint::Manifest;
 use crate::exchange::Shape;
@@ -27,6 +27,10 @@ pub fn plan_of(spec: &JobSpec, steps: u64) -> Plan {
         accumulate: train.accumulate as usize,
         threads: train.threads as usize,
         clip_norm: train.clip_norm,
+        precision: match train.precision {
+            Floats::F32 => stoke_jobs::Floats::F32,
+            Floats::Bf16 => stoke_jobs::Floats::Bf16,
+        },
         diloco: train.diloco.map(|Diloco { local_steps, outer_lr, outer_momentum }| stoke_jobs::Diloco {
             local_steps,
             outer_lr,
@@ -43,9 +47,14 @@ pub fn loaded<E: From<JobError>>(
 ) -> Result<(Plan, Box<dyn Train>), E> {
     let plan = plan_of(spec, spec.training().steps.unwrap_or(1));
     let mut train = load(plan.clone())?;
+    let refused =
+        |problem: String, mend: &str| Err(JobError::Config { line: 1, problem, mend: mend.to_owned() }.into());
     if plan.diloco.is_some() && !train.steps_locally() {
-        let problem = format!("the trainer {} makes no local steps", spec.trainer);
-        return Err(JobError::Config { line: 1, problem, mend: "remove [train.diloco]".to_owned() }.into());
+        return refused(format!("the trainer {} makes no local steps", spec.trainer), "remove [train.diloco]");
+    }
+    if plan.precision != stoke_jobs::Floats::F32 && !train.computes_in_bf16() {
+        let problem = format!("precision = \"bf16\": the trainer {} computes in f32", spec.trainer);
+        return refused(problem, "remove precision from [train]");
     }
     if spec.training().steps.is_some() {
         return Ok((plan, train));
@@ -109,7 +118,60 @@ pub fn mismatch(manifest: &Manifest, (spec, train): (&JobSpec, &dyn Train), step
 
 #[cfg(test)]
 mod tests {
+    use stoke_jobs::{Applied, LaneWork, Layout, Metrics, NamedTensor, Snapshot};
+
     use super::*;
+
+    /// A trainer that can do no more than it must, and is asked for nothing.
+    struct Plain;
+
+    impl Train for Plain {
+        fn layout(&self) -> &Layout {
+            unreachable!()
+        }
+        fn samples(&self) -> u64 {
+            unreachable!()
+        }
+        fn lane(&mut self, _: LaneWork<'_>, _: &mut dyn FnMut(usize, &[f32])) -> Result<(), JobError> {
+            unreachable!()
+        }
+        fn apply(&mut self, _: u64, _: &[f32]) -> Result<Applied, JobError> {
+            unreachable!()
+        }
+        fn skip(&mut self) {
+            unreachable!()
+        }
+        fn skipped(&self) -> u64 {
+            unreachable!()
+        }
+        fn evaluate(&mut self) -> Result<Metrics, JobError> {
+            unreachable!()
+        }
+        fn snapshot(&self) -> Snapshot {
+            unreachable!()
+        }
+        fn restore(&mut self, _: Vec<NamedTensor>) -> Result<(), JobError> {
+            unreachable!()
+        }
+        fn fingerprint(&self) -> u64 {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn what_a_trainer_cannot_do_is_refused_with_the_key_and_the_mend() {
+        let load = |train: &str| {
+            let spec = spec(&format!("steps = 10\nbatch = 8\n{train}"));
+            let loaded = loaded::<JobError>(&spec, |_| Ok(Box::new(Plain)), |_| unreachable!());
+            loaded.map(|(plan, _)| plan.precision).map_err(|error| error.to_string())
+        };
+        assert_eq!(load(""), Ok(stoke_jobs::Floats::F32));
+        assert_eq!(load("precision = \"f32\""), Ok(stoke_jobs::Floats::F32));
+        let words = "line 1: precision = \"bf16\": the trainer digits computes in f32 (remove precision from [train])";
+        assert_eq!(load("precision = \"bf16\""), Err(words.to_owned()));
+        let words = "line 1: the trainer digits makes no local steps (remove [train.diloco])";
+        assert_eq!(load("[train.diloco]\nlocal_steps = 2"), Err(words.to_owned()));
+    }
 
     fn spec(train: &str) -> JobSpec {
         JobSpec::parse(&format!("name = \"t\"\ntrainer = \"digits\"\n[train]\n{train}\n[checkpoint]\nevery = 4\n"))

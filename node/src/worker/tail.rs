@@ -101,6 +101,7 @@ mod tests {
             accumulate: 1,
             threads: 1,
             clip_norm: None,
+            precision: stoke_jobs::Floats::F32,
             diloco: None,
         }
     }

@@ -46,6 +46,9 @@ pub struct Train {
     /// What becomes of a rank that computes more slowly than the others.
     #[serde(default)]
     pub straggler: Straggler,
+    /// What lanes compute in.
+    #[serde(default)]
+    pub precision: Floats,
     /// How gradients travel between machines.
     #[serde(default)]
     pub wire: Wire,
@@ -65,6 +68,16 @@ pub struct Diloco {
     /// Nesterov's.
     #[serde(default = "default_outer_momentum")]
     pub outer_momentum: f64,
+}
+
+/// What lanes compute in. Parameters, sums over lanes, the optimizer and checkpoints are f32 in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Floats {
+    #[default]
+    F32,
+    /// Forward and backward on a copy of the parameters that is rounded to it.
+    Bf16,
 }
 
 /// How gradients travel between machines.
@@ -134,6 +147,7 @@ impl Default for Train {
             digest_every: every_step(),
             on_nan: OnNan::default(),
             straggler: Straggler::default(),
+            precision: Floats::default(),
             wire: Wire::default(),
             diloco: None,
         }

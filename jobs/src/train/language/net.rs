@@ -8,6 +8,7 @@ use crate::lm::{DecoderConfig, Weights};
 use crate::train::NamedTensor;
 use crate::train::fused::{self, Heads};
 use crate::train::layers::Init;
+use crate::train::precision::rows;
 
 /// Of the first weights: transformers' `initializer_range`.
 const DEVIATION: f32 = 0.02;
@@ -91,7 +92,7 @@ impl Net {
     pub fn forward(&self, shape: &DecoderConfig, heads: &Heads, tokens: Vec<i32>, device: &Device) -> Tensor<2> {
         let count = tokens.len();
         let tokens = Tensor::<1, Int>::from_data(TensorData::new(tokens, [count]), device);
-        let mut x = self.embed_tokens.weight.val().select(0, tokens);
+        let mut x = rows(self.embed_tokens.weight.val(), tokens);
         for layer in &self.layers {
             let normed = layer.input_layernorm.forward(x.clone(), shape);
             let mixed = fused::attention(layer.self_attn.qkv_proj.forward(normed), heads);
