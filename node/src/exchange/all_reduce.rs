@@ -255,7 +255,7 @@ impl Exchange {
         if self.early.is_some() { sums.taken_early() } else { sums }
     }
 
-    /// Gives the partials, adds the own chunk of everybody's, and waits until all of the host have added theirs (X14). The number of the operation, whose
+    /// Gives the partials, adds the own pieces of everybody's, and waits until all of the host have added theirs (X14). The number of the operation, whose
     /// sum is in memory then.
     fn sum_in_memory(
         &mut self,

@@ -1,5 +1,5 @@
 //! This rank's side of the memory that the ranks of its machine share: gives its partial sums there, and adds from everybody's what it is to add, for its
-//! own chunk or, where there are other hosts, for those of theirs with whom it speaks. Owns the folds and the buffers for it; who waits for what is
+//! own pieces or, where there are other hosts, for those of theirs with whom it speaks. Owns the folds and the buffers for it; who waits for what is
 //! `all_reduce.rs`'s.
 
 use std::sync::Arc;
@@ -26,8 +26,8 @@ pub struct Host {
     ranks: Vec<RankId>,
     /// Operations that all of the host have ended; the sum of the last one is there.
     pub operations: u64,
-    /// Of this rank's chunk, where there is no other host.
-    chunk: Folder,
+    /// Of this rank's pieces, where there is no other host.
+    own: Folder,
     /// Of what the host gives to others.
     for_others: Vec<Folder>,
     /// For those sums.
@@ -46,7 +46,7 @@ impl Host {
         Self {
             ranks,
             operations: 0,
-            chunk: Folder::new(plan.fold.clone()),
+            own: Folder::new(plan.fold.clone()),
             for_others,
             // One is made while the last may wait for acknowledgements.
             spare: Pool::new(spoken * plan.host_sums.len(), 2),
@@ -100,7 +100,7 @@ impl Host {
 
     /// This rank's pieces of the sum, from the partials of all, who are of this host. All have given, and nobody else writes there.
     pub fn add(&mut self, operation: u64) {
-        let Self { memory, plan, chunk: folder, .. } = self;
+        let Self { memory, plan, own: folder, .. } = self;
         for piece in (0..plan.pieces(plan.rank)).map(|index| plan.piece(plan.rank, index)) {
             let partial = |leaf| Cursor::of(as_bytes(&memory.partial(leaf)[piece.clone()]));
             let mut partials: Vec<Cursor<'_>> = (0..plan.leaves.len()).map(partial).collect();

@@ -1,9 +1,9 @@
-//! Memory that the ranks of one machine share for a generation. Each rank's partial sums lie there; each adds its own chunk from everybody's, where
+//! Memory that the ranks of one machine share for a generation. Each rank's partial sums lie there; each adds its own pieces from everybody's, where
 //! all read the whole sum: nothing is copied. Where there are other machines, what they give is added there too, and what they added is written there.
 //! Owns the layout, the counters and the waiting; whose turn it is is `all_reduce.rs`'s.
 //!
-//! X14: what a rank writes others read only after it has counted it: `given` when its partials of an operation are whole, `added` when its chunk
-//! of the sum is. Partials are written again after everybody has added; a sum two operations later, after everybody who reads it has given again.
+//! X14: what a rank writes others read only after it has counted it: `given` when its partials of an operation are whole, `added` when its pieces
+//! of the sum are. Partials are written again after everybody has added; a sum two operations later, after everybody who reads it has given again.
 //! X15: nothing that others write here is trusted beyond numbers: counters only end waits, and no length or place comes from the memory.
 
 use std::fs::File;
@@ -166,7 +166,7 @@ impl Memory {
     /// The part of a sum that this rank makes.
     ///
     /// # Safety
-    /// Nobody else has the range: it is of the caller's own chunk, and everybody has given for this operation (X14).
+    /// Nobody else has the range: it is of one of the caller's own pieces, and everybody has given for this operation (X14).
     #[expect(clippy::mut_from_ref, reason = "the memory is many processes', and the protocol says who writes where")]
     pub unsafe fn sum_mut(&self, operation: u64, range: Range<usize>) -> &mut [f32] {
         assert!(range.start <= range.end && range.end <= self.layout.values, "X15: {range:?}");

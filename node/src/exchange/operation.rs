@@ -1,10 +1,10 @@
 //! One all-reduce after the other at one rank, without sockets: what to send at the start, what to do with each received frame, when it is
 //! complete. Owns the order of things (partials in, sums out, sums in) and checks every frame against the plan; never waits.
 //!
-//! State of a piece of the own chunk: partials missing → folded (its sum frozen and sent to who listens). Pieces are folded in order.
+//! State of an own piece: partials missing → folded (its sum frozen and sent to who listens). Pieces are folded in order.
 //!
 //! X7: a frame that the plan does not foresee at this point of its sender's stream is refused; nothing of it is used.
-//! X8: the sum is complete when all pieces of the own chunk are folded and all sums of the others are copied.
+//! X8: the sum is complete when all own pieces are folded and all sums of the others are copied.
 //! X12 (I19): partial sums that were computed from different parameters are never added. Every owner of values gets partials of all hosts, so
 //! where replicas differ no value's sum is complete, at any rank. Whoever finds it tells all others what it has itself, and they do: whoever leaves
 //! first for it knows everybody's. Where values are given before all that is computed from the parameters is, each rank tells all others its replica when it
@@ -71,7 +71,7 @@ pub struct Operation {
     partials: Vec<Bytes>,
     sum: Option<Buffer>,
     peers: Vec<Received>,
-    /// Pieces of the own chunk that lack partials, from `folded` on.
+    /// Own pieces that lack partials, from `folded` on.
     open: VecDeque<OpenPiece>,
     folded: usize,
     sums_missing: usize,
@@ -539,7 +539,7 @@ mod tests {
             let lanes = rng.random_range(2..=12);
             let world = rng.random_range(1..=lanes);
             let observers = rng.random_range(0..3);
-            // Mostly tiny vectors, some of several pieces a chunk.
+            // Mostly tiny vectors, some of several pieces a rank.
             let values = if round % 10 == 0 { rng.random_range(0..150_000) } else { rng.random_range(0..200) };
             let side = |rank| RankSide::new((values, values / 9), lanes, (world, observers), rank);
             let mut ranks: Vec<RankSide> = (0..world + observers).map(side).collect();

@@ -6,8 +6,8 @@
 //!
 //! X5: the pieces of all ranks are disjoint and cover the vector. They are dealt in turn from its end to its beginning, because backward computes the gradients
 //! of the last layers first: while it runs, every rank has pieces to send and to add. What stands behind the gradients is known last and comes last.
-//! X16: between two hosts each value goes once each way for each of the host's subtrees, whatever ranks they have: a host speaks with the owner of a
-//! chunk by one of its ranks, the delegate, which gives the host's own sums and brings the sum of all back.
+//! X16: between two hosts each value goes once each way for each of the host's subtrees, whatever ranks they have: a host speaks with an owner
+//! by one of its ranks, the delegate, which gives the host's own sums and brings the sum of all back.
 
 use std::ops::Range;
 
@@ -82,7 +82,7 @@ pub struct Plan {
     hosts: Vec<Vec<u32>>,
     /// For each rank, the position of its host.
     host_of: Vec<usize>,
-    /// What this rank folds to the sum of its chunk, left to right: the canonical subtrees of each rank of its own host, and those of each other host.
+    /// What this rank folds to the sums of its pieces, left to right: the canonical subtrees of each rank of its own host, and those of each other host.
     pub leaves: Vec<Subtree>,
     /// For each host, the positions in `leaves` of what it gives.
     leaves_of_host: Vec<Vec<usize>>,
