@@ -68,7 +68,8 @@ fn plan(train: &toml::Value) -> Result<Plan, Error> {
         clip_norm: train.get("clip_norm").and_then(toml::Value::as_float).map(|norm| norm as f32),
         precision: match train.get("precision").and_then(toml::Value::as_str) {
             Some("bf16") => Floats::Bf16,
-            _ => Floats::F32,
+            Some("f32") | None => Floats::F32,
+            Some(other) => return Err(format!("precision = {other:?}: write f32 or bf16").into()),
         },
         diloco: train.get("diloco").map(|diloco| Diloco {
             local_steps: diloco["local_steps"].as_integer().unwrap_or(1) as u32,

@@ -1,7 +1,7 @@
 """Training in bf16 (jobs/src/train/precision.rs) in PyTorch, as FSDP does with MixedPrecision(param_dtype=bfloat16, reduce_dtype=float32): forward and backward
 on a copy of the model in bf16, its gradients added and applied in f32.
 
-    bf16.py FOLDER      from the golden files of the trainers in FOLDER: writes bf16.safetensors beside them, for jobs/tests/train/precision.rs
+    bf16.py FOLDER      from the golden files of the trainers in FOLDER: writes bf16.safetensors beside them, for jobs/tests/train/golden.rs
 
 Of each trainer: 20 losses; and of each parameter, how far the gradients of those 20 batches at the first weights are from the same in f32 (Euclidean, as a
 share of their length).
@@ -24,11 +24,6 @@ STEPS = 20
 TASKS = {"domains": domains.Domains, "digits": digits.Digits, "language": language.Language}
 
 
-def cast(_, inputs):
-    """Pixels are the model's inputs, and floats."""
-    return tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
-
-
 def gradients(data, model, train, step, dtype):
     """Into the model, of the mean loss over the batch, which is given back. Lane by lane, each from a copy of its own."""
     slice = train["batch"] // train["lanes"]
@@ -36,7 +31,10 @@ def gradients(data, model, train, step, dtype):
     for lane in range(train["lanes"]):
         start = step * train["batch"] + lane * slice
         at = torch.tensor([common.order(train["seed"], data.samples(), cursor) for cursor in range(start, start + slice)])
-        own = copy.deepcopy(model).to(dtype)
+        own = copy.deepcopy(model)
+        # Parameters alone: angles of positions stay f32, as they do under FSDP.
+        for parameter in own.parameters():
+            parameter.data = parameter.data.to(dtype)
         # Pixels are the model's inputs, and floats; symbols and tokens are neither.
         own.register_forward_pre_hook(lambda _, inputs: tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs))
         labels = data.labels(at)

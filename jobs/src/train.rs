@@ -49,6 +49,8 @@ pub struct ParamSpec {
     pub offset: usize,
     /// Elements.
     pub len: usize,
+    /// Whether training changes it.
+    pub learns: bool,
 }
 
 /// Names, shapes and offsets of the parameters in the flat vector, in the model's visit order: equal on every rank.

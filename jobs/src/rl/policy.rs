@@ -61,7 +61,7 @@ impl Policy {
         let log_std = (!discrete).then_some(end);
         if let Some(offset) = log_std {
             let len = env.action.len();
-            params.push(ParamSpec { path: "log_std".to_owned(), shape: vec![len], offset, len });
+            params.push(ParamSpec { path: "log_std".to_owned(), shape: vec![len], offset, len, learns: true });
             end += len;
         }
         let critic = (kind == PolicyKind::ActorCritic).then(|| Mlp::new(&critic_sizes, activation, end));
@@ -153,8 +153,9 @@ fn push_layers(params: &mut Vec<ParamSpec>, mlp: &Mlp, name: &str) {
     for (index, &(offset, inputs, outputs)) in mlp.layers().iter().enumerate() {
         let path = |kind: &str| format!("{name}.{index}.{kind}");
         let (shape, len) = (vec![inputs, outputs], inputs * outputs);
-        params.push(ParamSpec { path: path("weight"), shape, offset, len });
-        params.push(ParamSpec { path: path("bias"), shape: vec![outputs], offset: offset + len, len: outputs });
+        params.push(ParamSpec { path: path("weight"), shape, offset, len, learns: true });
+        let offset = offset + len;
+        params.push(ParamSpec { path: path("bias"), shape: vec![outputs], offset, len: outputs, learns: true });
     }
 }
 

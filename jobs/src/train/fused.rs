@@ -333,8 +333,10 @@ impl<B: Kernels> Backward<B, 2> for Product {
 
 /// The gradient of a weight: on its way if somebody waits for it, or registered.
 fn give<B: Kernels>(weight: NodeId, gradient: FloatTensor<B>, grads: &mut Gradients) {
-    if !tap::take(weight.value, || B::into_data(gradient.clone())) {
-        grads.register::<B>(weight, gradient);
+    match tap::place(weight.value) {
+        // The buffer moves out: nobody else has it.
+        Some(place) => tap::give(place, B::into_data(gradient)),
+        None => grads.register::<B>(weight, gradient),
     }
 }
 

@@ -109,6 +109,10 @@ impl Update {
         let mut states = Vec::new();
         let mut used = Vec::new();
         for param in &layout.params {
+            if !param.learns {
+                states.push(None);
+                continue;
+            }
             let prefix = format!("optimizer.{}", param.path);
             let state = self.rule.erased().state_unflatten(param.shape.len(), &prefix, &mut source, device);
             let state = state.ok_or_else(|| JobError::Tensor {
@@ -178,6 +182,10 @@ impl Stepper<'_> {
 impl ModuleMapper for Stepper<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let spec = &self.layout.params[self.index];
+        if !spec.learns {
+            self.index += 1;
+            return param;
+        }
         let scaled: Vec<f32> = self.sum[spec.offset..spec.offset + spec.len].iter().map(|g| g * self.scale).collect();
         let (id, weights, mapper) = param.consume();
         let weights = weights.inner();

@@ -50,7 +50,7 @@ impl Visit for Specs {
     fn visit<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
         let shape = param.val().dims().to_vec();
         let (offset, len) = (self.0.last().map_or(0, |last| last.offset + last.len), shape.iter().product());
-        self.0.push(ParamSpec { path, shape, offset, len });
+        self.0.push(ParamSpec { path, shape, offset, len, learns: param.is_require_grad() });
     }
 }
 
@@ -102,9 +102,12 @@ pub(crate) fn gradients_early<M: Module>(
 ) {
     let watch = || drop(walk(model, Watch { place: 0, is_used_once }));
     let (rest, given) = tap::open(watch, out.clone(), || taken(model, loss));
-    let rest = rest.into_iter().zip(&layout.params).enumerate();
-    for (place, (data, param)) in rest.filter(|(place, _)| !given.contains(place)) {
-        let _ = out.send((place, data.unwrap_or_else(|| zeros(param))));
+    for (place, (data, param)) in rest.into_iter().zip(&layout.params).enumerate() {
+        if given.contains(&place) {
+            assert!(data.is_none(), "{} is used more than once, and its task says that it is not", param.path);
+        } else {
+            let _ = out.send((place, data.unwrap_or_else(|| zeros(param))));
+        }
     }
 }
 

@@ -38,10 +38,10 @@ fn local_steps_match_pytorch() {
 
 /// In bf16 there is no exact figure to compare with: 8 bits are kept of a value, and PyTorch rounds at other places (a product and its bias at once, where ours
 /// are two roundings). So what is compared is how much is lost. Over the same 20 batches, the gradients of each parameter are at most twice as far from those in
-/// f32 as PyTorch's are (`jobs/reference/bf16.py`): 0.8 to 1.8 times, all of them between 0.2 % and 8 %. And the losses of 20 steps are as close to PyTorch's in bf16
+/// f32 as PyTorch's are, and not so near that something else was computed in f32 (`jobs/reference/bf16.py`): 0.8 to 1.8 times, all of them between 0.2 % and 8 %. And the losses of 20 steps are as close to PyTorch's in bf16
 /// as PyTorch's own in f32 are: within 0.02, where those are up to 0.09 away.
 #[test]
-fn training_in_bf16_loses_no_more_than_pytorchs() {
+fn training_in_bf16_loses_what_pytorchs_does() {
     let theirs = Golden::read("bf16");
     for trainer in ["domains", "digits", "language"] {
         let spec = common::spec(&format!("reference/golden/{trainer}.toml"));
@@ -51,7 +51,7 @@ fn training_in_bf16_loses_no_more_than_pytorchs() {
         for (name, ours) in errors(&mut *train, &mut *common::load(&spec, &wide), [&plan, &wide]) {
             let theirs = f64::from(theirs.values(&format!("{trainer}.error.{name}"))[0]);
             assert!(
-                ours < 2.0 * theirs,
+                (0.4 * theirs..2.0 * theirs).contains(&ours),
                 "gradient of {trainer}'s {name}: {ours:e} of it are lost, by PyTorch {theirs:e}"
             );
         }

@@ -1,6 +1,6 @@
 //! Training in bf16: what is rounded, what is not, and that it is the same everywhere. How close it comes to PyTorch's is in `golden`.
 
-use stoke_jobs::{Diloco, Floats, Plan, STATS};
+use stoke_jobs::{Diloco, Floats, LaneWork, Plan, STATS};
 
 use crate::common;
 
@@ -38,6 +38,21 @@ fn error(exact: &[f32], near: &[f32]) -> f64 {
     let sum = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
     let apart = sum(&mut exact.iter().zip(near).map(|(a, b)| a - b));
     (apart / sum(&mut exact.iter().copied())).sqrt()
+}
+
+/// Gradients that leave early are of the parameters themselves.
+#[test]
+fn nothing_leaves_early() {
+    let spec = spec("language");
+    let plan = bf16(&common::plan(&spec));
+    let mut train = common::load(&spec, &plan);
+    assert!(!train.gives_early());
+    let expected = common::lane(&mut *train, &plan, 0, 1);
+    let samples = plan.lane_samples(train.samples(), 0, 1);
+    let mut flat = vec![f32::NAN; expected.len()];
+    let mut put = |offset: usize, piece: &[f32]| flat[offset..offset + piece.len()].copy_from_slice(piece);
+    train.lane(LaneWork { early: true, ..LaneWork::new(0, 1, &samples) }, &mut put).expect("a good lane");
+    assert!(flat == expected);
 }
 
 #[test]

@@ -161,8 +161,8 @@ impl Exchange {
             host,
             rounding,
             early,
-            // The last sum stays with the caller while the next is made, and one more may wait for acknowledgements.
-            sums: Pool::new(shape.values, 3),
+            // The last sum stays with the caller while the next is made, and two more may wait for acknowledgements.
+            sums: Pool::new(shape.values, 4),
             sum: None,
             last: None,
             gone: BTreeMap::new(),
@@ -218,24 +218,32 @@ impl Exchange {
         }
         if self.early.is_some() {
             sums.finish();
-            self.give_early(step, replica.is_some(), sums);
+            if !self.early.as_ref().is_some_and(|early| early.is_open(step)) {
+                let sum = self.spare_sum()?;
+                self.open(step, replica.is_some(), sum);
+            }
+            self.give_complete(sums);
             return self.sealed(step, replica);
         }
         self.sum(step, Contribution { partials: sums.freeze(), replica, differs: false })
     }
 
     /// Gives what is complete of a step whose last lane is still computed; [`Exchange::all_reduce`] gives the rest. `compared`: whether it will be called with
-    /// the parameters. Does not wait for others, and tells nothing: an error is the sum's.
+    /// the parameters. Does not wait for others: what cannot be given now is given then. An error is the sum's.
     pub fn give_early(&mut self, step: Step, compared: bool, sums: &mut LaneSums) {
         let Some(early) = &self.early else { return };
-        if !early.is_open(step)
-            && let Err(error) = self.open(step, compared)
-        {
-            self.failed.get_or_insert(error);
-        }
-        if self.failed.is_some() {
+        if self.check_open(step).is_err() {
             return;
         }
+        if !early.is_open(step) {
+            let Some(sum) = self.sums.take_unless(|| true) else { return };
+            self.open(step, compared, sum);
+        }
+        self.give_complete(sums);
+    }
+
+    /// Gives all pieces of the open step that are complete and were not given.
+    fn give_complete(&mut self, sums: &mut LaneSums) {
         let Self { early: Some(early), rounding, driver, place, .. } = self else { return };
         while let Some((to, index, sums)) = early.next(sums) {
             let sums = match rounding {
@@ -359,7 +367,8 @@ impl Exchange {
         if self.early.is_none() {
             return self.sum(step, Contribution::default());
         }
-        self.open(step, compared)?;
+        let sum = self.spare_sum()?;
+        self.open(step, compared, sum);
         self.sealed(step, None)
     }
 
@@ -371,18 +380,14 @@ impl Exchange {
 
     /// The sum of a step to which this rank has given everything.
     fn sealed(&mut self, step: Step, replica: Option<Fingerprint>) -> Result<&[f32], ExchangeError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
         let sealed = self.driver.send(Input::Seal { replica }).map_err(|_| ExchangeError::EndpointClosed);
         self.summed(step, sealed)
     }
 
-    fn open(&mut self, step: Step, compared: bool) -> Result<(), ExchangeError> {
-        self.check_open(step)?;
-        let sum = self.spare_sum()?;
+    /// A driver that is gone is noticed when the step is sealed.
+    fn open(&mut self, step: Step, compared: bool, sum: Buffer) {
         self.early.as_mut().expect("X8: steps are opened where values go early").open(step);
-        self.driver.send(Input::Open { step, compared, sum }).map_err(|_| ExchangeError::EndpointClosed)
+        let _ = self.driver.send(Input::Open { step, compared, sum });
     }
 
     /// Memory for a sum.

@@ -76,14 +76,14 @@ pub struct Driver {
     /// None for this rank, for pairs that have nothing to say to each other, and after `Finish`.
     links: Vec<Option<Link>>,
     /// Frames of the next operation, from peers that were faster. At most a receive window a peer.
-    early: VecDeque<(u32, Frame)>,
+    ahead: VecDeque<(u32, Frame)>,
     gone: BTreeMap<u32, ExchangeError>,
     outlet: Outlet,
 }
 
 impl Driver {
     pub fn new(operation: Operation, (peers, links): (Vec<RankId>, Vec<Option<Link>>), outlet: Outlet) -> Self {
-        Self { operation, peers, links, early: VecDeque::new(), gone: BTreeMap::new(), outlet }
+        Self { operation, peers, links, ahead: VecDeque::new(), gone: BTreeMap::new(), outlet }
     }
 
     /// Runs until the exchange is dropped.
@@ -130,7 +130,7 @@ impl Driver {
 
     /// Takes what came before.
     fn begun(&mut self) -> Result<(), ExchangeError> {
-        for (from, frame) in std::mem::take(&mut self.early) {
+        for (from, frame) in std::mem::take(&mut self.ahead) {
             self.receive(from, frame)?;
         }
         self.check_alike()?;
@@ -145,7 +145,7 @@ impl Driver {
 
     fn receive(&mut self, from: u32, frame: Frame) -> Result<(), ExchangeError> {
         if !self.operation.is_active() || frame.header.step > self.operation.step() {
-            self.early.push_back((from, frame));
+            self.ahead.push_back((from, frame));
             return Ok(());
         }
         let peer = self.peers[from as usize];

@@ -9,7 +9,7 @@ use super::plan::Plan;
 
 /// See the module.
 pub struct Early {
-    /// Owner and index of all pieces, the own ones too: the first of each before the second of any.
+    /// Owner and index of all pieces, the own ones too, from the end of the vector.
     pieces: Vec<(u32, usize)>,
     plan: Plan,
     /// The step that was opened, and how many of the pieces were given to it.
@@ -20,7 +20,8 @@ impl Early {
     pub fn new(plan: Plan) -> Self {
         let own = (0..plan.pieces(plan.rank)).map(|index| (plan.rank, index));
         let mut pieces: Vec<_> = plan.given().chain(own).collect();
-        pieces.sort_by_key(|(_, index)| *index);
+        // As they become complete: a piece that waits for another one's place waits for layers whose turn in backward is later.
+        pieces.sort_by_key(|(owner, index)| index * plan.world as usize + *owner as usize);
         Self { pieces, plan, open: None }
     }
 

@@ -194,8 +194,9 @@ impl Mesh {
         pairs: &mut [(u32, Pair)],
     ) -> Result<(Plan, Option<Arc<Memory>>), ExchangeError> {
         let Place { world, observers, position } = place;
-        let plan_of =
-            |hosts: &Hosts| Plan::new((shape.values, shape.tail), shape.lanes, (world, observers), position, hosts);
+        // What is known last is apart only where it would hold the rest up.
+        let tail = if shape.early { shape.tail } else { 0 };
+        let plan_of = |hosts: &Hosts| Plan::new((shape.values, tail), shape.lanes, (world, observers), position, hosts);
         let (hosts, alone) = (standings.hosts(), Hosts::alone(world));
         let plan = plan_of(&hosts);
         // With so few values some would have nothing to wait for, and not be there when others find that replicas differ (X12).

@@ -46,8 +46,7 @@ pub struct Counters {
 
 /// One peer, as the driver sees it. Dropping it ends the own stream after what is queued; the peer's may go on.
 pub struct Link {
-    /// Unbounded channels of small handles: an operation puts in one entry a piece, and the next operation begins only after this one's
-    /// sums were received by all.
+    /// Unbounded channels of small handles: an operation puts in one entry a piece, and no more than a pool's sums are under way.
     partials: UnboundedSender<Outgoing>,
     sums: UnboundedSender<Outgoing>,
 }
@@ -103,8 +102,9 @@ impl Link {
     /// Queues values. A lost link is reported as an input of the driver, not here.
     pub fn send(&self, out: Outgoing) {
         let _ = match out.header.part {
-            Part::Partial(_) | Part::Replica => self.partials.send(out),
-            Part::Sum | Part::CatchUp => self.sums.send(out),
+            Part::Partial(_) => self.partials.send(out),
+            // No sum of a later step overtakes what this one was computed from: an observer reads none before it has all of this one.
+            Part::Replica | Part::Sum | Part::CatchUp => self.sums.send(out),
         };
     }
 }

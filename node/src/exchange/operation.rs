@@ -5,7 +5,7 @@
 //!
 //! X7: a frame that the plan does not foresee at this point of its sender's stream is refused; nothing of it is used.
 //! X8: the sum is complete when all own pieces are folded and all sums of the others are copied.
-//! X12 (I19): partial sums that were computed from different parameters are never added. Every owner of values gets partials of all hosts, so
+//! X12 (I19): partial sums that were computed from different parameters are never in a complete sum. Every owner of values gets partials of all hosts, so
 //! where replicas differ no value's sum is complete, at any rank. Whoever finds it tells all others what it has itself, and they do: whoever leaves
 //! first for it knows everybody's. Where values are given before all that is computed from the parameters is, each rank tells all others its replica when it
 //! is: nobody's sum is complete before all have told the same.

@@ -15,7 +15,7 @@ use stoke_protocol::lanes::{self, Fold, Subtree};
 
 use super::sum::VALUE_BYTES;
 
-/// Pieces begin at multiples of this many values (a cache line), so that ranks do not share one.
+/// Pieces begin at multiples of this many values (a cache line), so that ranks do not share one (but the first of the tail).
 const ALIGNMENT_VALUES: usize = 16;
 
 /// The largest piece: what a receiver must be ready to hold. More pieces in flight make better pipelines, larger ones fewer headers.
@@ -71,7 +71,7 @@ impl Hosts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub values: usize,
-    /// Those of them that are gradients: the first.
+    /// Those of them that are known early: the first.
     gradients: usize,
     pub lanes: u32,
     pub world: u32,
@@ -79,6 +79,8 @@ pub struct Plan {
     pub rank: u32,
     /// Pieces that the gradients are cut into.
     pieces: usize,
+    /// The most values of what is behind them that a piece has.
+    tail_piece: usize,
     hosts: Vec<Vec<u32>>,
     /// For each rank, the position of its host.
     host_of: Vec<usize>,
@@ -93,7 +95,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For vectors of so many values, the last `tail` of which are no gradients.
+    /// For vectors of so many values, the last `tail` of which are in pieces of their own.
     pub fn new(
         (values, tail): (usize, usize),
         lanes: u32,
@@ -149,6 +151,7 @@ impl Plan {
             observers,
             rank,
             pieces,
+            tail_piece: largest,
             hosts,
             host_of,
             leaves,
@@ -170,8 +173,8 @@ impl Plan {
         match number.checked_sub(self.pieces) {
             None => self.boundary(self.pieces - 1 - number)..self.boundary(self.pieces - number),
             Some(behind) => {
-                let start = self.gradients + behind * PIECE_VALUES_MAX;
-                start..(start + PIECE_VALUES_MAX).min(self.values)
+                let start = self.gradients + behind * self.tail_piece;
+                start..(start + self.tail_piece).min(self.values)
             }
         }
     }
@@ -274,7 +277,7 @@ impl Plan {
     }
 
     fn all_pieces(&self) -> usize {
-        self.pieces + (self.values - self.gradients).div_ceil(PIECE_VALUES_MAX)
+        self.pieces + (self.values - self.gradients).div_ceil(self.tail_piece)
     }
 
     /// Where the first so many pieces of the gradients end, counted from the beginning.
@@ -294,7 +297,8 @@ pub struct Traffic {
     pub frames: u64,
 }
 
-/// The traffic of the first of so many ranks that are each on a machine of their own: about everybody's.
+/// The traffic of the first of so many ranks that are each on a machine of their own: about everybody's. Where values go early there are two more of each other rank,
+/// of a few bytes.
 pub fn traffic(values: usize, lanes: u32, world: u32) -> Traffic {
     let plan = Plan::new((values, 0), lanes, (world, 0), 0, &Hosts::alone(world));
     let (given, listeners) = (plan.host_sums.len(), plan.listeners().count());

@@ -187,20 +187,21 @@ pub struct TensorHeader {
     /// First value, counted in f32 from the start of the flat vector.
     pub offset: u64,
     pub count: u32,
-    /// Of a partial sum: the parameters from which the sender's lanes were computed, as they were afterwards (I19). None where replicas are not
-    /// compared at this step.
+    /// Of a partial sum, or of `Replica`: the parameters from which the sender's lanes were computed, as they were afterwards (I19). None where replicas are
+    /// not compared at this step, and of partial sums where values leave before the lanes have ended.
     pub replica: Option<Fingerprint>,
 }
 
 /// What the values are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Part {
-    /// To the owner of the range: the sum of the lanes of one node of the lane tree, from who has them on its machine.
+    /// To the owner of the piece: the sum of the lanes of one node of the lane tree, from who has them on its machine.
     Partial(Subtree),
-    /// From the owner of the range, to one of each machine: the complete sum.
+    /// From the owner of the piece, to one of each machine: the complete sum.
     Sum,
     /// From a rank that has done `step` already to one that has not: the complete sum of it, before anything else of the generation.
     CatchUp,
-    /// Without values: some members' parameters are not the same, and the sender's are those of the header's `replica`.
+    /// Without values: the sender's parameters are those of the header's `replica`. To all members, when some are found not to be the same; where values leave
+    /// before the lanes have ended, to all members and observers at each step that compares, behind its values.
     Replica,
 }

@@ -47,10 +47,10 @@ pub struct Train {
     #[serde(default)]
     pub straggler: Straggler,
     /// What lanes compute in.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Floats,
     /// How gradients travel between machines.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub wire: Wire,
     /// Several local steps in each step.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +129,11 @@ fn default_outer_momentum() -> f64 {
 }
 
 /// So no wrong parameters are ever in a sum that is applied.
+/// What a spec need not say stays unsaid: older releases know no key for it.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 fn every_step() -> u64 {
     1
 }

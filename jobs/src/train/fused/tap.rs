@@ -24,7 +24,15 @@ pub(crate) fn open<R>(
     out: Sender<(usize, TensorData)>,
     backward: impl FnOnce() -> R,
 ) -> (R, Vec<usize>) {
+    /// Whoever listens waits until it is closed, also by a panic.
+    struct Open;
+    impl Drop for Open {
+        fn drop(&mut self) {
+            TAP.set(None);
+        }
+    }
     TAP.set(Some(Tap { watched: BTreeMap::new(), out, given: Vec::new() }));
+    let _open = Open;
     watch();
     let result = backward();
     let given = TAP.take().map_or_else(Vec::new, |tap| tap.given);
@@ -40,14 +48,17 @@ pub(super) fn watch(node: u64, place: usize) {
     });
 }
 
-/// Gives the gradient of a leaf away if it is watched; once, and not again.
-pub(super) fn take(node: u64, gradient: impl FnOnce() -> TensorData) -> bool {
+/// The place of a leaf that is watched; once, and not again.
+pub(super) fn place(node: u64) -> Option<usize> {
+    TAP.with_borrow_mut(|tap| tap.as_mut()?.watched.remove(&node))
+}
+
+/// Gives the gradient of what has this place away.
+pub(super) fn give(place: usize, gradient: TensorData) {
     TAP.with_borrow_mut(|tap| {
-        let Some(tap) = tap else { return false };
-        let Some(place) = tap.watched.remove(&node) else { return false };
+        let tap = tap.as_mut().expect("a place is of an open tap");
         tap.given.push(place);
         // Nobody listens any more if the lane was given up.
-        let _ = tap.out.send((place, gradient()));
-        true
-    })
+        let _ = tap.out.send((place, gradient));
+    });
 }

@@ -59,25 +59,25 @@ fn rounded_values_that_leave_early_are_the_same_for_all_and_for_who_joins() {
     let shape = Shape { rounded: true, ..shape(300_000, 4) };
     let (members, joining) = ([cluster.mesh(1, 0), cluster.mesh(1, 1)], [cluster.mesh(2, 2)]);
     let states = [at(0, None), at(0, None), State::default()];
-    let sums_of = |shape: Shape| {
-        let formed = form(2 + u64::from(shape.early), &members, &joining, &states, shape);
-        let ranks = formed.into_iter().map(|formed| {
-            let mut exchange = formed.unwrap().exchange;
-            thread::spawn(move || {
-                let bits = |sum: &[f32]| sum.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-                if exchange.place().is_observer() {
-                    return (0..4).map(|step| bits(exchange.observe(Step(step), true).unwrap())).collect();
-                }
-                let mut sums = exchange.lane_sums();
-                let steps: Vec<_> = (0..4).map(|at| step(&mut exchange, &mut sums, at, shape).unwrap()).collect();
-                exchange.finish();
-                steps
-            })
-        });
-        ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
-    };
-    let (late, early) = (sums_of(Shape { early: false, ..shape }), sums_of(shape));
-    assert!(early.iter().chain(&late).all(|rank| *rank == early[0]));
+    let formed = form(2, &members, &joining, &states, shape);
+    let ranks = formed.into_iter().map(|formed| {
+        let mut exchange = formed.unwrap().exchange;
+        thread::spawn(move || {
+            let bits = |sum: &[f32]| sum.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            if exchange.place().is_observer() {
+                return (0..4).map(|step| bits(exchange.observe(Step(step), true).unwrap())).collect();
+            }
+            let mut sums = exchange.lane_sums();
+            let steps: Vec<_> = (0..4).map(|at| step(&mut exchange, &mut sums, at, shape).unwrap()).collect();
+            exchange.finish();
+            steps
+        })
+    });
+    let ranks: Vec<_> = ranks.collect();
+    let sums: Vec<Vec<Vec<u32>>> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+    assert!(sums.iter().all(|rank| *rank == sums[0]));
+    let far = |(rounded, exact): (&u32, &u32)| (f32::from_bits(*rounded) - f32::from_bits(*exact)).abs() > 16.0;
+    assert!((0..).zip(&sums[0]).all(|(step, sum)| !sum.iter().zip(&expected(shape, step)).any(far)));
 }
 
 /// Replicas are told behind the values: whoever has them all has no sum of different ones (X12).
@@ -107,6 +107,46 @@ fn different_replicas_have_no_sum_though_all_values_are_there() {
             ExchangeError::PeerLeft { .. } => {}
             other => panic!("{other}"),
         }
+    }
+}
+
+/// One that joins and reads nothing for some steps: what replicas are is not behind the sums of later ones.
+#[test]
+fn who_joins_and_is_slow_gets_every_sum() {
+    const STEPS: u64 = 5;
+    let cluster = Cluster::new();
+    let shape = shape(8_000_000, 2);
+    let (members, joining) = ([cluster.mesh(1, 0), cluster.mesh(1, 1)], [cluster.mesh(2, 2)]);
+    let states = [at(0, None), at(0, None), State::default()];
+    let mut formed: Vec<Formed> = form(2, &members, &joining, &states, shape).into_iter().map(Result::unwrap).collect();
+    let mut observer = formed.pop().unwrap().exchange;
+    let (told, steps) = std::sync::mpsc::channel();
+    for mut member in formed.into_iter().map(|formed| formed.exchange) {
+        let told = told.clone();
+        thread::spawn(move || {
+            let mut sums = member.lane_sums();
+            for step in 0..STEPS {
+                give(&mut sums, |lane| vec![lane as f32 + step as f32; shape.values]);
+                member.give_early(Step(step), true, &mut sums);
+                member.all_reduce(Step(step), &mut sums, Some(Fingerprint(step))).unwrap();
+                told.send(step).unwrap();
+            }
+            member.finish();
+        });
+    }
+    // Both have summed so many.
+    for _ in 0..2 * 2 {
+        steps.recv().unwrap();
+    }
+    let (told, seen) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for step in 0..STEPS {
+            let sum = observer.observe(Step(step), true).unwrap();
+            told.send(sum.iter().all(|value| *value == 1.0 + 2.0 * step as f32)).unwrap();
+        }
+    });
+    for step in 0..STEPS {
+        assert_eq!(seen.recv_timeout(Duration::from_secs(60)), Ok(true), "step {step}");
     }
 }
 
