@@ -41,7 +41,7 @@ pub use gate::{Accepted, JoinAttempt};
 pub use io::Io;
 pub use settings::{PathMtu, Settings};
 pub use socket::{SOCKET_BUFFER_BYTES, SocketBuffers, interface_mtu, socket_buffers};
-pub use tcp::{BulkListener, BulkTcp, Knock, TcpReceiver, TcpSender};
+pub use tcp::{BulkListener, BulkTcp, Knock, TcpReceiver, TcpSender, TcpWatch};
 pub use weather::{Harm, Spell, WEATHER_VARIABLE, read_weather, write_weather};
 
 /// What a simulator implements to carry packets itself; see [`Bind::Socket`].

@@ -28,6 +28,7 @@ use stoke_protocol::message::peer::Machine;
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::Io;
 use stoke_tests::cost::{Cost, Sample};
+use stoke_tests::namespaces::Namespaces;
 use stoke_tests::report::{Goal, Row};
 
 /// As in the `stoke` binary: glibc's allocator returns packet buffers to the kernel and pays a third more.
@@ -62,7 +63,7 @@ fn main() {
     for world in numbers_of("STOKE_BENCH_RANKS", &WORLDS) {
         let world = world as u32;
         for link in links.split(',').filter(|link| *link != "hosts" || world > 2) {
-            let lab = match link.starts_with("wire").then(|| Lab::build(world)).transpose() {
+            let lab = match link.starts_with("wire").then(|| Namespaces::build(world)).transpose() {
                 Ok(lab) => lab,
                 Err(why) => {
                     println!("{link:>9} {world:>5} not measured: {why}");
@@ -246,7 +247,7 @@ impl Drop for Process {
     }
 }
 
-fn start_ours(world: u32, dir: &Path, link: &str, lab: Option<&Lab>) -> Group {
+fn start_ours(world: u32, dir: &Path, link: &str, lab: Option<&Namespaces>) -> Group {
     let authority = Authority::in_memory(ClusterId([1; 16])).expect("make an authority");
     let start = |rank: u32| {
         let dir = dir.join(rank.to_string());
@@ -265,7 +266,7 @@ fn start_ours(world: u32, dir: &Path, link: &str, lab: Option<&Lab>) -> Group {
 }
 
 /// None, with a word about why, where PyTorch is not installed.
-fn start_gloo(world: u32, lab: Option<&Lab>) -> Option<Group> {
+fn start_gloo(world: u32, lab: Option<&Namespaces>) -> Option<Group> {
     let python = env::var_os("STOKE_TORCH_PYTHON").map(PathBuf::from).unwrap_or_else(|| {
         let home = env::var_os("HOME").unwrap_or_default();
         Path::new(&home).join(".cache/stoke-torch/bin/python")
@@ -288,62 +289,14 @@ fn start_gloo(world: u32, lab: Option<&Lab>) -> Option<Group> {
 }
 
 /// A rank's address.
-fn ip_of(rank: u32, lab: Option<&Lab>) -> IpAddr {
-    lab.map_or(LOOPBACK, |_| Ipv4Addr::new(10, 78, 0, 11 + rank as u8).into())
+fn ip_of(rank: u32, lab: Option<&Namespaces>) -> IpAddr {
+    lab.map_or(LOOPBACK, |_| Namespaces::address(rank).into())
 }
 
-/// A program where that rank runs. `ip` becomes it: the process id is its own.
-fn command_of(rank: u32, program: &Path, lab: Option<&Lab>) -> Command {
+/// A program where that rank runs.
+fn command_of(rank: u32, program: &Path, lab: Option<&Namespaces>) -> Command {
     let Some(lab) = lab else { return Command::new(program) };
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", &lab.namespace(rank)]).arg(program);
-    command
-}
-
-/// A network namespace for each rank, joined by a bridge in one more. They end with this.
-struct Lab(u32);
-
-impl Lab {
-    fn build(world: u32) -> Result<Self, String> {
-        let lab = Self(world);
-        let bridge = lab.namespace(world);
-        ip(&["netns", "add", &bridge])?;
-        ip(&["-n", &bridge, "link", "add", "name", "bridge0", "type", "bridge"])?;
-        ip(&["-n", &bridge, "link", "set", "bridge0", "up"])?;
-        for rank in 0..world {
-            let (namespace, port, address) = (lab.namespace(rank), format!("rank{rank}"), ip_of(rank, Some(&lab)));
-            ip(&["netns", "add", &namespace])?;
-            let pair = ["type", "veth", "peer", "name", "eth0", "netns", &namespace];
-            ip(&[&["-n", &bridge, "link", "add", "name", &port][..], &pair].concat())?;
-            ip(&["-n", &bridge, "link", "set", &port, "master", "bridge0", "up"])?;
-            ip(&["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
-            for link in ["lo", "eth0"] {
-                ip(&["-n", &namespace, "link", "set", link, "up"])?;
-            }
-        }
-        Ok(lab)
-    }
-
-    /// Of a rank; of the bridge, after the last.
-    fn namespace(&self, rank: u32) -> String {
-        format!("stoke-bench-{}-{rank}", std::process::id())
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for rank in 0..=self.0 {
-            let _ = ip(&["netns", "del", &self.namespace(rank)]);
-        }
-    }
-}
-
-fn ip(arguments: &[&str]) -> Result<(), String> {
-    let line = format!("ip {}", arguments.join(" "));
-    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("{line}: {error} (package iproute2)"))?;
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if output.status.success() { Ok(()) } else { Err(format!("{line}: {said}")) }
+    lab.command(rank, program)
 }
 
 /// One of our ranks: says its address, hears all, then answers each "<bytes> <rounds>" as exchange.py does. A size has its own mesh, as a

@@ -63,9 +63,9 @@ fn ranks_that_are_killed_again_and_again_change_no_bit() {
 /// What a lane rounds is rounded alike by whoever computes it again.
 #[test]
 fn ranks_that_are_killed_change_no_bit_of_what_is_computed_in_bf16() {
-    let run = |nodes| Run::new("domains.toml", nodes).set("train.steps", STEPS / 2).set("train.precision", "bf16");
+    let run = |nodes| Run::new("domains.toml", nodes).set("train.steps", STEPS).set("train.precision", "bf16");
     let (calm, _scratch) = run(1).finish();
-    let (running, _scratch) = run(2).with(&["--chaos", "kill-rank every 2s", "--seed", "7"]).start();
+    let (running, _scratch) = run(2).with(&["--chaos", "kill-rank at 1s, kill-rank at 2500ms", "--seed", "7"]).start();
     let summary = running.wait().expect(0).json();
     for key in ["weights_blake3", "loss", "samples", "step", "metrics"] {
         assert_eq!(summary[key], calm[key], "{key} differs:\n{summary:#}\n{calm:#}");
@@ -217,7 +217,7 @@ fn jobs_of_a_cluster_that_stays_go_on_under_faults() {
 #[test]
 fn an_account_is_told_also_when_the_run_or_its_cluster_is_stopped() {
     let endless = Run::new("domains.toml", 2).set("train.steps", 1_000_000);
-    let (running, scratch) = endless.with(&["--chaos", "kill-rank every 1s", "--seed", "7"]).start();
+    let (running, scratch) = endless.with(&["--chaos", "kill-rank at 1s, kill-rank at 2500ms", "--seed", "7"]).start();
     let dir = cluster_of(&scratch);
     poll("some steps", || step_of(&dir).filter(|step| *step > 0));
     signal(running.pid(), Signal::INT);

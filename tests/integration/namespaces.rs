@@ -42,6 +42,7 @@ fn machines_of_their_own_train_the_same_bits_whatever_happens_to_the_network_and
     lab.sends_what_local_steps_have_changed();
     lab.sends_half_the_bytes_when_gradients_are_rounded(&reference);
     lab.sends_gradients_while_it_computes_others();
+    lab.outlives_a_firewall_that_forgets_connections(&reference);
     lab.outlives_a_link_cut_one_way(&reference);
     lab.outlives_its_coordinator(&reference);
 }
@@ -160,6 +161,23 @@ impl Lab {
             assert!(by_tcp > steps * STEP_BYTES / 65_536, "{by_tcp} segments of TCP came to {}", node.name);
         }
         job
+    }
+
+    /// What goes by TCP is lost without a word, and QUIC passes: the job goes on by that.
+    fn outlives_a_firewall_that_forgets_connections(&self, reference: &Value) {
+        let left = &NODES[0];
+        let firewall = |change: &str| {
+            ip(&["netns", "exec", &left.namespace(), "iptables", change, "OUTPUT", "-p", "tcp", "-j", "DROP"])
+        };
+        let job = self.submit_and_wait_for_steps(2);
+        if let Err(why) = firewall("-A") {
+            writeln!(std::io::stderr(), "not tested with a firewall: {why}").expect("stderr");
+            self.succeeds(&job, reference);
+            return;
+        }
+        let job = self.succeeds(&job, reference);
+        firewall("-D").expect("it was added");
+        assert_eq!((&job["recoveries"], &job["state"]), (&1.into(), &"succeeded".into()), "{job:#}");
     }
 
     /// The node hears everyone and nobody hears it, until it is given up.

@@ -5,5 +5,6 @@ pub mod cost;
 pub mod fleet;
 pub mod fuzz;
 pub mod local;
+pub mod namespaces;
 pub mod report;
 pub mod sim;

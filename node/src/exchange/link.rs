@@ -117,6 +117,11 @@ impl Side {
         mut sums: UnboundedReceiver<Outgoing>,
         mut partials: UnboundedReceiver<Outgoing>,
     ) {
+        let silenced = stream.silenced();
+        let silenced = async {
+            silenced.await;
+            std::future::pending().await
+        };
         let written = async {
             loop {
                 // Sums first: they were just computed and lie in the cache, and the peer needs no memory for them.
@@ -127,7 +132,12 @@ impl Side {
                     else => return stream.finish().await,
                 };
                 self.counters.sent_bytes.fetch_add(out.values.len() as u64, Ordering::Relaxed);
-                stream.write(&out.header, out.values).await?;
+                let written = stream.write(&out.header, out.values).await;
+                if let Err(TransportError::Tcp(_)) = written {
+                    // The reading side has an error too. The mesh's stream stays: by its end the peer would know that this rank has left.
+                    return std::future::pending().await;
+                }
+                written?;
             }
         };
         let written = match connection {
@@ -135,6 +145,8 @@ impl Side {
             Some(connection) => tokio::select! {
                 written = written => written,
                 _ = connection.closed() => Ok(()),
+                // It has ended the connection, as if the peer had.
+                never = silenced => never,
             },
         };
         match written {

@@ -27,6 +27,20 @@ impl Sender {
         }
     }
 
+    /// Until nobody answers any more, where the transport does not tell by itself.
+    pub fn silenced(&self) -> impl Future<Output = ()> + Send + use<> {
+        let watch = match self {
+            Self::Quic(_) => None,
+            Self::Tcp(stream, _) => Some(stream.watch()),
+        };
+        async {
+            match watch {
+                Some(watch) => watch.silenced().await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// The clean end.
     pub async fn finish(self) -> Result<(), TransportError> {
         match self {

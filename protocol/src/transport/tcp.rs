@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use serde::de::DeserializeOwned;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::error::TransportError;
@@ -41,6 +42,14 @@ const WRITE_BYTES: usize = 320 * 1024;
 
 /// A record of TLS.
 const RECORD_BYTES: usize = 16 * 1024;
+
+/// So often in a row the kernel sends the same bytes, or asks a peer that had no room whether it has some, without any answer, until the connection counts as
+/// broken: 13 s, for it waits twice as long each time. Machines answer also for a process that reads nothing; that one is gone is found by QUIC in 10 s. What is
+/// left is a firewall that has forgotten the connection. The kernel itself would try for a quarter of an hour.
+const UNANSWERED_MAX: u8 = 6;
+
+/// Between two looks at that.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An idle connection says something so often, for firewalls that forget those that are silent. That a machine is gone is found by QUIC.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -69,7 +78,13 @@ pub struct BulkTcp {
 }
 
 /// Dropping it without [`TcpSender::finish`] ends the connection uncleanly.
-pub struct TcpSender(WriteHalf<Tls>);
+pub struct TcpSender {
+    stream: WriteHalf<Tls>,
+    socket: Arc<OwnedFd>,
+}
+
+/// What the kernel knows of a connection. Only as long as somebody asks: it keeps the connection open.
+pub struct TcpWatch(Arc<OwnedFd>);
 
 /// Reads never take more than they are asked for, so that the bytes after a run stay for the next header.
 pub struct TcpReceiver {
@@ -130,7 +145,7 @@ impl Knock {
         let stream: Tls = timeout(HANDSHAKE_MAX, greet).await.map_err(|_| late)??.into();
         drop(self.slot);
         let peer = identity(&stream)?;
-        Ok((peer, BulkTcp::new(stream)))
+        Ok((peer, BulkTcp::new(stream)?))
     }
 }
 
@@ -160,13 +175,15 @@ impl BulkTcp {
                 None => error.into(),
             })?
             .into();
-        Ok(Self::new(stream))
+        Ok(Self::new(stream)?)
     }
 
-    fn new(stream: Tls) -> Self {
+    fn new(stream: Tls) -> io::Result<Self> {
+        let socket = Arc::new(stream.get_ref().0.get_ref().as_fd().try_clone_to_owned()?);
         let (stream, out) = tokio::io::split(stream);
         let source = Decrypted { stream, buffer: BytesMut::new() };
-        Self { sender: TcpSender(out), receiver: TcpReceiver { header: PartialFrame::default(), source } }
+        let receiver = TcpReceiver { header: PartialFrame::default(), source };
+        Ok(Self { sender: TcpSender { stream: out, socket }, receiver })
     }
 }
 
@@ -174,13 +191,39 @@ impl TcpSender {
     /// Writes a header, which says how many bytes follow, and those; returns when the kernel has them.
     pub async fn write<T: Serialize>(&mut self, header: &T, bytes: Bytes) -> Result<(), TransportError> {
         let [length, payload] = frame(header, FrameCap::Header)?;
-        self.0.write_all_buf(&mut length.chain(payload).chain(bytes)).await?;
-        Ok(self.0.flush().await?)
+        self.stream.write_all_buf(&mut length.chain(payload).chain(bytes)).await?;
+        Ok(self.stream.flush().await?)
     }
 
     /// The clean end.
     pub async fn finish(mut self) -> Result<(), TransportError> {
-        Ok(self.0.shutdown().await?)
+        Ok(self.stream.shutdown().await?)
+    }
+
+    pub fn watch(&self) -> TcpWatch {
+        TcpWatch(self.socket.clone())
+    }
+}
+
+impl TcpWatch {
+    /// Waits until nobody answers what is sent any more, and ends the connection: whoever reads or writes has an error then.
+    pub async fn silenced(self) {
+        while self.unanswered() < UNANSWERED_MAX {
+            sleep(LOOK).await;
+        }
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+
+    /// How often in a row the kernel has sent the same bytes, or asked for room; 0 if it does not tell.
+    fn unanswered(&self) -> u8 {
+        // The beginning of `struct tcp_info`: state, state of congestion, retransmits, probes.
+        let mut info = [0u8; 4];
+        let mut len = info.len() as libc::socklen_t;
+        // SAFETY: the kernel writes no more than `len` bytes to `info`, and the socket is open.
+        let answer = unsafe {
+            libc::getsockopt(self.0.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut len)
+        };
+        if answer == 0 { info[2].max(info[3]) } else { 0 }
     }
 }
 
