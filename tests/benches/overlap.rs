@@ -105,6 +105,7 @@ impl<'a> Cluster<'a> {
         rate.split_whitespace().next().and_then(|rate| rate.parse().ok()).expect("a number")
     }
 
+    /// Asks again and again, up to the deadline.
     fn wait_for(&self, arguments: &[&str], is_there: impl Fn(&Value) -> bool) {
         let begun = Instant::now();
         while !self.ask(arguments).is_some_and(|answer| is_there(&answer)) {

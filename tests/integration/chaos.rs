@@ -217,7 +217,7 @@ fn jobs_of_a_cluster_that_stays_go_on_under_faults() {
 #[test]
 fn an_account_is_told_also_when_the_run_or_its_cluster_is_stopped() {
     let endless = Run::new("domains.toml", 2).set("train.steps", 1_000_000);
-    let (running, scratch) = endless.with(&["--chaos", "kill-rank at 1s, kill-rank at 2500ms", "--seed", "7"]).start();
+    let (running, scratch) = endless.with(&["--chaos", "kill-rank every 1s", "--seed", "7"]).start();
     let dir = cluster_of(&scratch);
     poll("some steps", || step_of(&dir).filter(|step| *step > 0));
     signal(running.pid(), Signal::INT);

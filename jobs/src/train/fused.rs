@@ -109,14 +109,17 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Vec<u32>) -> Tensor<1> {
 
 /// Names the parameter with this place in the layout to the [`tap`] of this thread.
 pub(crate) fn watch<const D: usize>(parameter: Tensor<D>, place: usize) {
-    let device = parameter.device().without_autodiff();
-    if device == burn::tensor::Device::flex() {
+    if is_on_flex(&parameter) {
         let _ = <Dispatch as Fused>::watch(parameter.into_dispatch(), place);
     }
 }
 
 fn is_fused(x: &Tensor<2>) -> bool {
-    x.dtype() == DType::F32 && x.device().without_autodiff() == Device::flex()
+    x.dtype() == DType::F32 && is_on_flex(x)
+}
+
+fn is_on_flex<const D: usize>(x: &Tensor<D>) -> bool {
+    x.device().without_autodiff() == Device::flex()
 }
 
 /// What Burn dispatches.

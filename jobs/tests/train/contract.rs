@@ -58,19 +58,14 @@ fn lane_gives_the_same_bits_anywhere() {
     }
 }
 
+fn small(batch: usize, lanes: usize) -> Plan {
+    let (accumulate, threads, precision) = (1, 1, Floats::F32);
+    Plan { seed: 1, batch, lanes, steps: 9, accumulate, threads, clip_norm: None, precision, diloco: None }
+}
+
 #[test]
 fn lanes_of_any_number_cover_the_batch() {
-    let plan = |lanes| Plan {
-        seed: 1,
-        batch: 50,
-        lanes,
-        steps: 9,
-        accumulate: 1,
-        threads: 1,
-        clip_norm: None,
-        precision: Floats::F32,
-        diloco: None,
-    };
+    let plan = |lanes| small(50, lanes);
     let all = |lanes: usize, step| -> Vec<u64> {
         (0..lanes as u32).flat_map(|lane| plan(lanes).lane_samples(120, step, lane)).collect()
     };
@@ -423,18 +418,7 @@ fn bad_rows_and_missing_files_are_named() {
     let load = |rows: &str| {
         std::fs::write(&file, rows).expect("write the rows");
         let spec = format!("trainer = 'domains'\n[data]\ntrain = '{}'\nheld_out = 0.5\n", file.display());
-        let plan = Plan {
-            seed: 1,
-            batch: 2,
-            lanes: 1,
-            steps: 1,
-            accumulate: 1,
-            threads: 1,
-            clip_norm: None,
-            precision: Floats::F32,
-            diloco: None,
-        };
-        let error = stoke_jobs::load(&spec, "domains", plan).err().expect("wrong rows").to_string();
+        let error = stoke_jobs::load(&spec, "domains", small(2, 1)).err().expect("wrong rows").to_string();
         error.replace(file.to_str().expect("utf-8"), "FILE")
     };
     assert_eq!(
@@ -448,18 +432,7 @@ fn bad_rows_and_missing_files_are_named() {
     assert_eq!(load("domain,label\na.com,benign\n"), "data FILE: no training row is labelled phishing");
     std::fs::remove_file(&file).expect("remove the rows");
     let spec = format!("[data]\ntrain = '{}'\n", file.display());
-    let plan = Plan {
-        seed: 1,
-        batch: 2,
-        lanes: 1,
-        steps: 1,
-        accumulate: 1,
-        threads: 1,
-        clip_norm: None,
-        precision: Floats::F32,
-        diloco: None,
-    };
-    let error = stoke_jobs::load(&spec, "domains", plan).err().expect("no file").to_string();
+    let error = stoke_jobs::load(&spec, "domains", small(2, 1)).err().expect("no file").to_string();
     assert!(error.starts_with(&format!("read data file {}: No such file", file.display())), "{error}");
 }
 
