@@ -77,6 +77,13 @@ impl Layout {
         self.len() + self.figures
     }
 
+    /// The parameter, by place, whose optimizer's state a saved tensor of this name is a part of.
+    pub fn place_of_state(&self, name: &str) -> Option<usize> {
+        let rest = name.strip_prefix("optimizer.")?;
+        let is_of = |path: &str| rest.strip_prefix(path).is_some_and(|field| field.starts_with('.'));
+        self.params.iter().position(|param| is_of(&param.path))
+    }
+
     /// Where the number of samples stands: the last of the figures.
     pub fn samples_at(&self) -> usize {
         self.flat_len() - 1
@@ -316,6 +323,27 @@ pub trait Train: Send {
     /// Of reinforcement learning.
     fn rl(&self) -> Option<RlProgress> {
         None
+    }
+
+    /// Whether it can do with the optimizer's state of some parameters (ZeRO stage 1), by the four that follow. Elementwise rules can.
+    fn shares_state(&self) -> bool {
+        false
+    }
+
+    /// Keeps the optimizer's state of the parameters at these places of the layout, ascending, and of no others: from now on `apply` changes these alone, `snapshot` has
+    /// only theirs beside all parameters, and `restore` passes that of others over.
+    fn keep(&mut self, _places: &[usize]) {}
+
+    /// Shows the values of the parameters at these places.
+    fn parameters(&self, _places: &[usize], _see: &mut dyn FnMut(usize, &[f32])) {}
+
+    /// Takes the values of parameters that others have changed, by place; None: its own are right.
+    fn set_parameters<'a>(&mut self, _values: &mut dyn FnMut(usize) -> Option<&'a [f32]>) {}
+
+    /// Takes parts of the state ([`Snapshot::part`]): these parameters, and the optimizer's state of them, beside what it has. Every name and shape is checked before
+    /// anything changes.
+    fn take_part(&mut self, _tensors: Vec<NamedTensor>) -> Result<(), JobError> {
+        Ok(())
     }
 
     /// A checksum over the bits of the parameters in layout order, cheap enough for every step: equal on replicas that are

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::borrowed::Borrowed;
 
 /// Grows with any change of any message: peers of another version are told so and refused, not misread.
-pub const PROTOCOL_VERSION: u8 = 9;
+pub const PROTOCOL_VERSION: u8 = 10;
 
 /// Bytes on top of twice the frame that a decode may allocate.
 const SLACK_BYTES: usize = 64 * 1024;

@@ -25,7 +25,7 @@ pub use program::Program;
 pub use replicas::{REPLICAS_MAX, Replicas};
 pub use serve::{IDENTITY, Precision, Serve, Share, Task};
 pub use span::Span;
-pub use train::{Diloco, Floats, OnNan, Straggler, Train, Wire};
+pub use train::{Diloco, Floats, OnNan, Sharding, Straggler, Train, Wire};
 pub use words::{plain_json, plain_toml};
 
 /// A spec travels in one control frame, beside other fields: so much as it was written, and so much in its canonical form.
@@ -243,6 +243,9 @@ impl JobSpec {
         }
         if train.precision != Floats::F32 {
             return Err(("precision", "precision = \"bf16\": leave it out, a job with [rl] computes in f32".into()));
+        }
+        if train.sharding != Sharding::None {
+            return Err(("sharding", "sharding = \"zero1\": leave it out, a policy's optimizer is small".into()));
         }
         if train.clip_norm.is_some() {
             return Err(("clip_norm", "clip_norm: leave it out, `[rl] max_grad_norm` cuts gradients".into()));
@@ -613,6 +616,20 @@ mod tests {
         assert!(many.message.contains("at most 16777216 samples"), "{many}");
         let policy = "name = \"p\"\n[rl]\nenv = \"CartPole-v1\"\n[train.diloco]\nlocal_steps = 2\n";
         assert!(error(policy).message.contains("no local steps"));
+    }
+
+    #[test]
+    fn what_ranks_keep_a_part_of_is_checked() {
+        let with = |key: &str| GOOD.replace("[resources]", &format!("{key}\n[resources]"));
+        assert_eq!(JobSpec::parse(GOOD).unwrap().training().sharding, Sharding::None);
+        assert!(!JobSpec::parse(GOOD).unwrap().to_toml().contains("sharding"));
+        let spec = JobSpec::parse(&with("sharding = \"zero1\"")).unwrap();
+        assert_eq!(spec.training().sharding, Sharding::Zero1);
+        assert_eq!(JobSpec::parse(&spec.to_toml()).unwrap(), spec);
+        let refused = error(&with("sharding = \"zero3\""));
+        assert!(refused.line == Some(6) && refused.message.contains("zero1"), "{refused}");
+        let policy = "name = \"p\"\n[rl]\nenv = \"CartPole-v1\"\n[train]\nsharding = \"zero1\"\n";
+        assert!(error(policy).message.contains("leave it out"));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
     python -m torch.distributed.run --nproc-per-node N ddp.py SPEC STEPS [SECTION.KEY=NUMBER...]
 
-STOKE_BENCH_DEVICE=auto: on a GPU where there is one.
-Rank 0 prints one JSON line: seconds since the Unix epoch when the first step was done, and samples a second over the rest.
+STOKE_BENCH_DEVICE=auto: on a GPU where there is one. STOKE_BENCH_OPTIMIZER=zero: each rank keeps a part of the optimizer's state.
+Rank 0 prints one JSON line: seconds since the Unix epoch when the first step was done, samples a second over the rest, and the most memory that it had.
 """
 
 import json
 import os
+import resource
 import sys
 import time
 import tomllib
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "jobs" / "reference
 
 import torch
 import torch.distributed as dist
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import digits
@@ -50,7 +52,11 @@ def main() -> None:
         elif isinstance(value, tuple):
             setattr(data, name, tuple(part.to(device) for part in value))
     model = DistributedDataParallel(data.model(spec["model"]).to(device))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=spec["optimizer"]["weight_decay"])
+    rule = {"lr": 1e-3, "weight_decay": spec["optimizer"]["weight_decay"]}
+    if os.environ.get("STOKE_BENCH_OPTIMIZER") == "zero":
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, **rule)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), **rule)
     batch, samples, seed = spec["train"]["batch"], data.samples(), spec["train"]["seed"]
     # Shuffled as PyTorch users do: our own order in Python would cost them start-up time that is not theirs.
     epochs = -(-steps * batch // samples)
@@ -71,7 +77,9 @@ def main() -> None:
     settle(is_gpu)
     rate = (steps - warm) * batch / (time.perf_counter() - start)
     if rank == 0:
-        print(json.dumps({"first_step_unix": first, "samples_per_second": rate, "loss": loss.item()}), flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        figures = {"first_step_unix": first, "samples_per_second": rate, "loss": loss.item(), "peak_mib": peak}
+        print(json.dumps(figures), flush=True)
     dist.destroy_process_group()
 
 

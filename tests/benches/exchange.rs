@@ -358,7 +358,7 @@ fn connect(bytes: usize, mesh: Mesh, members: Vec<Member>) -> (usize, Mesh, Exch
         purpose: Purpose::Train,
         restarts: 0,
     };
-    let begun = State { step: Some(Step(0)), sum: None, restores: None };
+    let begun = State { step: Some(Step(0)), ..State::default() };
     let exchange = runtime.block_on(mesh.form(&membership, begun, shape)).expect("connect").exchange;
     let mut sums = exchange.lane_sums();
     for lane in sums.owned() {

@@ -73,6 +73,19 @@ fn ranks_that_are_killed_change_no_bit_of_what_is_computed_in_bf16() {
     assert!(!met(&summary["chaos"], "kill-rank").is_empty(), "{summary:#}");
 }
 
+/// Parts are handed over at each loss, also while the coordinator is away.
+#[test]
+fn ranks_that_keep_parts_of_the_optimizers_state_and_are_killed_change_no_bit() {
+    let run = Run::new("domains.toml", 4).set("train.steps", STEPS).set("checkpoint.every", 40);
+    let schedule = "kill-rank every 2s, kill-coordinator at 3s";
+    let (running, _scratch) = run.set("train.sharding", "zero1").with(&["--chaos", schedule, "--seed", "5"]).start();
+    let ended = running.wait().expect(0);
+    let summary = ended.json();
+    same_weights(&summary);
+    assert!(!met(&summary["chaos"], "kill-rank").is_empty(), "{summary:#}");
+    assert!(summary["world_sizes"].as_array().is_some_and(|sizes| sizes.contains(&4.into())), "{summary:#}");
+}
+
 #[test]
 fn a_coordinator_and_a_node_that_are_killed_change_no_bit() {
     let schedule = "kill-coordinator at 1500ms, kill-node at 3s; pause-rank at 2500ms for 300ms";

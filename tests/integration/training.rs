@@ -78,6 +78,21 @@ fn lanes_in_bf16_end_with_the_same_weights_on_one_and_two_ranks_and_go_on_in_f32
 }
 
 #[test]
+fn ranks_that_keep_parts_of_the_optimizers_state_end_with_the_same_weights_and_checkpoints() {
+    let (alone, scratch) = digits_alone();
+    let sharded = |nodes| short("digits.toml", nodes).set("train.sharding", "zero1");
+    let (several, parts) = sharded(4).finish();
+    assert_eq!(several["world_sizes"], serde_json::json!([4]));
+    same_result(alone, &several);
+    // Each goes on from what the other has stored.
+    for (from, run) in [(scratch, sharded(3)), (&parts, short("digits.toml", 2))] {
+        let half = checkpoint_at(from, STEPS / 2).display().to_string();
+        let (resumed, _scratch) = run.with(&["--resume", &half]).finish();
+        same_result(alone, &resumed);
+    }
+}
+
+#[test]
 fn domains_end_with_the_same_weights_on_one_two_and_three_ranks() {
     let (alone, _scratch) = short("domains.toml", 1).finish();
     assert!(alone["metrics"]["roc_auc"].is_number(), "{alone:#}");

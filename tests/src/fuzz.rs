@@ -249,6 +249,7 @@ fn events() -> Vec<RankEvent> {
             step: Step(9),
             given: Given::NotFinite { lanes: vec![1, 2].into() },
         },
+        RankEvent::StateLost { generation: Generation(2), step: Step(9), error: "gone".into() },
     ]
 }
 

@@ -4,10 +4,11 @@
 //! D1 (I19): what most members have is right. A member that has something else is named, ended and replaced, and its node has a mark.
 //! D2: without a majority nobody is believed, and where sums were applied since the last comparison the majority has them in its parameters too:
 //! the job goes back to its last checkpoint, whose shards are of one state.
+//! D3: so it does where ranks keep parts of the optimizer's state and one is lost: both that had it are gone, or have something else.
 
 use std::collections::BTreeMap;
 
-use stoke_protocol::ids::{Fingerprint, JobId, NodeId, Step};
+use stoke_protocol::ids::{Fingerprint, Generation, JobId, NodeId, Step};
 use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::rank::{RankEvent, RankId};
 
@@ -43,6 +44,13 @@ impl Cluster {
                 let replicas = replicas.iter().copied().collect();
                 self.decide(scene, by.job, &Comparison { step: *step, what: "parameters", replicas });
             }
+        }
+        if let RankEvent::StateLost { generation, step, error } = event {
+            let (begins, lost) = (self.begins(by.job), (*generation, *step));
+            self.replan = true;
+            self.jobs.drive(by.job, self.placements, |job| {
+                job.state_lost(scene, by, lost, &format!("{error}; the job goes back to {begins}"))
+            });
         }
     }
 
@@ -99,6 +107,14 @@ impl Job {
         }
         let ids: Vec<RankId> = wrong.into_iter().map(|(id, _)| id).collect();
         self.expel(scene, &ids, &reason)
+    }
+
+    /// D3. Every member says it; the first is enough.
+    fn state_lost(&mut self, scene: &mut Scene<'_>, by: RankId, (generation, step): (Generation, Step), why: &str) {
+        let runs = self.run.as_ref().filter(|_| self.state == JobState::Running);
+        if runs.is_some_and(|run| run.generation == generation && run.members.contains(&by)) {
+            self.go_back(scene, format!("after {step} {why}"));
+        }
     }
 
     /// Members whose machines are at fault are ended and replaced; the others go on. Gives their nodes.

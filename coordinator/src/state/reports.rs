@@ -32,7 +32,8 @@ impl Cluster {
             RankEvent::ShardStored { .. } | RankEvent::ManifestStored { .. } | RankEvent::Resumed { .. } => {}
             RankEvent::Joined { .. } | RankEvent::PeerLost { .. } | RankEvent::WentOn { .. } => {}
             RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => {}
-            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::CommandEnded { .. } => {}
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::StateLost { .. } => {}
+            RankEvent::CommandEnded { .. } => {}
         }
         if matches!(report.event, RankEvent::Exited { .. }) {
             self.members.release(node, id, self.bug);
@@ -65,7 +66,7 @@ impl Cluster {
             self.jobs.drive(id.job, self.placements, |job| job.damaged(scene, id, (uri, mine), error));
             return;
         }
-        if let RankEvent::Differ { .. } | RankEvent::ShardStored { .. } = event {
+        if let RankEvent::Differ { .. } | RankEvent::StateLost { .. } | RankEvent::ShardStored { .. } = event {
             return self.compared(scene, id, event);
         }
         if let RankEvent::NotFinite { .. } = event {
@@ -74,7 +75,8 @@ impl Cluster {
         self.jobs.drive(id.job, self.placements, |job| match event {
             RankEvent::Ready { address } => job.ready(scene, id, *address),
             RankEvent::ManifestStored { .. } | RankEvent::Damaged { .. } => {}
-            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::ShardStored { .. } => {}
+            RankEvent::Differ { .. } | RankEvent::StateLost { .. } => {}
+            RankEvent::NotFinite { .. } | RankEvent::ShardStored { .. } => {}
             RankEvent::PeerLost { generation, peer, .. } => job.peer_lost(id, *generation, *peer),
             RankEvent::NotStored { generation, step, error } => {
                 let words = format!("checkpoint at {step} was not written by {}: {error}", id.rank);

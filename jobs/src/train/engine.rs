@@ -11,7 +11,8 @@ use super::fused;
 use super::local::{Local, norm};
 use super::optimizer::{Rule, Schedule, Update};
 use super::parameters::{
-    add, add_one, by_name, check_model, fingerprint_model, gradients, gradients_early, layout, load_model,
+    add, add_one, by_name, check_model, check_some, fingerprint_model, gradients, gradients_early, handles, layout,
+    load_model, replace,
 };
 use super::precision::{Floats, rounded};
 use super::snapshot::SKIPPED;
@@ -328,11 +329,53 @@ impl<T: Task> Train for Engine<T> {
             tensors.into_iter().partition(|tensor| tensor.name.starts_with("optimizer."));
         let weights = check_model(&self.layout, weights)?;
         let state = by_name(state)?;
-        let state = self.update.load(&self.layout, state, &self.device.clone().inner())?;
+        let keeps = |place| self.update.keeps(place);
+        let state = self.update.load(&self.layout, state, &self.device.clone().inner(), keeps)?;
         let model = self.model.take().expect("the model is only away inside apply");
         self.model = Some(load_model(model, weights));
         self.update.put(state);
         self.skipped = skipped.and_then(|tensor| tensor.values.first().copied()).unwrap_or(0.0) as u64;
+        Ok(())
+    }
+
+    fn shares_state(&self) -> bool {
+        true
+    }
+
+    fn keep(&mut self, places: &[usize]) {
+        self.update.keep(places);
+    }
+
+    fn parameters(&self, places: &[usize], see: &mut dyn FnMut(usize, &[f32])) {
+        let handles = handles(self.model());
+        for place in places {
+            let data = handles[*place].clone().into_data();
+            see(*place, data.as_slice().expect("parameters are f32"));
+        }
+    }
+
+    fn set_parameters<'a>(&mut self, values: &mut dyn FnMut(usize) -> Option<&'a [f32]>) {
+        let model = self.model.take().expect("the model is only away inside apply");
+        let params = &self.layout.params;
+        let of = |place: usize| Some(TensorData::new(values(place)?.to_vec(), params[place].shape.clone()));
+        self.model = Some(replace(model, of));
+    }
+
+    fn take_part(&mut self, mut tensors: Vec<NamedTensor>) -> Result<(), JobError> {
+        let skipped =
+            tensors.iter().find(|tensor| tensor.name == SKIPPED).and_then(|tensor| tensor.values.first().copied());
+        tensors.retain(|tensor| tensor.name != SKIPPED);
+        let (state, weights): (Vec<_>, Vec<_>) =
+            tensors.into_iter().partition(|tensor| tensor.name.starts_with("optimizer."));
+        let mut weights = check_some(&self.layout, weights)?;
+        let given: Vec<bool> = weights.iter().map(Option::is_some).collect();
+        let is_given = |place: usize| given[place];
+        let state = self.update.load(&self.layout, by_name(state)?, &self.device.clone().inner(), is_given)?;
+        self.update.put_some(state, is_given);
+        let model = self.model.take().expect("the model is only away inside apply");
+        let of = |place: usize| weights[place].take().map(|tensor| TensorData::new(tensor.values, tensor.shape));
+        self.model = Some(replace(model, of));
+        self.skipped = self.skipped.max(skipped.unwrap_or(0.0) as u64);
         Ok(())
     }
 

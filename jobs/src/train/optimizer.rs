@@ -40,6 +40,8 @@ impl Rule {
 pub(crate) struct Update {
     rule: Rule,
     states: Vec<Option<DynState>>,
+    /// Whether the state of a parameter is kept here, by place; elsewhere it is another rank's, and the parameter is not stepped.
+    kept: Vec<bool>,
 }
 
 /// Counters are saved as f32. Whole numbers are exact up to 2^24 steps; beyond, Adam's bias corrections have long been
@@ -48,10 +50,24 @@ type Counter = f32;
 
 impl Update {
     pub fn new(rule: Rule, layout: &Layout) -> Self {
-        Update { rule, states: layout.params.iter().map(|_| None).collect() }
+        let count = layout.params.len();
+        Update { rule, states: (0..count).map(|_| None).collect(), kept: vec![true; count] }
     }
 
-    /// Steps every parameter with `sum * scale` as its gradient.
+    /// Keeps the state of the parameters at these places only.
+    pub fn keep(&mut self, places: &[usize]) {
+        self.kept.fill(false);
+        places.iter().for_each(|place| self.kept[*place] = true);
+        for (state, _) in self.states.iter_mut().zip(&self.kept).filter(|(_, kept)| !**kept) {
+            *state = None;
+        }
+    }
+
+    pub fn keeps(&self, place: usize) -> bool {
+        self.kept[place]
+    }
+
+    /// Steps every parameter whose state is kept, with `sum * scale` as its gradient.
     pub fn step<M: Module>(&mut self, model: M, layout: &Layout, sum: &[f32], scale: f32, lr: f64) -> M {
         model.map(&mut Stepper { update: self, layout, sum, scale, lr, index: 0 })
     }
@@ -61,7 +77,7 @@ impl Update {
         let rule = self.rule.clone();
         let moved = |state: &DynState| rule.erased().to_device_dyn(state.clone(), device);
         let states = self.states.iter().map(|state| state.as_ref().map(moved)).collect();
-        Update { rule, states }
+        Update { rule, states, kept: self.kept.clone() }
     }
 
     /// The state as tensors named `optimizer.<path>.<field>`.
@@ -86,13 +102,15 @@ impl Update {
         Ok(out)
     }
 
-    /// The states that `tensors` (all of them `optimizer.*`) describe. None at all means: before the first step.
+    /// The states that `tensors` (all of them `optimizer.*`) describe, of the parameters at the places that are `wanted`. None at all means: before the first step.
     pub fn load(
         &self,
         layout: &Layout,
-        tensors: BTreeMap<String, NamedTensor>,
+        mut tensors: BTreeMap<String, NamedTensor>,
         device: &Device,
+        wanted: impl Fn(usize) -> bool,
     ) -> Result<Vec<Option<DynState>>, JobError> {
+        tensors.retain(|name, _| layout.place_of_state(name).is_none_or(&wanted));
         if tensors.is_empty() {
             return Ok(layout.params.iter().map(|_| None).collect());
         }
@@ -108,8 +126,8 @@ impl Update {
         }
         let mut states = Vec::new();
         let mut used = Vec::new();
-        for param in &layout.params {
-            if !param.learns {
+        for (place, param) in layout.params.iter().enumerate() {
+            if !param.learns || !wanted(place) {
                 states.push(None);
                 continue;
             }
@@ -135,6 +153,12 @@ impl Update {
     pub fn put(&mut self, states: Vec<Option<DynState>>) {
         self.states = states;
     }
+
+    /// Those of some parameters; the others' stay.
+    pub fn put_some(&mut self, states: Vec<Option<DynState>>, is_given: impl Fn(usize) -> bool) {
+        let given = self.states.iter_mut().zip(states).enumerate().filter(|(place, _)| is_given(*place));
+        given.for_each(|(_, (own, state))| *own = state);
+    }
 }
 
 /// Burn names Adam's step counter `time`; moments are tensors of the parameter's shape.
@@ -145,9 +169,7 @@ fn counter(tensor: &NamedTensor) -> bool {
 /// A moment has the shape of the parameter whose path it carries.
 fn check_owner(layout: &Layout, tensor: &NamedTensor) -> Result<(), JobError> {
     let fail = |problem| Err(JobError::Tensor { name: tensor.name.clone(), problem });
-    let rest = tensor.name.strip_prefix("optimizer.").unwrap_or(&tensor.name);
-    let owner = |path: &str| rest.strip_prefix(path).is_some_and(|field| field.starts_with('.'));
-    let Some(param) = layout.params.iter().find(|param| owner(&param.path)) else {
+    let Some(param) = layout.place_of_state(&tensor.name).map(|place| &layout.params[place]) else {
         return fail("no parameter of this model has that name".to_owned());
     };
     if param.shape != tensor.shape {
@@ -182,7 +204,7 @@ impl Stepper<'_> {
 impl ModuleMapper for Stepper<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let spec = &self.layout.params[self.index];
-        if !spec.learns {
+        if !spec.learns || !self.update.keeps(self.index) {
             self.index += 1;
             return param;
         }

@@ -177,16 +177,22 @@ pub(crate) fn by_name(tensors: Vec<NamedTensor>) -> Result<BTreeMap<String, Name
 
 /// The weights in layout order, with every name and shape checked.
 pub(crate) fn check_model(layout: &Layout, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
+    let checked = layout.params.iter().zip(check_some(layout, tensors)?).map(|(param, tensor)| {
+        let missing = || JobError::Tensor { name: weights_name(param), problem: "missing".to_owned() };
+        tensor.ok_or_else(missing)
+    });
+    checked.collect()
+}
+
+/// Those of the weights that are given, by place in the layout.
+pub(crate) fn check_some(layout: &Layout, tensors: Vec<NamedTensor>) -> Result<Vec<Option<NamedTensor>>, JobError> {
     let mut map = by_name(tensors)?;
     let mut weights = Vec::new();
     for param in &layout.params {
-        let name = format!("model.{}", param.path);
-        let Some(tensor) = map.remove(&name) else {
-            return Err(JobError::Tensor { name, problem: "missing".to_owned() });
-        };
-        if tensor.shape != param.shape {
+        let tensor = map.remove(&weights_name(param));
+        if let Some(tensor) = tensor.as_ref().filter(|tensor| tensor.shape != param.shape) {
             let problem = format!("shape {:?}, expected {:?}: saved with another [model]?", tensor.shape, param.shape);
-            return Err(JobError::Tensor { name, problem });
+            return Err(JobError::Tensor { name: tensor.name.clone(), problem });
         }
         weights.push(tensor);
     }
@@ -196,17 +202,33 @@ pub(crate) fn check_model(layout: &Layout, tensors: Vec<NamedTensor>) -> Result<
     Ok(weights)
 }
 
+fn weights_name(param: &ParamSpec) -> String {
+    format!("model.{}", param.path)
+}
+
 /// Puts checked weights into the model.
 pub(crate) fn load_model<M: Module>(model: M, weights: Vec<NamedTensor>) -> M {
-    struct Put(std::vec::IntoIter<NamedTensor>);
-    impl ModuleMapper for Put {
+    let mut weights = weights.into_iter();
+    let next = |_| weights.next().map(|tensor| TensorData::new(tensor.values, tensor.shape));
+    replace(model, next)
+}
+
+/// Gives parameters other values, each by its place in the layout; those that have none stay as they are.
+pub(crate) fn replace<M: Module>(model: M, values: impl FnMut(usize) -> Option<TensorData>) -> M {
+    struct Put<F> {
+        place: usize,
+        values: F,
+    }
+    impl<F: FnMut(usize) -> Option<TensorData>> ModuleMapper for Put<F> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let weights = self.0.next().expect("one tensor a parameter, checked by check_model");
+            let place = self.place;
+            self.place += 1;
+            let Some(values) = (self.values)(place) else { return param };
             let (id, old, mapper) = param.consume();
-            let tensor = Tensor::<D>::from_data(TensorData::new(weights.values, weights.shape), &old.device());
+            let tensor = Tensor::<D>::from_data(values, &old.device());
             let tensor = if old.is_require_grad() { tensor.require_grad() } else { tensor };
             Param::from_mapped_value(id, tensor, mapper)
         }
     }
-    model.map(&mut Put(weights.into_iter()))
+    model.map(&mut Put { place: 0, values })
 }

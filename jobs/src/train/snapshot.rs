@@ -18,16 +18,18 @@ use crate::JobError;
 /// The count of steps that were left out, as it is saved; there is none where none were.
 pub(crate) const SKIPPED: &str = "train.skipped";
 
-/// Parameters and optimizer state after some step.
+/// Parameters and optimizer state after some step. A clone shares the buffers.
+#[derive(Clone)]
 pub struct Snapshot {
     state: State,
     /// Steps that were left out.
     skipped: u64,
 }
 
+#[derive(Clone)]
 enum State {
-    /// Of a model on Burn; the weights in layout order, each flat.
-    Shared { layout: Arc<Layout>, weights: Vec<Tensor<1>>, update: Update },
+    /// Of a model on Burn; the weights in layout order, each with its place and flat.
+    Shared { layout: Arc<Layout>, weights: Vec<(usize, Tensor<1>)>, update: Update },
     /// Plain numbers: `model.*` in layout order, then `optimizer.*`.
     Copied(Vec<NamedTensor>),
 }
@@ -35,7 +37,7 @@ enum State {
 impl Snapshot {
     pub(crate) fn new<M: Module>(model: &M, layout: &Arc<Layout>, (update, skipped): (&Update, u64)) -> Self {
         let host = Device::flex();
-        let weights = handles(model).into_iter().map(|tensor| tensor.to_device(&host)).collect();
+        let weights = handles(model).into_iter().map(|tensor| tensor.to_device(&host)).enumerate().collect();
         let state = State::Shared { layout: layout.clone(), weights, update: update.to_device(&host) };
         Self { state, skipped }
     }
@@ -43,6 +45,18 @@ impl Snapshot {
     /// Of a learner whose weights are plain numbers, so few that they are copied at once.
     pub(crate) fn copied(tensors: Vec<NamedTensor>, skipped: u64) -> Self {
         Self { state: State::Copied(tensors), skipped }
+    }
+
+    /// The part of it that is of the parameters at these places of the layout, in ascending order. What is of no parameter is in `first` parts.
+    pub fn part(mut self, places: &[usize], first: bool) -> Self {
+        if let State::Shared { weights, update, .. } = &mut self.state {
+            weights.retain(|(place, _)| places.binary_search(place).is_ok());
+            update.keep(places);
+        }
+        if !first {
+            self.skipped = 0;
+        }
+        self
     }
 
     /// One more tensor, of a copied state.
@@ -72,7 +86,7 @@ impl Snapshot {
     }
 
     /// The parameters alone.
-    pub(crate) fn weights(self) -> Result<Vec<NamedTensor>, JobError> {
+    pub fn weights(self) -> Result<Vec<NamedTensor>, JobError> {
         match self.state {
             State::Shared { layout, weights, .. } => values(&layout, weights),
             State::Copied(mut tensors) => {
@@ -83,8 +97,9 @@ impl Snapshot {
     }
 }
 
-fn values(layout: &Layout, weights: Vec<Tensor<1>>) -> Result<Vec<NamedTensor>, JobError> {
-    let named = layout.params.iter().zip(weights).map(|(param, tensor)| {
+fn values(layout: &Layout, weights: Vec<(usize, Tensor<1>)>) -> Result<Vec<NamedTensor>, JobError> {
+    let named = weights.into_iter().map(|(place, tensor)| {
+        let param = &layout.params[place];
         let name = format!("model.{}", param.path);
         let values = floats(&name, tensor.into_data())?;
         Ok(NamedTensor { name, shape: param.shape.clone(), values })

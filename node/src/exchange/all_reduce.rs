@@ -3,6 +3,8 @@
 //!
 //! X9: after an error every later call fails with the same one: a generation that lost a rank is over.
 
+mod gathering;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -16,8 +18,10 @@ use stoke_protocol::message::rank::RankId;
 use stoke_protocol::transport::Io;
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::AbortHandle as TaskHandle;
 
+use super::all_gather::AllGather;
 use super::bf16::{LeftOver, Rounded};
 use super::buffer::{Buffer, Pool};
 use super::driver::{Driver, Input, Outlet, Output};
@@ -61,8 +65,11 @@ pub struct Exchange {
     /// The last complete sum.
     sum: Option<Buffer>,
     last: Option<Step>,
+    /// Parameters that were gathered since.
+    gathered: Option<Buffer>,
     /// Peers from which nothing more comes.
     gone: BTreeMap<u32, ExchangeError>,
+    first_gone: watch::Receiver<Option<ExchangeError>>,
     failed: Option<ExchangeError>,
     abort: AbortHandle,
     counters: Arc<Counters>,
@@ -137,7 +144,8 @@ impl Exchange {
         // Ranks that share memory add there when all have given.
         let early = (shape.early && plan.is_spread() && plan.is_flat()).then(|| Early::new(plan.clone()));
         let (outputs, heard) = channel();
-        let outlet = Outlet { outputs, memory: memory.clone() };
+        let (gone, first_gone) = watch::channel(None);
+        let outlet = Outlet { outputs, gone: Arc::new(gone), memory: memory.clone() };
         let rounding = (rounded > 0).then(|| Rounding::new(plan.clone(), Rounded(rounded)));
         let host = memory.map(|memory| Host::new(memory, plan.clone(), ranks.clone()));
         let (driver, inputs) = unbounded_channel();
@@ -151,7 +159,9 @@ impl Exchange {
             writing.push(writes);
             tasks.push(reads);
         }
-        let operations = Driver::new(Operation::new(plan, term, Rounded(rounded)), (ranks, links), outlet.clone());
+        let gathering = AllGather::new(plan.clone(), term);
+        let operation = Operation::new(plan, term, Rounded(rounded));
+        let operations = Driver::new((operation, gathering), (ranks, links), outlet.clone());
         tasks.push(io.spawn(operations.run(inputs)).abort_handle());
         Self {
             shape,
@@ -165,7 +175,9 @@ impl Exchange {
             sums: Pool::new(shape.values, 4),
             sum: None,
             last: None,
+            gathered: None,
             gone: BTreeMap::new(),
+            first_gone,
             failed: None,
             abort: AbortHandle { reason: Arc::default(), outlet },
             counters,
@@ -236,6 +248,7 @@ impl Exchange {
             return;
         }
         if !early.is_open(step) {
+            self.sums.put_all(self.gathered.take());
             let Some(sum) = self.sums.take_unless(|| true) else { return };
             self.open(step, compared, sum);
         }
@@ -285,7 +298,7 @@ impl Exchange {
         }
         self.host().added(operation);
         self.wait_for(|line| &line.added, operation)?;
-        self.host().operations = operation;
+        (self.host().operations, self.host().summed) = (operation, Some(operation));
         Ok(operation)
     }
 
@@ -392,6 +405,7 @@ impl Exchange {
 
     /// Memory for a sum.
     fn spare_sum(&mut self) -> Result<Buffer, ExchangeError> {
+        self.sums.put_all(self.gathered.take());
         // An observer that takes no more sums holds their memory until another generation begins without it.
         let Some(sum) = self.sums.take_unless(|| self.abort.is_set()) else {
             self.abort.check()?;
@@ -406,7 +420,7 @@ impl Exchange {
             Ok(sum) => {
                 self.last = Some(step);
                 // Until then it was for those who lack it.
-                self.sum.take().into_iter().for_each(|spent| self.sums.put(spent));
+                self.sums.put_all(self.sum.take());
                 Ok(self.sum.insert(sum).read())
             }
             Err(error) => Err(self.failed.insert(error).clone()),
@@ -461,9 +475,21 @@ impl Exchange {
 
     /// Ends at once. The last complete sum, with its step, for those who lack it in the next generation; none where nobody can lack it.
     pub fn into_last_sum(mut self) -> Option<(Step, Bytes)> {
-        let host = self.host.as_ref().filter(|host| host.operations > 0);
-        let in_memory = host.map(|host| Buffer::sum(&host.memory, host.operations).share());
+        let summed = self.host.as_ref().and_then(|host| Some((&host.memory, host.summed?)));
+        let in_memory = summed.map(|(memory, operation)| Buffer::sum(memory, operation).share());
         self.last.zip(in_memory.or_else(|| self.sum.take().map(Buffer::share)))
+    }
+
+    /// Waits until a peer is gone: nothing more comes from it in this generation.
+    pub fn left(&self) -> impl Future<Output = ExchangeError> + use<> {
+        let mut gone = self.first_gone.clone();
+        async move {
+            match gone.wait_for(Option::is_some).await.map(|gone| gone.clone()) {
+                Ok(Some(why)) => why,
+                // Nobody can tell any more: the exchange has ended.
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
+        }
     }
 
     fn check_open(&self, step: Step) -> Result<(), ExchangeError> {

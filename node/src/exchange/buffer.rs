@@ -197,6 +197,11 @@ impl Pool {
     pub fn put(&mut self, buffer: Buffer) {
         self.spare.push(buffer);
     }
+
+    /// The same, if there is one.
+    pub fn put_all(&mut self, buffers: Option<Buffer>) {
+        self.spare.extend(buffers);
+    }
 }
 
 #[cfg(test)]

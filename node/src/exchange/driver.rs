@@ -3,14 +3,18 @@
 //! Owns the links' sending ends, and what became of each peer; the caller's side is all_reduce.rs.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
 use stoke_protocol::ids::{Fingerprint, Step};
+use stoke_protocol::message::peer::Part;
 use stoke_protocol::message::rank::RankId;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
+use super::all_gather::AllGather;
 use super::buffer::Buffer;
 use super::error::ExchangeError;
 use super::frame::Frame;
@@ -29,6 +33,8 @@ pub enum Input {
     Seal { replica: Option<Fingerprint> },
     /// From the caller: the host's sums of one piece of the values that `to` owns, as they go over the wire; or of one of its own, as they are.
     Give { to: u32, index: usize, sums: Vec<Bytes> },
+    /// From the caller, between two sums: gather the parameters after this step, of which each rank has a range. Answered as `Begin` is.
+    Gather { step: Step, ranges: Vec<Range<usize>>, values: Buffer },
     /// From a link.
     Frame { from: u32, frame: Frame },
     /// From a link: nothing more comes from the peer. It ended its stream (`PeerLeft`), or something went wrong.
@@ -56,6 +62,8 @@ pub enum Output {
 #[derive(Clone)]
 pub struct Outlet {
     pub outputs: Sender<Output>,
+    /// Told of the first peer that is gone, wherever the caller waits.
+    pub gone: Arc<watch::Sender<Option<ExchangeError>>>,
     /// Where it waits for ranks of its machine.
     pub memory: Option<Arc<Memory>>,
 }
@@ -64,13 +72,20 @@ impl Outlet {
     /// Nobody listens any more once the exchange is dropped.
     pub fn tell(&self, output: Output) {
         let is_awaited_there = matches!(output, Output::Gone { .. } | Output::Aborted);
+        if let Output::Gone { why, .. } = &output {
+            self.gone.send_if_modified(|gone| gone.is_none() && gone.replace(why.clone()).is_none());
+        }
         let _ = self.outputs.send(output);
         self.memory.iter().filter(|_| is_awaited_there).for_each(|memory| memory.ring());
     }
 }
 
+/// Where the ranks of a generation are: at the sum of a step (`true`), or at the gathering of the parameters before it.
+type Turn = (Step, bool);
+
 pub struct Driver {
     operation: Operation,
+    gathering: AllGather,
     /// By place in the generation.
     peers: Vec<RankId>,
     /// None for this rank, for pairs that have nothing to say to each other, and after `Finish`.
@@ -82,8 +97,12 @@ pub struct Driver {
 }
 
 impl Driver {
-    pub fn new(operation: Operation, (peers, links): (Vec<RankId>, Vec<Option<Link>>), outlet: Outlet) -> Self {
-        Self { operation, peers, links, ahead: VecDeque::new(), gone: BTreeMap::new(), outlet }
+    pub fn new(
+        (operation, gathering): (Operation, AllGather),
+        (peers, links): (Vec<RankId>, Vec<Option<Link>>),
+        outlet: Outlet,
+    ) -> Self {
+        Self { operation, gathering, peers, links, ahead: VecDeque::new(), gone: BTreeMap::new(), outlet }
     }
 
     /// Runs until the exchange is dropped.
@@ -91,8 +110,8 @@ impl Driver {
         while let Some(input) = inputs.recv().await {
             if let Err(error) = self.take(input) {
                 self.outlet.tell(Output::Failed(error));
-            } else if let Some(sum) = self.operation.take_complete() {
-                self.outlet.tell(Output::Complete(sum));
+            } else if let Some(values) = self.operation.take_complete().or_else(|| self.gathering.take_complete()) {
+                self.outlet.tell(Output::Complete(values));
             }
         }
     }
@@ -114,6 +133,10 @@ impl Driver {
             Input::Give { to, index, sums } => {
                 self.operation.give(to, index, sums, &mut sender(&self.links));
                 Ok(())
+            }
+            Input::Gather { step, ranges, values } => {
+                self.gathering.begin(step, ranges, values, &mut sender(&self.links));
+                self.begun()
             }
             Input::Forget => {
                 self.operation.forget();
@@ -139,19 +162,33 @@ impl Driver {
 
     /// Nobody who is gone owes anything.
     fn check_owed(&self) -> Result<(), ExchangeError> {
-        let missed = self.gone.iter().find(|(position, _)| self.operation.is_owed_by(**position));
+        let missed = self.gone.iter().find(|(position, _)| self.is_owed_by(**position));
         missed.map_or(Ok(()), |(_, why)| Err(why.clone()))
     }
 
     fn receive(&mut self, from: u32, frame: Frame) -> Result<(), ExchangeError> {
-        if !self.operation.is_active() || frame.header.step > self.operation.step() {
+        let is_sum = frame.header.part != Part::Parameters;
+        if self.turn().is_none_or(|now| (frame.header.step, is_sum) > now) {
             self.ahead.push_back((from, frame));
             return Ok(());
         }
         let peer = self.peers[from as usize];
         let refused = |source| ExchangeError::Refused { peer, source };
+        if !is_sum {
+            return self.gathering.receive(from, &frame).map_err(refused);
+        }
         self.operation.receive(from, frame, &mut sender(&self.links)).map_err(refused)?;
         self.check_alike()
+    }
+
+    /// None: nothing is under way.
+    fn turn(&self) -> Option<Turn> {
+        let sums = self.operation.is_active().then(|| (self.operation.step(), true));
+        sums.or_else(|| self.gathering.is_active().then(|| (self.gathering.step(), false)))
+    }
+
+    fn is_owed_by(&self, peer: u32) -> bool {
+        self.operation.is_active() && self.operation.is_owed_by(peer) || self.gathering.is_owed_by(peer)
     }
 
     fn check_alike(&self) -> Result<(), ExchangeError> {
@@ -178,7 +215,7 @@ impl Driver {
         }
         self.gone.insert(position, why.clone());
         self.outlet.tell(Output::Gone { position, why: why.clone() });
-        if self.operation.is_active() && self.operation.is_owed_by(position) { Err(why) } else { Ok(()) }
+        if self.is_owed_by(position) { Err(why) } else { Ok(()) }
     }
 }
 

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use stoke_protocol::ids::{Step, Term};
-use stoke_protocol::message::peer::{Machine, Part, Restores, ShardSet, Sharing, Standing, TensorHeader, Way};
+use stoke_protocol::message::peer::{Kept, Machine, Part, Restores, ShardSet, Sharing, Standing, TensorHeader, Way};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
+use stoke_protocol::spec::RANKS_MAX;
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
 use tokio::time::Instant;
 
@@ -35,6 +36,8 @@ pub struct State {
     pub sum: Option<Bytes>,
     /// The checkpoint that it begins with.
     pub restores: Option<Restores>,
+    /// What it keeps of the optimizer's state, where ranks keep parts of it.
+    pub keeps: Option<Kept>,
 }
 
 /// A generation that stands.
@@ -50,6 +53,8 @@ pub struct Formed {
     pub gives: Option<(u32, u32)>,
     /// Nobody has the state: all begin with the same checkpoint, and read it together.
     pub readers: Option<Readers>,
+    /// What each member keeps of the optimizer's state after those steps, where ranks keep parts of it; none of one that has no such state.
+    pub kept: Vec<Option<Kept>>,
     /// Peers with whom this rank exchanges values by TCP.
     pub by_tcp: usize,
 }
@@ -108,6 +113,15 @@ impl Standings {
         self.of(position).is_some_and(|standing| standing.step != Some(self.step)) && !self.lacks_sum(position)
     }
 
+    /// What each member keeps, and will have of this step.
+    fn kept(&self) -> Vec<Option<Kept>> {
+        let keeps = |member| {
+            let at_step = |standing: &&Standing| standing.step == Some(self.step) || self.lacks_sum(member);
+            self.of(member).filter(at_step).and_then(|standing| standing.keeps)
+        };
+        (0..self.world).map(keeps).collect()
+    }
+
     /// Who of the members may share memory with whom.
     fn hosts(&self) -> Hosts {
         Hosts::of((0..self.world).map(|member| self.of(member).and_then(|standing| standing.machine)))
@@ -156,6 +170,7 @@ impl Mesh {
             machine: self.may_share(place),
             door: open.as_ref().map(|open| open.door),
             tcp: self.tcp().port(),
+            keeps: own.keeps,
         };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |(position, peer): (u32, Member)| async move {
@@ -178,11 +193,12 @@ impl Mesh {
         let lacking = lacking.map(|(_, pair)| pair.peer).collect();
         let count = standings.givers().count() as u32;
         let gives = standings.givers().position(|giver| giver == place.position).map(|index| (index as u32, count));
+        let kept = standings.kept();
         let Standings { step, readers, .. } = standings;
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
         let exchange = Exchange::new(self.io(), named, pairs, (plan, place, shape), (memory, self.counters().clone()));
-        Ok(Formed { exchange, step, catch_up, lacking, gives, readers, by_tcp })
+        Ok(Formed { exchange, step, catch_up, lacking, gives, readers, kept, by_tcp })
     }
 
     /// What each host does in memory and what goes from host to host, and the memory of this one. Everybody comes to the same plan (V1).
@@ -292,8 +308,16 @@ impl Mesh {
         let at: BTreeMap<u32, Standing> = others.chain([(place.position, standing)]).collect();
         let wrong = |reason: String| ExchangeError::Membership { own: self.own(), reason };
         let members: Vec<(&u32, &Standing)> = at.range(..place.world).collect();
+        let impossible = |kept: &Kept| kept.position >= kept.world || kept.world > RANKS_MAX;
+        if let Some((position, _)) =
+            members.iter().find(|(_, standing)| standing.keeps.as_ref().is_some_and(impossible))
+        {
+            return Err(wrong(format!("the member at place {position} keeps a part of the state that there is not")));
+        }
+        // They are handed what they are to keep.
+        let hands_over = members.iter().any(|(_, standing)| standing.step.is_some() && standing.keeps.is_some());
         for (position, standing) in &members {
-            if standing.step.is_none() && standing.restores.is_none() {
+            if standing.step.is_none() && standing.restores.is_none() && !hands_over {
                 return Err(wrong(format!("the member at place {position} owns lanes and has no state")));
             }
         }

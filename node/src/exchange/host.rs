@@ -24,8 +24,10 @@ pub struct Host {
     pub plan: Plan,
     /// All of the generation.
     ranks: Vec<RankId>,
-    /// Operations that all of the host have ended; the sum of the last one is there.
+    /// Operations that all of the host have ended.
     pub operations: u64,
+    /// The one of the last sum, as long as it is there.
+    pub summed: Option<u64>,
     /// Of this rank's pieces, where there is no other host.
     own: Folder,
     /// Of what the host gives to others.
@@ -46,6 +48,7 @@ impl Host {
         Self {
             ranks,
             operations: 0,
+            summed: None,
             own: Folder::new(plan.fold.clone()),
             for_others,
             // One is made while the last may wait for acknowledgements.
@@ -73,8 +76,9 @@ impl Host {
     }
 
     /// Gives this rank's partial sums of a step. The number of the operation.
-    pub fn give(&self, step: Step, sums: &mut LaneSums, replica: Option<Fingerprint>) -> u64 {
-        let (memory, operation) = (&self.memory, self.operations + 1);
+    pub fn give(&mut self, step: Step, sums: &mut LaneSums, replica: Option<Fingerprint>) -> u64 {
+        let operation = self.next();
+        let memory = &self.memory;
         for (partial, leaf) in sums.finish().iter().zip(self.plan.first_leaf_of(self.plan.rank)..) {
             if !partial.values.is_shared() {
                 Buffer::partial(memory, leaf).write(0..memory.values()).copy_from_slice(partial.values.read());
@@ -85,6 +89,13 @@ impl Host {
         line.given.store(operation, Ordering::Release);
         memory.ring();
         operation
+    }
+
+    /// The number of the next operation, which writes where the one before the last did.
+    pub fn next(&mut self) -> u64 {
+        let next = self.operations + 1;
+        self.summed = self.summed.filter(|summed| summed % SUMS as u64 != next % SUMS as u64);
+        next
     }
 
     /// What this rank is to write of an operation's sum is there.

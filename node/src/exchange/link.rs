@@ -104,7 +104,7 @@ impl Link {
         let _ = match out.header.part {
             Part::Partial(_) => self.partials.send(out),
             // No sum of a later step overtakes what this one was computed from: an observer reads none before it has all of this one.
-            Part::Replica | Part::Sum | Part::CatchUp => self.sums.send(out),
+            Part::Replica | Part::Sum | Part::CatchUp | Part::Parameters => self.sums.send(out),
         };
     }
 }
@@ -182,8 +182,10 @@ impl Side {
             let place = window.clone().acquire_owned().await.expect("L5: the window is never closed");
             let start = usize::try_from(header.offset).unwrap_or(usize::MAX);
             let piece = start..start.saturating_add(header.count as usize);
-            let bytes = self.rounded.bytes(&piece);
-            let values = self.rounded.read(&piece, read_values(stream, bytes).await?);
+            // Only what is summed is rounded.
+            let rounded = if header.part == Part::Parameters { Rounded(0) } else { self.rounded };
+            let bytes = rounded.bytes(&piece);
+            let values = rounded.read(&piece, read_values(stream, bytes).await?);
             self.counters.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             self.tell(Input::Frame { from: self.position, frame: Frame { header, values, _place: Some(place) } });
         }

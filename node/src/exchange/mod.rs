@@ -1,5 +1,6 @@
 //! The sum of all ranks' gradients, with the same bits on any number of ranks, and how ranks come together for it.
 
+mod all_gather;
 mod all_reduce;
 mod bf16;
 mod buffer;
@@ -19,6 +20,7 @@ mod operation;
 mod plan;
 pub mod quorum;
 mod ranges;
+mod shares;
 mod state_transfer;
 mod sum;
 mod tcp;
@@ -32,5 +34,6 @@ pub use form::{Formed, Readers, State};
 pub use lane_sum::{LaneSums, Partial};
 pub use mesh::{CONNECT_MAX, Mesh, Pair};
 pub use plan::{Traffic, traffic};
+pub use shares::{Parcel, Shares, hand_over};
 pub use state_transfer::{Received, Shard, StateOf};
 pub use tcp::UseTcp;

@@ -194,7 +194,7 @@ impl Operation {
                 Part::Partial(_) => self.is_next_partial(from, &frame.header),
                 Part::Sum => self.is_next_sum(from, &frame.header),
                 Part::Replica => self.is_new_replica(from, &frame.header),
-                Part::CatchUp => false,
+                Part::CatchUp | Part::Parameters => false,
             };
         if !known {
             return Err(Unexpected { step, part, offset, count });
@@ -210,7 +210,7 @@ impl Operation {
                     Some(_) => self.compare(),
                 }
             }
-            Part::CatchUp => unreachable!("X7: refused above"),
+            Part::CatchUp | Part::Parameters => unreachable!("X7: refused above"),
         }
         Ok(())
     }

@@ -112,6 +112,12 @@ impl Mesh {
         self.take(term, arrives, Taking::default()).await
     }
 
+    /// Receives parts of a state from members of a generation of `world`, by their places, whoever knows how far they are: one part of each.
+    pub async fn take_parts(&self, term: Term, world: u32, givers: BTreeSet<u32>) -> Result<Received, ExchangeError> {
+        let taking = Taking { givers: Some((world, givers)), ..Taking::default() };
+        self.take(term, &AtomicBool::default(), taking).await
+    }
+
     /// Receives the shards of a known state that are not in `own`.
     pub async fn take_shards(&self, term: Term, of: StateOf, own: &[u32]) -> Result<Vec<NamedTensor>, ExchangeError> {
         let mut taking = Taking::of(of);
@@ -153,11 +159,14 @@ struct Taking {
     shards: Vec<Option<Vec<NamedTensor>>>,
     /// Shards that nobody has begun to give.
     awaited: BTreeSet<u32>,
+    /// Before the first has: of how many there are which, if not all.
+    givers: Option<(u32, BTreeSet<u32>)>,
 }
 
 impl Taking {
     fn of(of: StateOf) -> Self {
-        Self { of: Some(of), shards: (0..of.shards).map(|_| None).collect(), awaited: (0..of.shards).collect() }
+        let shards = (0..of.shards).map(|_| None).collect();
+        Self { of: Some(of), shards, awaited: (0..of.shards).collect(), givers: None }
     }
 
     /// A shard is about to arrive; the first one says what the others are of.
@@ -166,12 +175,25 @@ impl Taking {
             return Err(format!("shard {shard} of {}", of.shards));
         }
         if self.of.is_none() {
+            let givers = self.givers.take();
             *self = Self::of(of);
+            if let Some((world, givers)) = givers {
+                if world != of.shards {
+                    return Err(format!("shard {shard} of {}, and there are {world} members", of.shards));
+                }
+                self.awaited = givers;
+                let others = (0..world).filter(|place| !self.awaited.contains(place));
+                others.for_each(|place| self.shards[place as usize] = Some(Vec::new()));
+            }
         }
         if let Some(problem) = self.of.and_then(|expected| expected.mismatch(&of)) {
             return Err(format!("shard {shard}: {problem}"));
         }
-        if self.awaited.remove(&shard) { Ok(()) } else { Err(format!("shard {shard} of {} again", of.shards)) }
+        if self.awaited.remove(&shard) {
+            Ok(())
+        } else {
+            Err(format!("shard {shard} of {}, which is not awaited", of.shards))
+        }
     }
 
     fn all_begun(&self) -> bool {

@@ -19,6 +19,7 @@ use super::*;
 mod bf16;
 mod by_tcp;
 mod early;
+mod gathering;
 mod hosts;
 mod in_memory;
 
@@ -100,6 +101,7 @@ fn standing(generation: u64, step: u64) -> Standing {
         machine: None,
         door: None,
         tcp: None,
+        keeps: None,
     }
 }
 
@@ -113,7 +115,7 @@ fn member(mesh: &Mesh) -> Member {
 
 fn at(step: u64, sum: Option<&[f32]>) -> State {
     let sum = sum.map(|sum| bytes::Bytes::copy_from_slice(super::sum::as_bytes(sum)));
-    State { step: Some(Step(step)), sum, restores: None }
+    State { step: Some(Step(step)), sum, ..State::default() }
 }
 
 /// All ranks, those that join after the members, form a generation.

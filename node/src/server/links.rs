@@ -74,6 +74,7 @@ impl Links {
             machine: None,
             door: None,
             tcp: None,
+            keeps: None,
         };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |rank: u32| async move {

@@ -41,6 +41,8 @@ pub enum Undecided {
     NotFinite { given: Given },
     /// The members' parameters are not the same.
     Differ { replicas: Vec<(RankId, Fingerprint)> },
+    /// A part of the optimizer's state is nobody's any more, or the two that keep it do not agree.
+    StateLost { error: String },
 }
 
 impl Undecided {
@@ -49,6 +51,7 @@ impl Undecided {
         match self {
             Self::NotFinite { given } => RankEvent::NotFinite { generation, step, given },
             Self::Differ { replicas } => RankEvent::Differ { generation, step, replicas: replicas.into() },
+            Self::StateLost { error } => RankEvent::StateLost { generation, step, error },
         }
     }
 }

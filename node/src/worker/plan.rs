@@ -1,7 +1,7 @@
 //! From a job spec to what a rank computes. Pure.
 
 use stoke_jobs::{JobError, Plan, Train};
-use stoke_protocol::spec::{Diloco, Floats, JobSpec, Wire};
+use stoke_protocol::spec::{Diloco, Floats, JobSpec, Sharding, Wire};
 
 use crate::checkpoint::Manifest;
 use crate::exchange::Shape;
@@ -55,6 +55,10 @@ pub fn loaded<E: From<JobError>>(
     if plan.precision != stoke_jobs::Floats::F32 && !train.computes_in_bf16() {
         let problem = format!("precision = \"bf16\": the trainer {} computes in f32", spec.trainer);
         return refused(problem, "remove precision from [train]");
+    }
+    if spec.training().sharding != Sharding::None && !train.shares_state() {
+        let problem = format!("sharding = \"zero1\": the trainer {} keeps its optimizer's state whole", spec.trainer);
+        return refused(problem, "remove sharding from [train]");
     }
     if spec.training().steps.is_some() {
         return Ok((plan, train));
@@ -169,6 +173,8 @@ mod tests {
         assert_eq!(load("precision = \"f32\""), Ok(stoke_jobs::Floats::F32));
         let words = "line 1: precision = \"bf16\": the trainer digits computes in f32 (remove precision from [train])";
         assert_eq!(load("precision = \"bf16\""), Err(words.to_owned()));
+        let words = "line 1: sharding = \"zero1\": the trainer digits keeps its optimizer's state whole (remove sharding from [train])";
+        assert_eq!(load("sharding = \"zero1\""), Err(words.to_owned()));
         let words = "line 1: the trainer digits makes no local steps (remove [train.diloco])";
         assert_eq!(load("[train.diloco]\nlocal_steps = 2"), Err(words.to_owned()));
     }

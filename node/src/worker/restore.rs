@@ -34,11 +34,11 @@ pub fn offer(manifest: &Manifest, work: &Work<'_>) -> Restores {
     Restores { step: manifest.step, near: near.into_iter().collect() }
 }
 
-/// The whole state of a checkpoint: this rank reads its part of the shards, gives others what they lack of it, and takes theirs.
+/// The state of a checkpoint, as far as its tensors are wanted: this rank reads its part of the shards, gives others what they lack of it, and takes theirs.
 pub fn gather(
     manifest: &Manifest,
     membership: &Membership,
-    readers: &Readers,
+    (readers, wanted): (&Readers, &dyn Fn(&str) -> bool),
     work: &Work<'_>,
 ) -> Result<(StateOf, Vec<NamedTensor>), Failure> {
     let (term, begun, uri) = (membership.term(), Instant::now(), uri_of(&work.start.from));
@@ -59,13 +59,14 @@ pub fn gather(
     let read = || checkpoint::load_shards(uri, manifest, &own, work.memory.as_ref());
     let read = work.beat.reading(|| checkpoint::patiently(read));
     let mut tensors = Vec::new();
+    let is_wanted = |tensor: &NamedTensor| wanted(&tensor.name);
     for (index, shard) in read.map_err(|error| unreadable(uri, &error))? {
         let lacks = |(member, _): &(u32, RankId)| readers.giver(index) == place && !readers.reads(*member, index);
         let to: Vec<RankId> = members().filter(lacks).map(|(_, id)| id).collect();
         if to.is_empty() {
-            tensors.extend(shard);
+            tensors.extend(shard.into_iter().filter(is_wanted));
         } else {
-            tensors.extend_from_slice(&shard);
+            tensors.extend(shard.iter().filter(|tensor| is_wanted(tensor)).cloned());
             work.mesh.give_shard(&work.runtime, (term, of, index), shard.into(), &to);
         }
     }
@@ -76,7 +77,7 @@ pub fn gather(
             Some(taken) = taking.join_next() => Ok(taken.map_err(|_| Failure::Stopped)??),
         }
     })?;
-    tensors.extend(received);
+    tensors.extend(received.into_iter().filter(is_wanted));
     tracing::info!(
         step = of.step.0,
         read = own.len(),

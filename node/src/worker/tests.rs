@@ -1,6 +1,7 @@
 //! Ranks of one generation in this process, over socket pairs to an agent that a test plays, with the real trainers and the real network.
 
 mod gangs;
+mod sharded;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -251,6 +252,7 @@ impl Stage {
             RankEvent::NotStored { generation, step, .. } => self.tell_all(ToRank::Abandon { generation, step }).await,
             RankEvent::Damaged { .. } => {}
             RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::CommandEnded { .. } => {}
+            RankEvent::StateLost { .. } => {}
             RankEvent::Exited { .. } => panic!("a rank does not report its own end"),
         }
     }

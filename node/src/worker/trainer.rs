@@ -4,26 +4,30 @@
 //! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it (if rounded: T4).
 //! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
 //! T3: steps that a quorum does while the coordinator is away stand; checkpoints wait until it is back, because only its memberships commit.
+//! T5: where ranks keep parts of the optimizer's state, each applies a sum to what it keeps, and the parameters are gathered before the next step (`sharded.rs`).
 //! T4: ranks whose gradients are rounded on the wire never go on without the coordinator: a quorum's sum of a step would be another than that of who left.
 
+mod sharded;
+mod state;
+
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use bytes::Bytes;
-use stoke_jobs::{JobError, LaneWork, Metrics, NamedTensor, Plan, Pulse, Train, Trainers};
-use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step, Term};
+use stoke_jobs::{JobError, LaneWork, Metrics, Plan, Pulse, Train, Trainers};
+use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
-    Given, Membership, Outcome, Progress, Purpose, RankEvent, RankId, StartFrom, StartRank, StepTimes,
+    Given, Membership, Outcome, Progress, Purpose, RankEvent, StartFrom, StartRank, StepTimes,
 };
-use stoke_protocol::spec::JobSpec;
+use stoke_protocol::spec::{JobSpec, Sharding};
 use tokio::runtime::Handle;
 
+use self::sharded::Sharded;
 use super::beat::Beat;
 use super::damage;
-use super::failure::{Failure, Undecided, text_of};
+use super::failure::{Failure, Undecided};
 use super::finite::{self, Skips};
 use super::joining::Joining;
 use super::meter::{Meter, Part};
@@ -34,7 +38,7 @@ use super::tail::Tail;
 use super::vault::{Copy, Order, Vault};
 use super::work::Work;
 use crate::checkpoint::{Manifest, ShardMemory};
-use crate::exchange::{Exchange, Formed, LaneSums, Mesh, Readers, Received, Shard, State, StateOf};
+use crate::exchange::{Exchange, Formed, LaneSums, Mesh, State};
 use crate::objects::Objects;
 use crate::{rollout, server};
 
@@ -146,6 +150,8 @@ struct Trainer {
     last_sum: Option<(u64, Bytes)>,
     /// What a rank that joins has received so far.
     joining: Option<Joining>,
+    /// Where ranks keep parts of the optimizer's state: this one's.
+    sharded: Option<Sharded>,
     /// Steps between comparisons of the members' parameters; 0: none.
     compare_every: u64,
     skips: Skips,
@@ -185,6 +191,7 @@ impl Trainer {
         let compare_every = spec.training().digest_every;
         let skips = Skips::new(spec.training().on_nan);
         let (last_sum, joining, unheard) = (None, None, false);
+        let sharded = (spec.training().sharding == Sharding::Zero1).then(|| Sharded::new(train.layout(), loaded));
         let (loss, ledger) = (f32::NAN, Ledger::default());
         Ok(Self {
             train,
@@ -199,6 +206,7 @@ impl Trainer {
             unheard,
             last_sum,
             joining,
+            sharded,
             compare_every,
             skips,
             meter,
@@ -220,7 +228,7 @@ impl Trainer {
                 formed = forming => Ok(formed?),
             }
         })?;
-        let Formed { mut exchange, step, catch_up, lacking, gives, readers, .. } = formed;
+        let Formed { mut exchange, step, catch_up, lacking, gives, readers, kept, .. } = formed;
         work.orders.entered(generation, exchange.abort_handle());
         self.meter.begin(generation, step.0);
         if let Some(sum) = catch_up {
@@ -230,6 +238,10 @@ impl Trainer {
         let term = membership.term();
         let served = match gives {
             _ if exchange.place().is_observer() => self.join(term, step.0, &mut exchange, work),
+            _ if self.sharded.is_some() => {
+                let dealt = self.deal(membership, &mut exchange, (step, &kept, readers.as_ref()), work);
+                dealt.and_then(|()| self.train(membership, &mut exchange, work))
+            }
             Some(part) => {
                 let gathered = readers.map_or(Ok(()), |readers| self.restore(membership, &readers, work));
                 gathered.and_then(|()| {
@@ -251,7 +263,8 @@ impl Trainer {
         let joining = self.joining.as_ref().map(|joining| Step(joining.reaches()));
         let step = self.loaded.then_some(Step(self.step)).or(joining);
         let sum = self.last_sum.as_ref().filter(|(step, _)| *step == self.step).map(|(_, sum)| sum.clone());
-        State { step, sum, restores }
+        let keeps = self.sharded.as_ref().filter(|_| self.loaded).and_then(|sharded| sharded.kept);
+        State { step, sum, restores, keeps }
     }
 
     fn train(&mut self, membership: &Membership, exchange: &mut Exchange, work: &mut Work<'_>) -> Result<(), Failure> {
@@ -357,10 +370,15 @@ impl Trainer {
                 Err(Failure::Undecided(Undecided::NotFinite { given }))
             }
             applied => {
-                if self.train.skipped() > skipped {
+                let is_skipped = self.train.skipped() > skipped;
+                if is_skipped {
                     exchange.forget();
                 }
-                applied.map(|()| all_told)
+                applied?;
+                if !is_skipped {
+                    self.gather(exchange)?;
+                }
+                Ok(all_told)
             }
         }
     }
@@ -460,113 +478,6 @@ impl Trainer {
         Ok(())
     }
 
-    /// Follows the members until it may be one of them: the state of a step, then the sum of every step after it.
-    fn join(&mut self, term: Term, step: u64, exchange: &mut Exchange, work: &mut Work<'_>) -> Result<(), Failure> {
-        let stands = match &self.joining {
-            Some(joining) => joining.reaches() == step,
-            None => self.loaded && self.step == step,
-        };
-        if !stands {
-            self.loaded = false;
-            self.joining = Some(Joining::begin(&work.runtime, work.mesh.clone(), (term, step)));
-        }
-        let (world, generation) = (exchange.place().world, term.generation);
-        let mut said = false;
-        for step in step..self.plan.steps {
-            work.orders.check(generation)?;
-            let sum = exchange.observe(Step(step), self.compares(world, Step(step)))?;
-            let all_told = self.tail.told(sum) == world as f32;
-            match &mut self.joining {
-                Some(joining) => joining.keep(sum),
-                None => self.apply(sum)?,
-            }
-            self.settle()?;
-            if self.loaded && !said {
-                said = true;
-                (work.tell)(Told::Event(RankEvent::Joined { generation, step: Step(self.step) }));
-            }
-            if all_told {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the state if it is there by now, and does the steps that were summed meanwhile.
-    fn settle(&mut self) -> Result<(), Failure> {
-        let Some(joining) = &mut self.joining else { return Ok(()) };
-        let Some(received) = joining.received()? else { return Ok(()) };
-        let (from, sums) = self.joining.take().expect("looked at above").into_parts();
-        self.adopt(received, from)?;
-        sums.iter().try_for_each(|sum| self.apply(sum))
-    }
-
-    /// A member that lacks more than one step takes the state; the others wait for its lanes.
-    fn catch_up(&mut self, at: (Term, u64), work: &Work<'_>) -> Result<(), Failure> {
-        let (term, step) = at;
-        tracing::warn!(%term, from = self.step, to = step, "too far behind for one sum: taking the state of others");
-        let arrives = AtomicBool::new(false);
-        let received = work.runtime.block_on(async {
-            tokio::select! {
-                biased;
-                failure = work.orders.interrupted(term.generation) => Err(failure),
-                received = work.mesh.take_state(term, &arrives) => Ok(received?),
-            }
-        })?;
-        self.adopt(received, step)
-    }
-
-    fn adopt(&mut self, received: Received, expected: u64) -> Result<(), Failure> {
-        let Received { of: StateOf { step, loss, ledger, weights_blake3, .. }, tensors } = received;
-        if step.0 != expected {
-            return Err(Failure::Error(format!("the state received is of {step}, {expected} was expected")));
-        }
-        self.take_state(tensors, weights_blake3)
-            .map_err(|what| Failure::Error(format!("take the state of {step} from peers: {what}")))?;
-        (self.step, self.loss, self.ledger, self.loaded, self.origin) = (step.0, loss, ledger, true, None);
-        self.meter.took_over(self.step);
-        Ok(())
-    }
-
-    /// Takes the checkpoint over that all members begin with.
-    fn restore(&mut self, membership: &Membership, readers: &Readers, work: &Work<'_>) -> Result<(), Failure> {
-        let manifest = self.origin.as_ref().expect("X10: whoever has no state has a checkpoint to begin with");
-        let (of, tensors) = restore::gather(manifest, membership, readers, work)?;
-        let uri = restore::uri_of(&work.start.from);
-        let restored = self.train.restore(tensors);
-        restored.map_err(|error| Failure::Permanent(format!("continue from {uri}: {}", text_of(&error))))?;
-        let weights = Digest(self.train.weights_blake3());
-        if weights != of.weights_blake3 {
-            let error =
-                format!("continue from {uri}: its weights hash to {weights}, the manifest says {}", of.weights_blake3);
-            return Err(Failure::Damaged { uri: uri.to_owned(), error });
-        }
-        (self.step, self.loss, self.ledger, self.loaded, self.origin) = (of.step.0, of.loss, of.ledger, true, None);
-        Ok(())
-    }
-
-    fn take_state(&mut self, tensors: Vec<NamedTensor>, expected: Digest) -> Result<(), String> {
-        self.train.restore(tensors).map_err(|error| text_of(&error))?;
-        let restored = Digest(self.train.weights_blake3());
-        if restored == expected { Ok(()) } else { Err(format!("its weights hash to {restored}, not to {expected}")) }
-    }
-
-    /// This rank's shard for those who join.
-    fn give_state(&self, term: Term, (index, count): (u32, u32), lacking: &[RankId], work: &Work<'_>) {
-        if lacking.is_empty() {
-            return;
-        }
-        let of = StateOf {
-            step: Step(self.step),
-            shards: count,
-            loss: self.loss,
-            ledger: self.ledger,
-            weights_blake3: Digest([0; 32]),
-        };
-        let shard = Shard { term, of, index, state: self.train.snapshot() };
-        work.mesh.give_state(&work.runtime, shard, lacking);
-    }
-
     /// Hands the state to the vault. Training is held for as long as this takes.
     fn checkpoint(&self, generation: Generation, exchange: &Exchange, work: &Work<'_>) {
         let begun = Instant::now();
@@ -574,7 +485,8 @@ impl Trainer {
         let (state, last) = (self.train.snapshot(), self.step == self.plan.steps);
         let taken_us = begun.elapsed().as_micros() as u64;
         let (step, loss, ledger) = (Step(self.step), self.loss, self.ledger);
-        work.vault.store(Copy { generation, step, index, world, loss, ledger, state, last });
+        let own = self.sharded.as_ref().and_then(Sharded::owned);
+        work.vault.store(Copy { generation, step, index, world, loss, ledger, state, own, last });
         let held_us = begun.elapsed().as_micros() as u64;
         tracing::info!(step = self.step, taken_us, held_us, "state handed over");
     }

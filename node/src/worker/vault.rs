@@ -62,6 +62,8 @@ pub struct Copy {
     pub loss: f32,
     pub ledger: Ledger,
     pub state: Snapshot,
+    /// The parameters of which this rank keeps the optimizer's state, and writes both, by place in the layout; none: the state is whole, and cut evenly.
+    pub own: Option<Vec<usize>>,
     pub last: bool,
 }
 
@@ -180,16 +182,20 @@ impl<F: Fn(Told)> Keeper<F> {
     }
 
     fn store(&mut self, copy: Copy) {
-        let Copy { generation, step, index, world, loss, ledger, state, last } = copy;
+        let Copy { generation, step, index, world, loss, ledger, state, own, last } = copy;
         if !last && self.abandoned.contains(&(step, generation)) {
             return tracing::info!(%step, "not stored: another member could not store its part");
         }
         let stored = self.folder(generation, step).and_then(|folder| {
-            let tensors = state.tensors().map_err(CheckpointError::State)?;
+            let own_part = own.map(|places| state.clone().part(&places, index == 0).tensors());
+            // What members have in common.
+            let tensors = if own_part.is_some() { state.weights() } else { state.tensors() };
+            let tensors = tensors.map_err(CheckpointError::State)?;
             // Only the first member writes a manifest.
             let weights_blake3 = (index == 0).then(|| Digest(stoke_jobs::weights_blake3(&tensors)));
             let state = Fingerprint(stoke_jobs::fingerprint(&tensors));
-            let own = checkpoint::own_shard(tensors, index, world);
+            let own = own_part.unwrap_or_else(|| Ok(checkpoint::own_shard(tensors, index, world)));
+            let own = own.map_err(CheckpointError::State)?;
             let write = || {
                 let write = || checkpoint::write_shard(&folder, index, world, &own);
                 let stored = match write() {

@@ -17,6 +17,8 @@ pub enum Opening {
     Exchange(Standing),
     /// One shard of the sender's state after `step` steps, to a rank that joins, or of the checkpoint that both begin with: `StateHeader`s, each
     /// with its bytes. Together they are what the shard's file would be.
+    /// Where ranks keep parts of the optimizer's state: what the sender has of what the receiver is to keep from now on, and
+    /// lacks. Shards are numbered by the places of the senders then, and no hash is given.
     State { term: Term, step: Step, shard: u32, shards: u32, loss: f32, ledger: Ledger, weights_blake3: Digest },
     /// Nothing follows. Not answered: who agrees enters the term, and the sender meets it there.
     Proposal(Proposal),
@@ -60,6 +62,19 @@ pub struct Standing {
     pub door: Option<Door>,
     /// Where it takes connections by TCP, at the same address.
     pub tcp: Option<u16>,
+    /// Of a job whose ranks keep parts of the optimizer's state: what this one keeps; none of one that has no state yet.
+    pub keeps: Option<Kept>,
+}
+
+/// The part of the optimizer's state that is dealt to this place in a world of so many ranks. In a world of one: all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    pub world: u32,
+    pub position: u32,
+}
+
+impl Kept {
+    pub const ALL: Self = Self { world: 1, position: 0 };
 }
 
 /// After the standings, to all members of a generation in which some are on one machine: whether the sender shares memory with those of its machine, if
@@ -204,4 +219,7 @@ pub enum Part {
     /// Without values: the sender's parameters are those of the header's `replica`. To all members, when some are found not to be the same; where values leave
     /// before the lanes have ended, to all members and observers at each step that compares, behind its values.
     Replica,
+    /// To one of each machine, where ranks keep parts of the optimizer's state: parameters after the step, from the rank that has stepped them. Counted from
+    /// the start of all parameters in the order in which they are dealt to ranks.
+    Parameters,
 }

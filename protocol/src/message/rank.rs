@@ -195,6 +195,9 @@ pub enum RankEvent {
     /// Of a job that runs a command: this rank's command of the generation has ended. With code 0 the process waits for `Release` or for a generation of
     /// other members; otherwise `Failed` follows.
     CommandEnded { generation: Generation, exit: Exit },
+    /// Of a job whose ranks keep parts of the optimizer's state: after `step` steps nobody has some part of it any more, or the two that have it do not
+    /// agree; the text says which. Every member that sees it says so, and waits to be stopped: the job goes back to its last checkpoint.
+    StateLost { generation: Generation, step: Step, error: String },
 }
 
 /// What a rank's lanes gave to a sum that is not finite.

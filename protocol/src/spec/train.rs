@@ -52,6 +52,9 @@ pub struct Train {
     /// How gradients travel between machines.
     #[serde(default, skip_serializing_if = "is_default")]
     pub wire: Wire,
+    /// What each rank keeps a part of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sharding: Sharding,
     /// Several local steps in each step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diloco: Option<Diloco>,
@@ -89,6 +92,16 @@ pub enum Wire {
     F32,
     /// Rounded, in half the bytes; what the rounding leaves over is added to the next ones.
     Bf16,
+}
+
+/// What each rank keeps a part of, where all keep everything otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sharding {
+    #[default]
+    None,
+    /// The optimizer's state, with a copy at one other rank (ZeRO stage 1, Rajbhandari et al., 2020).
+    Zero1,
 }
 
 /// What follows when a rank computes clearly more slowly than its peers.
@@ -154,6 +167,7 @@ impl Default for Train {
             straggler: Straggler::default(),
             precision: Floats::default(),
             wire: Wire::default(),
+            sharding: Sharding::default(),
             diloco: None,
         }
     }

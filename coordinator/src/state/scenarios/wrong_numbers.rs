@@ -78,6 +78,36 @@ fn a_job_without_a_majority_and_one_that_compares_seldom_go_back_to_the_last_che
 }
 
 #[test]
+fn a_job_that_has_lost_a_part_of_its_state_goes_back_to_the_last_checkpoint_once() {
+    let (mut world, job, sessions) = running_three("sharding = \"zero1\"");
+    for rank in 0..3 {
+        world.report(sessions[rank as usize], id(job, 1, rank), shard(4, rank));
+    }
+    world.report(sessions[0], id(job, 1, 0), manifest(job, 4, 1));
+    let lost = |generation| {
+        let error = "nobody has it".to_owned();
+        RankEvent::StateLost { generation: Generation(generation), step: TrainStep(7), error }
+    };
+    // Of a generation that is over.
+    world.report(sessions[1], id(job, 1, 1), lost(0));
+    assert_eq!(world.state(job), JobState::Running);
+    for rank in [1, 0, 2] {
+        world.report(sessions[rank as usize], id(job, 1, rank), lost(1));
+    }
+    assert_eq!(world.state(job), JobState::Recovering);
+    let told = events(&world, job);
+    assert_eq!(told.matches("after step-7 nobody has it; the job goes back to its checkpoint at step-4").count(), 1);
+    for rank in 0..3 {
+        world.report(sessions[rank as usize], id(job, 1, rank), exited(4));
+    }
+    let from = StartFrom::Checkpoint(committed_at(&format!("file:///c/{job}/step-4-g1")));
+    let starts = world.told(sessions[0]);
+    assert!(starts.iter().any(|told| matches!(told, ToNode::Start(start) if start.from == from)), "{starts:?}");
+    assert_eq!(world.control.cluster().jobs().get(job).unwrap().failures, 1);
+    world.restart();
+}
+
+#[test]
 fn a_checkpoint_whose_shards_are_of_different_states_is_not_committed() {
     let (mut world, job, sessions) = running_three("");
     for (rank, has) in [(0, 1), (1, 1), (2, 2)] {

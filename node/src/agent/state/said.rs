@@ -24,7 +24,8 @@ impl Said {
             }
             RankEvent::Resumed { .. } | RankEvent::Joined { .. } | RankEvent::PeerLost { .. } => Some(event),
             RankEvent::WentOn { .. } | RankEvent::NotStored { .. } | RankEvent::Damaged { .. } => Some(event),
-            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } | RankEvent::CommandEnded { .. } => Some(event),
+            RankEvent::Differ { .. } | RankEvent::NotFinite { .. } => Some(event),
+            RankEvent::StateLost { .. } | RankEvent::CommandEnded { .. } => Some(event),
             RankEvent::Exited { .. } => None,
         }
     }
