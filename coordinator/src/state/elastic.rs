@@ -92,6 +92,7 @@ impl Job {
         let run = self.run.as_ref().filter(|_| self.state == JobState::Running);
         let stay = run.map_or(0, |run| run.members.iter().filter(|id| id.rank.0 < ranks && run.is_live(**id)).count());
         let least = if run.is_some_and(Run::is_finishing) { 1 } else { self.ranks_min.max(1) as usize };
+        let part = run.map_or(0, |run| run.members.len().saturating_sub(stay));
         match self.state {
             state if state.is_terminal() => Err(format!("{} has ended", self.id)),
             JobState::Cancelling => Err(format!("{} is being cancelled", self.id)),
@@ -103,6 +104,17 @@ impl Job {
                 rank_count(ranks),
                 self.id
             )),
+            JobState::Running if part > self.may_part() => Err(match self.may_part() {
+                0 => {
+                    format!("the ranks of {} hand over parts of the optimizer's state: try again in a moment", self.id)
+                }
+                most => format!(
+                    "of the {} of {}, which keep parts of the optimizer's state, {most} may leave at once: scale it to {} first",
+                    rank_count((stay + part) as u32),
+                    self.id,
+                    stay + part - most
+                ),
+            }),
             _ => Ok(()),
         }
     }

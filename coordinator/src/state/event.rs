@@ -248,6 +248,8 @@ pub struct Submission {
     pub digest_every: u64,
     pub on_nan: OnNan,
     pub straggler: Straggler,
+    /// Ranks keep parts of the optimizer's state, each at two of them.
+    pub sharded: bool,
     /// Of a job that serves.
     pub serves: Option<Serves>,
     /// Of a job that runs a command.

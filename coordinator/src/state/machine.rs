@@ -123,6 +123,8 @@ pub struct Job {
     pub digest_every: u64,
     pub on_nan: OnNan,
     pub straggler: Straggler,
+    /// Ranks keep parts of the optimizer's state, each at two of them.
+    pub sharded: bool,
     /// Of a job that serves.
     pub serves: Option<Serves>,
     /// Of a job that runs a command.
@@ -197,6 +199,7 @@ impl Job {
             digest_every: submission.digest_every,
             on_nan: submission.on_nan,
             straggler: submission.straggler,
+            sharded: submission.sharded,
             serves: submission.serves,
             runs: submission.runs,
             program: submission.program,

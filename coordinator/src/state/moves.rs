@@ -101,9 +101,17 @@ impl Job {
         let run = self.run.as_ref().filter(|_| self.state == JobState::Running && self.moving().contains(&id));
         let Some(run) = run else { return Err(format!("{id} is not to move")) };
         match run.members.len() as u32 > self.ranks_min.max(1) {
+            true if self.may_part() == 0 => Err(format!("the ranks of {} hand over parts of its state", self.id)),
             true => Ok(()),
             false => Err(format!("{} goes on with no fewer than {}", self.id, rank_count(self.ranks_min))),
         }
+    }
+
+    /// How many members may leave between two steps so that the others have all of the state: where each part is at two of them, half, the last ones or any one;
+    /// and nobody before what the last change asked for is handed over.
+    pub fn may_part(&self) -> usize {
+        let Some(run) = self.run.as_ref().filter(|_| self.sharded) else { return usize::MAX };
+        if self.proven == Some(run.generation) { run.members.len() / 2 } else { 0 }
     }
 
     /// Ranks are stopped though they are in order: the job goes on as after a loss, and no failure is counted.

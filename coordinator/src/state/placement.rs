@@ -422,6 +422,7 @@ mod tests {
                 digest_every: 1,
                 on_nan: stoke_protocol::spec::OnNan::Fail,
                 straggler: stoke_protocol::spec::Straggler::Report,
+                sharded: false,
                 serves: None,
                 runs: None,
                 program: None,

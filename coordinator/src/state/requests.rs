@@ -3,7 +3,7 @@
 use stoke_protocol::identity::Subject;
 use stoke_protocol::ids::{Digest, JobId};
 use stoke_protocol::message::client::{JobState, Refusal, RefusalCode, Reply, Request, TokenScope};
-use stoke_protocol::spec::{JobSpec, Program};
+use stoke_protocol::spec::{JobSpec, Program, Sharding};
 
 use super::authorise::{Verb, authorise};
 use super::cluster::Refused;
@@ -156,6 +156,7 @@ impl Control {
             digest_every: spec.train.as_ref().map_or(0, |train| train.digest_every),
             on_nan: spec.train.as_ref().map(|train| train.on_nan).unwrap_or_default(),
             straggler: spec.train.as_ref().map(|train| train.straggler).unwrap_or_default(),
+            sharded: spec.train.as_ref().is_some_and(|train| train.sharding != Sharding::None),
             serves: Serves::of(spec),
             runs: Runs::of(spec),
             program: spec.program.as_ref().and_then(Program::sent),

@@ -51,6 +51,11 @@ impl AllGather {
         self.values = Some(values);
     }
 
+    /// Whether a peer has parameters to give, as members have.
+    pub fn is_of(&self, peer: u32) -> bool {
+        peer < self.plan.world
+    }
+
     pub fn is_active(&self) -> bool {
         self.values.is_some()
     }

@@ -145,7 +145,7 @@ impl Exchange {
         let early = (shape.early && plan.is_spread() && plan.is_flat()).then(|| Early::new(plan.clone()));
         let (outputs, heard) = channel();
         let (gone, first_gone) = watch::channel(None);
-        let outlet = Outlet { outputs, gone: Arc::new(gone), memory: memory.clone() };
+        let outlet = Outlet { outputs, memory: memory.clone() };
         let rounding = (rounded > 0).then(|| Rounding::new(plan.clone(), Rounded(rounded)));
         let host = memory.map(|memory| Host::new(memory, plan.clone(), ranks.clone()));
         let (driver, inputs) = unbounded_channel();
@@ -161,7 +161,7 @@ impl Exchange {
         }
         let gathering = AllGather::new(plan.clone(), term);
         let operation = Operation::new(plan, term, Rounded(rounded));
-        let operations = Driver::new((operation, gathering), (ranks, links), outlet.clone());
+        let operations = Driver::new((operation, gathering), (ranks, links), (outlet.clone(), gone));
         tasks.push(io.spawn(operations.run(inputs)).abort_handle());
         Self {
             shape,
@@ -480,7 +480,7 @@ impl Exchange {
         self.last.zip(in_memory.or_else(|| self.sum.take().map(Buffer::share)))
     }
 
-    /// Waits until a peer is gone: nothing more comes from it in this generation.
+    /// Waits until a member is gone: nothing more comes from it in this generation.
     pub fn left(&self) -> impl Future<Output = ExchangeError> + use<> {
         let mut gone = self.first_gone.clone();
         async move {

@@ -62,8 +62,6 @@ pub enum Output {
 #[derive(Clone)]
 pub struct Outlet {
     pub outputs: Sender<Output>,
-    /// Told of the first peer that is gone, wherever the caller waits.
-    pub gone: Arc<watch::Sender<Option<ExchangeError>>>,
     /// Where it waits for ranks of its machine.
     pub memory: Option<Arc<Memory>>,
 }
@@ -72,9 +70,6 @@ impl Outlet {
     /// Nobody listens any more once the exchange is dropped.
     pub fn tell(&self, output: Output) {
         let is_awaited_there = matches!(output, Output::Gone { .. } | Output::Aborted);
-        if let Output::Gone { why, .. } = &output {
-            self.gone.send_if_modified(|gone| gone.is_none() && gone.replace(why.clone()).is_none());
-        }
         let _ = self.outputs.send(output);
         self.memory.iter().filter(|_| is_awaited_there).for_each(|memory| memory.ring());
     }
@@ -93,6 +88,8 @@ pub struct Driver {
     /// Frames of the next operation, from peers that were faster. At most a receive window a peer.
     ahead: VecDeque<(u32, Frame)>,
     gone: BTreeMap<u32, ExchangeError>,
+    /// The first member that is gone, for a caller who waits for what is none of the exchange's.
+    first_gone: watch::Sender<Option<ExchangeError>>,
     outlet: Outlet,
 }
 
@@ -100,9 +97,9 @@ impl Driver {
     pub fn new(
         (operation, gathering): (Operation, AllGather),
         (peers, links): (Vec<RankId>, Vec<Option<Link>>),
-        outlet: Outlet,
+        (outlet, first_gone): (Outlet, watch::Sender<Option<ExchangeError>>),
     ) -> Self {
-        Self { operation, gathering, peers, links, ahead: VecDeque::new(), gone: BTreeMap::new(), outlet }
+        Self { operation, gathering, peers, links, ahead: VecDeque::new(), gone: BTreeMap::new(), first_gone, outlet }
     }
 
     /// Runs until the exchange is dropped.
@@ -214,6 +211,9 @@ impl Driver {
             return Ok(());
         }
         self.gone.insert(position, why.clone());
+        if self.gathering.is_of(position) {
+            self.first_gone.send_if_modified(|gone| gone.is_none() && gone.replace(why.clone()).is_none());
+        }
         self.outlet.tell(Output::Gone { position, why: why.clone() });
         if self.is_owed_by(position) { Err(why) } else { Ok(()) }
     }

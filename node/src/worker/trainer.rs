@@ -15,7 +15,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use bytes::Bytes;
-use stoke_jobs::{JobError, LaneWork, Metrics, Plan, Pulse, Train, Trainers};
+use stoke_jobs::{Applied, JobError, LaneWork, Metrics, Plan, Pulse, Train, Trainers};
 use stoke_protocol::ids::{Digest, Fingerprint, Generation, Step};
 use stoke_protocol::ledger::Ledger;
 use stoke_protocol::message::rank::{
@@ -361,8 +361,8 @@ impl Trainer {
         self.meter.lap(Part::Compute);
         let sum = exchange.all_reduce(step, sums, replica)?;
         self.meter.lap(Part::Exchange);
-        let (all_told, skipped) = (self.tail.told(sum) == world as f32, self.train.skipped());
-        match self.apply(sum) {
+        let all_told = self.tail.told(sum) == world as f32;
+        match self.commit(sum) {
             Err(Failure::Undecided(_)) => {
                 // The others must see the whole sum too, to say the same of it.
                 exchange.finish();
@@ -370,13 +370,12 @@ impl Trainer {
                 Err(Failure::Undecided(Undecided::NotFinite { given }))
             }
             applied => {
-                let is_skipped = self.train.skipped() > skipped;
-                if is_skipped {
-                    exchange.forget();
-                }
-                applied?;
-                if !is_skipped {
-                    self.gather(exchange)?;
+                match applied? {
+                    Some(applied) => {
+                        self.gather(exchange)?;
+                        self.meter.stepped(&applied, self.step);
+                    }
+                    None => exchange.forget(),
                 }
                 Ok(all_told)
             }
@@ -446,8 +445,15 @@ impl Trainer {
         world > 1 && step.0.checked_rem(self.compare_every) == Some(0)
     }
 
-    /// Commits the step whose whole sum this is.
+    /// Commits the step whose whole sum this is, and says so.
     fn apply(&mut self, sum: &[f32]) -> Result<(), Failure> {
+        let applied = self.commit(sum)?;
+        applied.iter().for_each(|applied| self.meter.stepped(applied, self.step));
+        Ok(())
+    }
+
+    /// None: it was skipped.
+    fn commit(&mut self, sum: &[f32]) -> Result<Option<Applied>, Failure> {
         let (train, step) = (&mut self.train, self.step);
         let flat = train.layout().flat_len();
         // Every rank sees the same, and no other try would end otherwise.
@@ -459,7 +465,7 @@ impl Trainer {
                 tracing::warn!(step, what, "not finite: the step is skipped");
                 self.train.skip();
                 (self.step, self.ledger) = (self.step + 1, ledger);
-                return Ok(());
+                return Ok(None);
             }
             Err(JobError::NonFinite { .. }) => {
                 return Err(Failure::Undecided(Undecided::NotFinite { given: Given::Finite }));
@@ -474,8 +480,7 @@ impl Trainer {
         self.step += 1;
         self.ledger = ledger;
         self.loss = applied.loss as f32;
-        self.meter.stepped(&applied, self.step);
-        Ok(())
+        Ok(Some(applied))
     }
 
     /// Hands the state to the vault. Training is held for as long as this takes.

@@ -272,6 +272,36 @@ fn a_job_is_resized_while_it_runs() {
     assert_eq!(job_of(&world).ask.ranks, 3);
 }
 
+/// Where each part of the state is at two ranks, the others must have all of it.
+#[test]
+fn at_most_half_of_the_ranks_that_keep_parts_of_the_state_leave_at_once() {
+    let mut world = World::new();
+    let (_, session) = world.node(4);
+    let sharded = spec("ranks = 4").replace("batch = 8", "batch = 8\nsharding = \"zero1\"");
+    let job = world.submit("parts", &sharded);
+    for rank in 0..4 {
+        world.ready(session, id(job, 1, rank));
+    }
+    let operator = user(UserRole::Operator, "o");
+    let refused = |world: &mut World, ranks| match world.ask(&operator, Request::Scale { job, ranks }) {
+        Reply::Refused(refusal) => refusal.message,
+        other => panic!("{other:?}"),
+    };
+    let words = refused(&mut world, 2);
+    assert!(words.contains("try again in a moment"), "{words}");
+    world.report(session, id(job, 1, 0), resumed(1, 0));
+    let words = refused(&mut world, 1);
+    assert!(
+        words.contains("of the 4 ranks of job-1, which keep parts") && words.contains("scale it to 2 first"),
+        "{words}"
+    );
+    assert_eq!(world.ask(&operator, Request::Scale { job, ranks: 2 }), Reply::Scaled { job, ranks: 2 });
+    let words = refused(&mut world, 1);
+    assert!(words.contains("try again in a moment"), "{words}");
+    world.report(session, id(job, 1, 0), resumed(2, 5));
+    assert_eq!(world.ask(&operator, Request::Scale { job, ranks: 1 }), Reply::Scaled { job, ranks: 1 });
+}
+
 /// J9: of the ranks that stay one is missing, and those that are left would be too few.
 #[test]
 fn a_job_is_not_resized_to_its_least_while_one_of_those_that_stay_is_being_replaced() {

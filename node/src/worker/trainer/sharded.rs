@@ -137,9 +137,7 @@ impl Trainer {
 
     /// Gives all the parameters that this rank has stepped, and takes those of the others (X18). Nothing where ranks keep the whole state.
     pub(super) fn gather(&mut self, exchange: &mut Exchange) -> Result<(), Failure> {
-        let Some((shares, position)) = self.sharded.as_ref().and_then(|sharded| sharded.dealt.as_ref()) else {
-            return Ok(());
-        };
+        let Some(Sharded { sizes, dealt: Some((shares, position)), .. }) = &self.sharded else { return Ok(()) };
         let (position, train) = (*position, &mut self.train);
         if shares.world() == 1 {
             return Ok(());
@@ -167,10 +165,9 @@ impl Trainer {
             );
             return Err(Failure::Undecided(Undecided::StateLost { error }));
         }
-        let params = train.layout().params.clone();
         train.set_parameters(&mut |place| {
             let is_stepped_here = shares.keeps(position, place);
-            (!is_stepped_here).then(|| &all[shares.offset(place)..][..params[place].len])
+            (!is_stepped_here).then(|| &all[shares.offset(place)..][..sizes[place]])
         });
         self.meter.lap(super::Part::Exchange);
         Ok(())
