@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stoke_jobs::lm::{DecoderConfig, Encoder, Weights};
+use stoke_jobs::lm::{ChatTemplate, DecoderConfig, Encoder, Weights};
 use stoke_node::model_folder;
 use stoke_protocol::ids::JobId;
 
@@ -29,6 +29,12 @@ pub fn encoder<'w>(weights: &'w Weights, named: &Path) -> Result<Encoder<'w>, Fa
         Ok(_) => other(named, "makes text, and no vectors", "infer"),
         Err(_) => Failure::from_error(Exit::Usage, error).context("open the model"),
     })
+}
+
+/// Whether it is here, and takes chats.
+pub fn chats(named: &Path) -> bool {
+    let weights = locate(named).ok().and_then(|path| Weights::open(&path).ok());
+    weights.is_some_and(|weights| ChatTemplate::open(&weights).is_ok())
 }
 
 fn other(named: &Path, what: &str, command: &str) -> Failure {

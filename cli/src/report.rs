@@ -164,7 +164,7 @@ fn summary_table(view: &JobView) -> output::Table {
             ]);
         }
     }
-    table.row(["ranks".into(), format!("{} ({})", worlds(&view.world_sizes), recoveries(view.recoveries))]);
+    table.row(["ranks".into(), format!("{} ({})", worlds(&view.world_sizes), recoveries(view))]);
     if let Some(exec) = view.exec.as_ref().filter(|exec| !exec.exits.is_empty()) {
         table.row(["exit codes".into(), exec_ends(exec)]);
     }
@@ -198,8 +198,10 @@ fn worlds(sizes: &[u32]) -> String {
     format!("{before}{}", shown.join(", then "))
 }
 
-fn recoveries(count: u32) -> String {
-    match count {
+fn recoveries(view: &JobView) -> String {
+    match view.recoveries {
+        // A loss may have been its end.
+        0 if view.state == JobState::Failed => "no recovery".to_owned(),
         0 => "no rank was lost".to_owned(),
         1 => "1 recovery".to_owned(),
         count => format!("{count} recoveries"),

@@ -4,6 +4,8 @@
 use stoke_protocol::exposition::{Exposition, Kind};
 use stoke_protocol::message::client::{JobState, JobView, NodeState, NodeView};
 
+use crate::api::json::node_state;
+
 /// A number's name, its help, and where it is; none: it has no such number now.
 type Figure<T> = (Kind, &'static str, &'static str, fn(&T) -> Option<f64>);
 
@@ -34,9 +36,12 @@ const JOBS: [Figure<LiveJob>; 21] = [
     (Kind::Gauge, "stoke_job_apply_seconds", "Mean of a step: the optimizer", |job| {
         Some(f64::from(job.view.progress?.apply_ms) / 1e3)
     }),
-    (Kind::Counter, "stoke_job_recoveries_total", "Generations that ended because ranks were lost", |job| {
-        Some(job.view.recoveries.into())
-    }),
+    (
+        Kind::Counter,
+        "stoke_job_recoveries_total",
+        "Generations that ended because ranks were lost, and after which it went on",
+        |job| Some(job.view.recoveries.into()),
+    ),
     (Kind::Counter, "stoke_job_preemptions_total", "Times that it made room", |job| Some(job.view.preemptions.into())),
     (Kind::Gauge, "stoke_job_checkpoint_timestamp_seconds", "When its newest checkpoint was committed", |job| {
         seconds(job.view.checkpoint.as_ref()?.committed_ms)
@@ -89,6 +94,20 @@ const NODES: [Figure<NodeView>; 11] = [
     (Kind::Gauge, "stoke_node_gpus_used", "That ranks have", |node| Some(node.gpus_used.into())),
     (Kind::Gauge, "stoke_node_ranks", "Rank processes", |node| Some(node.ranks.len() as f64)),
 ];
+
+const NODE_STATES: [NodeState; 6] = [
+    NodeState::Up,
+    NodeState::Silent,
+    NodeState::Lost,
+    NodeState::Draining,
+    NodeState::Drained,
+    NodeState::Quarantined,
+];
+
+/// How many nodes are in each state, in the words of `stoke nodes`.
+pub(crate) fn by_state(nodes: &[NodeView]) -> [(&'static str, usize); NODE_STATES.len()] {
+    NODE_STATES.map(|state| (node_state(state), nodes.iter().filter(|node| node.state == state).count()))
+}
 
 /// All of it as Prometheus reads it.
 pub(crate) fn text(jobs: &[LiveJob], nodes: &[NodeView]) -> String {

@@ -107,7 +107,7 @@ impl Metrics {
         }
         Self {
             epoch: gauge("stoke_epoch", "Starts of the coordinator on its journal"),
-            nodes: gauges("stoke_nodes", "Nodes by state: up, silent, lost", "state"),
+            nodes: gauges("stoke_nodes", "Nodes by state: up, silent, lost, draining, drained, quarantined", "state"),
             jobs: gauges("stoke_jobs", "Jobs by state", "state"),
             checkpoints: gauge("stoke_checkpoints", "Visible checkpoints of all jobs"),
             tokens_open: gauge("stoke_tokens_open", "Join tokens that still let in"),

@@ -80,6 +80,13 @@ fn logs_are_followed_to_the_end_of_the_job() {
     let ranks: std::collections::BTreeSet<u64> =
         followed.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["rank"].as_u64()).collect();
     assert_eq!(ranks.into_iter().collect::<Vec<_>>(), [0, 1]);
+    let all = cluster.run(&["logs", &job]).expect(0).stdout;
+    let words = all.lines().filter_map(|line| line.split_whitespace().nth(1));
+    let stamps: Vec<&str> = words.filter(|word| word.starts_with("20") && word.ends_with('Z')).collect();
+    assert!(
+        stamps.len() > 2 && stamps.is_sorted() && ["[rank-0] ", "[rank-1] "].iter().all(|rank| all.contains(rank)),
+        "{all}"
+    );
     let tail = cluster.run(&["logs", &job, "--rank", "1", "--tail", "1"]).expect(0);
     assert_eq!(tail.stdout.lines().count(), 1, "{tail:#?}");
     assert!(tail.stdout.starts_with("[rank-1] "));

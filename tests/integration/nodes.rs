@@ -1,5 +1,7 @@
 //! Nodes that leave: drained without their jobs noticing, and removed.
 
+use std::process::Command;
+
 use serde_json::Value;
 
 use crate::harness::{Background, Cluster, poll, process_of, signal, text};
@@ -24,7 +26,8 @@ fn reaches(cluster: &Cluster, job: &str, step: u64) {
 #[test]
 fn a_drained_node_is_left_by_its_ranks_between_two_steps_and_can_be_stopped() {
     const STEPS: u64 = 300;
-    let cluster = Cluster::start(3);
+    let parent = tempfile::tempdir().expect("a temporary folder");
+    let cluster = Cluster::start_with(parent, 3, &["--metrics", "127.0.0.1:0"]);
     let job = cluster.submit(STEPS, &["--ranks", "2"]);
     reaches(&cluster, &job, 3);
     let before = nodes_of(&cluster, &job);
@@ -34,6 +37,13 @@ fn a_drained_node_is_left_by_its_ranks_between_two_steps_and_can_be_stopped() {
     let after = nodes_of(&cluster, &job);
     assert!(!after.contains(&from) && after.len() == 2, "{before:?} became {after:?}");
     assert!(cluster.run(&["nodes"]).expect(0).stdout.contains(&format!("{from}: drained by admin")));
+    let metrics = format!("http://{}/metrics", text(&cluster.state()["metrics"]));
+    poll("the metric of drained nodes", || {
+        let told = Command::new("curl").args(["-s", &metrics]).output().expect("curl").stdout;
+        let told = String::from_utf8_lossy(&told);
+        let says = |line: &str| told.lines().any(|told| told == line);
+        (says("stoke_nodes{state=\"drained\"} 1") && says("stoke_nodes{state=\"up\"} 2")).then_some(())
+    });
     // A drained node stays one: it gets nothing, also over a kill of the coordinator.
     signal(process_of(cluster.dir(), "coordinator"), rustix::process::Signal::KILL);
     poll("the coordinator", || (cluster.run(&["status"]).code() == 0).then_some(()));

@@ -204,6 +204,9 @@ fn completions_and_man_pages_are_those_of_the_command_line() {
         assert!(!pages.iter().any(|name| name == hidden), "{hidden} is a page");
     }
     let page = std::fs::read_to_string(dir.join("stoke-node.1")).expect("a page");
-    assert!(page.starts_with(".ie") && page.contains(".TH stoke-node 1") && page.contains("Examples"), "{page}");
+    assert!(
+        page.starts_with(".ie") && page.contains(".TH stoke-node 1") && page.contains("\n.SH EXAMPLES\n"),
+        "{page}"
+    );
     assert!(run(["man"]).expect(0).stdout.contains("stoke\\-submit(1)"));
 }

@@ -248,7 +248,8 @@ fn every_alert_fires_when_its_fault_is_there() {
     // Smaller than what the alert asks for; without root the disk is the machine's, and that alert alone is not tried.
     let disk = Tmpfs::mount(&parent.path().join("cluster/coordinator"), "256m");
     let marks = tempfile::tempdir().expect("a temporary folder");
-    let cluster = Cluster::start_with(parent, 3, &["--metrics", "127.0.0.1:0"]);
+    // Nobody takes traces there.
+    let cluster = Cluster::start_with(parent, 3, &["--metrics", "127.0.0.1:0", "--otlp", "http://127.0.0.1:1"]);
     let coordinator = cluster.state()["metrics"].as_str().expect("metrics").to_owned();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let watch = Watch::start(folder.path(), &coordinator, "127.0.0.1:1");
@@ -272,6 +273,7 @@ fn every_alert_fires_when_its_fault_is_there() {
     watch.fires("StokeCertificateExpires");
     watch.fires("StokeJobWaits");
     cluster.run(&["cancel", &waiting]).expect(0);
+    watch.fires("StokeTraceSpansLost");
     ranks_that_are_slow_wrong_and_stuck(&cluster, &watch);
     match python_with("gymnasium-1.4.0-numpy-2.4.6", &["gymnasium==1.4.0", "numpy==2.4.6"], "gymnasium, numpy") {
         Some(python) => {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use stoke_protocol::ids::JobId;
 use stoke_protocol::message::client::{JobState, JobView, NodeState, NodeView, Reply, Request};
-use stoke_protocol::spec::{JobSpec, Task};
+use stoke_protocol::spec::JobSpec;
 
 use super::run::{hear, never_placed};
 use super::{connect, revision, stop_signal, submit, up};
@@ -17,6 +17,7 @@ use crate::Global;
 use crate::chaos::schedule;
 use crate::client::{Client, PATIENCE_WATCHING, Repeat, unexpected};
 use crate::detection::Detection;
+use crate::example::{self, Question};
 use crate::failure::{Exit, Failure, OrFail};
 use crate::local::folder::Folder;
 use crate::local::gateways::GatewayFiles;
@@ -24,7 +25,7 @@ use crate::local::handle::{Life, LocalCluster, Wish};
 use crate::local::supervisor::end_orphans;
 use crate::progress::Progress;
 use crate::spec::{self, SpecArgs};
-use crate::{example, named, output, place, report};
+use crate::{named, output, place, report};
 
 /// Between two looks at the job: a watch of it ends with the job only. How long a model takes to load, or to find room, nobody here knows: Ctrl-C ends
 /// the wait, --timeout and the end of the job do.
@@ -144,7 +145,7 @@ fn keys(key: &str, replicas: Option<u32>) -> Vec<String> {
 struct Wanted {
     /// As clients name it.
     model: String,
-    task: Task,
+    question: Question,
     /// Of the cluster's gateways.
     door: GatewayFiles,
 }
@@ -153,7 +154,7 @@ impl Wanted {
     fn of(job_spec: &JobSpec) -> Option<Self> {
         let serve = job_spec.serve.as_ref()?;
         let model = serve.name.clone().unwrap_or_else(|| job_spec.name.clone());
-        Some(Self { model, task: serve.task, door: GatewayFiles::default() })
+        Some(Self { model, question: Question::of(serve.task, &serve.model), door: GatewayFiles::default() })
     }
 }
 
@@ -272,7 +273,7 @@ fn places(view: &JobView) -> String {
 }
 
 fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Result<(), Failure> {
-    let Wanted { model, task, door } = wanted;
+    let Wanted { model, question, door } = wanted;
     let Served { job, gateways, .. } = served.last().expect("a command serves at least one job");
     let ranks: usize = served.iter().map(|served| served.view.placement.len()).sum();
     let seconds = took.as_secs_f64();
@@ -292,6 +293,6 @@ fn tell(served: &[Served], wanted: &Wanted, took: Duration, as_json: bool) -> Re
         return output::print(&table.render());
     };
     table.row(["gateways".into(), gateways.join(" ")]);
-    table.row(["try".into(), example::request((model, *task), first, door)]);
+    table.row(["try".into(), example::request((model, *question), first, door)]);
     output::print(&table.render())
 }

@@ -400,11 +400,8 @@ impl State {
         let set = |gauges: &prometheus::IntGaugeVec, label: &str, value: usize| {
             gauges.with_label_values(&[label]).set(value as i64);
         };
-        let (all, up, live) =
-            (cluster.members().nodes().len(), cluster.members().up() as usize, self.control.liveness().live().len());
-        set(&metrics.nodes, "up", live);
-        set(&metrics.nodes, "silent", up.saturating_sub(live));
-        set(&metrics.nodes, "lost", all - up);
+        let nodes = self.control.node_views();
+        gauges::by_state(&nodes).into_iter().for_each(|(state, count)| set(&metrics.nodes, state, count));
         let mut jobs: BTreeMap<&str, usize> = JOB_STATES.map(|state| (state_word(state), 0)).into();
         cluster.jobs().iter().for_each(|job| *jobs.entry(state_word(job.state)).or_default() += 1);
         jobs.into_iter().for_each(|(state, count)| set(&metrics.jobs, state, count));
@@ -420,7 +417,7 @@ impl State {
         metrics.ranks_slow.set(self.control.slow_ranks() as i64);
         metrics.steps_skipped.set(self.control.skipped_steps() as i64);
         metrics.served(&self.control.models());
-        metrics.live(gauges::text(&self.control.live_jobs(), &self.control.node_views()));
+        metrics.live(gauges::text(&self.control.live_jobs(), &nodes));
     }
 
     /// Everything that was taken in becomes durable; what waits for it is still answered.

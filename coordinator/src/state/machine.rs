@@ -471,7 +471,10 @@ impl Job {
     /// The run is over early: stop its other ranks; what comes next is settled when all are gone.
     pub(super) fn recover(&mut self, scene: &mut Scene<'_>, reason: String) {
         let ended = self.run.as_ref().map_or(self.generation, |run| run.generation);
-        self.recoveries += 1;
+        // The end of the job is none.
+        if !self.doomed && !self.is_spent(scene.bug) {
+            self.recoveries += 1;
+        }
         self.note(scene, format!("{ended} ended: {reason}"));
         (self.state, self.reason) = (JobState::Recovering, reason);
         self.stop(scene);

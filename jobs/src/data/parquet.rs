@@ -1,5 +1,7 @@
 //! Parquet files. Only the columns that are asked for are read.
 
+mod footer;
+
 use std::io::{self, BufReader, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -76,6 +78,13 @@ pub(super) fn read(path: &Path, file: Arc<dyn ReadAt>, columns: &[&str], each: &
             JobError::Data { path: path.into(), problem }
         }
     };
+    if guarded(|| footer::levels(&chunks)).map_err(|problem| because(&problem))? > footer::LEVELS_MAX {
+        let problem = format!(
+            "its schema is nested deeper than {} levels, which is not read: write the columns that are needed to a file of their own",
+            footer::LEVELS_MAX
+        );
+        return Err(JobError::Data { path: path.into(), problem });
+    }
     let reader = guarded(|| SerializedFileReader::new(chunks)).map_err(|problem| because(&problem))?;
     let schema = reader.metadata().file_metadata().schema();
     let wanted = wanted(path, schema, columns)?;
@@ -255,6 +264,51 @@ mod tests {
         for length in [0, 4, 11, good.len() / 2, good.len() - 1] {
             std::fs::write(&path, &good[..length]).expect("written");
             assert!(rows(&path, &["label", "name"]).is_err(), "{length}");
+        }
+    }
+
+    /// A file of one row whose schema has so many levels: the root, a column `name`, and beside it groups one in the other.
+    fn write_nested(path: &Path, levels: usize) {
+        use ::parquet::basic::{Repetition, Type as Physical};
+        let path = path.to_owned();
+        // The crate writes it as deep as it reads it, and this is no test of that.
+        let written = std::thread::Builder::new().stack_size(1 << 28).spawn(move || {
+            let leaf = |name| Type::primitive_type_builder(name, Physical::INT32).with_repetition(Repetition::REQUIRED);
+            let name = Arc::new(leaf("name").build().expect("a column"));
+            let mut nested = Arc::new(leaf("leaf").build().expect("a column"));
+            for _ in 2..levels {
+                let group = Type::group_type_builder("group").with_repetition(Repetition::REQUIRED);
+                nested = Arc::new(group.with_fields(vec![nested]).build().expect("a group"));
+            }
+            let schema = Type::group_type_builder("rows").with_fields(vec![name, nested]).build().expect("a schema");
+            let file = std::fs::File::create(path).expect("a file");
+            let mut writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::default()).expect("a writer");
+            let mut group = writer.next_row_group().expect("a group");
+            while let Some(mut column) = group.next_column().expect("a column") {
+                column.typed::<Int32Type>().write_batch(&[1], None, None).expect("written");
+                column.close().expect("closed");
+            }
+            group.close().expect("closed");
+            writer.close().expect("closed");
+        });
+        written.expect("a thread").join().expect("written");
+    }
+
+    #[test]
+    fn a_schema_that_is_too_deep_is_refused_before_anything_calls_itself_for_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("a.parquet");
+        let read = || rows(&path, &["name", "name"]);
+        for levels in [2, 3, footer::LEVELS_MAX] {
+            write_nested(&path, levels);
+            assert_eq!(read(), Ok(vec![(1, "1".to_owned())]), "{levels}");
+        }
+        let deep = rows(&path, &["name", "group"]).expect_err("no text");
+        assert!(deep.starts_with("data FILE: row 1: group: no trainer reads a value of this type"), "{deep}");
+        let said = "data FILE: its schema is nested deeper than 64 levels, which is not read: write the columns that are needed to a file of their own";
+        for levels in [1_000, 10_000, footer::LEVELS_MAX + 1] {
+            write_nested(&path, levels);
+            assert_eq!(read(), Err(said.to_owned()), "{levels}");
         }
     }
 

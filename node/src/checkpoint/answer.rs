@@ -96,6 +96,14 @@ fn has_identity(kind: Kind, settings: &Settings) -> bool {
     names.iter().any(|name| settings.contains_key(*name))
 }
 
+/// What no client can be made without, if it was not said.
+pub(super) fn missing(kind: Kind, settings: &Settings, whose: &str) -> Option<String> {
+    (kind == Kind::Azure && !settings.contains_key("AZURE_STORAGE_ACCOUNT_NAME")).then(|| {
+        let variables = variables(kind);
+        format!("no storage account is named: {variables} in {whose}; the name alone where the machine has an identity")
+    })
+}
+
 fn variables(kind: Kind) -> &'static str {
     match kind {
         Kind::File => "",
@@ -181,5 +189,12 @@ mod tests {
             panic!("a store that is down denies nothing")
         };
         assert_eq!(said, "the store does not answer (connection refused)");
+        let problem = missing(Kind::Azure, &settings(), "the agent's environment").expect("an account is needed");
+        for name in ["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "the agent's environment"] {
+            assert!(problem.contains(name), "{problem}");
+        }
+        let account = [("AZURE_STORAGE_ACCOUNT_NAME".to_owned(), "a".to_owned())].into();
+        assert_eq!(missing(Kind::Azure, &account, "x"), None);
+        assert_eq!(missing(Kind::S3, &Settings::new(), "x"), None);
     }
 }

@@ -17,6 +17,7 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use tokio::runtime::Runtime;
 
+use super::answer::missing;
 use super::error::CheckpointError;
 
 /// A request that fails for a reason that may pass is tried again for so long; longer, and training would wait for its next checkpoint.
@@ -96,10 +97,15 @@ pub fn provide(settings: Settings) {
 
 /// Which settings count, and who has them: for advice.
 pub(super) fn given() -> (Settings, &'static str) {
-    let clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
-    match &clients.given {
-        Some(given) => (given.clone(), "the environment of the node's agent"),
-        None => (settings(), "the environment"),
+    CLIENTS.lock().unwrap_or_else(PoisonError::into_inner).known()
+}
+
+impl Clients {
+    fn known(&self) -> (Settings, &'static str) {
+        match &self.given {
+            Some(given) => (given.clone(), "the environment of the node's agent"),
+            None => (settings(), "the environment"),
+        }
     }
 }
 
@@ -157,7 +163,10 @@ impl Place {
         if let Some(store) = clients.open.get(&key) {
             return Ok(Self { kind, store: store.clone(), path, uri });
         }
-        let settings = clients.given.clone().unwrap_or_else(settings);
+        let (settings, whose) = clients.known();
+        if let Some(problem) = missing(kind, &settings, whose) {
+            return Err(refused(problem));
+        }
         let store = client(kind, bucket, &settings).map_err(|error| refused(super::error::plain_text(&error)))?;
         clients.open.insert(key, store.clone());
         Ok(Self { kind, store, path, uri })

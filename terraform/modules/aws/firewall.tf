@@ -37,25 +37,27 @@ resource "aws_security_group_rule" "coordinator_from_operators" {
   cidr_blocks       = var.operator_cidrs
 }
 
+# TCP carries gradients where packets are small, and what PyTorch and others like it say: MASTER_PORT, gloo and NCCL are all in the range that the sysctl gives.
 resource "aws_security_group_rule" "nodes_from_nodes" {
+  for_each          = toset(["udp", "tcp"])
   security_group_id = aws_security_group.nodes.id
-  description       = "Ranks, from ranks of other nodes"
+  description       = "Ranks and their commands, from those of other nodes"
   type              = "ingress"
-  protocol          = "udp"
+  protocol          = each.value
   from_port         = module.bootstrap.rank_ports.from
   to_port           = module.bootstrap.rank_ports.to
   self              = true
 }
 
-# PyTorch and others like it speak TCP: MASTER_PORT, gloo and NCCL are all in the range that the sysctl gives.
-resource "aws_security_group_rule" "commands_from_nodes" {
-  security_group_id = aws_security_group.nodes.id
-  description       = "Commands of ranks, from those of other nodes"
-  type              = "ingress"
-  protocol          = "tcp"
-  from_port         = module.bootstrap.rank_ports.from
-  to_port           = module.bootstrap.rank_ports.to
-  self              = true
+# Clusters that are there had a rule for each: between nodes nothing is closed for a moment.
+moved {
+  from = aws_security_group_rule.nodes_from_nodes
+  to   = aws_security_group_rule.nodes_from_nodes["udp"]
+}
+
+moved {
+  from = aws_security_group_rule.commands_from_nodes
+  to   = aws_security_group_rule.nodes_from_nodes["tcp"]
 }
 
 resource "aws_security_group_rule" "gateway" {

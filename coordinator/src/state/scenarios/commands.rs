@@ -80,8 +80,10 @@ fn a_gang_begins_anew_when_a_command_fails_until_its_attempts_are_over() {
     world.report(first, id(job, 2, 0), exited(1));
     world.report(second, id(job, 2, 1), exited(4));
     assert_eq!(world.state(job), JobState::Failed);
-    let reason = &world.control.cluster().jobs().get(job).unwrap().reason;
+    let ended = world.control.cluster().jobs().get(job).unwrap();
+    let reason = &ended.reason;
     assert!(reason.contains("exited with code 3") && reason.contains("attempt 2 of 2"), "{reason}");
+    assert_eq!((ended.failures, ended.recoveries), (2, 1), "the last failure is no recovery");
 }
 
 #[test]
@@ -91,7 +93,8 @@ fn an_exit_code_that_ends_the_job_leaves_no_attempt() {
     assert_eq!(world.state(job), JobState::Recovering, "the others could go on, and do not");
     world.report(second, id(job, 1, 1), exited(1));
     world.report(first, id(job, 1, 0), exited(4));
-    assert_eq!(world.state(job), JobState::Failed);
+    let ended = world.control.cluster().jobs().get(job).unwrap();
+    assert_eq!((ended.state, ended.recoveries), (JobState::Failed, 0));
 }
 
 #[test]

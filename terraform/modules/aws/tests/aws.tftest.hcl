@@ -50,11 +50,11 @@ run "only_the_needed_ports_are_open" {
     error_message = "operators reach it from their networks"
   }
   assert {
-    condition     = aws_security_group_rule.nodes_from_nodes.protocol == "udp" && aws_security_group_rule.commands_from_nodes.protocol == "tcp"
-    error_message = "ranks reach each other by UDP, and their commands by TCP"
+    condition     = sort([for rule in aws_security_group_rule.nodes_from_nodes : rule.protocol]) == tolist(["tcp", "udp"])
+    error_message = "ranks and their commands reach each other by UDP and TCP, by one rule for each"
   }
   assert {
-    condition = alltrue([for rule in [aws_security_group_rule.nodes_from_nodes, aws_security_group_rule.commands_from_nodes] :
+    condition = alltrue([for rule in aws_security_group_rule.nodes_from_nodes :
       rule.type == "ingress" && rule.security_group_id == aws_security_group.nodes.id && rule.self && rule.cidr_blocks == null && rule.from_port == 40000 && rule.to_port == 40999
     ])
     error_message = "from nodes only, at the ports that the sysctl gives them"
