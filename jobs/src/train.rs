@@ -332,18 +332,24 @@ pub trait Train: Send {
 
     /// Keeps the optimizer's state of the parameters at these places of the layout, ascending, and of no others: from now on `apply` changes these alone, `snapshot` has
     /// only theirs beside all parameters, and `restore` passes that of others over.
-    fn keep(&mut self, _places: &[usize]) {}
+    fn keep(&mut self, _places: &[usize]) {
+        unreachable!("it keeps the whole state");
+    }
 
     /// Shows the values of the parameters at these places.
-    fn parameters(&self, _places: &[usize], _see: &mut dyn FnMut(usize, &[f32])) {}
+    fn parameters(&self, _places: &[usize], _see: &mut dyn FnMut(usize, &[f32])) {
+        unreachable!("it keeps the whole state");
+    }
 
     /// Takes the values of parameters that others have changed, by place; None: its own are right.
-    fn set_parameters<'a>(&mut self, _values: &mut dyn FnMut(usize) -> Option<&'a [f32]>) {}
+    fn set_parameters<'a>(&mut self, _values: &mut dyn FnMut(usize) -> Option<&'a [f32]>) {
+        unreachable!("it keeps the whole state");
+    }
 
     /// Takes parts of the state ([`Snapshot::part`]): these parameters, and the optimizer's state of them, beside what it has. Every name and shape is checked before
     /// anything changes.
     fn take_part(&mut self, _tensors: Vec<NamedTensor>) -> Result<(), JobError> {
-        Ok(())
+        unreachable!("it keeps the whole state");
     }
 
     /// A checksum over the bits of the parameters in layout order, cheap enough for every step: equal on replicas that are

@@ -114,6 +114,11 @@ impl Job {
         if self.proven == Some(run.generation) { run.members.len() / 2 } else { 0 }
     }
 
+    /// The same for a plan, each of whose ranks leaves by a change of its own.
+    pub fn may_part_in_turn(&self) -> usize {
+        if self.sharded { self.may_part().min(1) } else { usize::MAX }
+    }
+
     /// Ranks are stopped though they are in order: the job goes on as after a loss, and no failure is counted.
     pub fn withdraw(&mut self, scene: &mut Scene<'_>, ids: &[RankId], reason: &str) {
         let active = self.is_active();

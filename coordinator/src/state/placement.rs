@@ -135,6 +135,8 @@ pub enum Stuck {
     Needed { ranks_min: u32, ask: String },
     /// It does badly where it is, but better than not at all.
     NoRoom { ask: String },
+    /// It leaves when the ranks of its job have handed over parts of their state.
+    HandsOver,
 }
 
 pub fn plan(view: &View<'_>, options: &Options) -> Plan {
@@ -265,6 +267,7 @@ fn relocate(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan) {
         let Some((job, run)) = view.jobs.get(*id).and_then(|job| Some((job, job.run.as_ref()?))) else { continue };
         let ranks_min = job.ranks_min.max(1);
         let (mut places, mut members) = (Vec::new(), run.members.len() as u32);
+        let mut may_part = job.may_part_in_turn();
         for rank in moving {
             let Some(from) = run.ranks.get(rank) else { continue };
             let ask = job.ask.of(rank.rank);
@@ -273,8 +276,11 @@ fn relocate(view: &View<'_>, left: &mut Left<'_>, plan: &mut Plan) {
                 places.extend(node.first().map(|node| (rank.rank, *node)));
             } else if from.moves != Some(Move::Drained) {
                 plan.stuck.insert(*rank, Stuck::NoRoom { ask: words(&ask) });
+            } else if members > ranks_min && may_part == 0 {
+                plan.stuck.insert(*rank, Stuck::HandsOver);
             } else if members > ranks_min {
                 members -= 1;
+                may_part -= 1;
                 plan.retired.push((*rank, "its node is being drained, and there is no room elsewhere".into()));
             } else {
                 plan.stuck.insert(*rank, Stuck::Needed { ranks_min, ask: words(&ask) });
@@ -318,6 +324,9 @@ impl fmt::Display for Stuck {
                 rank_count(*ranks_min)
             ),
             Self::NoRoom { ask } => write!(f, "has no room elsewhere ({ask})"),
+            Self::HandsOver => {
+                f.write_str("has no room elsewhere, and leaves when the ranks have handed over parts of their state")
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use stoke_protocol::message::client::JobState;
 use stoke_protocol::message::rank::{RankEvent, RankId};
 
 use super::cluster::Cluster;
-use super::machine::{Job, Scene, stop_order};
+use super::machine::{Job, REASON_CHARS_MAX, Scene, stop_order};
 use super::run::Run;
 
 /// Ranks or lanes that a reason names; it travels in a frame and stays in the timeline.
@@ -47,6 +47,7 @@ impl Cluster {
         }
         if let RankEvent::StateLost { generation, step, error } = event {
             let (begins, lost) = (self.begins(by.job), (*generation, *step));
+            let error: String = error.chars().take(REASON_CHARS_MAX).collect();
             self.replan = true;
             self.jobs.drive(by.job, self.placements, |job| {
                 job.state_lost(scene, by, lost, &format!("{error}; the job goes back to {begins}"))

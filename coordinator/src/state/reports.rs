@@ -97,6 +97,9 @@ impl Cluster {
             RankEvent::CommandEnded { generation, exit } => job.command_ended(scene, id, *generation, exit),
             RankEvent::WentOn { generation, step, members } => job.went_on(scene, id, (*generation, *step), members),
         });
+        // Whoever waited until parts were handed over may leave.
+        let is_sharded = self.jobs.get(id.job).is_some_and(|job| job.sharded);
+        self.replan |= is_sharded && matches!(event, RankEvent::Resumed { .. });
         self.replan |= matches!(event, RankEvent::Failed { .. });
         // A gang that runs now, or a rank that owns lanes, may have ranks that are to move, or lack some that play.
         let grown = matches!(event, RankEvent::Ready { .. } | RankEvent::Joined { .. });

@@ -44,7 +44,7 @@ impl Job {
     pub fn spare(&self) -> Vec<(RankId, NodeId)> {
         let Some(run) = &self.run else { return Vec::new() };
         let spare = run.members.len().saturating_sub(self.ranks_min.max(1) as usize);
-        let last = run.members.iter().rev().take(spare.min(self.may_part()));
+        let last = run.members.iter().rev().take(spare.min(self.may_part_in_turn()));
         last.filter_map(|id| Some((*id, run.ranks.get(id)?.node))).collect()
     }
 

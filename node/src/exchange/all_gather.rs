@@ -25,13 +25,15 @@ pub struct AllGather {
     values: Option<Buffer>,
     /// Pieces that came from each.
     received: Vec<usize>,
+    /// Pieces that are still to come.
+    missing: usize,
 }
 
 impl AllGather {
     /// Nothing under way.
     pub fn new(plan: Plan, term: Term) -> Self {
         let world = plan.world as usize;
-        Self { plan, term, step: Step(0), ranges: Vec::new(), values: None, received: vec![0; world] }
+        Self { plan, term, step: Step(0), ranges: Vec::new(), values: None, received: vec![0; world], missing: 0 }
     }
 
     /// Begins it after a step. `values` has this rank's parameters, and those of all others that it shares memory with come there by themselves.
@@ -41,8 +43,9 @@ impl AllGather {
         let own = ranges[self.plan.rank as usize].clone();
         (self.step, self.ranges) = (step, ranges);
         self.received.fill(0);
+        self.missing = self.plan.owners().map(|owner| pieces(&self.ranges[owner as usize])).sum();
         let others: Vec<u32> = self.plan.listeners().filter(|rank| *rank < self.plan.world).collect();
-        for piece in pieces(&own) {
+        for piece in (0..pieces(&own)).filter_map(|index| piece(&own, index)) {
             let (offset, count) = (piece.start as u64, piece.len() as u32);
             let header = TensorHeader { term: self.term, step, part: Part::Parameters, offset, count, replica: None };
             let bytes = if others.is_empty() { Bytes::new() } else { values.freeze(piece) };
@@ -76,12 +79,13 @@ impl AllGather {
         };
         frame.values.cursor().copy_to(values.write(piece));
         self.received[from as usize] += 1;
+        self.missing -= 1;
         Ok(())
     }
 
     /// All parameters, once they are here. Ends it.
     pub fn take_complete(&mut self) -> Option<Buffer> {
-        let is_complete = self.is_active() && !self.plan.owners().any(|owner| self.next_of(owner).is_some());
+        let is_complete = self.missing == 0;
         self.values.take_if(|_| is_complete)
     }
 
@@ -95,18 +99,18 @@ impl AllGather {
         if from >= self.plan.world || !self.plan.is_told_by(from) {
             return None;
         }
-        pieces(self.ranges.get(from as usize)?).nth(self.received[from as usize])
+        piece(self.ranges.get(from as usize)?, self.received[from as usize])
     }
 }
 
-/// At least one, so that who has nothing is heard of too.
-fn pieces(range: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let Range { start, end } = *range;
-    let count = (end - start).div_ceil(PIECE_VALUES_MAX).max(1);
-    (0..count).map(move |index| {
-        let first = start + index * PIECE_VALUES_MAX;
-        first..(first + PIECE_VALUES_MAX).min(end)
-    })
+/// How many a range is cut into: at least one, so that who has nothing is heard of too.
+fn pieces(range: &Range<usize>) -> usize {
+    range.len().div_ceil(PIECE_VALUES_MAX).max(1)
+}
+
+fn piece(range: &Range<usize>, index: usize) -> Option<Range<usize>> {
+    let first = range.start + index * PIECE_VALUES_MAX;
+    (index < pieces(range)).then(|| first..(first + PIECE_VALUES_MAX).min(range.end))
 }
 
 #[cfg(test)]

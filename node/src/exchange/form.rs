@@ -11,7 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use stoke_protocol::ids::{Step, Term};
-use stoke_protocol::message::peer::{Kept, Machine, Part, Restores, ShardSet, Sharing, Standing, TensorHeader, Way};
+use stoke_protocol::message::peer::{
+    Keeps, Kept, Machine, Part, Restores, ShardSet, Sharing, Standing, TensorHeader, Way,
+};
 use stoke_protocol::message::rank::{Member, Membership, RankId};
 use stoke_protocol::spec::RANKS_MAX;
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
@@ -37,7 +39,7 @@ pub struct State {
     /// The checkpoint that it begins with.
     pub restores: Option<Restores>,
     /// What it keeps of the optimizer's state, where ranks keep parts of it.
-    pub keeps: Option<Kept>,
+    pub keeps: Keeps,
 }
 
 /// A generation that stands.
@@ -53,8 +55,8 @@ pub struct Formed {
     pub gives: Option<(u32, u32)>,
     /// Nobody has the state: all begin with the same checkpoint, and read it together.
     pub readers: Option<Readers>,
-    /// What each member keeps of the optimizer's state after those steps, where ranks keep parts of it; none of one that has no such state.
-    pub kept: Vec<Option<Kept>>,
+    /// What each member has of the optimizer's state after those steps, where ranks keep parts of it.
+    pub keeps: Vec<Keeps>,
     /// Peers with whom this rank exchanges values by TCP.
     pub by_tcp: usize,
 }
@@ -113,11 +115,11 @@ impl Standings {
         self.of(position).is_some_and(|standing| standing.step != Some(self.step)) && !self.lacks_sum(position)
     }
 
-    /// What each member keeps, and will have of this step.
-    fn kept(&self) -> Vec<Option<Kept>> {
+    /// What each member has, or will when it has applied the sum that it lacks.
+    fn keeps(&self) -> Vec<Keeps> {
         let keeps = |member| {
             let at_step = |standing: &&Standing| standing.step == Some(self.step) || self.lacks_sum(member);
-            self.of(member).filter(at_step).and_then(|standing| standing.keeps)
+            self.of(member).filter(at_step).map(|standing| standing.keeps).unwrap_or_default()
         };
         (0..self.world).map(keeps).collect()
     }
@@ -193,12 +195,12 @@ impl Mesh {
         let lacking = lacking.map(|(_, pair)| pair.peer).collect();
         let count = standings.givers().count() as u32;
         let gives = standings.givers().position(|giver| giver == place.position).map(|index| (index as u32, count));
-        let kept = standings.kept();
+        let keeps = standings.keeps();
         let Standings { step, readers, .. } = standings;
         let ranks = membership.members.iter().chain(membership.joining.iter()).map(|member| member.id).collect();
         let named = (term, ranks);
         let exchange = Exchange::new(self.io(), named, pairs, (plan, place, shape), (memory, self.counters().clone()));
-        Ok(Formed { exchange, step, catch_up, lacking, gives, readers, kept, by_tcp })
+        Ok(Formed { exchange, step, catch_up, lacking, gives, readers, keeps, by_tcp })
     }
 
     /// What each host does in memory and what goes from host to host, and the memory of this one. Everybody comes to the same plan (V1).
@@ -308,23 +310,25 @@ impl Mesh {
         let at: BTreeMap<u32, Standing> = others.chain([(place.position, standing)]).collect();
         let wrong = |reason: String| ExchangeError::Membership { own: self.own(), reason };
         let members: Vec<(&u32, &Standing)> = at.range(..place.world).collect();
-        let impossible = |kept: &Kept| kept.position >= kept.world || kept.world > RANKS_MAX;
-        if let Some((position, _)) =
-            members.iter().find(|(_, standing)| standing.keeps.as_ref().is_some_and(impossible))
-        {
+        let impossible = |kept: Kept| kept.position >= kept.world || kept.world > RANKS_MAX;
+        if let Some((position, _)) = members.iter().find(|(_, standing)| standing.keeps.iter().any(impossible)) {
             return Err(wrong(format!("the member at place {position} keeps a part of the state that there is not")));
         }
         // They are handed what they are to keep.
-        let hands_over = members.iter().any(|(_, standing)| standing.step.is_some() && standing.keeps.is_some());
+        let hands_over = members.iter().any(|(_, standing)| standing.step.is_some() && !standing.keeps.is_empty());
         for (position, standing) in &members {
             if standing.step.is_none() && standing.restores.is_none() && !hands_over {
                 return Err(wrong(format!("the member at place {position} owns lanes and has no state")));
             }
         }
-        if let Some(step) = members.iter().filter_map(|(_, standing)| standing.step).max() {
+        let restores: Vec<Restores> = members.iter().filter_map(|(_, standing)| standing.restores).collect();
+        // Some may have read it already, and keep a part of it only: all read it together once more.
+        let is_beyond =
+            |begins: Step| members.iter().any(|(_, standing)| standing.step.is_some_and(|step| step > begins));
+        let all_begin = restores.len() == members.len() && !restores.iter().any(|restores| is_beyond(restores.step));
+        if let Some(step) = members.iter().filter_map(|(_, standing)| standing.step).max().filter(|_| !all_begin) {
             return Ok(Standings { at, world: place.world, step, readers: None });
         }
-        let restores: Vec<Restores> = members.iter().filter_map(|(_, standing)| standing.restores).collect();
         let Some(Restores { step, .. }) = restores.first().copied() else {
             return Err(wrong("nobody owns lanes".into()));
         };

@@ -3,12 +3,12 @@
 //!
 //! Whole parameters are dealt, the largest first, each to the rank that has least (as PyTorch's ZeroRedundancyOptimizer deals them): the state of one is in one
 //! piece, in a checkpoint too. So no share is smaller than the largest parameter.
-//! X18: the state of each parameter is at its owner and at the owner's buddy, half the world away: in a gang of several machines on another one.
+//! X18: the state of each parameter is at its owner and at the owner's buddy, half the world away: where several machines have as many ranks each, on another one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use stoke_protocol::message::peer::Kept;
+use stoke_protocol::message::peer::{Keeps, Kept};
 
 /// The deal among the ranks of a world.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,16 +104,15 @@ impl Shares {
     }
 }
 
-/// What the members of a generation hand to each other before they train, by what each keeps; none of one that has no state of this step. An error is a
-/// parameter that nobody has.
-pub fn hand_over(sizes: &[usize], kept: &[Option<Kept>]) -> Result<Vec<Parcel>, usize> {
-    let dealt = Shares::deal(sizes, kept.len() as u32);
+/// What the members of a generation hand to each other before they train, by what each has of the state of this step. An error is a parameter that nobody has.
+pub fn hand_over(sizes: &[usize], keeps: &[Keeps]) -> Result<Vec<Parcel>, usize> {
+    let dealt = Shares::deal(sizes, keeps.len() as u32);
     let mut worlds: BTreeMap<u32, Shares> = BTreeMap::new();
-    for Kept { world, .. } in kept.iter().flatten() {
-        worlds.entry(*world).or_insert_with(|| Shares::deal(sizes, *world));
+    for Kept { world, .. } in keeps.iter().flat_map(Keeps::iter) {
+        worlds.entry(world).or_insert_with(|| Shares::deal(sizes, world));
     }
     let has = |member: u32, place: usize| {
-        kept[member as usize].is_some_and(|kept| worlds[&kept.world].keeps(kept.position, place))
+        keeps[member as usize].iter().any(|kept| worlds[&kept.world].keeps(kept.position, place))
     };
     let mut parcels: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
     for place in 0..sizes.len() {
@@ -131,8 +130,9 @@ pub fn hand_over(sizes: &[usize], kept: &[Option<Kept>]) -> Result<Vec<Parcel>, 
         }
     }
     // Whoever has nothing learns at least where the others are.
-    let knows = (0..dealt.world()).find(|member| kept[*member as usize].is_some());
-    for member in (0..dealt.world()).filter(|member| kept[*member as usize].is_none()) {
+    let has_nothing = |member: &u32| keeps[*member as usize].is_empty();
+    let knows = (0..dealt.world()).find(|member| !has_nothing(member));
+    for member in (0..dealt.world()).filter(has_nothing) {
         let is_given = parcels.keys().any(|(_, to)| *to == member);
         if let Some(giver) = knows.filter(|_| !is_given) {
             parcels.insert((giver, member), Vec::new());
@@ -200,14 +200,13 @@ mod tests {
         let mut lost = 0;
         for _ in 0..500 {
             let (sizes, world, before) = (sizes(&mut rng), rng.random_range(1..7), rng.random_range(1..7));
-            let kept: Vec<Option<Kept>> = (0..world)
-                .map(|_| rng.random_bool(0.8).then(|| Kept { world: before, position: rng.random_range(0..before) }))
-                .collect();
+            let part = |rng: &mut ChaCha8Rng| Kept { world: before, position: rng.random_range(0..before) };
+            let parts =
+                |rng: &mut ChaCha8Rng| (0..[0, 1, 1, 1, 2][rng.random_range(0..5)]).map(|_| part(rng)).collect();
+            let kept: Vec<Keeps> = (0..world).map(|_| parts(&mut rng)).collect();
             let old = Shares::deal(&sizes, before);
-            let mut has: Vec<BTreeSet<usize>> = kept
-                .iter()
-                .map(|kept| kept.map_or_else(Vec::new, |kept| old.kept(kept.position)).into_iter().collect())
-                .collect();
+            let of = |keeps: &Keeps| keeps.iter().flat_map(|kept| old.kept(kept.position)).collect();
+            let mut has: Vec<BTreeSet<usize>> = kept.iter().map(of).collect();
             match hand_over(&sizes, &kept) {
                 Err(place) => {
                     lost += 1;
@@ -216,7 +215,7 @@ mod tests {
                 Ok(parcels) => {
                     let before = has.clone();
                     for Parcel { from, to, params } in &parcels {
-                        assert!(from != to && kept[*from as usize].is_some());
+                        assert!(from != to && !kept[*from as usize].is_empty());
                         assert!(params.windows(2).all(|two| two[0] < two[1]));
                         for place in params {
                             assert!(before[*from as usize].contains(place));
@@ -226,7 +225,7 @@ mod tests {
                     let new = Shares::deal(&sizes, world);
                     for rank in 0..world {
                         assert!(new.kept(rank).iter().all(|place| has[rank as usize].contains(place)));
-                        let is_told = kept[rank as usize].is_some() || parcels.iter().any(|parcel| parcel.to == rank);
+                        let is_told = !kept[rank as usize].is_empty() || parcels.iter().any(|parcel| parcel.to == rank);
                         assert!(is_told, "it would not know the step");
                     }
                 }
@@ -240,16 +239,32 @@ mod tests {
     fn what_a_lost_rank_kept_its_buddies_have() {
         let sizes: Vec<usize> = (1..60).map(|size| size * 16).collect();
         let world = 8;
-        let without = |lost: &[u32]| -> Vec<Option<Kept>> {
+        let without = |lost: &[u32]| -> Vec<Keeps> {
             let members = (0..world).filter(|rank| !lost.contains(rank));
-            members.map(|position| Some(Kept { world, position })).collect()
+            members.map(|position| Keeps::from_iter([Kept { world, position }])).collect()
         };
         for rank in 0..world {
             assert!(hand_over(&sizes, &without(&[rank])).is_ok());
         }
         assert!(hand_over(&sizes, &without(&[0, 1, 2, 3])).is_ok());
         assert!(hand_over(&sizes, &without(&[1, 5])).is_err());
-        let nobody_lacks = vec![Some(Kept::ALL); 5];
+        let nobody_lacks = vec![Keeps::from_iter([Kept::ALL]); 5];
         assert_eq!(hand_over(&sizes, &nobody_lacks), Ok(Vec::new()));
+    }
+
+    /// Of four one is lost; of the other three one has let go of what it had, because all had theirs, and a second one is lost before the first knows it.
+    #[test]
+    fn what_was_handed_over_counts_before_all_are_known_to_have_theirs() {
+        let sizes: Vec<usize> = (1..60).map(|size| size * 16).collect();
+        let kept = |world, position| Kept { world, position };
+        let second = Keeps::from_iter([kept(3, 1)]);
+        let mut first = Keeps::from_iter([kept(4, 0)]);
+        assert!(hand_over(&sizes, &[first, second]).is_err());
+        first.push(kept(3, 0));
+        assert!(hand_over(&sizes, &[first, second]).is_ok());
+        for position in 0..9 {
+            first.push(kept(9, position));
+        }
+        assert_eq!(first.iter().collect::<Vec<_>>(), [kept(4, 0), kept(9, 6), kept(9, 7), kept(9, 8)]);
     }
 }

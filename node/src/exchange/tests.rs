@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use stoke_protocol::identity::{Authority, Credentials, Subject};
 use stoke_protocol::ids::{ClusterId, Fingerprint, Generation, JobId, Rank, Step, Term};
 use stoke_protocol::lanes::{self, Subtree};
-use stoke_protocol::message::peer::{Door, Machine, Opening, Part, Restores, Sharing, Standing, TensorHeader};
+use stoke_protocol::message::peer::{Door, Keeps, Machine, Opening, Part, Restores, Sharing, Standing, TensorHeader};
 use stoke_protocol::message::rank::{Member, Membership, Purpose, RankId};
 use stoke_protocol::transport::{Bind, Endpoint, Io, Settings};
 
@@ -101,7 +101,7 @@ fn standing(generation: u64, step: u64) -> Standing {
         machine: None,
         door: None,
         tcp: None,
-        keeps: None,
+        keeps: Keeps::default(),
     }
 }
 

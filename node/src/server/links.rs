@@ -13,7 +13,7 @@ use std::sync::mpsc::Sender;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use stoke_protocol::ids::{Fingerprint, Term};
-use stoke_protocol::message::peer::Standing;
+use stoke_protocol::message::peer::{Keeps, Standing};
 use stoke_protocol::message::rank::{Membership, RankId};
 use stoke_protocol::message::serve::StageHeader;
 use stoke_protocol::transport::{BulkReceiver, BulkSender, TransportError};
@@ -74,7 +74,7 @@ impl Links {
             machine: None,
             door: None,
             tcp: None,
-            keeps: None,
+            keeps: Keeps::default(),
         };
         let deadline = Instant::now() + CONNECT_MAX;
         let meet = |rank: u32| async move {

@@ -228,7 +228,7 @@ impl Trainer {
                 formed = forming => Ok(formed?),
             }
         })?;
-        let Formed { mut exchange, step, catch_up, lacking, gives, readers, kept, .. } = formed;
+        let Formed { mut exchange, step, catch_up, lacking, gives, readers, keeps, .. } = formed;
         work.orders.entered(generation, exchange.abort_handle());
         self.meter.begin(generation, step.0);
         if let Some(sum) = catch_up {
@@ -239,7 +239,7 @@ impl Trainer {
         let served = match gives {
             _ if exchange.place().is_observer() => self.join(term, step.0, &mut exchange, work),
             _ if self.sharded.is_some() => {
-                let dealt = self.deal(membership, &mut exchange, (step, &kept, readers.as_ref()), work);
+                let dealt = self.deal(membership, &mut exchange, (step, &keeps, readers.as_ref()), work);
                 dealt.and_then(|()| self.train(membership, &mut exchange, work))
             }
             Some(part) => {
@@ -261,9 +261,11 @@ impl Trainer {
     fn state(&self, work: &Work<'_>) -> State {
         let restores = self.origin.as_ref().map(|manifest| restore::offer(manifest, work));
         let joining = self.joining.as_ref().map(|joining| Step(joining.reaches()));
-        let step = self.loaded.then_some(Step(self.step)).or(joining);
+        let keeps = self.sharded.as_ref().map(|sharded| sharded.keeps).unwrap_or_default();
+        // Whoever keeps parts and has none is handed them, however far it was.
+        let has_state = self.loaded && (self.sharded.is_none() || !keeps.is_empty());
+        let step = has_state.then_some(Step(self.step)).or(joining);
         let sum = self.last_sum.as_ref().filter(|(step, _)| *step == self.step).map(|(_, sum)| sum.clone());
-        let keeps = self.sharded.as_ref().filter(|_| self.loaded).and_then(|sharded| sharded.kept);
         State { step, sum, restores, keeps }
     }
 
@@ -442,7 +444,8 @@ impl Trainer {
 
     /// Whether members compare the parameters that a step's lanes were computed from.
     fn compares(&self, world: u32, step: Step) -> bool {
-        world > 1 && step.0.checked_rem(self.compare_every) == Some(0)
+        // What ranks gather from each other hides a bit that has flipped meanwhile.
+        world > 1 && (self.sharded.is_some() || step.0.checked_rem(self.compare_every) == Some(0))
     }
 
     /// Commits the step whose whole sum this is, and says so.
@@ -478,6 +481,7 @@ impl Trainer {
             return Err(Failure::Permanent(format!("step {step} summed {counted} samples of a batch of {batch}")));
         }
         self.step += 1;
+        self.origin = None;
         self.ledger = ledger;
         self.loss = applied.loss as f32;
         Ok(Some(applied))

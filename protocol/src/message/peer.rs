@@ -62,8 +62,8 @@ pub struct Standing {
     pub door: Option<Door>,
     /// Where it takes connections by TCP, at the same address.
     pub tcp: Option<u16>,
-    /// Of a job whose ranks keep parts of the optimizer's state: what this one keeps; none of one that has no state yet.
-    pub keeps: Option<Kept>,
+    /// Of a job whose ranks keep parts of the optimizer's state: what this one has of it after `step` steps.
+    pub keeps: Keeps,
 }
 
 /// The part of the optimizer's state that is dealt to this place in a world of so many ranks. In a world of one: all of it.
@@ -75,6 +75,40 @@ pub struct Kept {
 
 impl Kept {
     pub const ALL: Self = Self { world: 1, position: 0 };
+}
+
+/// Parts that a rank has, the oldest first: more than one while it is not known that all others have theirs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Keeps([Option<Kept>; Keeps::MAX]);
+
+impl Keeps {
+    pub const MAX: usize = 4;
+
+    pub fn iter(&self) -> impl Iterator<Item = Kept> {
+        self.0.iter().flatten().copied()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    /// Adds a part; where there are too many, the second oldest is not told of any more.
+    pub fn push(&mut self, kept: Kept) {
+        let mut parts: Vec<Kept> = self.iter().filter(|part| *part != kept).chain([kept]).collect();
+        if parts.len() > Self::MAX {
+            parts.remove(1);
+        }
+        *self = parts.into_iter().collect();
+    }
+}
+
+/// Of the first few.
+impl FromIterator<Kept> for Keeps {
+    fn from_iter<I: IntoIterator<Item = Kept>>(parts: I) -> Self {
+        let mut keeps = Self::default();
+        keeps.0.iter_mut().zip(parts).for_each(|(place, part)| *place = Some(part));
+        keeps
+    }
 }
 
 /// After the standings, to all members of a generation in which some are on one machine: whether the sender shares memory with those of its machine, if

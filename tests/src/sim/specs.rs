@@ -61,6 +61,9 @@ pub struct JobPlan {
     pub zone: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub poison: bool,
+    /// Ranks keep parts of the optimizer's state.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sharded: bool,
 }
 
 impl JobPlan {
@@ -83,17 +86,19 @@ impl JobPlan {
             },
             priority: random.between("priority", 0, 2),
             poison: random.chance("poison", 0.05),
+            sharded: random.chance("sharded", 0.3),
         }
     }
 
     /// The spec that is submitted.
     pub fn text(&self) -> String {
         let Self { ranks, ranks_min, steps, every, keep, attempts, priority, cpus, memory_gib, gpus, zone, .. } = self;
+        let sharding = if self.sharded { "sharding = \"zero1\"\n" } else { "" };
         let name = if self.poison { POISON } else { "sim" };
         let zone = zone.as_ref().map(|zone| format!("[resources.labels]\nzone = {zone:?}\n")).unwrap_or_default();
         let every = every.map(|every| format!("every = {every}\n")).unwrap_or_default();
         format!(
-            "name = {name:?}\ntrainer = \"digits\"\npriority = {priority}\n[train]\nsteps = {steps}\nbatch = 8\n\
+            "name = {name:?}\ntrainer = \"digits\"\npriority = {priority}\n[train]\nsteps = {steps}\nbatch = 8\n{sharding}\
              [resources]\nranks = {ranks}\nranks_min = {ranks_min}\ncpus = {cpus}\nmemory = \"{memory_gib}GiB\"\ngpus = {gpus}\n{zone}\
              [checkpoint]\nkeep = {keep}\n{every}[restart]\nattempts = {attempts}\n"
         )
@@ -101,7 +106,7 @@ impl JobPlan {
 }
 
 /// What makes a job simpler, one thing at a time.
-pub const SIMPLER: [fn(&mut JobPlan); 11] = [
+pub const SIMPLER: [fn(&mut JobPlan); 12] = [
     |job| (job.ranks, job.ranks_min) = (1, 1),
     |job| (job.ranks, job.ranks_min) = (2.min(job.ranks), job.ranks_min.min(2)),
     |job| job.ranks_min = 1,
@@ -112,5 +117,6 @@ pub const SIMPLER: [fn(&mut JobPlan); 11] = [
     |job| job.gpus = 0,
     |job| job.zone = None,
     |job| job.priority = 0,
+    |job| job.sharded = false,
     |job| (job.keep, job.attempts) = (1, 1),
 ];

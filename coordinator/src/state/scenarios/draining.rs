@@ -250,3 +250,36 @@ fn only_an_operator_drains() {
     let unknown = world.ask(&operator(), Request::Drain { node: NodeId(9), deadline_ms: None });
     assert!(matches!(unknown, Reply::Refused(Refusal { code: RefusalCode::NotFound, .. })), "{unknown:?}");
 }
+
+/// Where each part of a job's state is at two ranks, those that are to go and have no room elsewhere go one after the other, when the others have theirs.
+#[test]
+fn ranks_that_keep_parts_of_the_state_leave_a_drained_node_one_after_the_other() {
+    let mut world = World::new();
+    let (_, first) = world.node(2);
+    let (_, second) = world.node(2);
+    let text = spec("ranks = 4\nranks_min = 1").replace("batch = 8", "batch = 8\nsharding = \"zero1\"");
+    let job = world.submit("parts", &text);
+    let session_of = |world: &World, rank: u32| {
+        let node = world.job_of(job).run.as_ref().unwrap().ranks[&id(job, 1, rank)].node;
+        if node == NodeId(1) { first } else { second }
+    };
+    for rank in 0..4 {
+        let session = session_of(&world, rank);
+        world.ready(session, id(job, 1, rank));
+    }
+    let members = |world: &World| world.job_of(job).run.as_ref().unwrap().members.len();
+    world.drain(2, None);
+    world.beat(&[first, second]);
+    assert_eq!(members(&world), 4, "they have not told yet that they go on");
+    for (left, generation) in [(3, 1), (2, 2)] {
+        let head = world.job_of(job).run.as_ref().unwrap().members[0];
+        let session = session_of(&world, head.rank.0);
+        world.report(session, head, resumed(generation, 5 * generation));
+        world.beat(&[first, second]);
+        assert_eq!(members(&world), left);
+        world.beat(&[first, second]);
+        assert_eq!(members(&world), left, "the others hand over parts");
+    }
+    assert_eq!(world.state(job), JobState::Running);
+    assert_eq!(world.job_of(job).failures, 0);
+}

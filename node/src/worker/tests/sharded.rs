@@ -111,12 +111,12 @@ async fn two_that_step_a_part_otherwise_are_told_of() {
     let wrong = format!("{right}\n[schedule]\nlr = 0.02\n");
     let base = bench.base("wrong");
     let given = |id: RankId| start(if id.rank == Rank(1) { &wrong } else { &right }, &base, None)(id);
-    let mut stage = Stage::open(2, given).await;
+    let mut stage = Stage::open(3, given).await;
     stage
         .play(|_, event| match event {
             RankEvent::StateLost { step, error, .. } => {
                 assert_eq!(*step, Step(1));
-                assert!(error.contains("is not the same at the ranks at places"), "{error}");
+                assert!(error.contains("rank-1") && error.contains("both stepped the parameter"), "{error}");
                 true
             }
             _ => false,

@@ -3,15 +3,16 @@
 //!
 //! X18: each part is kept by two ranks. Both step it, by the same sum; the owner's parameters go to all, and its buddy compares them with its own.
 //! X20: a generation begins with whole parameters and each part where it belongs: parts are handed over, then the parameters gathered, and only then, when all
-//! have what they are to keep, a rank lets go of what it is not to keep any more. Where that is given up, all still have what they say they have.
-//! X21: a part that nobody has any more, or of which the two do not agree, sends the job back to its last checkpoint.
+//! have what they are to keep, a rank lets go of what it is not to keep any more. Until then it has both, tells of both, and steps both.
+//! X21: a part that nobody has any more, or of which the two do not agree, sends the job back to its last checkpoint; whoever has found the latter says so in
+//! every generation until it is stopped.
 
 use std::collections::BTreeSet;
 
 use stoke_jobs::Layout;
 use stoke_protocol::ids::{Digest, Step};
-use stoke_protocol::message::peer::Kept;
-use stoke_protocol::message::rank::Membership;
+use stoke_protocol::message::peer::{Keeps, Kept};
+use stoke_protocol::message::rank::{Membership, RankId};
 
 use super::super::failure::{Failure, Undecided};
 use super::super::work::Work;
@@ -22,61 +23,91 @@ use crate::exchange::{Exchange, Parcel, Readers, Received, Shares, StateOf, hand
 pub struct Sharded {
     /// Of each parameter, in values.
     sizes: Vec<usize>,
-    /// What this rank has; none before it has a state.
-    pub kept: Option<Kept>,
-    /// The deal of the generation, and this rank's place in it.
-    dealt: Option<(Shares, u32)>,
+    /// What this rank has; nothing before it has a state.
+    pub keeps: Keeps,
+    /// The deal of the generation that it is in.
+    dealt: Option<Dealt>,
+    /// Of which it and another rank do not agree, in words.
+    doubt: Option<String>,
+}
+
+struct Dealt {
+    shares: Shares,
+    /// This rank's place.
+    position: u32,
+    members: Vec<RankId>,
 }
 
 impl Sharded {
     /// `loaded`: it begins with the whole state, as the seed gives it.
     pub fn new(layout: &Layout, loaded: bool) -> Self {
         let sizes = layout.params.iter().map(|param| param.len).collect();
-        Self { sizes, kept: loaded.then_some(Kept::ALL), dealt: None }
+        Self { sizes, keeps: loaded.then_some(Kept::ALL).into_iter().collect(), dealt: None, doubt: None }
     }
 
     /// The parameters that this rank steps for all, by place.
     pub fn owned(&self) -> Option<Vec<usize>> {
-        self.dealt.as_ref().map(|(shares, own)| shares.owned(*own))
+        self.dealt.as_ref().map(|dealt| dealt.shares.owned(dealt.position))
     }
 
     /// Whether a tensor of a checkpoint is one that this rank keeps.
     pub fn wants(&self, layout: &Layout, name: &str) -> bool {
-        let Some(((shares, own), place)) = self.dealt.as_ref().zip(layout.place_of_state(name)) else { return true };
-        shares.keeps(*own, place)
+        let Some((dealt, place)) = self.dealt.as_ref().zip(layout.place_of_state(name)) else { return true };
+        dealt.shares.keeps(dealt.position, place)
+    }
+
+    /// All parameters of whose state it has told that it has it, by place.
+    fn told(&self) -> Vec<usize> {
+        let parts = self.keeps.iter().map(|kept| (Shares::deal(&self.sizes, kept.world), kept.position));
+        let parts: Vec<(Shares, u32)> = parts.collect();
+        let has = |place: &usize| parts.iter().any(|(shares, position)| shares.keeps(*position, *place));
+        (0..self.sizes.len()).filter(has).collect()
     }
 }
 
 impl Trainer {
-    /// Brings each part of the state to where it belongs among these members (X20). `kept`: what each has after `step` steps.
+    /// Brings each part of the state to where it belongs among these members (X20). `keeps`: what each has after `step` steps.
     pub(super) fn deal(
         &mut self,
         membership: &Membership,
         exchange: &mut Exchange,
-        (step, kept, readers): (Step, &[Option<Kept>], Option<&Readers>),
+        (step, keeps, readers): (Step, &[Keeps], Option<&Readers>),
         work: &Work<'_>,
     ) -> Result<(), Failure> {
         let (world, position) = (exchange.place().world, exchange.place().position);
-        let sharded = self.sharded.as_mut().expect("X18: called where state is sharded");
+        let kept = Kept { world, position };
+        let sharded = self.sharded();
+        if let Some(error) = sharded.doubt.clone() {
+            return Err(Failure::Undecided(Undecided::StateLost { error }));
+        }
         let shares = Shares::deal(&sharded.sizes, world);
-        let parcels = if readers.is_some() { Ok(Vec::new()) } else { hand_over(&sharded.sizes, kept) };
         let places = shares.kept(position);
-        sharded.dealt = Some((shares, position));
+        let members = membership.members.iter().map(|member| member.id).collect();
+        sharded.dealt = Some(Dealt { shares, position, members });
         if let Some(readers) = readers {
+            sharded.keeps = Keeps::default();
             self.train.keep(&places);
             self.restore(membership, readers, work)?;
         } else {
-            let parcels = parcels.map_err(|place| self.lost(place))?;
+            let parcels = hand_over(&sharded.sizes, keeps).map_err(|place| self.lost(place))?;
             self.give_parts(membership, (position, &parcels), work)?;
             self.take_parts(membership, exchange, (step, position, &parcels), work)?;
+            let sharded = self.sharded();
+            sharded.keeps.push(kept);
+            let told = sharded.told();
+            self.train.keep(&told);
             // At the job's beginning all have everything.
-            if kept.iter().any(|kept| *kept != Some(Kept::ALL)) {
+            if keeps.iter().any(|keeps| !keeps.iter().eq([Kept::ALL])) {
                 self.gather(exchange)?;
             }
             self.train.keep(&places);
         }
-        self.sharded.as_mut().expect("as above").kept = Some(Kept { world, position });
+        self.sharded().keeps = [kept].into_iter().collect();
         Ok(())
+    }
+
+    fn sharded(&mut self) -> &mut Sharded {
+        self.sharded.as_mut().expect("X18: called where ranks keep parts of the state")
     }
 
     fn give_parts(
@@ -89,8 +120,11 @@ impl Trainer {
         // No hash of the whole: parameters are gathered after this, and compared as ever.
         let (shards, weights_blake3) = (membership.members.len() as u32, Digest([0; 32]));
         let of = StateOf { step: Step(self.step), shards, loss: self.loss, ledger: self.ledger, weights_blake3 };
-        for Parcel { to, params, .. } in parcels.iter().filter(|parcel| parcel.from == position) {
-            let tensors = self.train.snapshot().part(params, true).tensors()?;
+        let mine: Vec<&Parcel> = parcels.iter().filter(|parcel| parcel.from == position).collect();
+        // On a GPU it is a copy of all.
+        let state = (!mine.is_empty()).then(|| self.train.snapshot());
+        for (Parcel { to, params, .. }, state) in mine.into_iter().zip(state.iter().cycle()) {
+            let tensors = state.clone().part(params, true).tensors()?;
             let to = membership.members[*to as usize].id;
             tracing::info!(%term, %to, parameters = params.len(), "handing over a part of the optimizer's state");
             work.mesh.give_shard(&work.runtime, (term, of, position), tensors.into(), &[to]);
@@ -127,6 +161,10 @@ impl Trainer {
             let error = format!("parts of the state received are of {theirs} and {ledger}, {step} was expected");
             return Err(Failure::Error(error));
         }
+        if !knows {
+            // What it has is of another step.
+            self.sharded().keeps = Keeps::default();
+        }
         self.train.take_part(tensors)?;
         if !knows {
             (self.step, self.loss, self.ledger, self.loaded, self.origin) = (step.0, loss, ledger, true, None);
@@ -135,11 +173,13 @@ impl Trainer {
         Ok(())
     }
 
-    /// Gives all the parameters that this rank has stepped, and takes those of the others (X18). Nothing where ranks keep the whole state.
+    /// Gives all the parameters that this rank has stepped, and takes those of the others (X18). Nothing where each rank keeps the whole state: its parameters are
+    /// compared as ever.
     pub(super) fn gather(&mut self, exchange: &mut Exchange) -> Result<(), Failure> {
-        let Some(Sharded { sizes, dealt: Some((shares, position)), .. }) = &self.sharded else { return Ok(()) };
-        let (position, train) = (*position, &mut self.train);
-        if shares.world() == 1 {
+        let Some(Sharded { sizes, dealt: Some(dealt), doubt, .. }) = &mut self.sharded else { return Ok(()) };
+        let (Dealt { shares, position, members }, train) = (dealt, &mut self.train);
+        let position = *position;
+        if shares.world() <= 2 {
             return Ok(());
         }
         let mut gathering = exchange.gather(Step(self.step), shares)?;
@@ -148,21 +188,23 @@ impl Trainer {
             own[shares.offset(place) - first..][..values.len()].copy_from_slice(values);
         });
         let all = gathering.complete()?;
-        let copies: Vec<usize> =
-            shares.kept(position).into_iter().filter(|place| shares.owner(*place) != position).collect();
+        let mut copies = shares.kept(position);
+        copies.retain(|place| shares.owner(*place) != position);
         let mut differs = None;
         train.parameters(&copies, &mut |place, values| {
             let theirs = &all[shares.offset(place)..][..values.len()];
-            let is_same = values.iter().zip(theirs).all(|(own, theirs)| own.to_bits() == theirs.to_bits());
-            if !is_same {
+            if values.iter().zip(theirs).any(|(own, theirs)| own.to_bits() != theirs.to_bits()) {
                 differs.get_or_insert(place);
             }
         });
         if let Some(place) = differs {
-            let (path, owner) = (&train.layout().params[place].path, shares.owner(place));
+            let (path, owner, own) =
+                (&train.layout().params[place].path, members[shares.owner(place) as usize], members[position as usize]);
             let error = format!(
-                "the parameter {path} is not the same at the ranks at places {owner} and {position}, which both stepped it: the memory or the arithmetic of one is faulty"
+                "{} and {} both stepped the parameter {path} and have not the same: the memory or the arithmetic of one is faulty",
+                owner.rank, own.rank
             );
+            *doubt = Some(error.clone());
             return Err(Failure::Undecided(Undecided::StateLost { error }));
         }
         train.set_parameters(&mut |place| {

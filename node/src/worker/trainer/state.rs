@@ -27,7 +27,7 @@ impl Trainer {
             None => self.loaded && self.step == step,
         };
         if self.sharded.is_some() {
-            // It is handed its share when it is a member, and no sum before that is of use.
+            // It is handed its part when it is a member, and no sum before that is of use.
             self.loaded = false;
         } else if !stands {
             self.loaded = false;
@@ -111,7 +111,10 @@ impl Trainer {
                 format!("continue from {uri}: its weights hash to {weights}, the manifest says {}", of.weights_blake3);
             return Err(Failure::Damaged { uri: uri.to_owned(), error });
         }
-        (self.step, self.loss, self.ledger, self.loaded, self.origin) = (of.step.0, of.loss, of.ledger, true, None);
+        (self.step, self.loss, self.ledger, self.loaded) = (of.step.0, of.loss, of.ledger, true);
+        if self.sharded.is_none() {
+            self.origin = None;
+        }
         Ok(())
     }
 
