@@ -4,11 +4,11 @@
 //! T1: a step is applied when its sum is complete, whichever generation completed it: the sum does not depend on who made it (if rounded: T4).
 //! T2: a planned generation begins between two steps, the same two on every rank: all have been told of it, and the sum itself says so.
 //! T3: steps that a quorum does while the coordinator is away stand; checkpoints wait until it is back, because only its memberships commit.
-//! T5: where ranks keep parts of the optimizer's state, each applies a sum to what it keeps, and the parameters are gathered before the next step (`sharded.rs`).
 //! T4: ranks whose gradients are rounded on the wire never go on without the coordinator: a quorum's sum of a step would be another than that of who left.
+//! T5: where ranks keep parts of the optimizer's state, each applies a sum to what it keeps, and the parameters are gathered before the next step (`sharded.rs`).
 
 mod sharded;
-mod state;
+mod transfer;
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
