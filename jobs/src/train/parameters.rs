@@ -177,29 +177,41 @@ pub(crate) fn by_name(tensors: Vec<NamedTensor>) -> Result<BTreeMap<String, Name
 
 /// The weights in layout order, with every name and shape checked.
 pub(crate) fn check_model(layout: &Layout, tensors: Vec<NamedTensor>) -> Result<Vec<NamedTensor>, JobError> {
-    let checked = layout.params.iter().zip(check_some(layout, tensors)?).map(|(param, tensor)| {
+    let mut map = by_name(tensors)?;
+    let weights = layout.params.iter().zip(found(layout, &mut map)?).map(|(param, tensor)| {
         let missing = || JobError::Tensor { name: weights_name(param), problem: "missing".to_owned() };
         tensor.ok_or_else(missing)
     });
-    checked.collect()
+    let weights = weights.collect::<Result<_, JobError>>()?;
+    nothing_else(map)?;
+    Ok(weights)
 }
 
 /// Those of the weights that are given, by place in the layout.
 pub(crate) fn check_some(layout: &Layout, tensors: Vec<NamedTensor>) -> Result<Vec<Option<NamedTensor>>, JobError> {
     let mut map = by_name(tensors)?;
-    let mut weights = Vec::new();
-    for param in &layout.params {
-        let tensor = map.remove(&weights_name(param));
-        if let Some(tensor) = tensor.as_ref().filter(|tensor| tensor.shape != param.shape) {
-            let problem = format!("shape {:?}, expected {:?}: saved with another [model]?", tensor.shape, param.shape);
-            return Err(JobError::Tensor { name: tensor.name.clone(), problem });
-        }
-        weights.push(tensor);
-    }
-    if let Some(name) = map.into_keys().next() {
-        return Err(JobError::Tensor { name, problem: "no parameter of this model has that name".to_owned() });
-    }
+    let weights = found(layout, &mut map)?;
+    nothing_else(map)?;
     Ok(weights)
+}
+
+/// The parameters' weights, taken out of `map`.
+fn found(layout: &Layout, map: &mut BTreeMap<String, NamedTensor>) -> Result<Vec<Option<NamedTensor>>, JobError> {
+    let find = |param: &ParamSpec| match map.remove(&weights_name(param)) {
+        Some(tensor) if tensor.shape != param.shape => {
+            let problem = format!("shape {:?}, expected {:?}: saved with another [model]?", tensor.shape, param.shape);
+            Err(JobError::Tensor { name: tensor.name, problem })
+        }
+        tensor => Ok(tensor),
+    };
+    layout.params.iter().map(find).collect()
+}
+
+fn nothing_else(rest: BTreeMap<String, NamedTensor>) -> Result<(), JobError> {
+    match rest.into_keys().next() {
+        None => Ok(()),
+        Some(name) => Err(JobError::Tensor { name, problem: "no parameter of this model has that name".to_owned() }),
+    }
 }
 
 fn weights_name(param: &ParamSpec) -> String {

@@ -13,6 +13,15 @@ fn tensors(train: &dyn Train) -> BTreeMap<String, (Vec<usize>, Vec<u32>)> {
     train.save().expect("a state").into_iter().map(bits).collect()
 }
 
+/// With another `[optimizer]`, if one is given.
+fn with_rule(spec: &str, rule: &str) -> String {
+    let mut table: toml::Table = spec.parse().expect("a good spec");
+    if !rule.is_empty() {
+        table["optimizer"] = rule.parse::<toml::Table>().expect("a good section").into();
+    }
+    table.to_string()
+}
+
 /// The parameters of both, each from the one that steps it.
 fn exchange(halves: &mut [Box<dyn Train>; 2], places: &[Vec<usize>; 2]) {
     let mut all: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
@@ -26,8 +35,15 @@ fn exchange(halves: &mut [Box<dyn Train>; 2], places: &[Vec<usize>; 2]) {
 
 #[test]
 fn parts_of_the_state_are_the_whole_bit_for_bit_and_move_between_engines() {
-    for file in ["specs/domains.toml", "specs/digits.toml", "specs/language.toml"] {
-        let text = spec(file);
+    let files = [
+        ("domains", ""),
+        ("digits", ""),
+        ("language", ""),
+        ("digits", "name = \"sgd\""),
+        ("domains", "name = \"sgd\"\nmomentum = 0.9"),
+    ];
+    for (file, rule) in files {
+        let text = with_rule(&spec(&format!("specs/{file}.toml")), rule);
         let mut plan = plan(&text);
         (plan.batch, plan.lanes) = (16, 2);
         let mut whole = load(&text, &plan);

@@ -34,6 +34,19 @@ async fn parts_of_the_state_change_no_bit_on_any_number_of_ranks_and_checkpoints
     }
 }
 
+/// Local steps step lanes by themselves, with the whole state of their own optimizer; what is sharded is the outer one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_state_of_what_applies_local_steps_is_sharded_too() {
+    let bench = Bench::new();
+    let spec = |sharding: &str| {
+        let spec = bench.spec(&format!("{sharding}steps = 5"), "every = 3");
+        format!("{spec}\n[train.diloco]\nlocal_steps = 2\n")
+    };
+    let (alone, _) = train(1, &spec(""), &bench.base("whole"), None).await;
+    let (parts, _) = train(4, &spec(SHARDED), &bench.base("parts"), None).await;
+    assert!(parts.iter().all(|outcome| outcome.weights_blake3 == alone[0].weights_blake3));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ranks_that_die_and_are_replaced_are_handed_their_part() {
     let bench = Bench::new();
