@@ -162,6 +162,21 @@ fn a_gang_that_dies_whole_restores_from_the_memory_of_its_machines() {
     nothing_in_memory(&scratch);
 }
 
+/// Of four ranks those half the gang apart keep the same part of the optimizer's state.
+#[test]
+fn two_ranks_that_keep_the_same_part_of_the_state_die_and_the_job_goes_back_to_its_checkpoint() {
+    let long = Run::new("digits.toml", 4).set("train.steps", STEPS).set("checkpoint.every", 5);
+    let (running, scratch) = long.set("train.sharding", "zero1").start();
+    let cluster = cluster_of(&scratch);
+    poll("a checkpoint", || step_of(&cluster).filter(|step| *step >= 12));
+    let ranks = ["node-1", "node-3"].map(|node| rank_of(&cluster, node));
+    ranks.into_iter().for_each(|rank| signal(rank, Signal::STOP));
+    ranks.into_iter().for_each(|rank| signal(rank, Signal::KILL));
+    let ended =
+        running.wait().expect(0).says(&["nobody has the optimizer's state of", "the job goes back to its checkpoint"]);
+    same_weights(&ended.json());
+}
+
 /// A process that is stopped says nothing and does not end: its agent gives it up, and a step that waits for it is done again.
 #[test]
 fn a_rank_that_is_stopped_is_replaced() {

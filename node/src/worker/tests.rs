@@ -562,30 +562,34 @@ async fn ranks_that_die_and_are_replaced_change_no_bit() {
     let spec = bench.spec("steps = 4000", "every = 500");
     let (calm, _) = train(1, &spec, &bench.base("calm"), None).await;
     for (seed, world) in [(1, 2), (2, 3)] {
-        let base = bench.base(&format!("wild-{seed}"));
-        let mut stage = Stage::open(world, start(&spec, &base, None)).await;
-        stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
-        for number in 0..3u32 {
-            let begun = stage.step;
-            stage.until_step(begun + 100).await;
-            let victim = stage.members[(number % world) as usize].id;
-            stage.kill(victim).await;
-            stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
-            stage.generation = stage.generation.next();
-            let id = RankId { generation: stage.generation, ..victim };
-            stage.launch(StartRank { from: StartFrom::Peers, ..start(&spec, &base, None)(id) }).await;
-            stage.play(|_, event| matches!(event, RankEvent::Joined { .. } | RankEvent::Finished { .. })).await;
-            // On a busy machine the others may be done before it has started.
-            if !stage.outcomes.is_empty() {
-                break;
-            }
-            stage.play(|_, event| matches!(event, RankEvent::Resumed { .. } | RankEvent::Finished { .. })).await;
-            assert_eq!(stage.members.len(), world as usize);
-        }
-        let outcomes = stage.finish().await;
-        assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3), "{:?}", stage.resumed);
-        assert!(outcomes.iter().all(|outcome| outcome.ledger == Ledger { first: 0, end: 4000 * 48 }), "{outcomes:?}");
-        assert!(stage.resumed.is_sorted_by_key(|(_, step)| *step), "{:?}", stage.resumed);
-        assert_eq!(stage.committed.last(), Some(&4000));
+        die_and_are_replaced(world, &spec, &bench.base(&format!("wild-{seed}")), (&calm[0], 4000)).await;
     }
+}
+
+/// Members die one after the other, and another process joins for each; all end as a calm run of so many steps did.
+async fn die_and_are_replaced(world: u32, spec: &str, base: &str, (calm, steps): (&Outcome, u64)) {
+    let mut stage = Stage::open(world, start(spec, base, None)).await;
+    stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
+    for number in 0..3u32 {
+        let begun = stage.step;
+        stage.until_step(begun + 100).await;
+        let victim = stage.members[(number % world) as usize].id;
+        stage.kill(victim).await;
+        stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
+        stage.generation = stage.generation.next();
+        let id = RankId { generation: stage.generation, ..victim };
+        stage.launch(StartRank { from: StartFrom::Peers, ..start(spec, base, None)(id) }).await;
+        stage.play(|_, event| matches!(event, RankEvent::Joined { .. } | RankEvent::Finished { .. })).await;
+        // On a busy machine the others may be done before it has started.
+        if !stage.outcomes.is_empty() {
+            break;
+        }
+        stage.play(|_, event| matches!(event, RankEvent::Resumed { .. } | RankEvent::Finished { .. })).await;
+        assert_eq!(stage.members.len(), world as usize);
+    }
+    let outcomes = stage.finish().await;
+    assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm.weights_blake3), "{:?}", stage.resumed);
+    assert!(outcomes.iter().all(|outcome| outcome.ledger == Ledger { first: 0, end: steps * 48 }), "{outcomes:?}");
+    assert!(stage.resumed.is_sorted_by_key(|(_, step)| *step), "{:?}", stage.resumed);
+    assert_eq!(stage.committed.last(), Some(&steps));
 }

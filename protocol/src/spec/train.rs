@@ -141,12 +141,12 @@ fn default_outer_momentum() -> f64 {
     0.9
 }
 
-/// So no wrong parameters are ever in a sum that is applied.
 /// What a spec need not say stays unsaid: older releases know no key for it.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// So no wrong parameters are ever in a sum that is applied.
 fn every_step() -> u64 {
     1
 }

@@ -53,29 +53,7 @@ async fn ranks_that_die_and_are_replaced_are_handed_their_part() {
     let (whole, parts) = sharded(&bench, 3000, 500);
     let (calm, _) = train(1, &whole, &bench.base("calm"), None).await;
     for world in [2, 4] {
-        let base = bench.base(&format!("wild-{world}"));
-        let mut stage = Stage::open(world, start(&parts, &base, None)).await;
-        stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
-        for number in 0..3u32 {
-            let begun = stage.step;
-            stage.until_step(begun + 100).await;
-            let victim = stage.members[(number % world) as usize].id;
-            stage.kill(victim).await;
-            stage.play(|_, event| matches!(event, RankEvent::Resumed { .. })).await;
-            stage.generation = stage.generation.next();
-            let id = RankId { generation: stage.generation, ..victim };
-            stage.launch(StartRank { from: StartFrom::Peers, ..start(&parts, &base, None)(id) }).await;
-            stage.play(|_, event| matches!(event, RankEvent::Joined { .. } | RankEvent::Finished { .. })).await;
-            if !stage.outcomes.is_empty() {
-                break;
-            }
-            stage.play(|_, event| matches!(event, RankEvent::Resumed { .. } | RankEvent::Finished { .. })).await;
-            assert_eq!(stage.members.len(), world as usize);
-        }
-        let outcomes = stage.finish().await;
-        assert!(outcomes.iter().all(|outcome| outcome.weights_blake3 == calm[0].weights_blake3), "{:?}", stage.resumed);
-        assert!(outcomes.iter().all(|outcome| outcome.ledger == Ledger { first: 0, end: 3000 * 48 }), "{outcomes:?}");
-        assert_eq!(stage.committed.last(), Some(&3000));
+        die_and_are_replaced(world, &parts, &bench.base(&format!("wild-{world}")), (&calm[0], 3000)).await;
     }
 }
 

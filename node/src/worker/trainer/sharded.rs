@@ -35,6 +35,9 @@ struct Dealt {
     shares: Shares,
     /// This rank's place.
     position: u32,
+    /// The parameters that it steps for all, and those that it steps as the buddy of their owners, by place.
+    own: Vec<usize>,
+    copies: Vec<usize>,
     members: Vec<RankId>,
 }
 
@@ -47,7 +50,7 @@ impl Sharded {
 
     /// The parameters that this rank steps for all, by place.
     pub fn owned(&self) -> Option<Vec<usize>> {
-        self.dealt.as_ref().map(|dealt| dealt.shares.owned(dealt.position))
+        self.dealt.as_ref().map(|dealt| dealt.own.clone())
     }
 
     /// Whether a tensor of a checkpoint is one that this rank keeps.
@@ -83,7 +86,9 @@ impl Trainer {
         let shares = Shares::deal(&sharded.sizes, world);
         let places = shares.kept(position);
         let members = membership.members.iter().map(|member| member.id).collect();
-        sharded.dealt = Some(Dealt { shares, position, members });
+        let own = shares.owned(position);
+        let copies = places.iter().copied().filter(|place| shares.owner(*place) != position).collect();
+        sharded.dealt = Some(Dealt { shares, position, own, copies, members });
         if let Some(readers) = readers {
             sharded.keeps = Keeps::default();
             self.train.keep(&places);
@@ -177,21 +182,19 @@ impl Trainer {
     /// compared as ever.
     pub(super) fn gather(&mut self, exchange: &mut Exchange) -> Result<(), Failure> {
         let Some(Sharded { sizes, dealt: Some(dealt), doubt, .. }) = &mut self.sharded else { return Ok(()) };
-        let (Dealt { shares, position, members }, train) = (dealt, &mut self.train);
+        let (Dealt { shares, position, own: owned, copies, members }, train) = (dealt, &mut self.train);
         let position = *position;
         if shares.world() <= 2 {
             return Ok(());
         }
         let mut gathering = exchange.gather(Step(self.step), shares)?;
         let (first, own) = (shares.range(position).start, gathering.own());
-        train.parameters(&shares.owned(position), &mut |place, values| {
+        train.parameters(owned, &mut |place, values| {
             own[shares.offset(place) - first..][..values.len()].copy_from_slice(values);
         });
         let all = gathering.complete()?;
-        let mut copies = shares.kept(position);
-        copies.retain(|place| shares.owner(*place) != position);
         let mut differs = None;
-        train.parameters(&copies, &mut |place, values| {
+        train.parameters(copies, &mut |place, values| {
             let theirs = &all[shares.offset(place)..][..values.len()];
             if values.iter().zip(theirs).any(|(own, theirs)| own.to_bits() != theirs.to_bits()) {
                 differs.get_or_insert(place);
